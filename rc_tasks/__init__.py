@@ -1,0 +1,1 @@
+"""The make for HPC container images. CONTRIBUTING.md shows the rooms of this house."""

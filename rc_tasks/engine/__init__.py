@@ -1,0 +1,1 @@
+"""doit: task groups, up-to-date objects, state backend, reporter, running steps."""

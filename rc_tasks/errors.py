@@ -1,0 +1,71 @@
+"""Every failure that a user can cause or mend: what happened, where, and what to do next.
+
+Anything else that is raised is a defect of ours and keeps its traceback.
+"""
+
+
+class RcError(Exception):
+    """A failure told in three parts.
+
+    `what` is one sentence without a full stop. `where` is a `path:line`, a path, or a host, and
+    comes first when given. `quote` holds lines of a tool or a file, shown as they are. `hint` says
+    what to do next.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        quote: tuple[str, ...] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.quote = quote
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where is not None else self.what]
+        lines += [f"  | {line}" for line in self.quote]
+        if self.hint is not None:
+            first, *rest = self.hint.splitlines()
+            lines += [f"  next: {first}", *(f"        {line}" for line in rest)]
+        return "\n".join(lines)
+
+
+class SettingsError(RcError):
+    """A settings file, a project.toml or an RC_ variable must be edited."""
+
+
+class DockerfileError(RcError):
+    """A Dockerfile must be edited; `where` is `path:line`."""
+
+
+class ProjectError(RcError):
+    """A project directory, its name or its symlink must be mended."""
+
+
+class GraphError(RcError):
+    """The images depend on one another in a way that cannot be built."""
+
+
+class EdfError(RcError):
+    """An env.toml or its template must be edited."""
+
+
+class ToolNotFoundError(RcError):
+    """An outside program is missing on this host."""
+
+
+class CommandError(RcError):
+    """An outside program failed; `quote` holds its last lines."""
+
+
+class SlurmError(RcError):
+    """Slurm refused a job step or ended it; `quote` holds Slurm's own words."""
+
+
+class ArtifactError(RcError):
+    """Something that was made does not pass its check, so it was not published."""

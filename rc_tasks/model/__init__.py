@@ -1,0 +1,1 @@
+"""Values: image references, Dockerfiles, projects and their paths, the image graph, EDFs, settings."""

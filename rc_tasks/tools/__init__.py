@@ -1,0 +1,1 @@
+"""One module per outside program: values in, argv out, tool output back to values."""

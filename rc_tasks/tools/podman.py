@@ -1,0 +1,187 @@
+"""podman: building, inspecting and mounting images in one storage of one node."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import CommandError
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+
+INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image's facts, from `podman image inspect`.
+
+    `id` is the image ID, 64 hex digits without prefix; `layers` are diff IDs (`sha256:…`), lowest
+    first. `env` holds `KEY=value` strings.
+    """
+
+    id: str
+    architecture: str
+    size_bytes: int
+    env: tuple[str, ...]
+    labels: Mapping[str, str]
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    workdir: str
+    volumes: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Podman:
+    """One podman storage. Empty strings leave the choice to podman's own configuration."""
+
+    root: str = ""
+    runroot: str = ""
+    driver: str = ""
+    options: tuple[str, ...] = ()
+    network: str = ""
+    isolation: str = ""
+    runtime: str = ""
+    cgroup_manager: str = ""
+
+    def command(self, *argv: str) -> Command:
+        """`podman argv…` on this storage."""
+        flags: list[str] = []
+        for flag, value in (
+            ("--root", self.root),
+            ("--runroot", self.runroot),
+            ("--storage-driver", self.driver),
+            # A job has no systemd session; logind reaps a podman that uses the cgroups of one.
+            ("--cgroup-manager", self.cgroup_manager),
+            ("--runtime", self.runtime),
+        ):
+            if value:
+                flags += [flag, value]
+        for option in self.options:
+            flags += ["--storage-opt", option]
+        return Command(("podman", *flags, *argv))
+
+    def storage_reference(self, image_id: str) -> str:
+        """The image as skopeo names it inside this storage (containers-transports(5))."""
+        if not self.root:
+            return f"containers-storage:@{image_id}"
+        options = ":" + ",".join(self.options) if self.options else ""
+        return f"containers-storage:[{self.driver}@{self.root}+{self.runroot}{options}]@{image_id}"
+
+    def build(
+        self,
+        context: Path,
+        dockerfile: Path,
+        *,
+        tag: str,
+        iidfile: Path,
+        ignorefile: Path,
+        bases: Mapping[str, str],
+        build_args: Mapping[str, str],
+        labels: Mapping[str, str],
+        target: str | None = None,
+        secrets: Iterable[str] = (),
+        volumes: Iterable[str] = (),
+    ) -> Command:
+        """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs."""
+        argv = [
+            "build",
+            # The OCI format has no place for SHELL and HEALTHCHECK and drops them with a warning.
+            *("--format", "docker"),
+            *("--pull=missing",),
+            *("--tag", tag),
+            *("--iidfile", str(iidfile)),
+            *("--file", str(dockerfile)),
+            *("--ignorefile", str(ignorefile)),
+        ]
+        if self.network:
+            argv += ["--network", self.network]
+        if self.isolation:
+            argv += ["--isolation", self.isolation]
+        if target:
+            argv += ["--target", target]
+        for name, image_id in sorted(bases.items()):
+            # By ID, so that a same-named image from elsewhere can never slip in.
+            argv += ["--build-context", f"{name}=container-image://{image_id}"]
+        for key, value in sorted(build_args.items()):
+            argv += ["--build-arg", f"{key}={value}"]
+        for key, value in sorted(labels.items()):
+            argv += ["--label", f"{key}={value}"]
+        for secret in secrets:
+            argv += ["--secret", secret]
+        for volume in volumes:
+            argv += ["--volume", volume]
+        return self.command(*argv, str(context))
+
+    def exists(self, image_id: str) -> bool:
+        """Whether this storage holds the image."""
+        done = command.capture(self.command("image", "exists", image_id), check=False)
+        if done.returncode in (0, 1):
+            return done.returncode == 0
+        raise command.failure(done.command, done.returncode, done.stderr.splitlines())
+
+    def inspect(self, image: str) -> Image:
+        """The facts of an image that this storage holds."""
+        done = command.capture(self.command("image", "inspect", image))
+        return parse_inspect(done.stdout)
+
+    def create(self, image_id: str) -> str:
+        """A container of the image, never started; returns its ID."""
+        # /bin/true is never run: without a command, podman refuses images that have no CMD.
+        argv = ("container", "create", "--pull=never", "--network=none", image_id, "/bin/true")
+        return command.capture(self.command(*argv)).stdout.strip()
+
+    def mount(self, container: str) -> Path:
+        """Mount a container's root file system; rootless this works only inside `podman unshare`."""
+        return Path(command.capture(self.command("container", "mount", container)).stdout.strip())
+
+    def remove(self, container: str) -> None:
+        """Unmount and delete a container and its anonymous volumes; a missing one is fine."""
+        done = command.capture(
+            self.command("container", "rm", "--force", "--volumes", container), check=False
+        )
+        if done.returncode != 0 and "no such container" not in done.stderr:
+            raise command.failure(done.command, done.returncode, done.stderr.splitlines())
+
+    def unshare(self, inner: Command) -> Command:
+        """`inner` in the user namespace in which rootless podman's files can be read."""
+        return inner.wrapped(*self.command("unshare").argv)
+
+
+def rootless() -> bool:
+    """Whether podman runs without root here, outside of its user namespace."""
+    # containers/storage sets this in the namespace that `podman unshare` makes.
+    return os.geteuid() != 0 and "_CONTAINERS_USERNS_CONFIGURED" not in os.environ
+
+
+def version() -> str:
+    """podman's version, such as `4.3.1`."""
+    command.require("podman", INSTALL_HINT)
+    return command.capture(Command(("podman", "--version"))).stdout.split()[-1]
+
+
+def parse_inspect(text: str) -> Image:
+    """The one image in the JSON of `podman image inspect`."""
+    try:
+        (found,) = json.loads(text)
+        config = found.get("Config") or {}
+        return Image(
+            id=found["Id"].removeprefix("sha256:"),
+            architecture=found["Architecture"],
+            size_bytes=found["Size"],
+            env=tuple(config.get("Env") or ()),
+            labels=dict(config.get("Labels") or {}),
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            cmd=tuple(config.get("Cmd") or ()),
+            workdir=config.get("WorkingDir") or "",
+            volumes=tuple(sorted(config.get("Volumes") or {})),
+            layers=tuple(found["RootFS"]["Layers"] or ()),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandError(
+            f"podman image inspect printed something unexpected ({error!r})",
+            quote=tuple(text.splitlines()[:5]),
+            hint="`podman --version` tells the version; 4.3 and newer are known to work",
+        ) from None
