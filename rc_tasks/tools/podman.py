@@ -1,8 +1,10 @@
 """podman: building, inspecting and mounting images in one storage of one node."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +90,8 @@ class Podman:
         """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs."""
         argv = [
             "build",
+            # The label would name podman's version, and so change the image ID with every upgrade.
+            "--identity-label=false",
             # The OCI format has no place for SHELL and HEALTHCHECK and drops them with a warning.
             *("--format", "docker"),
             *("--pull=missing",),
@@ -127,15 +131,39 @@ class Podman:
         done = command.capture(self.command("image", "inspect", image))
         return parse_inspect(done.stdout)
 
-    def create(self, image_id: str) -> str:
-        """A container of the image, never started; returns its ID."""
-        # /bin/true is never run: without a command, podman refuses images that have no CMD.
-        argv = ("container", "create", "--pull=never", "--network=none", image_id, "/bin/true")
-        return command.capture(self.command(*argv)).stdout.strip()
+    def pull_missing(self, reference: str) -> str:
+        """Pull an image unless the storage has it; returns its manifest digest, `sha256:…`."""
+        if not self.exists(reference):
+            wanted = self.command("pull", reference)
+            returncode = command.stream(wanted, None)
+            if returncode != 0:
+                raise command.failure(
+                    wanted, returncode, [], hint="check the name, the network and `podman login`"
+                )
+        done = command.capture(self.command("image", "inspect", "--format", "{{.Digest}}", reference))
+        return done.stdout.strip()
 
-    def mount(self, container: str) -> Path:
-        """Mount a container's root file system; rootless this works only inside `podman unshare`."""
-        return Path(command.capture(self.command("container", "mount", container)).stdout.strip())
+    @contextlib.contextmanager
+    def mounted(self, image_id: str, *, name: str) -> Iterator[Path]:
+        """An image's root file system, writable and thrown away at the end, in a container `name`.
+
+        A container of that name which a killed run left is replaced. Rootless this works only inside
+        `podman unshare`.
+        """
+        try:
+            # /bin/true is never run: without a command, podman refuses images that have no CMD.
+            argv = ("--name", name, "--replace", "--pull=never", "--network=none", image_id, "/bin/true")
+            command.capture(self.command("container", "create", *argv))
+            done = command.capture(self.command("container", "mount", name))
+            yield Path(done.stdout.removesuffix("\n"))
+        finally:
+            # A second TERM or Ctrl-C must not stop the cleaning up after the first.
+            signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            try:
+                self.remove(name)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def remove(self, container: str) -> None:
         """Unmount and delete a container and its anonymous volumes; a missing one is fine."""

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "Hello, $*, from $(cat /etc/rc | grep '^# image:' | cut -c3-)"

@@ -1,0 +1,54 @@
+"""The commands of ours that need no doit tasks: they open the checkout themselves, and start fast."""
+
+import abc
+import sys
+from typing import Any, ClassVar
+
+from doit.cmd_base import Command
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.engine.session import Session, remember_digests, session
+from rc_tasks.errors import RcError
+
+
+class CheckoutCommand(Command, abc.ABC):
+    """A command about the checkout around the working directory."""
+
+    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = ()
+
+    def execute(self, opt_values: Any, pos_args: list[str]) -> int:
+        """Open the checkout and show; what a user can mend is told without a traceback."""
+        try:
+            return self.show(session(), dict(opt_values), pos_args)
+        except RcError as error:
+            raise InvalidCommand(str(error)) from None
+        except BrokenPipeError:
+            # `doit list | head`: the reader has seen enough.
+            sys.stderr.close()
+            return 0
+        finally:
+            remember_digests()
+
+    @abc.abstractmethod
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        """The command's own work; returns the exit status."""
+
+
+def images(opened: Session, names: list[str]) -> list[str]:
+    """The images that arguments mean: names, aliases, groups, with or without `build:` before them."""
+    graph = opened.checkout.graph
+    everything = [*graph.images, *graph.broken]
+    if not names:
+        return everything
+    found: dict[str, None] = {}
+    for argument in names:
+        name = argument.removeprefix("build:")
+        name = graph.aliases.get(name, name)
+        if name in everything:
+            found[name] = None
+            continue
+        group = [known for known in everything if known.partition(":")[0] == name]
+        if not group:
+            graph.resolve(name)  # raises with the nearest names
+        found |= dict.fromkeys(group)
+    return list(found)

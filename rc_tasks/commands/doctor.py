@@ -1,0 +1,131 @@
+"""`doit doctor`: what is missing or wrong on this host and on a compute node, and how to mend it."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.engine.dispatch import in_a_step, runner
+from rc_tasks.engine.session import Session, session
+from rc_tasks.errors import RcError, SettingsError
+from rc_tasks.model.settings import Runner
+from rc_tasks.steps import check
+from rc_tasks.steps.check import Finding, Level
+from rc_tasks.tools import command, slurm
+
+
+class Doctor(CheckoutCommand):
+    """Checks the host, then a node as a step would find it."""
+
+    doc_purpose = "check this host and a compute node, and say how to mend what is wrong"
+    doc_usage = ""
+    doc_description = "Exits with 1 when something would keep images from being built."
+
+    def execute(self, opt_values: Any, pos_args: list[str]) -> int:
+        """Check; broken settings are a finding, not an end."""
+        try:
+            session()
+        except SettingsError as error:
+            raise InvalidCommand(f"the settings cannot be used\n{error}") from None
+        except RcError:
+            pass
+        return super().execute(opt_values, pos_args)
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+        problems = _tell("this host", _host(opened))
+        where = runner(opened.checkout.settings.runner)
+        heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
+        problems += _tell(heading, _node(opened))
+        if problems:
+            print(
+                f"\n{problems} problem{'s' if problems > 1 else ''} to mend before images can be built"
+            )
+        else:
+            print("\nready to build")
+        return 1 if problems else 0
+
+
+def _tell(heading: str, findings: Iterator[Finding]) -> int:
+    print(heading)
+    problems = 0
+    for finding in findings:
+        print(f"  {finding.level:8} {finding.what}")
+        for line in finding.hint.splitlines():
+            print(f"           {line}")
+        problems += finding.level is Level.PROBLEM
+        sys.stdout.flush()
+    return problems
+
+
+def _host(opened: Session) -> Iterator[Finding]:
+    checkout = opened.checkout
+    yield Finding(Level.OK, f"python {sys.version.split()[0]}")
+    if command.which("git") is None:
+        yield Finding(Level.PROBLEM, "git was not found", "install git")
+    for name, error in checkout.graph.broken.items():
+        yield Finding(Level.PROBLEM, f"{name} cannot be built", str(error))
+    for error in checkout.graph.problems:
+        yield Finding(Level.PROBLEM, error.what, str(error.hint))
+    for node in checkout.graph.images.values():
+        for note in node.notes:
+            yield Finding(Level.WARNING, note)
+    yield Finding(
+        Level.OK, f"{len(checkout.graph.images)} images, {len(checkout.graph.aliases)} aliases"
+    )
+    if not checkout.template.is_file():
+        yield Finding(
+            Level.PROBLEM,
+            f"{checkout.shown(checkout.template)} is missing",
+            "git checkout -- templates",
+        )
+    if not checkout.images_root.is_dir():
+        yield Finding(
+            Level.WARNING,
+            f"images_root {checkout.images_root} does not exist here",
+            "env.toml files will name images there: set images_root if that is not meant",
+        )
+    yield from _slurm(opened)
+
+
+def _slurm(opened: Session) -> Iterator[Finding]:
+    settings = opened.checkout.settings
+    where = runner(settings.runner)
+    if where is Runner.LOCAL:
+        why = "runner = local" if settings.runner is Runner.LOCAL else "no Slurm here"
+        yield Finding(Level.OK, f"steps run on this host ({why})")
+        return
+    if not slurm.configured():
+        yield Finding(
+            Level.PROBLEM,
+            "srun does not work here",
+            "log in to a node of the cluster, or set runner = local",
+        )
+        return
+    account = settings.slurm.account or "your default one"
+    partition = settings.slurm.partition or "the default one"
+    yield Finding(Level.OK, f"Slurm: account {account}, partition {partition}")
+
+
+def _node(opened: Session) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
+        log = Path(scratch) / "log"
+        try:
+            wanted, request = in_a_step(opened, "check", "check", opened.checkout.settings.slurm)
+            with log.open("wb") as output:
+                returncode = command.stream(wanted, output)
+        except RcError as error:
+            yield Finding(Level.PROBLEM, error.what, error.hint or "")
+            return
+        lines = log.read_text(errors="replace").splitlines()
+    yield from check.parse_findings(lines)
+    if returncode != 0:
+        refused = slurm.explain(returncode, lines, request) if request is not None else None
+        if refused is not None:
+            yield Finding(Level.PROBLEM, refused.what, "\n".join((*refused.quote, refused.hint or "")))
+        else:
+            tail = "\n".join(lines[-command.TAIL_LINES :])
+            yield Finding(Level.PROBLEM, f"the check of a node {command.ending(returncode)}", tail)

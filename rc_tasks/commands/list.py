@@ -1,0 +1,115 @@
+"""`doit list`: every image with its state and the reason."""
+
+import json
+import sys
+from typing import Any
+
+from doit.cmd_list import List as DoitList
+
+from rc_tasks.commands import show
+from rc_tasks.commands.at_root import AtRoot, checked
+from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.engine.session import Session
+from rc_tasks.state.records import Step
+from rc_tasks.state.status import ImageStatus
+
+OPT_JSON = {
+    "name": "json",
+    "long": "json",
+    "type": bool,
+    "default": False,
+    "help": "print JSON for programs",
+}
+
+
+class List(AtRoot, DoitList):
+    """doit's `list` with our own table when none of doit's options is given."""
+
+    doc_purpose = "show all images: state, reason, size"
+    doc_usage = "[TASK ...]"
+    doc_description = "States: fresh, stale, missing, failed, building. `doit why NAME` tells more."
+    cmd_options = (*DoitList.cmd_options, OPT_JSON)
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Show our table, or doit's list of tasks when one of doit's options asks for it."""
+        doits = {option["name"] for option in DoitList.cmd_options}
+        if doits & set(params._non_default_keys):
+            return super().execute(params, args)
+        return _Table(config=self.config, bin_name=self.bin_name).execute(params, args)
+
+    def _execute(
+        self,
+        subtasks: bool = False,
+        quiet: bool = True,
+        status: bool = False,
+        private: bool = False,
+        list_deps: bool = False,
+        template: str | None = None,
+        sort: str = "name",
+        pos_args: Any = None,
+    ) -> Any:
+        checked(self, pos_args)
+        return super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
+
+
+class _Table(CheckoutCommand):
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        statuses = [opened.judge.image(name) for name in images(opened, names)]
+        if options["json"]:
+            json.dump([as_json(opened, status) for status in statuses], sys.stdout, indent=2)
+            sys.stdout.write("\n")
+            return 0
+        rows = [_row(opened, status) for status in statuses]
+        headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
+        if rows:
+            styles = [show.STYLES[status.state] for status in statuses]
+            show.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+        else:
+            print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
+        for problem in opened.checkout.graph.problems:
+            sys.stderr.write(f"{problem}\n")
+        return 0
+
+
+def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
+    """An image for programs; the keys are part of the contract with people's scripts."""
+    checkout, name = opened.checkout, status.name
+    node = checkout.graph.images.get(name)
+    podman, enroot = (
+        (checkout.records.get(Step.PODMAN, name), checkout.records.get(Step.ENROOT, name))
+        if node
+        else (None, None)
+    )
+    published = node.project.artifact if node and node.project.artifact.exists() else None
+    return {
+        "name": name,
+        "directory": node.project.path if node else None,
+        "state": status.state,
+        "reasons": list(status.reasons),
+        "image_id": podman.facts.image_id if podman and podman.facts else None,
+        "image": str(published) if published else None,
+        "size_bytes": published.stat().st_size if published else None,
+        "built_at": enroot.ended_at if enroot else None,
+        "bases": [*node.bases, *node.remote] if node else [],
+        "aliases": _aliases(opened, name),
+        "log": status.failure.log if status.failure else None,
+    }
+
+
+def _row(opened: Session, status: ImageStatus) -> tuple[str, ...]:
+    found = as_json(opened, status)
+    reason = status.reasons[0] if status.reasons else ""
+    if len(status.reasons) > 1:
+        reason += f" (and {len(status.reasons) - 1} more: doit why {status.name})"
+    return (
+        status.name,
+        status.state,
+        show.size(found["size_bytes"]),
+        show.when(found["built_at"]),
+        ", ".join(found["aliases"]),
+        reason,
+    )
+
+
+def _aliases(opened: Session, name: str) -> list[str]:
+    return [alias for alias, target in opened.checkout.graph.aliases.items() if target == name]

@@ -1,0 +1,52 @@
+"""`doit plan [NAME…]`: what would run, in order, why, and how long it took last time. Runs nothing."""
+
+from typing import Any
+
+from rc_tasks.commands import show
+from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.engine.session import Session
+from rc_tasks.state.records import Step
+
+
+class Plan(CheckoutCommand):
+    """Shows the steps that a run would take."""
+
+    doc_purpose = "show what would run, in order, and why; runs nothing"
+    doc_usage = "[TASK ...]"
+    doc_description = (
+        "A step marked `perhaps` runs only when what comes before it makes something new: a base that is"
+        " rebuilt to the same image ID stops there."
+    )
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+        graph = opened.checkout.graph
+        wanted = images(opened, names)
+        rows, known_s, unknown = [], 0.0, 0
+        for name in graph.above(wanted):
+            for step in Step:
+                status = opened.judge.step(step, name)
+                if status.fresh:
+                    continue
+                record = opened.checkout.records.get(step, name)
+                reason = ", ".join(dict.fromkeys(cause.words for cause in status.causes))
+                rows.append(
+                    (
+                        f"{step}:{name}",
+                        show.duration(record.duration_s) if record else "",
+                        "" if status.certain else "perhaps",
+                        reason,
+                    )
+                )
+                known_s += record.duration_s if record else 0.0
+                unknown += record is None
+        broken = [name for name in wanted if name in graph.broken]
+        if rows:
+            show.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
+            never = f"; {unknown} never ran before" if unknown else ""
+            steps = "1 step" if len(rows) == 1 else f"{len(rows)} steps"
+            print(f"{steps}, {show.duration(known_s)} by their last times{never}")
+        elif not broken:
+            print("nothing to do")
+        for name in broken:
+            print(f"{name} cannot be built:\n{graph.broken[name]}")
+        return 1 if broken else 0

@@ -1,0 +1,56 @@
+"""`doit [TASK…]`: builds what is stale."""
+
+import fnmatch
+import functools
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from doit import doit_cmd
+from doit.cmd_run import Run as DoitRun
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands.at_root import AtRoot, unknown
+from rc_tasks.engine.session import remember_digests
+from rc_tasks.tools import command
+
+
+class Run(AtRoot, DoitRun):
+    """doit's `run`, which ends in order on TERM and HUP and knows the nearest name."""
+
+    doc_purpose = "build what is stale (the default command)"
+
+    # doit reads from the signature which options it has to pass.
+    @functools.wraps(DoitRun._execute)
+    def _execute(self, *args: Any, **kwargs: Any) -> int:
+        known = [task.name for task in self.task_list]
+        if doit_cmd._CMDLINE_VARS:
+            # doit takes NAME=VALUE for a variable, and would go on to build everything.
+            key, value = next(iter(doit_cmd._CMDLINE_VARS.items()))
+            raise unknown(f"{key}={value}", known)
+        for name in self.sel_tasks or ():
+            if "*" in name and not fnmatch.filter(known, name):
+                # doit takes a pattern without a match for nothing to do.
+                raise InvalidCommand(f"no task matches {name!r}\n  next: `doit list` shows all images")
+        # The record of the last success stays when a step fails: only `doit forget` removes it.
+        self.dep_manager.remove_success = lambda _task: None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            status: int = super()._execute(*args, **kwargs)
+        except InvalidCommand as error:
+            if error.not_found is None:
+                raise
+            raise unknown(error.not_found, known) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted: what was finished stays finished\n")
+            return 130
+        finally:
+            command.end_all()
+            remember_digests()
+        return status
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

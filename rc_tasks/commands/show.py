@@ -1,0 +1,86 @@
+"""Tables and colour for people, plain columns for pipes."""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TextIO
+
+from rc_tasks.state.status import State
+
+STYLES = {
+    State.FRESH: "green",
+    State.STALE: "yellow",
+    State.MISSING: "magenta",
+    State.FAILED: "bold red",
+    State.BUILDING: "cyan",
+}
+
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Sequence[str] = (),
+    right: frozenset[str] = frozenset(),
+    out: TextIO | None = None,
+) -> None:
+    """Print rows in columns; `styles` colours whole rows on a terminal, `right` aligns columns right."""
+    out = out or sys.stdout
+    # A newline or an escape sequence in a name must not break the table or the terminal.
+    clean = [[_printable(cell) for cell in row] for row in rows]
+    if out.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            shown.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        for number, row in enumerate(clean):
+            style = styles[number] if styles else ""
+            shown.add_row(*(Text(cell, style=style if cell in STYLES else "") for cell in row))
+        Console(file=out, highlight=False).print(shown)
+        return
+    lines = [list(headings), *clean]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if heading in right else cell.ljust(width)
+            for cell, width, heading in zip(line, widths, headings, strict=True)
+        ]
+        out.write("  ".join(cells).rstrip() + "\n")
+
+
+def size(size_bytes: int | None) -> str:
+    """A size for people, in decimal units: `323 MB`."""
+    if size_bytes is None:
+        return ""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return (
+                f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 100 else f"{value:.1f} {unit}"
+            )
+        value /= 1000
+    raise AssertionError
+
+
+def when(iso: str | None) -> str:
+    """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
+    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M") if iso else ""
+
+
+def duration(duration_s: float) -> str:
+    """A duration for people: `0.4 s`, `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    if duration_s < 10:
+        return f"{duration_s:.1f} s"
+    whole_s = round(duration_s)
+    if whole_s < 60:
+        return f"{whole_s} s"
+    if whole_s < 3600:
+        return f"{whole_s // 60} min {whole_s % 60} s"
+    return f"{whole_s // 3600} h {whole_s % 3600 // 60} min"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,76 @@
+"""`doit why NAME`: every cause, with old and new digests, and the chain of bases."""
+
+import sys
+from typing import Any
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.engine.session import Session
+from rc_tasks.state.records import Step
+from rc_tasks.state.status import Cause, State
+
+
+class Why(CheckoutCommand):
+    """Explains the state of images."""
+
+    doc_purpose = "show every cause why an image is not fresh"
+    doc_usage = "TASK ..."
+    doc_description = "Digests are shortened; image.json and .rc/state hold them whole."
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+        if not names:
+            raise InvalidCommand("which image?\n  next: doit why NAME; `doit list` shows all images")
+        told: set[str] = set()
+        for name in images(opened, names):
+            _explain(opened, name, told)
+        return 0
+
+
+def _explain(opened: Session, start: str, told: set[str]) -> None:
+    todo = [start]
+    while todo:
+        name = todo.pop(0)
+        if name in told:
+            continue
+        told.add(name)
+        broken = opened.checkout.graph.broken.get(name)
+        if broken is not None:
+            sys.stdout.write(f"{name} cannot be built\n{_indented(str(broken))}\n")
+            continue
+        status = opened.judge.image(name)
+        sys.stdout.write(f"{name} is {status.state}\n")
+        if status.failure is not None:
+            sys.stdout.write(
+                f"  {status.failure.message}\n  at {status.failure.failed_at}, log {status.failure.log}\n"
+            )
+        if status.state is State.FAILED and not status.steps:
+            sys.stdout.write(_indented("\n".join(status.reasons)) + "\n")
+        for step in status.steps:
+            for number, cause in enumerate(step.causes):
+                sys.stdout.write(f"  {step.step if number == 0 else '':8}{_line(cause)}\n")
+        for note in opened.checkout.graph.images[name].notes:
+            sys.stdout.write(f"  note    {note}\n")
+        todo += [
+            cause.part.removeprefix("base/")
+            for step in status.steps
+            if step.step is Step.PODMAN
+            for cause in step.causes
+            if cause.part.startswith("base/")
+        ]
+
+
+def _line(cause: Cause) -> str:
+    if not cause.old and not cause.new:
+        return cause.words
+    return f"{cause.words}: {_short(cause.old)} → {_short(cause.new)}"
+
+
+def _short(value: str) -> str:
+    """`0644 3f2a9c1b0d4e…` with the digest shortened; other values as they are."""
+    words = [word[:12] if len(word) == 64 else word for word in value.split(" ")]
+    return " ".join(words) or "nothing"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,127 @@
+"""doit's database, as a view of our records: what the steps wrote down is what doit remembers.
+
+doit itself writes only at its exit, so a job's time limit would forget every finished build, and two
+runs would overwrite each other. Here nothing is written by doit but `ignore`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from doit.dependency import FileChangedChecker
+
+from rc_tasks.engine.session import session
+from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.state.files import write_atomically
+from rc_tasks.state.inputs import CONTEXT, file_value
+from rc_tasks.state.records import Record, Records, Step
+
+
+class RecordsDB:
+    """The interface that `doit.dependency.Dependency` wants of a backend."""
+
+    desc = "the records that the steps of an image leave in .rc/state"
+
+    def __init__(self, name: str, codec: object, *, module_name: str | None = None) -> None:  # noqa: ARG002
+        self.name = name
+
+    def get(self, task_id: str, dependency: str) -> Any:
+        """A value that doit believes it has saved."""
+        if dependency == "ignore:":
+            return "1" if self._ignored(task_id).exists() else None
+        record = self._record(task_id)
+        if record is None:
+            return None
+        match dependency:
+            case "checker:":
+                return ContentChecker.__name__
+            case "_values_:":
+                return {}
+            case "result:":
+                return {"image_id": record.facts.image_id} if record.facts else dict(record.inputs)
+            case "deps:":
+                return [_path(task_id, part) for part in record.inputs if _is_file(part)]
+            case _:
+                directory = _directory(task_id)
+                return record.inputs.get(_part(dependency.removeprefix(f"{directory}/")))
+
+    def set(self, task_id: str, dependency: str, value: object) -> None:  # noqa: ARG002
+        """Only `ignore:` is doit's own to save; all else was written by the step when it ended."""
+        if dependency == "ignore:":
+            write_atomically(self._ignored(task_id), "")
+
+    def in_(self, task_id: str) -> bool:
+        """Whether the task has ever ended well."""
+        return self._record(task_id) is not None
+
+    def remove(self, task_id: str) -> None:
+        """`doit forget`."""
+        self._ignored(task_id).unlink(missing_ok=True)
+        found = step_of(task_id)
+        if found is not None:
+            self._records.forget(*found)
+
+    def remove_all(self) -> None:
+        """`doit forget --all`."""
+        for path in self._records.directory.glob("*.json"):
+            self.remove(path.name.removesuffix(".json").removesuffix(".failed"))
+
+    def dump(self) -> None:
+        """Nothing is left to write at exit."""
+
+    @property
+    def _records(self) -> Records:
+        return session().checkout.records
+
+    def _record(self, task_id: str) -> Record | None:
+        found = step_of(task_id)
+        return self._records.get(*found) if found is not None else None
+
+    def _ignored(self, task_id: str) -> Path:
+        return self._records.directory / f"{task_id}.ignore"
+
+
+class ContentChecker(FileChangedChecker):
+    """doit's question whether a file changed, answered by content and mode instead of times."""
+
+    def check_modified(self, file_path: str, file_stat: os.stat_result, state: str) -> bool:
+        """Whether a file of a build context is not what was recorded."""
+        return file_value(os.path.abspath(file_path), file_stat, session().checkout.digests) != state
+
+    def get_state(self, dep: str, current_state: str | None) -> None:  # noqa: ARG002
+        """Nothing to save: the step recorded the file as it was *before* it was read."""
+        return
+
+    def info(self, file_path: str) -> os.stat_result:
+        """What stat says; of a symlink itself, as it is copied into an image as a symlink."""
+        follow = os.path.basename(file_path) == DOCKERFILE
+        return os.stat(file_path, follow_symlinks=follow)
+
+    def exists(self, file_path: str) -> bool:
+        """Whether a target is there."""
+        return os.path.exists(file_path)
+
+
+def step_of(task_id: str) -> tuple[Step, str] | None:
+    """The step and image of a task such as `podman:reasoning:2025.1`; None for other tasks."""
+    step, _, name = task_id.partition(":")
+    return (Step(step), name) if name and step in _STEPS else None
+
+
+_STEPS = frozenset(Step)
+
+
+def _directory(task_id: str) -> str:
+    return session().checkout.graph.images[task_id.partition(":")[2]].project.path
+
+
+def _path(task_id: str, part: str) -> str:
+    return f"{_directory(task_id)}/{part.removeprefix(CONTEXT)}"
+
+
+def _part(inside: str) -> str:
+    return inside if inside == DOCKERFILE else CONTEXT + inside
+
+
+def _is_file(part: str) -> bool:
+    return part == DOCKERFILE or part.startswith(CONTEXT)

@@ -1,0 +1,114 @@
+"""Runs one step where it belongs: as a Slurm job step, or here where there is no Slurm."""
+
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from doit.exceptions import TaskFailed
+
+from rc_tasks.engine.session import Session
+from rc_tasks.errors import RcError
+from rc_tasks.model.settings import Runner, Slurm
+from rc_tasks.state.records import Failure, Step
+from rc_tasks.steps.outcome import FAILED
+from rc_tasks.tools import command, slurm
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.slurm import StepRequest
+
+# How much of a log's end is read to tell why a step failed.
+_TAIL_BYTES = 64 * 1024
+
+
+def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
+    """doit's action of a step: None when it succeeded, else the failure with its whole text."""
+    started = time.monotonic()
+    log = _new_log(session.checkout.logs(step, name))
+    # Taken before the step starts: what failed is what was there then.
+    inputs: dict[str, str] = {}
+    try:
+        inputs = session.judge.inputs(step, name)
+        wanted, request = step_command(session, step, name)
+        with log.open("wb") as output:
+            output.write(f"$ {wanted}\n".encode())
+            returncode = command.stream(wanted, output)
+        if returncode == 0:
+            return None
+        text = _why(returncode, log, request)
+    except RcError as error:
+        text = str(error)
+    finally:
+        session.judge.done(step, name)
+    shown = session.checkout.shown(log)
+    message = text.partition("\n")[0]
+    failed_at = datetime.now(UTC).isoformat(timespec="seconds")
+    session.checkout.records.put_failure(step, name, Failure(inputs, failed_at, message, shown))
+    return TaskFailed(f"{text}\n  log:  {shown}\n  after {time.monotonic() - started:.1f} s")
+
+
+def step_command(session: Session, step: Step, name: str) -> tuple[Command, StepRequest | None]:
+    """The command that carries out a step, and what is asked of Slurm for it (None: it runs here)."""
+    checkout = session.checkout
+    settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
+    return in_a_step(session, f"{step}:{name}", step, settings, name)
+
+
+def in_a_step(
+    session: Session, job_name: str, action: str, settings: Slurm, *names: str
+) -> tuple[Command, StepRequest | None]:
+    """`python -m rc_tasks.steps action names…` where steps run."""
+    checkout = session.checkout
+    inner = Command((sys.executable, "-m", "rc_tasks.steps", action, *names), cwd=checkout.root)
+    if runner(checkout.settings.runner) is Runner.LOCAL:
+        return inner, None
+    request = StepRequest(
+        job_name=job_name,
+        account=settings.account,
+        partition=settings.partition,
+        time_limit_min=settings.time_limit_min,
+        cpus=settings.cpus,
+        extra=settings.extra,
+    )
+    return slurm.srun(inner, request), request
+
+
+def runner(wanted: Runner) -> Runner:
+    """Where steps run: nothing heavy ever runs on a login node of a cluster unless it is asked for."""
+    if wanted is Runner.AUTO:
+        return Runner.SLURM if slurm.configured() else Runner.LOCAL
+    return wanted
+
+
+def _new_log(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    start = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
+    return directory / f"{start}.{os.getpid()}.log"
+
+
+def _why(returncode: int, log: Path, request: StepRequest | None) -> str:
+    """Why a step failed: our own words at the end of its log, else Slurm's, else its last lines."""
+    lines = _tail(log)
+    if FAILED in lines:
+        at = len(lines) - 1 - lines[::-1].index(FAILED)
+        ours, before = lines[at + 1 :], lines[:at]
+        while ours and ours[-1].startswith(("srun: ", "slurmstepd: ")):
+            ours.pop()
+        first, rest = ours[:1], ours[1:]
+        quoted = any(line.startswith("  | ") for line in rest)
+        tail = (
+            [] if quoted else [f"  | {line}" for line in before[-command.TAIL_LINES :] if line.strip()]
+        )
+        return "\n".join(first + tail + rest)
+    if request is not None:
+        error = slurm.explain(returncode, lines, request)
+        if error is not None:
+            return str(error)
+    shown = [f"  | {line}" for line in lines[-command.TAIL_LINES :] if line.strip()]
+    return "\n".join((f"the step {command.ending(returncode)}", *shown))
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,30 @@
+"""The checkout that this run of doit is about, opened once."""
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.state.checkout import Checkout, find_root, open_checkout
+from rc_tasks.state.status import Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A checkout and its judge."""
+
+    checkout: Checkout
+    judge: Judge
+
+
+@functools.cache
+def session(start: Path | None = None) -> Session:
+    """The session of the checkout around `start` (the working directory). Raises RcError."""
+    checkout = open_checkout(find_root(start or Path(os.getcwd())))
+    return Session(checkout, Judge(checkout))
+
+
+def remember_digests() -> None:
+    """Save what this run learnt of files, if it opened a checkout at all."""
+    if session.cache_info().currsize:
+        session().checkout.digests.save()

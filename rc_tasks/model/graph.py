@@ -1,0 +1,166 @@
+"""Which image is built on which: edges from the Dockerfiles, order, cycles."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+
+from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
+from rc_tasks.model.dockerfile import Base, Dockerfile
+from rc_tasks.model.project import Alias, Project
+from rc_tasks.model.recipe import Recipe
+from rc_tasks.model.reference import near
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNode:
+    """A project with what its files say.
+
+    `local` maps each base as it is written (`localhost/reasoning_base`) to the project that makes
+    it; `remote` lists the registry references; `notes` are remarks for the person who builds it.
+    """
+
+    project: Project
+    dockerfile: Dockerfile
+    recipe: Recipe
+    local: Mapping[str, str]
+    remote: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The projects that this image is built on, each once."""
+        return tuple(dict.fromkeys(self.local.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGraph:
+    """All images of a checkout, bases before what is built on them.
+
+    `broken` holds what cannot be built, by name, and why; `problems` concerns directories whose
+    very name cannot be used.
+    """
+
+    images: Mapping[str, ImageNode]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, RcError] = field(default_factory=dict)
+    problems: tuple[RcError, ...] = ()
+
+    def resolve(self, name: str) -> ImageNode:
+        """The image with this name or alias; raises the error that breaks it, or ProjectError."""
+        name = self.aliases.get(name, name)
+        if name in self.broken:
+            raise self.broken[name]
+        if name not in self.images:
+            close = near(name, self.names())
+            raise ProjectError(
+                f"there is no image named {name!r} in this checkout",
+                hint=f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names",
+            )
+        return self.images[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that a person may use."""
+        return (*self.images, *self.aliases, *self.broken)
+
+    def above(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The named images with all that they are built on, bases first."""
+        wanted: set[str] = set()
+        todo = list(names)
+        while todo:
+            name = todo.pop()
+            if name not in wanted and name in self.images:
+                wanted.add(name)
+                todo += self.images[name].bases
+        return tuple(name for name in self.images if name in wanted)
+
+
+def local_name(written: str, names: Iterable[str]) -> str | None:
+    """The project or alias that a base names, or None for a registry reference.
+
+    `localhost/` may stand before the name, and a missing tag and `:latest` are the same, as for
+    every container tool.
+    """
+    known = set(names)
+    name = written.removeprefix("localhost/")
+    same = name.removesuffix(":latest") if name.endswith(":latest") else f"{name}:latest"
+    return next((candidate for candidate in (name, same) if candidate in known), None)
+
+
+def link(
+    project: Project,
+    dockerfile: Dockerfile,
+    recipe: Recipe,
+    aliases: Mapping[str, str],
+    names: Iterable[str],
+) -> ImageNode:
+    """The project as a node of the graph; `names` are all projects. Raises DockerfileError."""
+    known = (*names, *aliases)
+    local: dict[str, str] = {}
+    remote: dict[str, None] = {}
+    notes: list[str] = []
+    for base in dockerfile.bases:
+        name = local_name(base.name, known)
+        if name is not None:
+            local[base.name] = aliases.get(name, name)
+            continue
+        close = near(base.name.removeprefix("localhost/"), known)
+        where = f"{project.shown('Dockerfile')}:{base.line}"
+        if base.name.startswith("localhost/"):
+            raise DockerfileError(
+                f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
+                where=where,
+                hint=f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names",
+            )
+        if close and "/" not in base.name:
+            notes.append(
+                f"{where}: {base.name} is no image of this checkout and will be pulled from a registry;"
+                f" did you mean {' or '.join(close)}?"
+            )
+        remote[base.name] = None
+    return ImageNode(project, dockerfile, recipe, local, tuple(remote), tuple(dict.fromkeys(notes)))
+
+
+def graph(
+    nodes: Iterable[ImageNode],
+    aliases: Iterable[Alias] = (),
+    broken: Mapping[str, RcError] | None = None,
+    problems: Iterable[RcError] = (),
+) -> ImageGraph:
+    """The graph of all nodes, bases first; images on a cycle are broken, with the cycle as the reason."""
+    by_name = {node.project.name: node for node in nodes}
+    bad = dict(broken or {})
+    while True:
+        good = {name: node for name, node in by_name.items() if name not in bad}
+        sorter = TopologicalSorter(
+            {name: [base for base in node.bases if base in good] for name, node in good.items()}
+        )
+        try:
+            order = tuple(sorter.static_order())
+        except CycleError as found:
+            # graphlib lists each node before the one that is built on it.
+            cycle = tuple(reversed(found.args[1]))[:-1]
+            bad |= dict.fromkeys(cycle, _cycle_error(cycle, by_name))
+        else:
+            break
+    kept = {
+        alias.name: alias.target for alias in aliases if alias.target in by_name or alias.target in bad
+    }
+    return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems))
+
+
+def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> GraphError:
+    edges = [
+        _edge(nodes[name], following)
+        for name, following in zip(cycle, (*cycle[1:], cycle[0]), strict=True)
+    ]
+    return GraphError(
+        f"these images are built on one another: {' → '.join((*cycle, cycle[0]))}",
+        where=edges[0][0],
+        quote=tuple(f"{where}: {base.via} {base.name}" for where, base in edges),
+        hint="take one of these lines out, or move what both need into an image of its own",
+    )
+
+
+def _edge(node: ImageNode, to: str) -> tuple[str, Base]:
+    base = next(base for base in node.dockerfile.bases if node.local.get(base.name) == to)
+    return f"{node.project.shown('Dockerfile')}:{base.line}", base

@@ -1,0 +1,169 @@
+"""Finds the project directories of a checkout, and owns every path that belongs to one."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.reference import name_problem
+
+PROJECTS = "projects"
+DOCKERFILE = "Dockerfile"
+ARTIFACT = "image.sqsh"
+IMAGE_JSON = "image.json"
+EDF = "env.toml"
+RECIPE = "project.toml"
+# Left behind when git switches to a branch that does not have the project.
+GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One image's directory. `path` is relative to the checkout, such as `projects/reasoning:2025.1`."""
+
+    name: str
+    root: Path
+    path: str
+
+    @property
+    def directory(self) -> Path:
+        """The build context."""
+        return self.root / self.path
+
+    @property
+    def dockerfile(self) -> Path:
+        """The Dockerfile."""
+        return self.directory / DOCKERFILE
+
+    @property
+    def recipe(self) -> Path:
+        """The optional project.toml."""
+        return self.directory / RECIPE
+
+    @property
+    def artifact(self) -> Path:
+        """The published SquashFS image."""
+        return self.directory / ARTIFACT
+
+    @property
+    def image_json(self) -> Path:
+        """The public record of the published image."""
+        return self.directory / IMAGE_JSON
+
+    @property
+    def edf(self) -> Path:
+        """The EDF that starts the official image."""
+        return self.directory / EDF
+
+    def shown(self, name: str) -> str:
+        """A file of the project as errors name it: relative to the checkout."""
+        return f"{self.path}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A symlink such as `projects/reasoning:latest`; `target` is a project's name."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A directory or symlink that should be a project and is none."""
+
+    name: str
+    error: RcError
+
+
+def discover(root: Path) -> Iterator[Project | Alias | Broken]:
+    """The projects of a checkout: directories in `projects/`, and those beside it with a Dockerfile."""
+    # realpath: the checkout itself may be reached through a symlink.
+    base = os.path.realpath(root)
+    for parent in ("", PROJECTS):
+        try:
+            entries = sorted(os.scandir(os.path.join(base, parent)), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            raise ProjectError("is not a directory", where=parent) from None
+        for entry in entries:
+            if entry.name.startswith(".") or (not parent and entry.name == PROJECTS):
+                continue
+            path = f"{parent}/{entry.name}" if parent else entry.name
+            found = _entry(entry, path, base)
+            if found is not None:
+                yield found
+
+
+def _entry(entry: os.DirEntry[str], path: str, base: str) -> Project | Alias | Broken | None:
+    in_projects = path.startswith(PROJECTS)
+    if entry.is_symlink():
+        return _alias(entry, path, base) if in_projects else None
+    if not entry.is_dir():
+        return None
+    dockerfile = _kind(os.path.join(entry.path, DOCKERFILE))
+    if not in_projects and dockerfile is None:
+        return None
+    problem = name_problem(entry.name)
+    if problem is not None:
+        return Broken(entry.name, _misnamed(entry.name, path, problem))
+    if dockerfile is None:
+        if GENERATED.issuperset(os.listdir(entry.path)):
+            return None
+        return Broken(
+            entry.name,
+            ProjectError(
+                "this project has no Dockerfile",
+                where=f"{path}/",
+                hint="write one (its first line is FROM and a base), or remove the directory",
+            ),
+        )
+    if dockerfile != stat.S_IFREG:
+        return Broken(entry.name, ProjectError("is not a regular file", where=f"{path}/{DOCKERFILE}"))
+    return Project(entry.name, Path(base), path)
+
+
+def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
+    problem = name_problem(entry.name)
+    if problem is not None:
+        return Broken(entry.name, _misnamed(entry.name, path, problem))
+    points_to = os.readlink(entry.path)
+    target = os.path.realpath(entry.path)
+    parent, name = os.path.split(target)
+    if not os.path.exists(target):
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"this alias points to {points_to}, which does not exist",
+                where=path,
+                hint=f"point it to a project: ln -sfn NAME '{path}'",
+            ),
+        )
+    if parent not in (base, os.path.join(base, PROJECTS)):
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"this alias points to {points_to}, outside of the projects of this checkout",
+                where=path,
+                hint=f"an alias names a project beside it: ln -sfn NAME '{path}'",
+            ),
+        )
+    return Alias(entry.name, name)
+
+
+def _misnamed(name: str, path: str, problem: str) -> ProjectError:
+    return ProjectError(
+        f"{name!r} cannot be the name of an image: {problem}",
+        where=repr(path),
+        hint="rename the directory to something like reasoning:2025.1",
+    )
+
+
+def _kind(path: str) -> int | None:
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -1,0 +1,150 @@
+"""One checkout opened: its settings, its images, and what is known of them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model import dockerfile, recipe
+from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
+from rc_tasks.model.project import DOCKERFILE, RECIPE, Alias, Broken, Project, discover
+from rc_tasks.model.settings import Settings
+from rc_tasks.model.settings import load as load_settings
+from rc_tasks.state.digests import Digests
+from rc_tasks.state.records import Records, Step
+from rc_tasks.state.store import Store
+
+DODO = "dodo.py"
+GENERATED = ".rc"
+TEMPLATE = "templates/env.toml.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A directory with a dodo.py; `root` is absolute with symlinks resolved."""
+
+    root: Path
+    settings: Settings
+    graph: ImageGraph
+    records: Records
+    digests: Digests
+    store: Store
+    architecture: str
+
+    @property
+    def images_root(self) -> Path:
+        """Where the official images lie: the setting, or this checkout itself."""
+        return Path(self.settings.images_root) if self.settings.images_root else self.root
+
+    @property
+    def template(self) -> Path:
+        """The template of every env.toml."""
+        return self.root / TEMPLATE
+
+    def lock(self, name: str) -> Path:
+        """The file that the builder of an image holds."""
+        return self.root / GENERATED / "locks" / f"{name}.json"
+
+    def logs(self, step: Step, name: str) -> Path:
+        """The directory of a step's logs."""
+        return self.root / GENERATED / "logs" / name / step
+
+    def shown(self, path: Path) -> str:
+        """A path as messages name it: relative to the checkout."""
+        return os.path.relpath(path, self.root)
+
+
+def find_root(start: Path) -> Path:
+    """The nearest directory at or above `start` with a dodo.py; raises ProjectError."""
+    here = Path(os.path.realpath(start))
+    for directory in (here, *here.parents):
+        if (directory / DODO).is_file():
+            return directory
+    raise ProjectError(
+        f"neither this directory nor one above it has a {DODO}",
+        where=start,
+        hint="go into a checkout of the image repository and run the command there",
+    )
+
+
+def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checkout:
+    """Read the settings and every project of a checkout.
+
+    Raises SettingsError; what is wrong with a single project is kept in `graph.broken`.
+    """
+    root = Path(os.path.realpath(root))
+    settings = load_settings(root, environ, Path.home())
+    architecture = os.uname().machine
+    projects: list[Project] = []
+    aliases: list[Alias] = []
+    broken: dict[str, RcError] = {}
+    problems: list[RcError] = []
+    for found in discover(root):
+        match found:
+            case Project():
+                projects.append(found)
+            case Alias():
+                aliases.append(found)
+            case Broken(name, error):
+                if is_task_name(name):
+                    broken[name] = error
+                else:
+                    problems.append(error)
+    _refuse_same_names(projects, aliases)
+    alias_targets = {alias.name: alias.target for alias in aliases}
+    names = tuple(project.name for project in projects)
+    nodes = []
+    for project in projects:
+        try:
+            nodes.append(_node(project, alias_targets, names, architecture))
+        except RcError as error:
+            broken[project.name] = error
+    generated = root / GENERATED
+    return Checkout(
+        root,
+        settings,
+        graph(nodes, aliases, broken, problems),
+        Records(generated / "state"),
+        Digests(root, generated / "cache" / "digests.json"),
+        Store(generated / "store"),
+        architecture,
+    )
+
+
+def is_task_name(name: str) -> bool:
+    """Whether doit can have a task of this name."""
+    return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
+
+
+def _node(
+    project: Project, aliases: Mapping[str, str], names: tuple[str, ...], architecture: str
+) -> ImageNode:
+    options = recipe.load(project.recipe, project.shown(RECIPE))
+    try:
+        text = project.dockerfile.read_bytes()
+    except OSError as error:
+        raise ProjectError(
+            f"cannot be read: {error.strerror}", where=project.shown(DOCKERFILE)
+        ) from None
+    parsed = dockerfile.parse(
+        text,
+        where=project.shown(DOCKERFILE),
+        build_args=options.build_args,
+        architecture=architecture,
+        target=options.target,
+    )
+    return link(project, parsed, options, aliases, names)
+
+
+def _refuse_same_names(projects: list[Project], aliases: list[Alias]) -> None:
+    seen: dict[str, str] = {}
+    paths = [(project.name, project.path) for project in projects]
+    for name, path in (*paths, *((alias.name, f"projects/{alias.name}") for alias in aliases)):
+        if name in seen:
+            raise ProjectError(
+                f"two directories make an image named {name}: {seen[name]} and {path}",
+                where=path,
+                hint="rename one of them",
+            )
+        seen[name] = path

@@ -1,0 +1,66 @@
+"""What an image is made from, part by part, each with its digest.
+
+No version of this tool, no time and no path of the checkout is an input: none may cause a rebuild.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+
+from rc_tasks.errors import ProjectError
+from rc_tasks.model import context
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.state.digests import Digests, text_digest
+
+# What the names of parts begin with: files of the build context, images of this checkout.
+CONTEXT = "context/"
+BASE = "base/"
+
+
+def build_inputs(
+    node: ImageNode, base_ids: Mapping[str, str], architecture: str, digests: Digests
+) -> dict[str, str]:
+    """The inputs of an image by part, such as `Dockerfile`, `context/entrypoint.sh`, `base/reasoning_base`.
+
+    `base_ids` maps the local bases that are built to their image IDs. Values are texts to compare.
+    Raises ProjectError when a file of the context cannot be read.
+    """
+    directory = str(node.project.directory)
+    parts = {}
+    for path in input_files(node):
+        full = f"{directory}/{path}"
+        part = path if path == DOCKERFILE else CONTEXT + path
+        try:
+            status = os.stat(full, follow_symlinks=path == DOCKERFILE)
+            parts[part] = file_value(full, status, digests)
+        except OSError as error:
+            raise ProjectError(
+                f"cannot be read: {error.strerror}",
+                where=node.project.shown(path),
+                hint="make it readable, or name it in .containerignore if no image needs it",
+            ) from None
+    for key, value in node.recipe.build_args.items():
+        parts[f"build_args.{key}"] = text_digest(value)
+    if node.recipe.target is not None:
+        parts["target"] = node.recipe.target
+    for name in node.bases:
+        parts[BASE + name] = base_ids.get(name, "")
+    parts["architecture"] = architecture
+    return parts
+
+
+def input_files(node: ImageNode) -> Iterator[str]:
+    """The files that an image depends on, relative to its directory, the Dockerfile first."""
+    yield DOCKERFILE
+    for entry in context.entries(node.project.directory):
+        if entry.path != DOCKERFILE:
+            yield entry.path
+
+
+def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
+    """A file as an input: its permission bits and the digest of its content, or of a link's target."""
+    if stat.S_ISLNK(status.st_mode):
+        return f"link {text_digest(os.readlink(path))}"
+    content = "directory" if stat.S_ISDIR(status.st_mode) else digests.content(path, status)
+    return f"{stat.S_IMODE(status.st_mode):04o} {content}"

@@ -1,0 +1,159 @@
+"""What each step made, and from what: one small JSON file per step, written the moment it ends."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rc_tasks.state.files import write_atomically
+
+SCHEMA = 1
+
+
+class Step(StrEnum):
+    """The steps of an image, in order; each is a doit task `STEP:NAME`."""
+
+    PODMAN = "podman"
+    ENROOT = "enroot"
+    ENV = "env"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an EDF and a listing need to know of a built image. `entrypoint` is the image's own argv."""
+
+    image_id: str
+    architecture: str
+    size_bytes: int
+    workdir: str
+    entrypoint: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published file as it was when published; `sample` is from `Digests.sample`."""
+
+    size_bytes: int
+    mtime_ns: int
+    sample: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part."""
+
+    inputs: Mapping[str, str]
+    started_at: str
+    ended_at: str
+    duration_s: float
+    node: str
+    job_id: str = ""
+    facts: Facts | None = None
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A step that failed: from which inputs, why, and where the log is (relative to the checkout)."""
+
+    inputs: Mapping[str, str]
+    failed_at: str
+    message: str
+    log: str
+
+
+@dataclass(slots=True)
+class Records:
+    """The records of a checkout, in `.rc/state`."""
+
+    directory: Path
+    _seen: dict[str, Record | None] = field(default_factory=dict)
+
+    def get(self, step: Step, name: str) -> Record | None:
+        """The record of a step, or None when it never ended well; a damaged file counts as none."""
+        task = f"{step}:{name}"
+        if task not in self._seen:
+            self._seen[task] = self._read(task)
+        return self._seen[task]
+
+    def put(self, step: Step, name: str, record: Record) -> None:
+        """Write down that a step is done; nothing before it is lost when this is interrupted."""
+        task = f"{step}:{name}"
+        text = json.dumps({"schema": SCHEMA, "task": task, **asdict(record)}, indent=1)
+        write_atomically(self._path(task), text + "\n")
+        self._seen[task] = record
+        self._remove(self._failure_path(task))
+
+    def forget(self, step: Step, name: str) -> None:
+        """Remove what is known of a step."""
+        task = f"{step}:{name}"
+        self._seen.pop(task, None)
+        self._remove(self._path(task))
+        self._remove(self._failure_path(task))
+
+    def reread(self, step: Step, name: str) -> None:
+        """Another process may have written: look again at the next `get`."""
+        self._seen.pop(f"{step}:{name}", None)
+
+    def failure(self, step: Step, name: str) -> Failure | None:
+        """How the step failed since it last ended well, or None."""
+        try:
+            found = json.loads(self._failure_path(f"{step}:{name}").read_bytes())
+            return Failure(**found)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def put_failure(self, step: Step, name: str, failure: Failure) -> None:
+        """Write down that a step failed; the record of its last success stays."""
+        write_atomically(
+            self._failure_path(f"{step}:{name}"), json.dumps(asdict(failure), indent=1) + "\n"
+        )
+
+    def _read(self, task: str) -> Record | None:
+        try:
+            with open(self._path(task), "rb") as file:
+                found = json.loads(file.read())
+            if found["schema"] != SCHEMA or found["task"] != task:
+                return None
+            facts, artifact = found["facts"], found["artifact"]
+            return Record(
+                inputs=found["inputs"],
+                started_at=found["started_at"],
+                ended_at=found["ended_at"],
+                duration_s=found["duration_s"],
+                node=found["node"],
+                job_id=found["job_id"],
+                facts=_facts(facts) if facts else None,
+                artifact=_artifact(artifact) if artifact else None,
+            )
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _path(self, task: str) -> Path:
+        return self.directory / f"{task}.json"
+
+    def _failure_path(self, task: str) -> Path:
+        return self.directory / f"{task}.failed.json"
+
+    def _remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+# Key by key: a later version may write more, and must not make everything stale by that.
+def _facts(found: dict[str, Any]) -> Facts:
+    return Facts(
+        image_id=found["image_id"],
+        architecture=found["architecture"],
+        size_bytes=found["size_bytes"],
+        workdir=found["workdir"],
+        entrypoint=tuple(found["entrypoint"]),
+    )
+
+
+def _artifact(found: dict[str, Any]) -> Artifact:
+    return Artifact(found["size_bytes"], found["mtime_ns"], found["sample"])

@@ -1,0 +1,295 @@
+"""Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.edf import EdfValues
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.settings import Entrypoint
+from rc_tasks.state import locks
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.digests import text_digest
+from rc_tasks.state.inputs import build_inputs
+from rc_tasks.state.records import Facts, Failure, Record, Step
+
+
+class State(StrEnum):
+    """The state of an image, as `doit list` shows it."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    MISSING = "missing"
+    FAILED = "failed"
+    BUILDING = "building"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason for a step to run.
+
+    `part` names the input or output concerned, `old` and `new` its digests where there are any.
+    `upstream`: it concerns only what comes before, and may vanish once that has run.
+    """
+
+    part: str
+    words: str
+    old: str = ""
+    new: str = ""
+    upstream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatus:
+    """Why a step has to run; no causes: it does not."""
+
+    step: Step
+    causes: tuple[Cause, ...]
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing to do."""
+        return not self.causes
+
+    @property
+    def certain(self) -> bool:
+        """It will run whatever the steps before it make."""
+        return any(not cause.upstream for cause in self.causes)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """An image as a whole; `reasons` are words for people, the most important first."""
+
+    name: str
+    state: State
+    reasons: tuple[str, ...]
+    steps: tuple[StepStatus, ...]
+    failure: Failure | None = None
+
+
+class Judge:
+    """Judges the steps and images of one checkout; asks the records anew for every run of a step."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self._checkout = checkout
+        self._steps: dict[tuple[Step, str], StepStatus] = {}
+        self._template: str | None = None
+
+    def step(self, step: Step, name: str) -> StepStatus:
+        """Whether and why a step of an image has to run. Raises the error of a broken project."""
+        key = (step, name)
+        if key not in self._steps:
+            node = self._checkout.graph.resolve(name)
+            judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
+            self._steps[key] = StepStatus(step, tuple(judge(node)))
+        return self._steps[key]
+
+    def done(self, step: Step, name: str) -> None:
+        """A step has run, perhaps in another process: what is known of it and below it is old."""
+        self._checkout.records.reread(step, name)
+        self._steps.clear()
+
+    def image(self, name: str) -> ImageStatus:
+        """An image's state with its reasons."""
+        graph = self._checkout.graph
+        if name in graph.broken:
+            return ImageStatus(name, State.FAILED, (_first_line(graph.broken[name]),), ())
+        try:
+            steps = tuple(self.step(step, name) for step in Step)
+        except RcError as error:
+            return ImageStatus(name, State.FAILED, (_first_line(error),), ())
+        reasons = tuple(dict.fromkeys(cause.words for cause in _told(steps)))
+        failure = next((found for status in steps if (found := self._failure(status, name))), None)
+        if locks.holder(self._checkout.lock(name)) is not None:
+            state = State.BUILDING
+        elif failure is not None:
+            state, reasons = State.FAILED, (failure.message, *reasons)
+        elif not self._checkout.graph.images[name].project.artifact.exists():
+            state = State.MISSING
+        else:
+            state = State.STALE if reasons else State.FRESH
+        return ImageStatus(name, state, reasons, steps, failure)
+
+    def inputs(self, step: Step, name: str) -> dict[str, str]:
+        """What a step would be made from now; for a failed step, what it failed with."""
+        node = self._checkout.graph.resolve(name)
+        record = self._checkout.records.get(Step.PODMAN, name)
+        match step:
+            case Step.PODMAN:
+                return self.build_inputs(node)
+            case Step.ENROOT:
+                return {"image": record.facts.image_id if record and record.facts else ""}
+            case Step.ENV:
+                return self.edf_inputs(node, record.facts) if record and record.facts else {}
+
+    def build_inputs(self, node: ImageNode) -> dict[str, str]:
+        """The inputs of the podman step, with the local bases as they are recorded now."""
+        checkout = self._checkout
+        ids: dict[str, str] = {}
+        for base in node.bases:
+            record = checkout.records.get(Step.PODMAN, base)
+            if record is not None and record.facts is not None:
+                ids[base] = record.facts.image_id
+        inputs = build_inputs(node, ids, checkout.architecture, checkout.digests)
+        if checkout.settings.source:
+            inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
+        return inputs
+
+    def edf_values(self, node: ImageNode, facts: Facts) -> EdfValues:
+        """What the template of the EDF is filled with."""
+        checkout = self._checkout
+        edf = node.recipe.edf.apply(checkout.settings.edf)
+        entrypoint = {
+            Entrypoint.TRUE: True,
+            Entrypoint.FALSE: False,
+            # The entrypoints of vendors' images are not ours to run at every start; our own are meant.
+            Entrypoint.AUTO: self._sets_entrypoint(node),
+        }[edf.entrypoint]
+        return EdfValues(
+            name=node.project.name,
+            image=str(checkout.images_root / node.project.path / node.project.artifact.name),
+            mounts=edf.mounts,
+            workdir=edf.workdir or facts.workdir or "/",
+            entrypoint=entrypoint,
+            writable=edf.writable,
+            annotations=edf.annotations,
+            env=edf.env,
+        )
+
+    def edf_inputs(self, node: ImageNode, facts: Facts) -> dict[str, str]:
+        """The inputs of the env step."""
+        if self._template is None:
+            self._template = self._checkout.digests.content(str(self._checkout.template))
+        values = json.dumps(asdict(self.edf_values(node, facts)), sort_keys=True, default=dict)
+        return {"template": self._template, "values": text_digest(values)}
+
+    def _sets_entrypoint(self, node: ImageNode) -> bool:
+        base = node.dockerfile.final_base
+        if node.dockerfile.sets_entrypoint or base is None or base.name not in node.local:
+            return node.dockerfile.sets_entrypoint
+        return self._sets_entrypoint(self._checkout.graph.resolve(node.local[base.name]))
+
+    def _podman(self, node: ImageNode) -> list[Cause]:
+        name = node.project.name
+        causes = [
+            Cause(f"base/{base}", f"base {base} is stale", upstream=True)
+            for base in node.bases
+            if base in self._checkout.graph.broken or not self.step(Step.PODMAN, base).fresh
+        ]
+        record = self._checkout.records.get(Step.PODMAN, name)
+        if record is None or record.facts is None:
+            return [Cause("", "never built"), *causes]
+        now = self.build_inputs(node)
+        # The digest of a base that is stale itself says nothing that was not said.
+        said = {cause.part for cause in causes}
+        parts = [part for part in {**record.inputs, **now} if part not in said]
+        causes = [
+            Cause(part, _changed(part, record.inputs.get(part), now.get(part)), old, new)
+            for part in parts
+            if (old := record.inputs.get(part, "")) != (new := now.get(part, ""))
+        ] + causes
+        store = self._checkout.settings.store
+        if store.enabled and not self._checkout.store.has(record.facts.image_id):
+            causes.append(Cause("store", "the image is not in the store any more"))
+        return causes
+
+    def _enroot(self, node: ImageNode) -> list[Cause]:
+        name = node.project.name
+        causes = self._after(Step.PODMAN, name)
+        record = self._checkout.records.get(Step.ENROOT, name)
+        if record is None or record.artifact is None:
+            return [Cause("image.sqsh", "never published"), *causes]
+        old, new = record.inputs.get("image", ""), self.inputs(Step.ENROOT, name)["image"]
+        if old != new:
+            causes.append(Cause("image", "the image was built anew", old, new))
+        damage = self._damage(node, record)
+        if damage is not None:
+            causes.append(Cause("image.sqsh", damage))
+        elif not node.project.image_json.exists():
+            causes.append(Cause("image.json", "image.json is missing"))
+        return causes
+
+    def _damage(self, node: ImageNode, record: Record) -> str | None:
+        published = record.artifact
+        path = str(node.project.artifact)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return "image.sqsh is missing"
+        if published is None or status.st_size != published.size_bytes:
+            return f"image.sqsh is damaged: it has {status.st_size} bytes"
+        if status.st_mtime_ns == published.mtime_ns:
+            return None
+        # Touched, copied or written to: a sample tells which, without reading it whole.
+        if self._checkout.digests.sample(path, status) != published.sample:
+            return "image.sqsh was changed after it was published"
+        return None
+
+    def _env(self, node: ImageNode) -> list[Cause]:
+        name = node.project.name
+        causes = self._after(Step.ENROOT, name)
+        record = self._checkout.records.get(Step.ENV, name)
+        facts = self._facts(name)
+        if record is None or facts is None:
+            return [Cause("env.toml", "env.toml was never written"), *causes]
+        now = self.edf_inputs(node, facts)
+        try:
+            now["env.toml"] = self._checkout.digests.content(str(node.project.edf))
+        except FileNotFoundError:
+            return [Cause("env.toml", "env.toml is missing"), *causes]
+        words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
+        for part, new in now.items():
+            old = record.inputs.get(part, "")
+            if old != new:
+                causes.append(Cause(part, words.get(part, f"{part} changed"), old, new))
+        return causes
+
+    def _facts(self, name: str) -> Facts | None:
+        record = self._checkout.records.get(Step.PODMAN, name)
+        return record.facts if record is not None else None
+
+    def _after(self, step: Step, name: str) -> list[Cause]:
+        fresh = self.step(step, name).fresh
+        return [] if fresh else [Cause(step, f"{step}:{name} runs before it", upstream=True)]
+
+    def _failure(self, status: StepStatus, name: str) -> Failure | None:
+        if status.fresh:
+            return None
+        failure = self._checkout.records.failure(status.step, name)
+        if failure is None or failure.inputs != self.inputs(status.step, name):
+            return None
+        return failure
+
+
+def _told(steps: tuple[StepStatus, ...]) -> list[Cause]:
+    """The causes that a person wants to read: of each image the first step that says something."""
+    certain = [cause for status in steps for cause in status.causes if not cause.upstream]
+    from_bases = [cause for cause in steps[0].causes if cause.upstream] if steps else []
+    if steps and any(cause.words == "never built" for cause in steps[0].causes):
+        return [steps[0].causes[0], *from_bases]
+    return certain + from_bases
+
+
+def _changed(part: str, old: str | None, new: str | None) -> str:
+    kind, _, rest = part.partition("/")
+    match kind:
+        case "base" if old is not None and new is not None:
+            return f"base {rest} was built anew"
+        case "base":
+            return f"base {rest} {'added' if old is None else 'removed'}"
+        case "architecture":
+            return f"built for {old}, this is {new}"
+        case "context" if old is not None and new is not None:
+            same_content = old.partition(" ")[2] == new.partition(" ")[2]
+            return f"mode of {rest} changed" if same_content else f"{rest} changed"
+        case "context":
+            return f"{rest} {'added' if old is None else 'removed'}"
+        case _:
+            return f"{part} changed"
+
+
+def _first_line(error: RcError) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,123 @@
+"""Built images on the shared file system, so that no node's podman has to keep them.
+
+    store/blobs/sha256/DIGEST    layers (uncompressed: the digest is the diff ID) and configurations
+    store/images/IMAGE_ID/       skopeo's `dir:` form: manifest.json, and links to the blobs
+
+The manifest is Docker's, not OCI's: an OCI layout would convert the configuration, which loses SHELL
+and HEALTHCHECK and gives the image another ID (seen with skopeo 1.9.3).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.tools import command, skopeo
+from rc_tasks.tools.podman import Image, Podman
+
+_MANIFEST = "manifest.json"
+_DOCKER = "application/vnd.docker"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The image store of one checkout."""
+
+    directory: Path
+
+    def has(self, image_id: str) -> bool:
+        """Whether the image is here; one `stat`."""
+        return os.path.exists(self._image(image_id) / _MANIFEST)
+
+    def put(self, podman: Podman, image: Image) -> None:
+        """Bring an image in from a podman storage; layers that are here already are not copied."""
+        if self.has(image.id):
+            return
+        blobs = self.directory / "blobs"
+        images = self.directory / "images"
+        for directory in (blobs / "sha256", images):
+            directory.mkdir(parents=True, exist_ok=True)
+        source = podman.storage_reference(image.id)
+        with tempfile.TemporaryDirectory(prefix=".put.", dir=self.directory) as scratch:
+            _must(skopeo.copy_to_layout(source, Path(scratch) / "layout", blobs))
+            config = skopeo.raw_config(source).encode()
+            if hashlib.sha256(config).hexdigest() != image.id:
+                raise ArtifactError(
+                    f"podman gives image {image.id[:12]} a configuration with another digest",
+                    hint="`podman system reset` on that node, then build again",
+                )
+            blob = Path(scratch) / "config"
+            blob.write_bytes(config)
+            os.replace(blob, self._blob(image.id))
+            # Not of TemporaryDirectory's mode 0700: others read the store.
+            view = Path(scratch) / "view"
+            view.mkdir()
+            self._write_view(view, image, len(config))
+            # Another node may have been quicker with the same image: then there is nothing left to do.
+            with contextlib.suppress(OSError):
+                os.rename(view, self._image(image.id))
+        if not self.has(image.id):
+            raise ArtifactError(f"cannot write image {image.id[:12]} to the store", where=images)
+
+    def bring(self, podman: Podman, image_id: str) -> bool:
+        """Make sure that a podman storage holds the image; false when it is neither there nor here."""
+        if podman.exists(image_id):
+            return True
+        if not self.has(image_id):
+            return False
+        _must(skopeo.copy_from_directory(self._image(image_id), podman.storage_reference(image_id)))
+        return podman.exists(image_id)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left, once it is a day old."""
+        for left in self.directory.glob(".put.*"):
+            with contextlib.suppress(OSError):
+                if left.stat().st_mtime < self.directory.stat().st_mtime - 86_400:
+                    shutil.rmtree(left)
+
+    def _write_view(self, view: Path, image: Image, config_size_bytes: int) -> None:
+        layers = []
+        for digest in image.layers:
+            blob = self._blob(digest.removeprefix("sha256:"))
+            try:
+                size_bytes = blob.stat().st_size
+            except FileNotFoundError:
+                raise ArtifactError(
+                    f"skopeo did not write layer {digest[:19]} of image {image.id[:12]}", where=blob
+                ) from None
+            layers.append(
+                {"mediaType": f"{_DOCKER}.image.rootfs.diff.tar", "size": size_bytes, "digest": digest}
+            )
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{_DOCKER}.distribution.manifest.v2+json",
+            "config": {
+                "mediaType": f"{_DOCKER}.container.image.v1+json",
+                "size": config_size_bytes,
+                "digest": f"sha256:{image.id}",
+            },
+            "layers": layers,
+        }
+        for digest in (image.id, *(layer.removeprefix("sha256:") for layer in image.layers)):
+            with contextlib.suppress(FileExistsError):  # an image may hold the same layer twice
+                os.symlink(f"../../blobs/sha256/{digest}", view / digest)
+        # skopeo reads a directory as an image when this line stands in it (containers-transports(5)).
+        (view / "version").write_text("Directory Transport Version: 1.1\n")
+        (view / _MANIFEST).write_text(json.dumps(manifest))
+
+    def _image(self, image_id: str) -> Path:
+        return self.directory / "images" / image_id
+
+    def _blob(self, digest: str) -> Path:
+        return self.directory / "blobs" / "sha256" / digest
+
+
+def _must(wanted: command.Command) -> None:
+    returncode = command.stream(wanted, None)
+    if returncode != 0:
+        raise command.failure(wanted, returncode, [], hint="its own words stand above in the log")

@@ -1,0 +1,82 @@
+"""`python -m rc_tasks.steps podman|enroot|env NAME`: one step, here and now, in the current checkout.
+
+`python -m rc_tasks.steps check` checks this node instead.
+"""
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from rc_tasks.errors import RcError
+from rc_tasks.state.checkout import Checkout, find_root, open_checkout
+from rc_tasks.state.locks import held
+from rc_tasks.state.records import Step
+from rc_tasks.steps import node as nodes
+from rc_tasks.steps.outcome import FAILED
+from rc_tasks.tools import command, podman
+from rc_tasks.tools.command import Command
+
+
+def run(checkout: Checkout, step: Step, name: str) -> None:
+    """Carry out one step while holding the image's lock."""
+    name = checkout.graph.resolve(name).project.name
+    with held(checkout.lock(name), f"{step}:{name}"):
+        match step:
+            case Step.PODMAN:
+                from rc_tasks.steps.build import build
+
+                build(checkout, name)
+            case Step.ENROOT:
+                from rc_tasks.steps.publish import publish
+
+                publish(checkout, name)
+            case Step.ENV:
+                from rc_tasks.steps.environment import write_environment
+
+                write_environment(checkout, name)
+    checkout.digests.save()
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: 0 done, 1 failed and said why, 2 wrong arguments."""
+    if argv != ["check"] and (len(argv) != 2 or argv[0] not in set(Step)):
+        print("usage: python -m rc_tasks.steps podman|enroot|env NAME, or check", file=sys.stderr)
+        return 2
+    # A job that is cancelled or runs out of time gets TERM: leave as with Ctrl-C, with all cleaned up.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        checkout = open_checkout(find_root(Path.cwd()))
+        if argv == ["check"]:
+            from rc_tasks.steps.check import print_findings
+
+            print_findings(checkout)
+            return 0
+        step, name = Step(argv[0]), argv[1]
+        if step is Step.ENROOT and podman.rootless():
+            # Only in podman's user namespace can an image be mounted and all of its files be read.
+            inner = Command((sys.executable, "-m", "rc_tasks.steps", *argv), cwd=checkout.root)
+            return command.stream(nodes.storage(checkout.settings.podman).unshare(inner), None)
+        run(checkout, step, name)
+    except RcError as error:
+        sys.stdout.flush()
+        print(f"{FAILED}\n{error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print(f"{FAILED}\nthe step was interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    with contextlib.suppress(ValueError):
+        # Once is enough: a second signal must not break the cleaning up.
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""The podman step: from a Dockerfile to an image in the store."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from rc_tasks.errors import CommandError
+from rc_tasks.model import context
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.records import Facts, Record, Step
+from rc_tasks.state.status import Judge
+from rc_tasks.steps import node as nodes
+from rc_tasks.steps.bring import bring
+from rc_tasks.tools import command
+from rc_tasks.tools.podman import Image, Podman
+
+_LABEL = "org.opencontainers.image"
+
+
+def build(checkout: Checkout, name: str) -> None:
+    """Build an image on this node and put it in the store. Raises CommandError when podman fails."""
+    node = checkout.graph.resolve(name)
+    started_at, started = nodes.now(), time.monotonic()
+    # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
+    inputs = Judge(checkout).build_inputs(node)
+    podman = nodes.storage(checkout.settings.podman)
+    bases = {written: bring(checkout, podman, base) for written, base in node.local.items()}
+    image = _build(checkout, podman, node, bases)
+    if checkout.settings.store.enabled:
+        nodes.require("skopeo", "skopeo")
+        checkout.store.put(podman, image)
+    here = nodes.this_node()
+    checkout.records.put(
+        Step.PODMAN,
+        name,
+        Record(
+            inputs=inputs,
+            started_at=started_at,
+            ended_at=nodes.now(),
+            duration_s=round(time.monotonic() - started, 3),
+            node=here.name,
+            job_id=here.job_id,
+            facts=Facts(image.id, image.architecture, image.size_bytes, image.workdir, image.entrypoint),
+        ),
+    )
+    print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
+
+
+def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str, str]) -> Image:
+    project = node.project
+    labels = _labels(checkout, podman, node)
+    with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
+        iidfile, ignorefile = Path(scratch) / "iid", Path(scratch) / "ignore"
+        ignorefile.write_text(context.ignore_text(project.directory))
+        wanted = podman.build(
+            project.directory,
+            project.dockerfile,
+            tag=f"localhost/{project.name}",
+            iidfile=iidfile,
+            ignorefile=ignorefile,
+            bases=bases,
+            build_args=node.recipe.build_args,
+            labels=labels,
+            target=node.recipe.target,
+            secrets=node.recipe.secrets,
+            volumes=checkout.settings.podman.volumes,
+        )
+        returncode = command.stream(wanted, None)
+        if returncode != 0:
+            raise CommandError(
+                f"podman build {command.ending(returncode)}",
+                where=project.shown("Dockerfile"),
+                hint="\n".join(
+                    (
+                        *node.notes,
+                        f"mend it and run `doit build:{project.name}`: it resumes there",
+                    )
+                ),
+            )
+        return podman.inspect(iidfile.read_text().strip())
+
+
+def _labels(checkout: Checkout, podman: Podman, node: ImageNode) -> dict[str, str]:
+    """Labels that are the same for every build of the same inputs: they are part of the image ID."""
+    title, _, version = node.project.name.partition(":")
+    labels = {f"{_LABEL}.title": title, f"{_LABEL}.version": version or "latest"}
+    if checkout.settings.source:
+        labels[f"{_LABEL}.source"] = checkout.settings.source
+    base = node.dockerfile.final_base
+    if base is not None:
+        local = node.local.get(base.name)
+        labels[f"{_LABEL}.base.name"] = local or base.name
+        # An image of ours has no manifest digest before it is in a registry: its ID stands for it.
+        record = checkout.records.get(Step.PODMAN, local) if local else None
+        if record is not None and record.facts is not None:
+            labels[f"{_LABEL}.base.digest"] = f"sha256:{record.facts.image_id}"
+        elif local is None:
+            labels[f"{_LABEL}.base.digest"] = podman.pull_missing(base.name)
+    return labels

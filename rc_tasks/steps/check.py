@@ -1,0 +1,165 @@
+"""What a node needs to carry out steps, checked on that node; `doit doctor` shows it."""
+
+import json
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.settings import SquashMethod
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.steps import node as nodes
+from rc_tasks.tools import command, podman, squashfs
+
+# What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
+MARK = "rc-finding "
+_WANTED_FREE_BYTES = 20_000_000_000
+_WANTED_FILES = 65_536
+
+
+class Level(StrEnum):
+    """How bad a finding is; only problems make `doit doctor` exit with an error."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found, and how to mend it."""
+
+    level: Level
+    what: str
+    hint: str = ""
+
+
+def print_findings(checkout: Checkout) -> None:
+    """Check this node and print each finding as one marked line of JSON."""
+    for finding in findings(checkout):
+        print(MARK + json.dumps(asdict(finding)), flush=True)
+
+
+def parse_findings(lines: list[str]) -> Iterator[Finding]:
+    """The findings among the lines of a log."""
+    for line in lines:
+        if line.startswith(MARK):
+            found = json.loads(line.removeprefix(MARK))
+            yield Finding(Level(found["level"]), found["what"], found["hint"])
+
+
+def findings(checkout: Checkout) -> Iterator[Finding]:
+    """Everything that this node is checked for."""
+    yield from _podman(checkout)
+    yield from _skopeo(checkout)
+    yield from _squash(checkout)
+    yield from _space(checkout)
+    yield _files()
+    yield _checkout(checkout)
+
+
+def _podman(checkout: Checkout) -> Iterator[Finding]:
+    try:
+        version = podman.version()
+    except RcError as error:
+        yield Finding(Level.PROBLEM, error.what, error.hint or "")
+        return
+    if tuple(map(int, version.split(".")[:2])) < (4, 3):
+        yield Finding(
+            Level.PROBLEM, f"podman {version} is too old", "4.3 is the oldest that is known to work"
+        )
+        return
+    try:
+        engine = nodes.storage(checkout.settings.podman)
+        driver = command.capture(engine.command("info", "--format", "{{.Store.GraphDriverName}}")).stdout
+    except RcError as error:
+        yield Finding(Level.PROBLEM, f"podman does not start: {error.what}", _last(error))
+        return
+    driver = driver.strip()
+    yield Finding(Level.OK, f"podman {version}, storage driver {driver}")
+    if driver == "vfs":
+        yield Finding(
+            Level.WARNING,
+            "storage driver vfs copies the whole image for every instruction",
+            "set podman.driver to overlay (rootless on an old kernel: install fuse-overlayfs)",
+        )
+    if podman.rootless():
+        user = command.capture(
+            engine.unshare(command.Command(("cat", "/proc/self/uid_map"))), check=False
+        )
+        if len(user.stdout.splitlines()) < 2:
+            yield Finding(
+                Level.PROBLEM,
+                "this user has no range of subordinate user IDs",
+                "ask an administrator for a line in /etc/subuid and /etc/subgid",
+            )
+
+
+def _skopeo(checkout: Checkout) -> Iterator[Finding]:
+    if not checkout.settings.store.enabled:
+        yield Finding(Level.OK, "the store is off: images stay on the node that built them")
+    elif command.which("skopeo") is None:
+        yield Finding(Level.PROBLEM, "skopeo was not found", "install skopeo, or set store = false")
+    else:
+        yield Finding(Level.OK, "skopeo")
+
+
+def _squash(checkout: Checkout) -> Iterator[Finding]:
+    settings = checkout.settings.squash
+    tools = ["mksquashfs", "unsquashfs"]
+    tools += ["enroot"] if settings.method is SquashMethod.ENROOT else []
+    missing = [tool for tool in tools if command.which(tool) is None]
+    for tool in missing:
+        package = "enroot" if tool == "enroot" else "squashfs-tools"
+        yield Finding(Level.PROBLEM, f"{tool} was not found", f"install {package}")
+    if not missing:
+        asked = settings.compression.value
+        wanted = None if asked == "auto" else squashfs.Compression(asked)
+        found = squashfs.best(wanted, squashfs.probe())
+        yield Finding(Level.OK, f"mksquashfs {squashfs.version()}, compression {found}")
+
+
+def _space(checkout: Checkout) -> Iterator[Finding]:
+    try:
+        engine = nodes.storage(checkout.settings.podman)
+    except RcError as error:
+        yield Finding(Level.PROBLEM, error.what, error.hint or "")
+        return
+    places = [("the checkout", checkout.root), ("temporary files", Path(tempfile.gettempdir()))]
+    if engine.root:
+        places.append(("podman's images", Path(engine.root).parent))
+    for what, place in places:
+        free = nodes.free_bytes(place)
+        told = f"{free / 1e9:.0f} GB free for {what} ({place})"
+        if free < _WANTED_FREE_BYTES:
+            yield Finding(Level.WARNING, told, "images of 20 GB are common; make room or move it")
+        else:
+            yield Finding(Level.OK, told)
+
+
+def _files() -> Finding:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= limit < _WANTED_FILES:
+        return Finding(
+            Level.WARNING, f"at most {limit} open files", "large builds may need more: ulimit -Hn 65536"
+        )
+    return Finding(Level.OK, "open files: enough")
+
+
+def _checkout(checkout: Checkout) -> Finding:
+    if not os.access(checkout.root, os.W_OK):
+        return Finding(
+            Level.PROBLEM,
+            f"{checkout.root} cannot be written from here",
+            "work in a clone of your own: git clone PATH",
+        )
+    return Finding(Level.OK, f"python {shutil.which('python3') or '?'}, checkout {checkout.root}")
+
+
+def _last(error: RcError) -> str:
+    return error.quote[-1] if error.quote else error.hint or ""

@@ -1,0 +1,57 @@
+"""The env step: the EDF beside the image, generated but people's to edit."""
+
+import time
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model import edf, edf_merge
+from rc_tasks.model.project import EDF
+from rc_tasks.state.checkout import TEMPLATE, Checkout
+from rc_tasks.state.digests import text_digest
+from rc_tasks.state.files import write_atomically
+from rc_tasks.state.records import Record, Step
+from rc_tasks.state.status import Judge
+from rc_tasks.steps import node as nodes
+
+
+def write_environment(checkout: Checkout, name: str) -> None:
+    """Write or bring up to date a project's env.toml. Raises EdfError; then the old file stays."""
+    node = checkout.graph.resolve(name)
+    started_at, started = nodes.now(), time.monotonic()
+    record = checkout.records.get(Step.PODMAN, name)
+    if record is None or record.facts is None:
+        raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")
+    judge = Judge(checkout)
+    inputs = judge.edf_inputs(node, record.facts)
+    values = judge.edf_values(node, record.facts)
+    where = node.project.shown(EDF)
+    rendered = edf.render(checkout.template.read_text(encoding="utf-8"), TEMPLATE, values)
+    try:
+        existing = node.project.edf.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        existing = None
+    except UnicodeDecodeError as error:
+        raise EdfError(
+            "is not UTF-8 text", where=where, hint=f"byte {error.start} is the first bad one"
+        ) from None
+    merged = edf_merge.merge(existing, rendered, where)
+    edf.check(merged, where)
+    if merged != existing:
+        write_atomically(node.project.edf, merged)
+        print(f"{where} written", flush=True)
+    if text_digest(merged) != text_digest(node.project.edf.read_bytes().decode("utf-8")):
+        raise EdfError(
+            "reads back differently from what was written", where=where, hint="is the disk full?"
+        )
+    here = nodes.this_node()
+    checkout.records.put(
+        Step.ENV,
+        name,
+        Record(
+            inputs={**inputs, EDF: text_digest(merged)},
+            started_at=started_at,
+            ended_at=nodes.now(),
+            duration_s=round(time.monotonic() - started, 3),
+            node=here.name,
+            job_id=here.job_id,
+        ),
+    )

@@ -1,0 +1,4 @@
+"""What a step says when it ends, for whoever reads its log."""
+
+# The last thing in the log of a step that failed with an error of ours; what follows is its text.
+FAILED = "== failed"

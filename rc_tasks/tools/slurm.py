@@ -1,0 +1,323 @@
+"""Slurm: sending a command to a compute node, and reading what Slurm says when that fails."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rc_tasks.errors import CommandError, SlurmError
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+
+INSTALL_HINT = "install Slurm's clients (Debian: apt-get install slurm-client), or ask the site for them"
+
+# Where Slurm's programs look before they ask DNS: packagers' paths, and the copy that slurmd keeps
+# on nodes without files of their own (slurm.conf(5), "configless").
+_CONFIGURATIONS = (
+    Path("/etc/slurm/slurm.conf"),
+    Path("/etc/slurm-llnl/slurm.conf"),
+    Path("/run/slurm/conf/slurm.conf"),
+)
+# Longer than a DNS server needs to answer, shorter than a missing one takes to be given up.
+_PROBE_TIMEOUT_S = 3.0
+
+# What tells Slurm's programs which cluster and which job they talk to. All other SLURM_ variables of
+# a job are what its own srun or sbatch was asked for, and srun takes them as its own options:
+# SLURM_CPU_BIND, SLURM_DISTRIBUTION, SLURM_NTASKS_PER_NODE, SLURM_MEM_PER_CPU, and so on with each
+# release (srun(1), "INPUT ENVIRONMENT VARIABLES").
+_KEPT = frozenset(
+    {
+        "SLURM_CONF",
+        "SLURM_CONF_SERVER",
+        "SLURM_CLUSTERS",
+        "SLURM_CLUSTER_NAME",
+        "SLURM_WORKING_CLUSTER",
+        "SLURM_JOB_ID",
+        "SLURM_JOBID",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """What a command needs of Slurm. Empty strings and zeros leave the choice to Slurm.
+
+    In an allocation only `job_name`, `cpus` and `extra` count: the allocation has the rest already.
+    """
+
+    job_name: str
+    account: str = ""
+    partition: str = ""
+    time_limit_min: int = 0
+    cpus: int = 0
+    extra: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The request in words, for errors."""
+        account = f"account {self.account}" if self.account else "no account"
+        partition = f"partition {self.partition}" if self.partition else "the default partition"
+        return f"{self.job_name} ({account}, {partition})"
+
+
+def configured() -> bool:
+    """Whether this host belongs to a Slurm cluster; answers within a few seconds at the worst."""
+    if command.which("srun") is None:
+        return False
+    if conf := os.environ.get("SLURM_CONF"):
+        # srun itself would wait for a minute for a missing file to appear.
+        return Path(conf).is_file()
+    if job_id() is not None or any(path.is_file() for path in _CONFIGURATIONS):
+        return True
+    # srun knows its site's own path, and asks DNS; without any configuration even this fails.
+    try:
+        probe = Command(("srun", "--version"))
+        return command.capture(probe, timeout_s=_PROBE_TIMEOUT_S, check=False).returncode == 0
+    except CommandError:
+        return False
+
+
+def job_id() -> str | None:
+    """The job whose allocation this process runs in."""
+    return os.environ.get("SLURM_JOB_ID") or None
+
+
+def in_step() -> bool:
+    """Whether this process runs in a job step, and not in a batch script or under salloc."""
+    return job_id() is not None and "SLURM_STEP_ID" in os.environ
+
+
+def allocate(request: StepRequest, nodes: int = 1) -> str:
+    """Wait for an allocation and return its job ID; `release` gives it back. Raises SlurmError."""
+    argv = [
+        "salloc",
+        # The allocation stays when salloc ends; steps name it with --jobid.
+        "--no-shell",
+        f"--nodes={nodes}",
+        # One task a node, so that --cpus-per-task is what each node gives.
+        "--ntasks-per-node=1",
+        *_job_options(request),
+        *_step_options(request),
+    ]
+    command.require("salloc", INSTALL_HINT)
+    done = command.capture(Command(tuple(argv)), check=False)
+    lines = done.stderr.splitlines()
+    granted = re.search(r"Granted job allocation (\d+)", done.stderr)
+    if done.returncode == 0 and granted is not None:
+        return granted[1]
+    error = explain(done.returncode, lines, request)
+    raise error or command.failure(done.command, done.returncode, lines)
+
+
+def release(allocation: str) -> None:
+    """Give an allocation back, ending what still runs in it; one that has ended already is fine."""
+    command.capture(Command(("scancel", "--quiet", allocation)), check=False)
+
+
+def srun(inner: Command, request: StepRequest, *, allocation: str | None = None) -> Command:
+    """`inner` as one task on one compute node, its output and exit status being srun's.
+
+    A step of `allocation` (that of `allocate`), else of the job that we run in, else of a job of
+    its own. Standard error goes the way of standard output: through srun's two pipes, lines written
+    one after the other arrive in another order.
+    """
+    argv = [
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        # A step must not read, and so take from others, what our own caller pipes into us.
+        "--input=none",
+        # A site or a user may have set SLURM_EXPORT_ENV=NONE, and then HOME and PATH are missing.
+        "--export=ALL",
+        *_step_options(request),
+    ]
+    unset = frozenset[str]()
+    if allocation is None and job_id() is None:
+        argv += _job_options(request)
+    else:
+        if allocation is not None:
+            argv.append(f"--jobid={allocation}")
+        # Without --exact a step takes all CPUs of its node and the next one waits for its end. Inside
+        # a step all may be taken by that step itself, so that an inner one would wait for ever.
+        argv.append("--overlap" if in_step() else "--exact")
+        unset = frozenset(name for name in os.environ if _inherited(name))
+    argv += ("sh", "-c", 'exec "$@" 2>&1', "sh")
+    return replace(inner.wrapped(*argv), unset=inner.unset | unset)
+
+
+def _job_options(request: StepRequest) -> list[str]:
+    options = (
+        ("--account", request.account),
+        ("--partition", request.partition),
+        ("--time", str(request.time_limit_min or "")),
+    )
+    return [f"{flag}={value}" for flag, value in options if value]
+
+
+def _step_options(request: StepRequest) -> list[str]:
+    cpus = [f"--cpus-per-task={request.cpus}"] if request.cpus else []
+    return [f"--job-name={request.job_name}", *cpus, *request.extra]
+
+
+def _inherited(name: str) -> bool:
+    return name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SALLOC_")) and name not in _KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    """One way in which Slurm fails: its words, ours, and what to do next."""
+
+    words: str
+    what: str
+    hint: str
+
+
+# How Slurm ends what has started, whatever the exit status: srun 22.05 returns 0 when a node fails.
+# The first that matches counts, as an ending by time or memory is told as a cancellation as well.
+_ENDINGS = (
+    _Cause(
+        r"DUE TO TIME LIMIT",
+        "{step} ran out of time",
+        "raise `slurm.time_limit_min` (now {time_limit}), up to what the partition allows:\n"
+        "`sinfo --format='%P %l'`",
+    ),
+    _Cause(
+        r"exceeded (virtual )?memory limit|Exceeded job memory limit|oom[-_]kill|Out Of Memory",
+        "{step} ran out of memory",
+        'ask for more with `slurm.extra`, as in ["--mem=64G"]',
+    ),
+    _Cause(
+        r"DUE TO NODE FAILURE|Node failure on",
+        "the node of {step} failed",
+        "run `doit` again: finished steps are kept. If the same node fails again, leave it out with\n"
+        '`slurm.extra`, as in ["--exclude=NODE"], and tell the site',
+    ),
+    _Cause(
+        r"DUE TO PREEMPTION|DUE TO JOB REQUEUE",
+        "{step} had to make room for another job",
+        "run `doit` again: finished steps are kept",
+    ),
+    _Cause(
+        r"forcing job termination",
+        "{step} was ended because its srun was told to end",
+        "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n"
+        "run `doit` again: finished steps are kept",
+    ),
+    _Cause(
+        r"CANCELLED AT|Job has been cancelled|Job allocation \d+ has been revoked|Force Terminated job",
+        "{step} was cancelled, by somebody's scancel or by the site",
+        "run `doit` again: finished steps are kept",
+    ),
+    _Cause(
+        r"Timed out waiting for job step to complete",
+        "Slurm lost sight of {step}",
+        "its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept",
+    ),
+)
+
+# Said of a command that ran: it failed by itself, and what srun complained of before did not stop it.
+_RAN = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
+
+_NO_DIRECTORY = _Cause(
+    r"couldn't chdir to",
+    "{step} did not find its working directory on the compute node",
+    "put the checkout on a file system that the compute nodes share; /tmp is not one",
+)
+
+# How Slurm refuses to start something. The more special words come first.
+_REFUSALS = (
+    _Cause(
+        r"contact slurm controller|controller not responding|[Mm]unge|authentication"
+        r"|configuration source|process configuration file",
+        "Slurm cannot be reached for {step}",
+        "run `doit` again when `scontrol ping` says that the controller is up",
+    ),
+    _Cause(
+        r"has expired|Invalid job id|Expired or invalid job|already completing",
+        "the allocation of {step} has ended",
+        "its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer\n"
+        "`slurm.time_limit_min` (now {time_limit})",
+    ),
+    _Cause(
+        r"QOS|qos",
+        "a limit of Slurm refuses {request}",
+        "a quality of service (QOS) limits the number, the size and the length of jobs: wait for your\n"
+        "other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in `slurm.extra`",
+    ),
+    _Cause(
+        r"[Aa]ccount",
+        "Slurm refused the account of {request}",
+        "set `slurm.account` to one that may use this partition, or change `slurm.partition`; yours:\n"
+        "`sacctmgr show associations user=$USER format=account,partition,qos`",
+    ),
+    _Cause(
+        r"time limit",
+        "Slurm refused the time limit of {request}",
+        "lower `slurm.time_limit_min` (now {time_limit}), or change `slurm.partition`; what each allows:\n"
+        "`sinfo --format='%P %l'`",
+    ),
+    _Cause(
+        r"[Pp]artition",
+        "Slurm refused the partition of {request}",
+        "set `slurm.partition` to one that is up and open to you: `sinfo --summarize`",
+    ),
+    _Cause(
+        r"More processors|Memory specification|node configuration|feature spec|node name|[Nn]ode count",
+        "no node can give what {request} asks for",
+        "change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra}); what the nodes have:\n"
+        "`sinfo --Node --format='%N %P %c %m %f'`",
+    ),
+    _Cause(
+        r"(unrecognized|unknown|invalid|ambiguous) option|option .* (requires|doesn't allow) an argument"
+        r"|error: Invalid ",
+        "Slurm does not understand an option of {step}",
+        "change `slurm.extra` (now {extra}); `srun --help` lists the options",
+    ),
+    _NO_DIRECTORY,
+    _Cause(
+        r"^(srun|salloc): (error|fatal): ",
+        "Slurm could not run {step}",
+        "if an option is at fault, `slurm.extra` (now {extra}) is the place; else ask the site",
+    ),
+)
+
+# The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host. A
+# wrong option is told with the name of the program alone.
+_SLURMS_WORDS = re.compile(r"(srun|salloc|slurmstepd\S*): ")
+# What srun says in passing and explains nothing. `Force Terminated StepId` also follows a command
+# that ended by a signal of its own.
+_CHATTER = re.compile(
+    r"(srun|salloc): (job \d+ |Job \d+ step creation |Step created |Job step aborted: "
+    r"|Force Terminated StepId|Granted |Pending |Waiting |Relinquishing |Nodes )"
+)
+
+
+def explain(returncode: int, lines: Sequence[str], request: StepRequest) -> SlurmError | None:
+    """What Slurm did to a step whose log ends with `lines`; None when the command failed by itself.
+
+    Ask this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05).
+    """
+    words = [line.rstrip() for line in lines if _SLURMS_WORDS.match(line)]
+    told = list(dict.fromkeys(line for line in words if not _CHATTER.match(line)))
+    cause = _first(_ENDINGS, told)
+    if cause is None and returncode != 0:
+        ran = any(_RAN.match(line) for line in told)
+        cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, told)
+    if cause is None:
+        return None
+    values = {
+        "step": request.job_name,
+        "request": str(request),
+        "time_limit": request.time_limit_min or "the partition's default",
+        "cpus": request.cpus or "Slurm's default",
+        "extra": " ".join(request.extra) or "empty",
+    }
+    return SlurmError(
+        cause.what.format(**values),
+        quote=tuple(told[-command.TAIL_LINES :]),
+        hint=cause.hint.format(**values),
+    )
+
+
+def _first(causes: Sequence[_Cause], lines: Sequence[str]) -> _Cause | None:
+    return next((cause for cause in causes if any(re.search(cause.words, line) for line in lines)), None)
