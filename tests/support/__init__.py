@@ -1,0 +1,1 @@
+"""What several tests stand on: real services that a test session starts and ends."""

@@ -1,0 +1,354 @@
+"""A Slurm cluster of several nodes on this one machine, without systemd and without root.
+
+    python -m tests.support.cluster DIR
+
+starts one to play with and prints the lines that make a shell use it. Everything that it writes is
+below DIR. It has the partitions `debug` (default, half an hour at most), `normal` and `reserved`
+(account `a-admins` only), and takes jobs of the accounts `a-demo` and `a-admins` only.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import getpass
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+ACCOUNT = "a-demo"
+ADMIN_ACCOUNT = "a-admins"
+TOOLS = ("munged", "slurmctld", "slurmd", "srun", "salloc", "scontrol", "scancel", "sinfo")
+READY_TIMEOUT_S = 30.0
+# How long jobs and daemons may take to end before they get KILL.
+STOP_TIMEOUT_S = 5.0
+
+SLURM_CONF = """\
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool-%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd-%n.log
+PlugStackConfig={directory}/plugstack.conf
+MpiDefault=none
+SwitchType=switch/none
+# Nothing here needs a cgroup, so that it runs in a container too.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+# Every second each step's memory is summed; a step above its limit is ended.
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU={memory_per_cpu_mib}
+# Nodes claim more CPUs and memory than the machine has.
+SlurmdParameters=config_overrides
+JobSubmitPlugins=lua
+# A job that asks for too much is refused at once instead of waiting for ever.
+EnforcePartLimits=ALL
+ReturnToService=2
+KillWait=1
+OverTimeLimit=0
+SlurmdTimeout=30
+InactiveLimit=0
+# The defaults wait for a second between checks; tests are many and short.
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+{nodes}
+PartitionName=debug Default=YES MaxTime=30 DefaultTime=10 Nodes=ALL
+PartitionName=normal MaxTime=720 DefaultTime=60 Nodes=ALL
+PartitionName=reserved MaxTime=720 AllowAccounts={admin_account} Nodes=ALL
+"""
+
+# A site with slurmdbd refuses accounts with the same error number.
+JOB_SUBMIT = """\
+local ESLURM_INVALID_ACCOUNT = 2045
+function slurm_job_submit(job, partitions, uid)
+   if job.account == nil or job.account == "" then
+      slurm.log_user("Please name the account of your project: --account=...")
+      return ESLURM_INVALID_ACCOUNT
+   end
+   if job.account ~= "{account}" and job.account ~= "{admin_account}" then
+      return ESLURM_INVALID_ACCOUNT
+   end
+   return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid)
+   return slurm.SUCCESS
+end
+"""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """One running cluster: `with Cluster(directory) as cluster:`.
+
+    The daemons are children of a process of their own that lives as long as its standard input is
+    open. So they end, with all their jobs, however this process ends.
+    """
+
+    directory: Path
+    nodes: int = 3
+    cpus_per_node: int = 2
+    memory_per_cpu_mib: int = 1000
+    _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """`node1`, `node2`, and so on."""
+        return tuple(f"node{number}" for number in range(1, self.nodes + 1))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client such as srun needs beyond its usual environment."""
+        return {"SLURM_CONF": str(self.directory / "slurm.conf")}
+
+    def start(self) -> None:
+        """Write the configuration and start the daemons; they are ready a moment later."""
+        self._configure()
+        self._keeper = subprocess.Popen(
+            [sys.executable, __file__, "--keep", str(self.directory), *self.node_names],
+            stdin=subprocess.PIPE,
+            # Its own session: Ctrl-C in a test run reaches the tests first, then stop() ends this.
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> None:
+        """Return when all nodes take jobs; raises RuntimeError with the logs when they do not."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            states = self.client("sinfo", "--noheader", "--Node", "--format=%T", "--partition=debug")
+            if states.stdout.split() == ["idle"] * self.nodes:
+                return
+            if self._keeper is None or self._keeper.poll() is not None:
+                break
+            time.sleep(0.1)
+        logs = "\n".join(
+            f"{path.name}: {line}"
+            for path in sorted(self.directory.glob("*.log"))
+            for line in path.read_text(errors="replace").splitlines()[-10:]
+        )
+        raise RuntimeError(f"the Slurm cluster in {self.directory} is not ready\n{logs}")
+
+    def client(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """One of Slurm's short commands on this cluster, such as scontrol or squeue."""
+        environment = os.environ | self.environment
+        return subprocess.run(
+            argv, env=environment, capture_output=True, text=True, check=False, timeout=READY_TIMEOUT_S
+        )
+
+    def expire(self, job: str) -> None:
+        """Let a running job reach its time limit now; Slurm notices within half a minute."""
+        # Limits are whole minutes, but the end is a moment. Slurm checks every 30 s and cannot be
+        # told to do so more often.
+        self.client("scontrol", "update", f"jobid={job}", "endtime=now").check_returncode()
+
+    def stop(self) -> None:
+        """End every job and every daemon; returns when none of their processes is left."""
+        if self._keeper is None:
+            return
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait()
+        self._keeper = None
+
+    def _configure(self) -> None:
+        self.directory = self.directory.resolve()
+        if " " in str(self.directory) or len(str(self.directory)) > 80:
+            # slurm.conf knows no quotes, and a Unix socket's path has at most 107 bytes.
+            raise ValueError(
+                f"the directory of a cluster must be short and without spaces: {self.directory}"
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # munged refuses a socket that others cannot reach, and a key in a directory that they may write to.
+        self.directory.chmod(0o755)
+        (self.directory / "state").mkdir(exist_ok=True)
+        for name in self.node_names:
+            (self.directory / f"spool-{name}").mkdir(exist_ok=True)
+        key = self.directory / "munge.key"
+        key.unlink(missing_ok=True)
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(128))
+        (self.directory / "plugstack.conf").write_text("")
+        (self.directory / "job_submit.lua").write_text(
+            JOB_SUBMIT.format(account=ACCOUNT, admin_account=ADMIN_ACCOUNT)
+        )
+        controller_port, *node_ports = _free_ports(1 + self.nodes)
+        memory_mib = self.cpus_per_node * self.memory_per_cpu_mib
+        (self.directory / "slurm.conf").write_text(
+            SLURM_CONF.format(
+                host=socket.gethostname().split(".")[0],
+                controller_port=controller_port,
+                user=getpass.getuser(),
+                directory=self.directory,
+                memory_per_cpu_mib=self.memory_per_cpu_mib,
+                nodes="\n".join(
+                    f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port}"
+                    f" CPUs={self.cpus_per_node} RealMemory={memory_mib} State=UNKNOWN"
+                    for name, port in zip(self.node_names, node_ports, strict=True)
+                ),
+                admin_account=ADMIN_ACCOUNT,
+            )
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The session's Slurm cluster; skips without Slurm, or fails where RC_REQUIRE_TOOLS=1 is set."""
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=_path()) is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm)"
+        if os.environ.get("RC_REQUIRE_TOOLS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # Not pytest's own directory: its path may be too long for a Unix socket.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name, Cluster(Path(name)) as running:
+        yield running
+
+
+def _path() -> str:
+    # An ordinary user's PATH has no sbin, where Debian puts the daemons.
+    return os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _keep(directory: Path, node_names: list[str]) -> None:
+    """Run the daemons until standard input ends or TERM comes, then end everything below them."""
+    # Orphans come to us instead of init: slurmstepd leaves its slurmd on purpose, and what a job
+    # leaves behind leaves slurmstepd. So our descendants are all there is to end.
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGCHLD, lambda *_: _reap())
+    conf = directory / "slurm.conf"
+    environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(conf)}
+
+    def daemon(*argv: str) -> None:
+        with (directory / f"{Path(argv[0]).name}.out.log").open("ab") as out:
+            subprocess.Popen(
+                argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    try:
+        daemon(
+            "munged",
+            "--foreground",
+            f"--socket={directory}/munge.socket",
+            f"--key-file={directory}/munge.key",
+            f"--log-file={directory}/munged.log",
+            f"--pid-file={directory}/munged.pid",
+            f"--seed-file={directory}/munged.seed",
+        )
+        # Slurm's daemons look for it once, and then again only after ten seconds.
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while not (directory / "munge.socket").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        daemon("slurmctld", "-D", "-f", str(conf))
+        for name in node_names:
+            daemon("slurmd", "-D", "-f", str(conf), "-N", name)
+        sys.stdin.buffer.read()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Steps first, while their daemons can still tell srun about it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                ["scancel", f"--user={getpass.getuser()}"],
+                env=environment,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                timeout=STOP_TIMEOUT_S,
+            )
+        _end_descendants()
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _end_descendants() -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while found := _descendants():
+        number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        time.sleep(0.05)
+
+
+def _descendants() -> list[int]:
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The second field is the program's name in parentheses and may hold anything.
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    generation = {os.getpid()}
+    while generation := {pid for pid, parent in parents.items() if parent in generation}:
+        found += generation
+    return found
+
+
+def main() -> None:
+    """A cluster to play with, until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--cpus-per-node", type=int, default=2)
+    options = parser.parse_args()
+    started = time.monotonic()
+    with Cluster(options.directory, options.nodes, options.cpus_per_node) as running:
+        print(f"# {options.nodes} nodes, ready in {time.monotonic() - started:.1f} s; Ctrl-C ends them")
+        for key, value in running.environment.items():
+            print(f"export {key}={shlex.quote(value)}")
+        print(f"export SLURM_ACCOUNT={ACCOUNT}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--keep"]:
+        _keep(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()
