@@ -1,0 +1,203 @@
+"""The instructions of a Dockerfile, with the line on which each one stands.
+
+dockerfile-parse tells instructions from their values, once the text is put into a form that it
+reads as Docker does: one line for each instruction, no heredoc bodies, no byte order mark.
+"""
+
+import io
+import json
+import re
+from dataclasses import dataclass
+
+from rc_tasks.errors import DockerfileError
+from rc_tasks.model import words
+
+# Guards the end of each line: a backslash there would be taken for a continuation, and an
+# instruction without a value would be dropped.
+_GUARD = "\0"
+_DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*")
+_DIRECTIVES = frozenset({"syntax", "escape", "check"})
+_CONTINUED = {
+    # An escaped escape character ends no line; one alone on its line does.
+    escape: re.compile(rf"(?:(?<=[^\{escape}])|^)\{escape}[ \t]*\Z")
+    for escape in ("\\", "`")
+}
+_WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest."""
+
+    name: str
+    flags: tuple[str, ...]
+    value: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A Dockerfile's instructions, and the character that escapes in it."""
+
+    escape: str
+    instructions: tuple[Instruction, ...]
+
+
+def instructions(text: bytes, *, where: str) -> Source:
+    """Split a Dockerfile; raises DockerfileError for what cannot be split.
+
+    Names of instructions are not checked here.
+    """
+    from dockerfile_parse.parser import DockerfileParser
+
+    lines = _lines(text, where)
+    escape = _escape(lines, where)
+    flat = _flatten(lines, escape, where)
+    # Given a path instead, the parser would want it to end in "Dockerfile".
+    joined = io.BytesIO("\n".join(flat).encode())
+    parser = DockerfileParser(fileobj=joined)
+    found = []
+    for part in parser.structure:
+        value = part["value"].removesuffix(_GUARD).strip()
+        flags: tuple[str, ...] = ()
+        if value.startswith("--"):
+            flags, value = split_flags(value, escape)
+        found.append(Instruction(part["instruction"], flags, value, part["startline"] + 1))
+    return Source(escape, tuple(found))
+
+
+def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
+    """The `--…` words at the front of a value, without their quotes, and what follows them."""
+    flags: list[str] = []
+    at = 0
+    while value.startswith("--", at):
+        word, quote = "", ""
+        while at < len(value):
+            character = value[at]
+            at += 1
+            if character == escape:
+                # At the very end it escapes nothing, and goes.
+                word += value[at : at + 1]
+                at += 1
+            elif quote:
+                if character == quote:
+                    quote = ""
+                else:
+                    word += character
+            elif character in "'\"":
+                quote = character
+            elif character.isspace():
+                break
+            else:
+                word += character
+        while value[at : at + 1].isspace():
+            at += 1
+        if word == "--":
+            break
+        flags.append(word)
+    return tuple(flags), value[at:]
+
+
+def _lines(text: bytes, where: str) -> list[str]:
+    try:
+        return text.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise DockerfileError(
+            "the text is not UTF-8",
+            where=f"{where}:{line}",
+            hint="save the file as UTF-8",
+        ) from None
+
+
+def _escape(lines: list[str], where: str) -> str:
+    """The escape character that the parser directives at the top choose."""
+    escape = "\\"
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        match = _DIRECTIVE.fullmatch(line.strip())
+        name = match[1].lower() if match else ""
+        if match is None or name not in _DIRECTIVES:
+            break
+        if name in seen:
+            raise DockerfileError(
+                f"the directive {name} stands here a second time, after line {seen[name]}",
+                where=f"{where}:{number}",
+                hint="keep one of the two",
+            )
+        seen[name] = number
+        if name == "escape":
+            escape = match[2]
+            if escape not in _CONTINUED:
+                raise DockerfileError(
+                    f"{escape!r} cannot be the escape character",
+                    where=f"{where}:{number}",
+                    hint="write # escape=\\ or # escape=`",
+                )
+    return escape
+
+
+def _flatten(lines: list[str], escape: str, where: str) -> list[str]:
+    """As many lines as before, each instruction whole on its first line, all else blank."""
+    continued = _CONTINUED[escape]
+    flat = [""] * len(lines)
+    at = 0
+    while at < len(lines):
+        start = at
+        line = lines[at].strip()
+        at += 1
+        if not line or line.startswith("#"):
+            continue
+        if escape in line:
+            line = lines[start].rstrip("\r").lstrip()
+            whole = ""
+            while match := continued.search(line):
+                whole += line[: match.start()]
+                line = ""
+                # Comments and blank lines inside an instruction vanish.
+                while at < len(lines) and not line:
+                    line = lines[at].rstrip("\r")
+                    at += 1
+                    if not line.strip() or line.lstrip().startswith("#"):
+                        line = ""
+            line = (whole + line).strip()
+        if not line:
+            continue
+        if "<<" in line:
+            for heredoc in _opened(line, escape):
+                at = _below(heredoc, lines, at, f"{where}:{start + 1}")
+        flat[start] = f"{line} {_GUARD}"
+    return flat
+
+
+def _opened(line: str, escape: str) -> tuple[words.Heredoc, ...]:
+    """The heredocs of an instruction: only RUN, COPY and ADD in shell form have any."""
+    name, *rest = line.split(None, 1)
+    if name.upper() == "ONBUILD" and rest:
+        name, *rest = rest[0].split(None, 1)
+    if name.upper() not in _WITH_HEREDOCS or not rest or _is_list(split_flags(rest[0], escape)[1]):
+        return ()
+    return words.heredocs(line)
+
+
+def _below(heredoc: words.Heredoc, lines: list[str], at: int, where: str) -> int:
+    """The index of the first line below the heredoc whose text begins at `at`."""
+    for index in range(at, len(lines)):
+        ending = lines[index].rstrip("\r")
+        if (ending.lstrip("\t") if heredoc.indented else ending) == heredoc.delimiter:
+            return index + 1
+    raise DockerfileError(
+        f"the heredoc <<{heredoc.delimiter} has no end",
+        where=where,
+        hint=f"put {heredoc.delimiter} alone on a line below its text, without spaces around it",
+    )
+
+
+def _is_list(value: str) -> bool:
+    """Whether a value is a JSON list of strings, Docker's exec form."""
+    if not value.startswith("["):
+        return False
+    try:
+        return all(isinstance(item, str) for item in json.loads(value))
+    except ValueError:
+        return False

@@ -1,0 +1,246 @@
+"""Words of a Dockerfile: quotes, escapes, variables and the marks of heredocs.
+
+The rules are BuildKit's, frontend/dockerfile/shell/lex.go and parser/parser.go.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A text in which variables have been replaced; `unset` names those that had no value."""
+
+    text: str
+    unset: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heredoc:
+    """`<<DELIMITER`, or `<<-DELIMITER`, whose end may be indented by tabs."""
+
+    delimiter: str
+    indented: bool
+
+
+class WordError(ValueError):
+    """A word that the rules forbid; the text says why."""
+
+
+def expand(word: str, escape: str, lookup: Callable[[str], Value | None]) -> Value:
+    """A word with its variables replaced and its quotes removed; raises WordError.
+
+    `lookup` gives the value of a variable, or None when it is not set.
+    """
+    if not any(special in word for special in ("$", "'", '"', escape)):
+        return Value(word)
+    return _Reader(word, escape, lookup).until("")
+
+
+def split(value: str, escape: str) -> list[str]:
+    """The words of a value, with their quotes and escapes kept."""
+    if not any(special in value for special in ("'", '"', escape)):
+        return value.split()
+    words, word, quote = [], "", ""
+    at = 0
+    while at < len(value):
+        character = value[at]
+        at += 1
+        if character.isspace() and not quote:
+            if word:
+                words.append(word)
+            word = ""
+            continue
+        if character == escape and quote != "'":
+            character += value[at : at + 1]
+            at += 1
+        elif character == quote:
+            quote = ""
+        elif character in "'\"" and not quote:
+            quote = character
+        word += character
+    return [*words, word] if word else words
+
+
+def heredocs(line: str) -> tuple[Heredoc, ...]:
+    """The heredocs that a logical line of RUN, COPY or ADD opens, in order."""
+    if "<<" not in line:
+        return ()
+    reader = _Reader(line, "\\", None)
+    try:
+        reader.until("")
+    except WordError:
+        # Shell text need not follow these rules; what cannot be read opens no heredoc.
+        return ()
+    found = []
+    for word in reader.words():
+        match = _HEREDOC.fullmatch(word)
+        if match is None:
+            continue
+        # Quotes around the delimiter go; a variable in it is never replaced.
+        delimiter = _Reader(match[2], "\\", lambda name: Value(f"${name}"))
+        delimiter.until("")
+        if len(delimiter.words()) == 1:
+            found.append(Heredoc(delimiter.words()[0], indented=bool(match[1])))
+    return tuple(found)
+
+
+_HEREDOC = re.compile(r"\d*<<(-?)\s*([^<]+)")
+
+
+class _Reader:
+    """Reads a text once, from left to right; without a `lookup` all is kept as written."""
+
+    def __init__(self, text: str, escape: str, lookup: Callable[[str], Value | None] | None) -> None:
+        self.text = text
+        self.at = 0
+        self.escape = escape
+        self.lookup = lookup
+        # Words are split here and not by str.split: quoted and escaped spaces do not part them.
+        self.pieces: list[tuple[str, bool]] = []
+
+    def peek(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def next(self) -> str:
+        character = self.peek()
+        self.at += 1
+        return character
+
+    def words(self) -> list[str]:
+        words, word = [], ""
+        for piece, quoted in self.pieces:
+            if quoted:
+                word += piece
+                continue
+            for character in piece:
+                if not character.isspace():
+                    word += character
+                elif word:
+                    words.append(word)
+                    word = ""
+        return [*words, word] if word else words
+
+    def until(self, stop: str) -> Value:
+        """The value up to the character `stop`, which is taken too; an empty one means the end."""
+        raw = self.lookup is None
+        text: list[str] = []
+        unset: tuple[str, ...] = ()
+        while character := self.peek():
+            if character == stop:
+                self.at += 1
+                return Value("".join(text), unset)
+            quoted = True
+            if character == "$":
+                value = self.variable()
+                unset += value.unset
+                piece, quoted = value.text, False
+            elif character == "'":
+                piece = self.single_quoted()
+            elif character == '"':
+                value = self.double_quoted()
+                unset += value.unset
+                piece = value.text
+            elif raw and self.text.startswith("<<", self.at):
+                # Blanks between << and its delimiter do not part them.
+                start = self.at
+                self.at += 2
+                while self.peek() and self.peek() in "\t\r ":
+                    self.at += 1
+                piece = self.text[start : self.at]
+            elif character == self.escape:
+                self.at += 1
+                piece = (character if raw else "") + self.next()
+            else:
+                self.at += 1
+                piece, quoted = character, False
+            text.append(piece)
+            if not stop:
+                self.pieces.append((piece, quoted))
+        if stop:
+            raise WordError(f"{stop} is missing")
+        return Value("".join(text), unset)
+
+    def single_quoted(self) -> str:
+        start = self.at
+        end = self.text.find("'", start + 1)
+        if end < 0:
+            raise WordError("the closing ' is missing")
+        self.at = end + 1
+        return self.text[start : self.at] if self.lookup is None else self.text[start + 1 : end]
+
+    def double_quoted(self) -> Value:
+        raw = self.lookup is None
+        self.at += 1
+        text = ['"'] if raw else []
+        unset: tuple[str, ...] = ()
+        while character := self.peek():
+            if character == "$":
+                value = self.variable()
+                text.append(value.text)
+                unset += value.unset
+                continue
+            self.at += 1
+            if character == '"':
+                return Value("".join([*text, '"'] if raw else text), unset)
+            if character == self.escape:
+                if raw:
+                    text.append(character)
+                # Before any other character the escape stands for itself, as in a shell.
+                if self.peek() and self.peek() in ('"', "$", self.escape):
+                    character = self.next()
+                elif raw:
+                    continue
+            text.append(character)
+        raise WordError('the closing " is missing')
+
+    def variable(self) -> Value:
+        start = self.at
+        self.at += 1
+        if self.peek() != "{":
+            name = self.name()
+            if not name:
+                return Value("$")
+            return self.plain(name, start)
+        self.at += 1
+        name = self.name()
+        if not name:
+            raise WordError(f"{self.text[start:]} is not a substitution")
+        operator = self.next()
+        if operator == "}":
+            return self.plain(name, start)
+        if operator == ":":
+            operator += self.next()
+        if operator not in ("-", ":-", "+", ":+", "?", ":?"):
+            raise WordError(
+                f"{self.text[start:]} is not a substitution that can be used here"
+                if operator
+                else "} is missing"
+            )
+        word = self.until("}")
+        if self.lookup is None:
+            return Value(self.text[start : self.at])
+        value = self.lookup(name)
+        if value is None or (operator.startswith(":") and not value.text):
+            if operator.endswith("?"):
+                raise WordError(f"{name}: {word.text or 'a value is required'}")
+            return word if operator.endswith("-") else Value("")
+        return word if operator.endswith("+") else value
+
+    def plain(self, name: str, start: int) -> Value:
+        if self.lookup is None:
+            return Value(self.text[start : self.at])
+        value = self.lookup(name)
+        return Value("", (name,)) if value is None else value
+
+    def name(self) -> str:
+        match = _VARIABLE.match(self.text, self.at)
+        if match is None:
+            return ""
+        self.at = match.end()
+        return match[0]
+
+
+# Digits and the shell's special parameters are names of their own, and never have a value here.
+_VARIABLE = re.compile(r"\d+|[@*#?$!-]|[^\W\d]\w*")

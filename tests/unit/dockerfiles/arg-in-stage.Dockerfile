@@ -1,0 +1,5 @@
+ARG V=1
+FROM a:$V
+ARG V=2
+ENV V=3
+FROM b:$V

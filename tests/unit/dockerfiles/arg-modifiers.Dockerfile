@@ -1,0 +1,12 @@
+ARG V=9
+ARG EMPTY=
+FROM a:${V:-x}
+FROM b:${V:+x}
+FROM c:${NONE:-x}
+FROM d${NONE:+x}
+FROM e:${EMPTY:-x}
+FROM f${EMPTY-x}
+FROM g${EMPTY:+x}
+FROM h${EMPTY+-x}
+FROM i:${NONE:-${V}${ALSO:-y}}
+FROM j:${NONE-$V}

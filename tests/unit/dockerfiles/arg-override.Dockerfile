@@ -1,0 +1,3 @@
+ARG BASE=reasoning_base
+ARG TAG
+FROM $BASE:$TAG

@@ -1,0 +1,6 @@
+FROM a
+\
+RUN one
+ \
+  \
+  USER two

@@ -1,0 +1,10 @@
+FROM a
+RUN one \
+
+   
+  two \
+	
+# c
+  # d
+  three
+RUN four

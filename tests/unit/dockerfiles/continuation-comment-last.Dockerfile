@@ -1,0 +1,5 @@
+FROM a
+RUN one \
+  # two \
+RUN three
+USER x

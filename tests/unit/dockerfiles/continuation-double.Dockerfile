@@ -1,0 +1,5 @@
+FROM a
+RUN one \\
+USER two
+RUN path\\\
+USER x

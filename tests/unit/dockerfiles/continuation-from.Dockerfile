@@ -1,0 +1,7 @@
+FROM \
+  # which
+  debian:12 \
+
+  AS \
+  base
+FROM base

@@ -1,0 +1,5 @@
+FROM deb\
+ian:1\
+2
+RU\
+N true

@@ -1,0 +1,4 @@
+FROM a AS one
+ENTRYPOINT ["x"]
+FROM b
+COPY --from=one /x /y

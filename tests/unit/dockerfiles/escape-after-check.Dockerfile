@@ -1,0 +1,4 @@
+# check=skip=all
+# escape=`
+FROM a`
+:1

@@ -1,0 +1,8 @@
+FROM a
+RUN <<EOF
+ EOF
+EOF 
+	EOF
+EOFX
+EOF
+WORKDIR /

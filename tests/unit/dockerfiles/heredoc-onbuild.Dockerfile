@@ -1,0 +1,5 @@
+FROM a
+ONBUILD RUN <<EOF
+FROM evil
+EOF
+ONBUILD COPY --from=other a b

@@ -1,0 +1,2 @@
+FROM localhost/reasoning:2025.1
+LABEL a=b

@@ -1,0 +1,5 @@
+from debian AS base
+run true
+from base
+copy --from=base /a /b
+entrypoint ["a"]

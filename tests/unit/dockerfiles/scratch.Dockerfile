@@ -1,0 +1,2 @@
+FROM scratch
+COPY --from=busybox:stable /bin/busybox /bin/sh

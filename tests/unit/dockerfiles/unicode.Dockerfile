@@ -1,0 +1,4 @@
+FROM a
+LABEL gruß="日本 🚀"
+RUN echo 'naïve' \
+  && echo ü

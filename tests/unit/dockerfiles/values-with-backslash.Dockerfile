@@ -1,0 +1,4 @@
+FROM a
+ENV P=C:\\dir
+RUN printf 'a\nb\\'
+CMD \
