@@ -13,7 +13,7 @@ from doit.dependency import FileChangedChecker
 from rc_tasks.engine.session import session
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state.files import write_atomically
-from rc_tasks.state.inputs import CONTEXT, file_value
+from rc_tasks.state.inputs import CONTEXT, part_of
 from rc_tasks.state.records import Record, Records, Step
 
 
@@ -43,7 +43,7 @@ class RecordsDB:
                 return [_path(task_id, part) for part in record.inputs if _is_file(part)]
             case _:
                 directory = _directory(task_id)
-                return record.inputs.get(_part(dependency.removeprefix(f"{directory}/")))
+                return record.inputs.get(part_of(dependency.removeprefix(f"{directory}/")))
 
     def set(self, task_id: str, dependency: str, value: object) -> None:  # noqa: ARG002
         """Only `ignore:` is doit's own to save; all else was written by the step when it ended."""
@@ -82,20 +82,17 @@ class RecordsDB:
 
 
 class ContentChecker(FileChangedChecker):
-    """doit's question whether a file changed, answered by content and mode instead of times."""
+    """doit's question whether a file changed, answered by what the judge just read of it."""
 
-    def check_modified(self, file_path: str, file_stat: os.stat_result, state: str) -> bool:
+    def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:  # noqa: ARG002
         """Whether a file of a build context is not what was recorded."""
-        return file_value(os.path.abspath(file_path), file_stat, session().checkout.digests) != state
+        return session().judge.seen.get(file_path) != state
 
     def get_state(self, dep: str, current_state: str | None) -> None:  # noqa: ARG002
         """Nothing to save: the step recorded the file as it was *before* it was read."""
-        return
 
-    def info(self, file_path: str) -> os.stat_result:
-        """What stat says; of a symlink itself, as it is copied into an image as a symlink."""
-        follow = os.path.basename(file_path) == DOCKERFILE
-        return os.stat(file_path, follow_symlinks=follow)
+    def info(self, file_path: str) -> None:  # noqa: ARG002
+        """Nothing to ask: the judge has asked it."""
 
     def exists(self, file_path: str) -> bool:
         """Whether a target is there."""
@@ -117,10 +114,6 @@ def _directory(task_id: str) -> str:
 
 def _path(task_id: str, part: str) -> str:
     return f"{_directory(task_id)}/{part.removeprefix(CONTEXT)}"
-
-
-def _part(inside: str) -> str:
-    return inside if inside == DOCKERFILE else CONTEXT + inside
 
 
 def _is_file(part: str) -> bool:

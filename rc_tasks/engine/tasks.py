@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from inspect import Signature
 
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.task import Task
@@ -10,12 +11,15 @@ from rc_tasks.engine.dispatch import run_step
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.state.inputs import input_files
+from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state.records import Step
 
 
 class Fresh:
     """doit's question whether a step is up to date, put to the judge."""
+
+    # doit looks at the signature at every call, which takes longer than most answers.
+    __signature__ = Signature()
 
     def __init__(self, opened: Session, step: Step, name: str) -> None:
         self._session = opened
@@ -51,9 +55,9 @@ def task_images() -> Iterator[Task]:
     for name, node in graph.images.items():
         yield from _image_tasks(opened, node)
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
-    for name, error in graph.broken.items():
+    for name, broken in graph.broken.items():
         yield Task(
-            f"build:{name}", [partial(_refuse, (error,))], io={"capture": False}, doc="cannot be built"
+            f"build:{name}", [partial(_refuse, (broken,))], io={"capture": False}, doc="cannot be built"
         )
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for alias, target in graph.aliases.items():
@@ -80,7 +84,7 @@ def _image_tasks(opened: Session, node: ImageNode) -> Iterator[Task]:
         yield Task(
             task,
             [partial(run_step, opened, step, project.name)],
-            file_dep=_files(node) if step is Step.PODMAN else (),
+            file_dep=_files(opened, node) if step is Step.PODMAN else (),
             targets=_targets(node, step),
             # A base is finished with a step before what is built on it begins that step.
             task_dep=[*after, *(_task_of(opened, step, base) for base in bases if step is not Step.ENV)],
@@ -109,9 +113,9 @@ _DOCS = {
 }
 
 
-def _files(node: ImageNode) -> list[str]:
+def _files(opened: Session, node: ImageNode) -> list[str]:
     try:
-        return [node.project.shown(path) for path in input_files(node)]
+        return [node.project.shown(path) for path in opened.judge.files(node)]
     except RcError:
         return []  # the judge will say what is wrong with the context
 
@@ -121,12 +125,9 @@ def _targets(node: ImageNode, step: Step) -> list[str]:
         case Step.PODMAN:
             return []
         case Step.ENROOT:
-            return [
-                node.project.shown(path.name)
-                for path in (node.project.artifact, node.project.image_json)
-            ]
+            return [node.project.shown(ARTIFACT), node.project.shown(IMAGE_JSON)]
         case Step.ENV:
-            return [node.project.shown(node.project.edf.name)]
+            return [node.project.shown(EDF)]
 
 
 def _task_of(opened: Session, step: Step, name: str) -> str:

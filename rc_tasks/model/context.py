@@ -4,11 +4,12 @@ Patterns are Docker's (`.dockerignore`). podman 4.3.1 reads some of them otherwi
 the ignore file in a form that all builders read alike; see `ignore_text`.
 """
 
+import functools
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -28,7 +29,7 @@ OUR_FILES = (
     "image.json",
     "env.toml",
     "project.toml",
-    ".image.sqsh.*",
+    ".image.*.tmp.sqsh",
     ".image.json.*",
     ".env.toml.*",
 )
@@ -58,7 +59,8 @@ def ignore_text(directory: Path) -> str:
 
     Raises ProjectError for a pattern that Docker refuses.
     """
-    return "".join(f"{rule.text}\n" for rule in _rules(directory))
+    names = {item.name for item in _scan(str(directory), "")}
+    return "".join(f"{rule.text}\n" for rule in _rules(directory, names))
 
 
 def entries(directory: Path) -> Iterator[Entry]:
@@ -67,12 +69,16 @@ def entries(directory: Path) -> Iterator[Entry]:
     Symlinks are not followed. Raises ProjectError for what no image can hold and for a directory
     that cannot be read.
     """
-    ignored = _Ignored(_rules(directory))
+    top = _scan(str(directory), "")
+    names = {item.name for item in top}
+    # Compiling patterns takes longer than listing a small directory, and most have none of their own.
+    own = not names.isdisjoint(IGNORE_FILES)
+    ignored = _Ignored(_rules(directory, names)) if own else _ignored_always()
     found: list[Entry] = []
     pending = [""]
     while pending:
         prefix = pending.pop()
-        for item in _scan(directory, prefix):
+        for item in _scan(str(directory), prefix) if prefix else top:
             path = prefix + item.name
             left_out = ignored.ignores(path)
             if item.is_dir(follow_symlinks=False):
@@ -101,9 +107,9 @@ def entries(directory: Path) -> Iterator[Entry]:
     return iter(found)
 
 
-def _scan(directory: Path, prefix: str) -> list[os.DirEntry[str]]:
+def _scan(directory: str, prefix: str) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(directory / prefix) as items:
+        with os.scandir(f"{directory}/{prefix}") as items:
             return list(items)
     except FileNotFoundError:
         if prefix:
@@ -114,7 +120,7 @@ def _scan(directory: Path, prefix: str) -> list[os.DirEntry[str]]:
     except OSError as error:
         raise ProjectError(
             f"cannot list the directory: {error.strerror}",
-            where=directory / prefix,
+            where=os.path.join(directory, prefix),
             hint="podman has to read it too: mend its permissions, or name it in .dockerignore",
         ) from None
 
@@ -159,13 +165,23 @@ def _start(text: str) -> str:
     return re.split(r"[*?\[\\]", text[1:], maxsplit=1)[0]
 
 
-def _rules(directory: Path) -> tuple[_Rule, ...]:
+@functools.cache
+def _ignored_always() -> _Ignored:
+    return _Ignored(_always())
+
+
+@functools.cache
+def _always() -> tuple[_Rule, ...]:
+    return tuple(rule for pattern in OUR_FILES for rule in _rule(pattern.encode(), None))
+
+
+def _rules(directory: Path, names: Collection[str]) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
     for name in IGNORE_FILES:
+        if name not in names:
+            continue
         try:
             content = (directory / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except OSError as error:
             raise ProjectError(
                 f"cannot be read: {error.strerror}", where=directory / name, hint="mend its permissions"
@@ -174,9 +190,7 @@ def _rules(directory: Path) -> tuple[_Rule, ...]:
             if not line.startswith(b"#"):
                 rules += _rule(line, f"{directory / name}:{number}")
         break
-    for pattern in OUR_FILES:
-        rules += _rule(pattern.encode(), None)
-    return tuple(rules)
+    return (*rules, *_always())
 
 
 def _rule(line: bytes, where: object) -> tuple[_Rule, ...]:

@@ -28,6 +28,11 @@ class Project:
     path: str
 
     @property
+    def base(self) -> str:
+        """The project's directory as a string: joining Paths for a thousand images takes a while."""
+        return f"{self.root}/{self.path}"
+
+    @property
     def directory(self) -> Path:
         """The build context."""
         return self.root / self.path

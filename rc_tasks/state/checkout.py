@@ -122,7 +122,8 @@ def _node(
 ) -> ImageNode:
     options = recipe.load(project.recipe, project.shown(RECIPE))
     try:
-        text = project.dockerfile.read_bytes()
+        with open(f"{project.base}/{DOCKERFILE}", "rb") as file:
+            text = file.read()
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}", where=project.shown(DOCKERFILE)

@@ -5,7 +5,7 @@ No version of this tool, no time and no path of the checkout is an input: none m
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model import context
@@ -19,21 +19,24 @@ BASE = "base/"
 
 
 def build_inputs(
-    node: ImageNode, base_ids: Mapping[str, str], architecture: str, digests: Digests
+    node: ImageNode,
+    files: Iterable[str],
+    base_ids: Mapping[str, str],
+    architecture: str,
+    digests: Digests,
 ) -> dict[str, str]:
-    """The inputs of an image by part, such as `Dockerfile`, `context/entrypoint.sh`, `base/reasoning_base`.
+    """The inputs of an image by part: `Dockerfile`, `context/entrypoint.sh`, `base/reasoning_base`, …
 
-    `base_ids` maps the local bases that are built to their image IDs. Values are texts to compare.
-    Raises ProjectError when a file of the context cannot be read.
+    `files` are those of `input_files`; `base_ids` maps the local bases that are built to their image
+    IDs. Values are texts to compare. Raises ProjectError when a file of the context cannot be read.
     """
-    directory = str(node.project.directory)
+    directory = node.project.base
     parts = {}
-    for path in input_files(node):
+    for path in files:
         full = f"{directory}/{path}"
-        part = path if path == DOCKERFILE else CONTEXT + path
         try:
             status = os.stat(full, follow_symlinks=path == DOCKERFILE)
-            parts[part] = file_value(full, status, digests)
+            parts[part_of(path)] = file_value(full, status, digests)
         except OSError as error:
             raise ProjectError(
                 f"cannot be read: {error.strerror}",
@@ -56,6 +59,11 @@ def input_files(node: ImageNode) -> Iterator[str]:
     for entry in context.entries(node.project.directory):
         if entry.path != DOCKERFILE:
             yield entry.path
+
+
+def part_of(path: str) -> str:
+    """The name of the part that a file of a project is."""
+    return path if path == DOCKERFILE else CONTEXT + path
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:

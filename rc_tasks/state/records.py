@@ -115,7 +115,7 @@ class Records:
 
     def _read(self, task: str) -> Record | None:
         try:
-            with open(self._path(task), "rb") as file:
+            with open(f"{self.directory}/{task}.json", "rb") as file:
                 found = json.loads(file.read())
             if found["schema"] != SCHEMA or found["task"] != task:
                 return None

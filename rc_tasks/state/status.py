@@ -1,18 +1,18 @@
 """Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
 
-import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.edf import EdfValues
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.model.settings import Entrypoint
 from rc_tasks.state import locks
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
-from rc_tasks.state.inputs import build_inputs
+from rc_tasks.state.inputs import build_inputs, input_files, part_of
 from rc_tasks.state.records import Facts, Failure, Record, Step
 
 
@@ -76,6 +76,9 @@ class Judge:
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
+        self._files: dict[str, tuple[str, ...]] = {}
+        # What was last read of each input file, by its path in the checkout.
+        self.seen: dict[str, str] = {}
         self._template: str | None = None
 
     def step(self, step: Step, name: str) -> StepStatus:
@@ -133,10 +136,20 @@ class Judge:
             record = checkout.records.get(Step.PODMAN, base)
             if record is not None and record.facts is not None:
                 ids[base] = record.facts.image_id
-        inputs = build_inputs(node, ids, checkout.architecture, checkout.digests)
+        files = self.files(node)
+        inputs = build_inputs(node, files, ids, checkout.architecture, checkout.digests)
+        for path in files:
+            self.seen[node.project.shown(path)] = inputs[part_of(path)]
         if checkout.settings.source:
             inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
         return inputs
+
+    def files(self, node: ImageNode) -> tuple[str, ...]:
+        """The files that an image depends on, listed once; a step lists them anew in its own process."""
+        name = node.project.name
+        if name not in self._files:
+            self._files[name] = tuple(input_files(node))
+        return self._files[name]
 
     def edf_values(self, node: ImageNode, facts: Facts) -> EdfValues:
         """What the template of the EDF is filled with."""
@@ -150,7 +163,7 @@ class Judge:
         }[edf.entrypoint]
         return EdfValues(
             name=node.project.name,
-            image=str(checkout.images_root / node.project.path / node.project.artifact.name),
+            image=f"{checkout.images_root}/{node.project.path}/{ARTIFACT}",
             mounts=edf.mounts,
             workdir=edf.workdir or facts.workdir or "/",
             entrypoint=entrypoint,
@@ -163,8 +176,10 @@ class Judge:
         """The inputs of the env step."""
         if self._template is None:
             self._template = self._checkout.digests.content(str(self._checkout.template))
-        values = json.dumps(asdict(self.edf_values(node, facts)), sort_keys=True, default=dict)
-        return {"template": self._template, "values": text_digest(values)}
+        return {
+            "template": self._template,
+            "values": text_digest(repr(self.edf_values(node, facts))),
+        }
 
     def _sets_entrypoint(self, node: ImageNode) -> bool:
         base = node.dockerfile.final_base
@@ -208,13 +223,13 @@ class Judge:
         damage = self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
-        elif not node.project.image_json.exists():
+        elif not os.path.exists(f"{node.project.base}/{IMAGE_JSON}"):
             causes.append(Cause("image.json", "image.json is missing"))
         return causes
 
     def _damage(self, node: ImageNode, record: Record) -> str | None:
         published = record.artifact
-        path = str(node.project.artifact)
+        path = f"{node.project.base}/{ARTIFACT}"
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -237,7 +252,7 @@ class Judge:
             return [Cause("env.toml", "env.toml was never written"), *causes]
         now = self.edf_inputs(node, facts)
         try:
-            now["env.toml"] = self._checkout.digests.content(str(node.project.edf))
+            now["env.toml"] = self._checkout.digests.content(f"{node.project.base}/{EDF}")
         except FileNotFoundError:
             return [Cause("env.toml", "env.toml is missing"), *causes]
         words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}

@@ -32,7 +32,7 @@ class Store:
 
     def has(self, image_id: str) -> bool:
         """Whether the image is here; one `stat`."""
-        return os.path.exists(self._image(image_id) / _MANIFEST)
+        return os.path.exists(f"{self.directory}/images/{image_id}/{_MANIFEST}")
 
     def put(self, podman: Podman, image: Image) -> None:
         """Bring an image in from a podman storage; layers that are here already are not copied."""

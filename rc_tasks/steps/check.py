@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import RcError
-from rc_tasks.model.settings import SquashMethod
+from rc_tasks.model.settings import Compression, SquashMethod
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.steps import node as nodes
 from rc_tasks.tools import command, podman, squashfs
@@ -118,8 +118,8 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
         package = "enroot" if tool == "enroot" else "squashfs-tools"
         yield Finding(Level.PROBLEM, f"{tool} was not found", f"install {package}")
     if not missing:
-        asked = settings.compression.value
-        wanted = None if asked == "auto" else squashfs.Compression(asked)
+        automatic = settings.compression is Compression.AUTO
+        wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
         found = squashfs.best(wanted, squashfs.probe())
         yield Finding(Level.OK, f"mksquashfs {squashfs.version()}, compression {found}")
 
