@@ -157,21 +157,28 @@ class Podman:
             done = command.capture(self.command("container", "mount", name))
             yield Path(done.stdout.removesuffix("\n"))
         finally:
-            # A second TERM or Ctrl-C must not stop the cleaning up after the first.
-            signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-            previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-            try:
-                self.remove(name)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            self.remove(name)
 
-    def remove(self, container: str) -> None:
-        """Unmount and delete a container and its anonymous volumes; a missing one is fine."""
-        done = command.capture(
-            self.command("container", "rm", "--force", "--volumes", container), check=False
+    def remove(self, *containers: str) -> None:
+        """Unmount and delete containers and their anonymous volumes; a missing one is fine."""
+        # A second TERM or Ctrl-C must not stop the cleaning up after the first.
+        previous = signal.pthread_sigmask(
+            signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         )
+        try:
+            done = command.capture(
+                self.command("container", "rm", "--force", "--volumes", *containers), check=False
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         if done.returncode != 0 and "no such container" not in done.stderr:
             raise command.failure(done.command, done.returncode, done.stderr.splitlines())
+
+    def remove_labelled(self, label: str) -> None:
+        """Delete the containers with a label (`key=value`)."""
+        listed = self.command("container", "ls", "--all", "--quiet", "--filter", f"label={label}")
+        if found := command.capture(listed).stdout.split():
+            self.remove(*found)
 
     def unshare(self, inner: Command) -> Command:
         """`inner` in the user namespace in which rootless podman's files can be read."""

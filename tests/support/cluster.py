@@ -32,8 +32,8 @@ ACCOUNT = "a-demo"
 ADMIN_ACCOUNT = "a-admins"
 TOOLS = ("munged", "slurmctld", "slurmd", "srun", "salloc", "scontrol", "scancel", "sinfo")
 READY_TIMEOUT_S = 30.0
-# How long jobs and daemons may take to end before they get KILL.
-STOP_TIMEOUT_S = 5.0
+# How long jobs and daemons may take to end before they get KILL; nothing of theirs is kept anyway.
+STOP_TIMEOUT_S = 2.0
 
 SLURM_CONF = """\
 ClusterName=loopback
@@ -193,7 +193,7 @@ class Cluster:
                 f"the directory of a cluster must be short and without spaces: {self.directory}"
             )
         self.directory.mkdir(parents=True, exist_ok=True)
-        # munged refuses a socket that others cannot reach, and a key in a directory that they may write to.
+        # munged refuses a socket that others cannot reach, and a directory that they may write to.
         self.directory.chmod(0o755)
         (self.directory / "state").mkdir(exist_ok=True)
         for name in self.node_names:
@@ -280,7 +280,7 @@ def _keep(directory: Path, node_names: list[str]) -> None:
             f"--seed-file={directory}/munged.seed",
         )
         # Slurm's daemons look for it once, and then again only after ten seconds.
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + READY_TIMEOUT_S
         while not (directory / "munge.socket").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         daemon("slurmctld", "-D", "-f", str(conf))

@@ -1,0 +1,183 @@
+"""What Enroot expects in a root file system: /etc/rc, rc.local, environment and fstab.
+
+An image is untrusted and we may be root. Its symlinks are therefore followed by hand, as a process
+would see them whose / is the image: none leads out of it, and nothing but a regular file is written.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.tools.podman import Image
+
+# As many as the kernel follows before it says ELOOP (path_resolution(7)).
+_MAX_SYMLINKS = 40
+
+_HINT = (
+    "remove what is in its place in the Dockerfile: Enroot needs a regular file, or directories, there"
+)
+
+_RC_LOCAL = """\
+# This file is sourced by /etc/rc when the container starts.
+# It can be used to manipulate the entrypoint or the command of the container.
+"""
+
+# What Enroot leaves out when it unpacks an image, as patterns for mksquashfs, whose * does not match
+# a dot at the beginning.
+EXCLUDE = ("dev/*", "dev/.*", ".dockerenv")
+# The modes that Enroot gives, so that an ordinary user can unpack and delete the image: `chmod -R
+# u+rX`, and u+w for directories down to find's depth 15, which mksquashfs counts from 1. Changed in
+# the SquashFS file alone: in overlay storage each chmod would copy a file up, and a walk takes time.
+ACTIONS = ("chmod(u+rX)@true", "chmod(u+w)@type(d)&&depth(-16)")
+
+
+def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
+    """Write Enroot's four files and make the working directory in a mounted image.
+
+    `provenance` lines become comments at the beginning of /etc/rc. Raises ArtifactError when the
+    image has something in the way.
+    """
+    # Modes are Enroot's under the usual umask, whatever ours is.
+    umask = os.umask(0o022)
+    try:
+        descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
+        try:
+            _write(descriptor, "/etc/fstab", fstab(image.volumes))
+            _write(descriptor, "/etc/environment", "".join(f"{each}\n" for each in image.env))
+            _write(descriptor, "/etc/rc", rc(image, provenance))
+            _write(descriptor, "/etc/rc.local", _RC_LOCAL)
+            with _inside(descriptor, image.workdir, last=False):
+                pass
+        finally:
+            os.close(descriptor)
+    finally:
+        os.umask(umask)
+
+
+def fstab(volumes: tuple[str, ...]) -> str:
+    """A bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
+    lines = []
+    for volume in volumes:
+        name = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", volume)
+        lines.append(f"${{ENROOT_ROOTFS}}{name} {name} none x-create=dir,bind,rw,nosuid,nodev\n")
+    return "".join(lines)
+
+
+def rc(image: Image, provenance: tuple[str, ...]) -> str:
+    """The script that starts a container, for every POSIX sh."""
+    labels = (f"{key} {value}" for key, value in image.labels.items())
+    # A line break would end the comment, and the rest be run as a command.
+    comments = "".join("# " + re.sub(r"[\r\n]", " ", line) + "\n" for line in (*provenance, *labels))
+    workdir = re.sub(r'["$`\\]', r"\\\g<0>", image.workdir or "/")
+    entrypoint = " ".join(map(quote, image.entrypoint))
+    cmd = " ".join(map(quote, image.cmd if image.entrypoint or image.cmd else ("/bin/sh",)))
+    return f"""\
+{comments}{"" if not comments else chr(10)}\
+mkdir -p "{workdir}" 2> /dev/null
+cd "{workdir}" && unset OLDPWD || exit 1
+
+if [ -s /etc/rc.local ]; then
+    . /etc/rc.local
+fi
+
+if [ $# -gt 0 ]; then
+    exec {entrypoint} "$@"
+else
+    exec {entrypoint} {cmd}
+fi
+"""
+
+
+def quote(word: str) -> str:
+    """One word of a shell command, always in single quotes.
+
+    Enroot's bash writes $'…' for control characters, which dash and busybox do not understand;
+    between single quotes a control character, a newline too, stands for itself in every shell.
+    """
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+def _write(root: int, path: str, text: str) -> None:
+    """Replace the contents of a file; one that exists keeps its mode, as with Enroot."""
+    with _inside(root, path, last=True) as (directory, name):
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                os.unlink(name, dir_fd=directory)
+            elif not stat.S_ISREG(mode):
+                # Opening a FIFO would wait for ever, and a device would be one of this host.
+                raise _obstacle(path, "is not a regular file")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(name, flags, 0o644, dir_fd=directory), "wb") as file:
+            # The name of a label may hold half a surrogate pair: JSON can say what UTF-8 cannot.
+            file.write(text.encode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
+    """The directory of `path`, made when missing, seen from a process whose / is `root`.
+
+    Yields its descriptor and the name of the last component (`last`), or the descriptor of the whole
+    path and "". The last component is absent, or no symlink, or an absolute symlink: Enroot reads
+    these files from outside of the container, where an absolute one would lead to the host.
+    """
+    opened = [os.dup(root)]
+    todo = path.split("/")[::-1]
+    followed = 0
+    name = ""
+    try:
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                # The parent of / is / itself.
+                if len(opened) > 1:
+                    os.close(opened.pop())
+                continue
+            target = _readlink(opened[-1], name)
+            if last and not any(todo) and (target is None or target.startswith("/")):
+                break
+            if target is not None:
+                followed += 1
+                if followed > _MAX_SYMLINKS:
+                    raise _obstacle(path, "leads through a loop of symlinks")
+                if target.startswith("/"):
+                    while len(opened) > 1:
+                        os.close(opened.pop())
+                todo += target.split("/")[::-1]
+                continue
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=opened[-1])
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            opened.append(os.open(name, flags, dir_fd=opened[-1]))
+        yield opened[-1], name if last else ""
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = (
+            "free space in podman's storage, or choose another in the [podman] settings"
+            if full
+            else _HINT
+        )
+        raise _obstacle(path, f"cannot be written: {error.strerror}", hint) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _readlink(directory: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+
+
+def _obstacle(path: str, why: str, hint: str = _HINT) -> ArtifactError:
+    return ArtifactError(f"{path} {why}", where="the image's root file system", hint=hint)

@@ -1,0 +1,229 @@
+"""From an image in podman's storage to a checked SquashFS file, published by rename."""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, NoReturn
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.model.settings import Compression, Squash, SquashMethod
+from rc_tasks.steps import rootfs
+from rc_tasks.tools import command, enroot, squashfs
+from rc_tasks.tools.command import Command, Completed
+from rc_tasks.tools.podman import Image, Podman
+
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp\.sqsh")
+_MEMORY_BYTES = 1 << 30
+_MEMORY_PER_PROCESSOR_BYTES = 16 << 20
+
+
+def temporary(final: Path) -> Path:
+    """A new name beside `final`, for `squash` to write and `publish` to rename."""
+    # Ends like the images that .gitignore keeps out; `sweep` knows it by its middle.
+    return final.with_name(f".{final.stem}.{secrets.token_hex(8)}.tmp.sqsh")
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed steps left in a project directory; whoever calls holds the image's lock."""
+    with os.scandir(directory) as entries:
+        left = [each for each in entries if _TEMPORARY.fullmatch(each.name)]
+    for each in left:
+        if each.is_file(follow_symlinks=False):
+            Path(each.path).unlink(missing_ok=True)
+
+
+def squash(
+    podman: Podman,
+    image: Image,
+    destination: Path,
+    *,
+    settings: Squash,
+    provenance: tuple[str, ...],
+    log: IO[bytes] | None,
+) -> None:
+    """Write the image to `destination`, a name that does not exist; nothing is left when it fails.
+
+    `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
+    tools' output goes to `log` (None: to our own output). Rootless, this runs in `podman unshare`.
+    Raises ArtifactError when the disk is full or the tool fails.
+    """
+    processors = settings.processors or len(os.sched_getaffinity(0))
+    automatic = settings.compression is Compression.AUTO
+    wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
+    compression = squashfs.best(wanted, squashfs.probe())
+    # A level means something else to each compressor.
+    level = settings.level if compression is wanted else 0
+    try:
+        if settings.method is SquashMethod.ENROOT:
+            options = squashfs.compression_options(compression, level, settings.block_size_bytes)
+            _enroot(podman, image, destination, options, processors, log)
+            return
+        with podman.mounted(image.id, name=_container(destination)) as root:
+            rootfs.prepare(root, image, provenance)
+            made = squashfs.mksquashfs(
+                root,
+                destination,
+                compression=compression,
+                level=level,
+                block_size_bytes=settings.block_size_bytes,
+                processors=processors,
+                memory_bytes=_MEMORY_BYTES + processors * _MEMORY_PER_PROCESSOR_BYTES,
+                exclude=rootfs.EXCLUDE,
+                actions=rootfs.ACTIONS,
+            )
+            done = _run(made, log)
+            if done.returncode != 0:
+                _fail(done, destination.parent, image)
+    except BaseException:
+        destination.unlink(missing_ok=True)
+        raise
+
+
+def check(path: Path) -> int:
+    """The size in bytes of an image that can be started; raises ArtifactError with what is wrong."""
+    squashfs.inspect(path)
+    with tempfile.TemporaryFile() as lines:
+        command.require("unsquashfs", squashfs.INSTALL_HINT)
+        returncode = command.stream(squashfs.listing(path), lines)
+        lines.seek(0)
+        start = b" squashfs-root/etc/rc"
+        found = False
+        last = b""
+        for line in lines:
+            last = line.rstrip(b"\n")
+            if b" squashfs-root/etc -> " in last:
+                # Where that leads is the image's affair, and can take several more symlinks.
+                start = b"/rc"
+            # The third column is the size; /etc/rc may be a symlink, too.
+            found = (
+                found or (last.endswith(start) and last.split()[2] != b"0") or start + b" -> " in last
+            )
+    if returncode != 0:
+        raise ArtifactError(
+            f"unsquashfs cannot list the image: it {command.ending(returncode)}",
+            where=path,
+            quote=(last.decode(errors="replace"),),
+            hint="build again; if it happens again, try another version of squashfs-tools",
+        )
+    if not found:
+        raise ArtifactError(
+            "the image has no /etc/rc, so Enroot could not start it",
+            where=path,
+            hint="build again; the step's log shows what mksquashfs said",
+        )
+    return path.stat().st_size
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Put a checked image in place of the old one, whole or not at all, also when the power fails.
+
+    Jobs that run from the old image keep it. The new one gets the mode that the umask says and the
+    directory's group.
+    """
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        # Not ours to give when the directory belongs to a group that we are not in.
+        with contextlib.suppress(OSError):
+            os.fchown(descriptor, -1, final.parent.stat().st_gid)
+        # mksquashfs never gives the group the right to write, whatever the umask.
+        os.fchmod(descriptor, 0o666 & ~_umask())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, final)
+    directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _enroot(
+    podman: Podman,
+    image: Image,
+    destination: Path,
+    options: tuple[str, ...],
+    processors: int,
+    log: IO[bytes] | None,
+) -> None:
+    command.require("enroot", enroot.INSTALL_HINT)
+    label = f"rc-squash={_container(destination)}"
+    place = os.environ.get("ENROOT_TEMP_PATH")
+    with tempfile.TemporaryDirectory(
+        prefix="rc-enroot-", dir=place, ignore_cleanup_errors=True
+    ) as scratch:
+        made = enroot.import_podman(
+            image.id,
+            destination,
+            podman=podman.command(),
+            label=label,
+            scratch=Path(scratch),
+            squash_options=options,
+            processors=processors,
+        )
+        # What a killed run left, as with --replace.
+        podman.remove_labelled(label)
+        try:
+            done = _run(made, log)
+        finally:
+            podman.remove_labelled(label)
+    # The exit status is 127 or 1 after a good import on most hosts, and can be 0 after a bad one.
+    try:
+        squashfs.inspect(destination)
+    except ArtifactError:
+        if done.returncode == 0:
+            raise
+        # It unpacks the whole image elsewhere first.
+        started = "Creating squashfs filesystem" in done.stderr
+        full = destination.parent if started else Path(place or tempfile.gettempdir())
+        _fail(done, full, image)
+
+
+def _run(made: Command, log: IO[bytes] | None) -> Completed:
+    """Run a tool that says little, and copy what it said to the log."""
+    output = log if log is not None else sys.stdout.buffer
+    output.write(f"+ {made}\n".encode(errors="surrogateescape"))
+    output.flush()
+    done = command.capture(made, check=False)
+    output.write((done.stdout + done.stderr).encode())
+    output.flush()
+    return done
+
+
+def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
+    """Raise what went wrong; `directory` is where the tool wrote, and has removed its file."""
+    lines = (done.stderr or done.stdout).splitlines()
+    said = done.stdout + done.stderr
+    if not any(words in said for words in ("No space left on device", "Disk quota exceeded")):
+        raise command.failure(done.command, done.returncode, lines)
+    free = shutil.disk_usage(directory).free
+    raise ArtifactError(
+        f"no space left while squashing: {_gb(free)} are free here without the unfinished file, and "
+        f"the image is {_gb(image.size_bytes)} unpacked",
+        where=directory,
+        quote=tuple(lines[-3:]),
+        hint="free space or ask for more quota there (`doit gc` shows what can go), then run again;\n"
+        "the image that was there before is untouched",
+    )
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def _container(destination: Path) -> str:
+    # The same for each squash into one project directory, so that the next one removes what a
+    # killed one left. They never run at the same time: the image's lock is held.
+    return "rc-squash-" + hashlib.sha256(os.fsencode(destination.parent.resolve())).hexdigest()[:16]
+
+
+def _umask() -> int:
+    # The umask can be read without changing it for a moment only from here (proc(5)).
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    return int(status.partition("\nUmask:")[2].split()[0], 8)

@@ -1,0 +1,202 @@
+"""SquashFS: what mksquashfs and unsquashfs are asked, and the superblock, which is read by hand."""
+
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+
+INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
+# mksquashfs fills the file up to this, so that it can be mounted through a loop device.
+PADDING_BYTES = 4096
+
+_MAGIC = 0x73717368
+_SUPERBLOCK = struct.Struct("<5I6H8Q")
+
+
+class Compression(StrEnum):
+    """A compressor, by the name that mksquashfs has for it."""
+
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+    LZO = "lzo"
+    GZIP = "gzip"
+    XZ = "xz"
+    LZMA = "lzma"
+
+
+# The numbers of the SquashFS 4.0 format.
+_COMPRESSIONS = {
+    1: Compression.GZIP,
+    2: Compression.LZMA,
+    3: Compression.LZO,
+    4: Compression.XZ,
+    5: Compression.LZ4,
+    6: Compression.ZSTD,
+}
+# What to use when this mksquashfs lacks what was asked for. gzip stands last as the one that every
+# mksquashfs and every kernel has.
+_PREFERENCE = (Compression.ZSTD, Compression.LZ4, Compression.LZO, Compression.GZIP)
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """The first 96 bytes of a SquashFS 4.0 file; `made_at` is in seconds since the epoch."""
+
+    inodes: int
+    made_at: int
+    block_size_bytes: int
+    compression: Compression
+    used_bytes: int
+
+    @classmethod
+    def parse(cls, head: bytes, where: Path) -> "Superblock":
+        """The superblock in `head`; raises ArtifactError when it is something else."""
+        if len(head) < _SUPERBLOCK.size:
+            raise _damaged(where, f"it is {len(head)} bytes long, shorter than a SquashFS superblock")
+        magic, inodes, made_at, block, _, compressor, _, _, _, major, minor, _, used, *_ = (
+            _SUPERBLOCK.unpack_from(head)
+        )
+        if magic != _MAGIC:
+            raise _damaged(where, "it does not begin like a SquashFS file")
+        if (major, minor) != (4, 0):
+            raise _damaged(where, f"it is SquashFS version {major}.{minor}, not 4.0")
+        if compressor not in _COMPRESSIONS:
+            raise _damaged(where, f"it names an unknown compressor, number {compressor}")
+        return cls(inodes, made_at, block, _COMPRESSIONS[compressor], used)
+
+
+def inspect(path: Path) -> Superblock:
+    """The superblock of a file that is as long as it says, in constant time.
+
+    Raises ArtifactError when the file is missing, cut short, or something else. What lies between
+    its beginning and its end is not looked at.
+    """
+    try:
+        with path.open("rb") as file:
+            superblock = Superblock.parse(file.read(_SUPERBLOCK.size), path)
+            size_bytes = file.seek(0, 2)
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read: {error.strerror}") from None
+    whole_bytes = -(-superblock.used_bytes // PADDING_BYTES) * PADDING_BYTES
+    if size_bytes != whole_bytes:
+        raise _damaged(path, f"it is {size_bytes} bytes long and should be {whole_bytes}")
+    return superblock
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"not a whole SquashFS image: {why}",
+        where=path,
+        hint="remove the file and build again; if it happens again, see whether the file system is full",
+    )
+
+
+def version() -> str:
+    """The version of mksquashfs, such as `4.5.1`."""
+    command.require("mksquashfs", INSTALL_HINT)
+    # Older ones exit with 1 after printing their version.
+    done = command.capture(Command(("mksquashfs", "-version")), check=False)
+    found = re.search(r"version (\S+)", done.stdout + done.stderr)
+    if found is None:
+        raise command.failure(done.command, done.returncode, (done.stderr or done.stdout).splitlines())
+    return found[1]
+
+
+def probe() -> frozenset[Compression]:
+    """The compressors that the mksquashfs of this node was built with."""
+    command.require("mksquashfs", INSTALL_HINT)
+    # 4.7 prints this section alone; older ones do not know the option, so print their whole help
+    # and exit with 1. The list is in both.
+    done = command.capture(Command(("mksquashfs", "-help-section", "compression")), check=False)
+    return parse_compressors(done.stdout + done.stderr)
+
+
+def parse_compressors(text: str) -> frozenset[Compression]:
+    """The compressors in mksquashfs' help: each alone on a line, one marked as the default."""
+    names = "|".join(Compression)
+    return frozenset(
+        Compression(name) for name in re.findall(rf"(?m)^\s*({names})(?: \(default\))?$", text)
+    )
+
+
+def best(wanted: Compression, offered: Iterable[Compression]) -> Compression:
+    """`wanted` when it is offered, else the first of zstd, lz4, lzo and gzip that is."""
+    offered = frozenset(offered)
+    return next((each for each in (wanted, *_PREFERENCE) if each in offered), Compression.GZIP)
+
+
+def compression_options(compression: Compression, level: int, block_size_bytes: int) -> tuple[str, ...]:
+    """The options that choose how data is compressed; level 0 is the fastest that is worth it.
+
+    lz4 and xz have no levels.
+    """
+    options = ["-comp", compression.value]
+    match compression:
+        case Compression.ZSTD | Compression.GZIP:
+            # Their own defaults, 15 and 9, take five to ten times longer for a tenth of the size.
+            options += ["-Xcompression-level", str(level or 1)]
+        case Compression.LZO if level:
+            options += ["-Xcompression-level", str(level)]
+        case Compression.LZO:
+            # The default, lzo1x_999, compresses slower than gzip.
+            options += ["-Xalgorithm", "lzo1x_1"]
+        case _:
+            pass
+    return (*options, "-b", str(block_size_bytes))
+
+
+def mksquashfs(
+    source: Path,
+    destination: Path,
+    *,
+    compression: Compression,
+    level: int,
+    block_size_bytes: int,
+    processors: int,
+    memory_bytes: int,
+    exclude: Iterable[str] = (),
+    actions: Iterable[str] = (),
+) -> Command:
+    """`mksquashfs` of a directory; `exclude` holds shell patterns relative to `source`.
+
+    `actions` change what is stored, not the source (squashfs-tools, ACTIONS-README; all of 4.4 and
+    newer understand the ones we use).
+    """
+    argv = [
+        "mksquashfs",
+        str(source),
+        str(destination),
+        # An existing file would be appended to, and the image hold two root directories.
+        "-noappend",
+        # Rootless, files belong to numbers of a subuid range, which mean nothing elsewhere.
+        "-all-root",
+        # Rootless overlay storage keeps its own book-keeping in attributes.
+        "-no-xattrs",
+        # A file that cannot be read would be stored empty, with a warning and exit status 0.
+        "-exit-on-error",
+        # The bar is redrawn in place and fills a log.
+        "-no-progress",
+        *compression_options(compression, level, block_size_bytes),
+        *("-processors", str(processors)),
+        # By default a quarter of the machine's memory, whatever the job may use of it.
+        *("-mem", f"{memory_bytes >> 20}M"),
+    ]
+    for action in actions:
+        argv += ["-action", action]
+    if exclude := tuple(exclude):
+        # Everything after -e is a pattern, so it stands last.
+        argv += ["-wildcards", "-e", *exclude]
+    # Errors are recognised by their words.
+    return Command(tuple(argv), env={"LC_ALL": "C"})
+
+
+def listing(path: Path) -> Command:
+    """`unsquashfs` printing one line an entry: mode, owner, size, date, time and name."""
+    # An end of options does not exist, so a name must not begin with a dash.
+    return Command(("unsquashfs", "-lln", str(path.absolute())), env={"LC_ALL": "C"})

@@ -1,0 +1,158 @@
+"""mksquashfs' options and help texts, and SquashFS superblocks, whole and damaged."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.tools import squashfs
+from rc_tasks.tools.squashfs import Compression
+
+
+def superblock(
+    *, magic: int = 0x73717368, compressor: int = 6, major: int = 4, used: int = 5000
+) -> bytes:
+    return struct.pack(
+        "<5I6H8Q", magic, 42, 1704164645, 131072, 1, compressor, 17, 0, 1, major, 0, 0, used, *(0,) * 6
+    )
+
+
+def padded(head: bytes, size: int = 8192) -> bytes:
+    return head + bytes(size - len(head))
+
+
+def test_a_whole_image_tells_its_facts(tmp_path: Path) -> None:
+    path = tmp_path / "image.sqsh"
+    path.write_bytes(padded(superblock()))
+    found = squashfs.inspect(path)
+    assert found == squashfs.Superblock(42, 1704164645, 131072, Compression.ZSTD, 5000)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"", "it is 0 bytes long, shorter than a SquashFS superblock", id="empty"),
+        pytest.param(superblock()[:95], "95 bytes long", id="cut within the superblock"),
+        pytest.param(
+            superblock(), "it is 96 bytes long and should be 8192", id="cut after the superblock"
+        ),
+        pytest.param(padded(superblock(), 8191), "should be 8192", id="one byte short"),
+        pytest.param(padded(superblock(), 5000), "should be 8192", id="padding missing"),
+        pytest.param(padded(superblock(), 12288), "should be 8192", id="something appended"),
+        pytest.param(bytes(8192), "does not begin like a SquashFS file", id="zeros"),
+        pytest.param(padded(superblock(major=3)), "version 3.0, not 4.0", id="old version"),
+        pytest.param(
+            padded(superblock(compressor=9)), "unknown compressor, number 9", id="new compressor"
+        ),
+    ],
+)
+def test_a_damaged_image_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "an image: é.sqsh"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError) as error:
+        squashfs.inspect(path)
+    assert said in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(lambda path: None, "No such file", id="missing"),
+        pytest.param(Path.mkdir, "Is a directory", id="directory"),
+        pytest.param(lambda path: path.symlink_to("nowhere"), "No such file", id="dangling symlink"),
+    ],
+)
+def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    make(tmp_path / "image.sqsh")
+    with pytest.raises(ArtifactError, match=said):
+        squashfs.inspect(tmp_path / "image.sqsh")
+
+
+# The lists as squashfs-tools of these versions indent them, between other text.
+HELP_4_5 = """\
+-comp <comp>\t\tselect <comp> compression
+\t\t\tCompressors available:
+\t\t\t\tgzip (default)
+\t\t\t\tlzo
+\t\t\t\tzstd
+-b <block_size>\t\tsize of a block
+Compressors available and their own options:
+\tgzip (default)
+\t  -Xcompression-level <level>
+"""
+HELP_4_7 = """\
+Compression options:
+-comp <comp>\t\tlz4 and xz may be named here
+\t\t\tCompressors available:
+\t\t\t\tgzip
+\t\t\t\tzstd (default)
+-noI\t\t\tleave the inode table as it is
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(HELP_4_5, {"gzip", "lzo", "zstd"}, id="4.5"),
+        pytest.param(HELP_4_7, {"gzip", "zstd"}, id="4.7"),
+        pytest.param("mksquashfs: invalid option\n", set(), id="no help at all"),
+    ],
+)
+def test_compressors_are_found_in_the_help(text: str, expected: set[str]) -> None:
+    assert squashfs.parse_compressors(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "expected"),
+    [
+        ("zstd", {"zstd", "lz4", "gzip"}, "zstd"),
+        ("zstd", {"xz", "lzo", "lz4", "gzip"}, "lz4"),
+        ("zstd", {"lzma", "lzo", "gzip"}, "lzo"),
+        ("zstd", {"gzip", "xz"}, "gzip"),
+        ("zstd", set(), "gzip"),
+        ("xz", {"xz", "zstd"}, "xz"),
+        ("xz", {"gzip", "zstd"}, "zstd"),
+        ("gzip", {"gzip", "zstd"}, "gzip"),
+    ],
+)
+def test_a_missing_compressor_degrades(wanted: str, offered: set[str], expected: str) -> None:
+    chosen = squashfs.best(Compression(wanted), map(Compression, offered))
+    assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("compression", "level", "expected"),
+    [
+        ("zstd", 0, "-comp zstd -Xcompression-level 1 -b 4096"),
+        ("zstd", 9, "-comp zstd -Xcompression-level 9 -b 4096"),
+        ("gzip", 0, "-comp gzip -Xcompression-level 1 -b 4096"),
+        ("lzo", 0, "-comp lzo -Xalgorithm lzo1x_1 -b 4096"),
+        ("lzo", 3, "-comp lzo -Xcompression-level 3 -b 4096"),
+        ("lz4", 5, "-comp lz4 -b 4096"),
+        ("xz", 5, "-comp xz -b 4096"),
+    ],
+)
+def test_levels(compression: str, level: int, expected: str) -> None:
+    options = squashfs.compression_options(Compression(compression), level, 4096)
+    assert " ".join(options) == expected
+
+
+def test_patterns_stand_last() -> None:
+    made = squashfs.mksquashfs(
+        Path("/in put"),
+        Path("/out.sqsh"),
+        compression=Compression.ZSTD,
+        level=0,
+        block_size_bytes=131072,
+        processors=3,
+        memory_bytes=1 << 30,
+        exclude=("dev/*", ".dockerenv"),
+        actions=("chmod(u+r)@true",),
+    )
+    assert made.argv[:3] == ("mksquashfs", "/in put", "/out.sqsh")
+    assert made.argv[-4:] == ("-wildcards", "-e", "dev/*", ".dockerenv")
+    assert made.argv[-10:-4] == ("-processors", "3", "-mem", "1024M", "-action", "chmod(u+r)@true")
