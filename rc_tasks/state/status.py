@@ -85,7 +85,12 @@ class Judge:
         """Whether and why a step of an image has to run. Raises the error of a broken project."""
         key = (step, name)
         if key not in self._steps:
-            node = self._checkout.graph.resolve(name)
+            graph = self._checkout.graph
+            node = graph.resolve(name)
+            if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
+                # Bases first, one by one: a long chain is deeper than Python's recursion limit.
+                for base in graph.above(node.bases):
+                    self.step(step, base)
             judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
             self._steps[key] = StepStatus(step, tuple(judge(node)))
         return self._steps[key]
@@ -218,7 +223,7 @@ class Judge:
         if record is None or record.artifact is None:
             return [Cause("image.sqsh", "never published"), *causes]
         old, new = record.inputs.get("image", ""), self.inputs(Step.ENROOT, name)["image"]
-        if old != new:
+        if new and old != new:
             causes.append(Cause("image", "the image was built anew", old, new))
         damage = self._damage(node, record)
         if damage is not None:
@@ -247,9 +252,11 @@ class Judge:
         name = node.project.name
         causes = self._after(Step.ENROOT, name)
         record = self._checkout.records.get(Step.ENV, name)
-        facts = self._facts(name)
-        if record is None or facts is None:
+        if record is None:
             return [Cause("env.toml", "env.toml was never written"), *causes]
+        facts = self._facts(name)
+        if facts is None:
+            return causes
         now = self.edf_inputs(node, facts)
         try:
             now["env.toml"] = self._checkout.digests.content(f"{node.project.base}/{EDF}")

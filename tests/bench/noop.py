@@ -117,7 +117,8 @@ def peak_mb(root: Path, *arguments: str) -> float:
     child = os.fork()
     if child == 0:
         run(root, *arguments)
-        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000, file=open(root / "peak", "w"))
+        peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        (root / "peak").write_text(str(peak_kib * 1024 / 1e6))
         os._exit(0)
     os.waitpid(child, 0)
     return float((root / "peak").read_text())

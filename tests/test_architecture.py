@@ -1,0 +1,75 @@
+"""The rooms of the house: what may know what. CONTRIBUTING.md shows the table."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1]
+PACKAGE = SOURCE / "rc_tasks"
+ROOMS = ("errors", "model", "tools", "state", "steps", "engine", "commands")
+# Rooms that stand side by side: neither knows the other.
+APART = {"tools": {"model"}}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str | None:
+    """The room of `rc_tasks.state.store`, or None for what is not ours."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "rc_tasks" and len(parts) > 1 else None
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide which room is meant"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_knows_only_the_rooms_above_it(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if here == "__init__":
+        assert not imports(path)
+        return
+    allowed = {*ROOMS[: ROOMS.index(here) + 1]} - APART.get(here, set())
+    used = {other for name in imports(path) if (other := room(name)) is not None}
+    assert used <= allowed, f"{here} must not know {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_outside_libraries_stay_in_their_rooms(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    outside = {name.split(".")[0] for name in imports(path)}
+    if here != "tools/command":
+        assert not outside & {"subprocess", "multiprocessing"}, "only tools/command starts processes"
+    if not here.startswith(("engine/", "commands/")):
+        assert "doit" not in outside
+    if not here.startswith("commands/"):
+        assert "rich" not in outside
+
+
+def test_contributing_shows_these_rooms() -> None:
+    table = [
+        line for line in (SOURCE / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    shown = [line.split("`")[1].removesuffix(".py").removesuffix("/") for line in table]
+    assert [name for name in shown if name in ROOMS] == list(ROOMS)
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in MODULES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    import re
+
+    for document in [*SOURCE.glob("*.md"), *SOURCE.glob("docs/*.md")]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,0 +1,217 @@
+"""The judge: which steps are stale after which change, and in what words. No podman is needed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.records import Failure, Step
+from rc_tasks.state.status import Judge, State
+from tests.support.checkouts import pretend_built, write_checkout
+
+CHILD = "projects/child:1"
+FILES = {
+    "base/Dockerfile": "FROM scratch\nCOPY . /\n",
+    "base/data": "data\n",
+    f"{CHILD}/Dockerfile": "FROM base\nCOPY run.sh /\n",
+    f"{CHILD}/run.sh": "#!/bin/sh\n",
+    f"{CHILD}/ignored.txt": "x\n",
+    f"{CHILD}/.containerignore": "ignored.txt\n",
+    f"{CHILD}/link": "-> run.sh",
+    f"{CHILD}/project.toml": '[build_args]\nA = "1"\n',
+    "projects/child:latest": "-> child:1",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout in which everything is fresh, under a name that needs care."""
+    checkout = write_checkout(tmp_path / "my imgs: é", FILES)
+    pretend_built(checkout)
+    return checkout
+
+
+def stale(root: Path, **environ: str) -> dict[str, str]:
+    """The steps that would certainly run, with the reason in words."""
+    judge = Judge(open_checkout(root, {f"RC_{key}": value for key, value in environ.items()}))
+    return {
+        f"{step}:{name}": ", ".join(
+            cause.words for cause in judge.step(step, name).causes if not cause.upstream
+        )
+        for name in ("base", "child:1")
+        for step in Step
+        if judge.step(step, name).certain
+    }
+
+
+def edit(path: str, text: str) -> Callable[[Path], object]:
+    return lambda root: (root / path).write_text(text)
+
+
+def overwrite(path: str, at: int) -> Callable[[Path], object]:
+    def change(root: Path) -> None:
+        with (root / path).open("r+b") as file:
+            file.seek(at)
+            file.write(b"????")
+
+    return change
+
+
+NOTHING: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(lambda root: None, NOTHING, id="nothing"),
+        pytest.param(
+            lambda root: [path.touch() for path in root.rglob("*") if path.is_file()],
+            NOTHING,
+            id="touched",
+        ),
+        pytest.param(
+            edit("base/Dockerfile", "# note\nFROM scratch\n"),
+            {"podman:base": "Dockerfile changed"},
+            id="dockerfile",
+        ),
+        pytest.param(edit("base/data", "new"), {"podman:base": "data changed"}, id="context"),
+        pytest.param(edit("base/more", ""), {"podman:base": "more added"}, id="added"),
+        pytest.param(
+            lambda root: (root / "base/data").unlink(), {"podman:base": "data removed"}, id="removed"
+        ),
+        pytest.param(
+            lambda root: (root / "base/data").chmod(0o755),
+            {"podman:base": "mode of data changed"},
+            id="mode",
+        ),
+        pytest.param(edit(f"{CHILD}/ignored.txt", "y"), NOTHING, id="ignored"),
+        pytest.param(
+            edit(f"{CHILD}/.containerignore", "*.txt\n"),
+            {"podman:child:1": ".containerignore changed"},
+            id="ignorefile",
+        ),
+        pytest.param(
+            lambda root: ((root / CHILD / "link").unlink(), (root / CHILD / "link").symlink_to("x")),
+            {"podman:child:1": "link changed"},
+            id="symlink",
+        ),
+        pytest.param(
+            edit(f"{CHILD}/project.toml", '[build_args]\nA = "2"\n'),
+            {"podman:child:1": "build_args.A changed"},
+            id="build-arg",
+        ),
+        pytest.param(
+            edit(f"{CHILD}/project.toml", '[build_args]\nA = "1"\n[slurm]\ncpus = 4\n'),
+            NOTHING,
+            id="slurm",
+        ),
+        pytest.param(
+            edit(f"{CHILD}/project.toml", '[build_args]\nA = "1"\n[edf]\nworkdir = "/w"\n'),
+            {"env:child:1": "EDF settings changed"},
+            id="edf",
+        ),
+        pytest.param(
+            lambda root: (root / "base/image.sqsh").unlink(),
+            {"enroot:base": "image.sqsh is missing"},
+            id="no-sqsh",
+        ),
+        pytest.param(
+            lambda root: os.truncate(root / "base/image.sqsh", 9),
+            {"enroot:base": "image.sqsh is damaged: it has 9 bytes"},
+            id="truncated",
+        ),
+        pytest.param(
+            overwrite("base/image.sqsh", 200),
+            {"enroot:base": "image.sqsh was changed after it was published"},
+            id="overwritten",
+        ),
+        pytest.param(
+            lambda root: (root / "base/image.json").unlink(),
+            {"enroot:base": "image.json is missing"},
+            id="no-json",
+        ),
+        pytest.param(
+            lambda root: (root / "base/env.toml").unlink(),
+            {"env:base": "env.toml is missing"},
+            id="no-env",
+        ),
+        pytest.param(
+            edit("base/env.toml", 'image = "y"\n'), {"env:base": "env.toml changed"}, id="env-by-hand"
+        ),
+        pytest.param(
+            edit("templates/env.toml.j2", "image = <@ image | toml @>\n"),
+            {
+                "env:base": "templates/env.toml.j2 changed",
+                "env:child:1": "templates/env.toml.j2 changed",
+            },
+            id="template",
+        ),
+        pytest.param(
+            lambda root: (root / ".rc/state/podman:base.json").write_text("{"),
+            {"podman:base": "never built"},
+            id="record-lost",
+        ),
+    ],
+)
+def test_exactly_the_stale_steps_are_stale(
+    root: Path, change: Callable[[Path], object], expected: dict[str, str]
+) -> None:
+    change(root)
+    assert stale(root) == expected
+
+
+def test_a_setting_of_the_edf_concerns_only_the_env_steps(root: Path) -> None:
+    assert stale(root, EDF_WORKDIR="/elsewhere") == {
+        "env:base": "EDF settings changed",
+        "env:child:1": "EDF settings changed",
+    }
+
+
+def test_a_moved_checkout_is_fresh_but_for_its_own_path(root: Path) -> None:
+    (root / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/official"\n')
+    pretend_built(root)
+    moved = root.rename(root.with_name("moved"))
+    assert stale(moved) == {}
+
+
+def test_staleness_is_passed_down_in_words(root: Path) -> None:
+    (root / "base/data").write_text("new")
+    judge = Judge(open_checkout(root, {}))
+    assert judge.image("base").reasons == ("data changed",)
+    child = judge.image("child:1")
+    assert (child.state, child.reasons) == (State.STALE, ("base base is stale",))
+    assert not judge.step(Step.PODMAN, "child:1").certain
+
+
+def test_states(root: Path) -> None:
+    def state(name: str) -> State:
+        return Judge(open_checkout(root, {})).image(name).state
+
+    assert state("child:1") is State.FRESH
+    (root / CHILD / "image.sqsh").unlink()
+    assert state("child:1") is State.MISSING
+    (root / "base/data").write_text("new")
+    assert state("base") is State.STALE
+    checkout = open_checkout(root, {})
+    inputs = Judge(checkout).inputs(Step.PODMAN, "base")
+    checkout.records.put_failure(Step.PODMAN, "base", Failure(inputs, "2026-01-01", "RUN failed", "log"))
+    assert state("base") is State.FAILED
+    (root / "base/data").write_text("another try")
+    assert state("base") is State.STALE, "what failed was something else"
+    (root / "base/data").write_text("data\n")
+    assert state("base") is State.FRESH, "the last success still stands"
+
+
+def test_a_broken_project_is_failed_and_its_children_stale(root: Path) -> None:
+    (root / "base/Dockerfile").write_text("FORM scratch\n")
+    judge = Judge(open_checkout(root, {}))
+    assert judge.image("base").state is State.FAILED
+    assert judge.image("base").reasons[0].startswith("base/Dockerfile:1: ")
+
+
+def test_a_long_chain_is_judged(tmp_path: Path) -> None:
+    files = {f"projects/i{number}/Dockerfile": f"FROM i{number + 1}\n" for number in range(1200)}
+    root = write_checkout(tmp_path, {**files, "projects/i1200/Dockerfile": "FROM scratch\n"})
+    assert Judge(open_checkout(root, {})).image("i0").state is State.MISSING
