@@ -1,36 +1,50 @@
 """doit's own commands, made to work from any folder of the checkout and to speak clearly."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from doit.cmd_base import DoitCmdBase
+from doit.cmd_base import DoitCmdBase, opt_dodo
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidCommand
 
+from rc_tasks.commands.told import Told
 from rc_tasks.model.reference import near
+from rc_tasks.state.checkout import find_root
+from rc_tasks.state.records import Step
 
 
-class AtRoot(DoitCmdBase):
+_STEPS = frozenset({"build", *Step})
+
+
+class AtRoot(Told, DoitCmdBase):
     """A command that finds the dodo.py in a folder above."""
 
     def execute(self, params: Any, args: list[str]) -> int:
         """Run the command with the checkout as its working directory."""
         # What `-k` does, without having to type it or set DOIT_SEEK_FILE.
         params["seek_file"] = True
+        if params["dodoFile"] == opt_dodo["default"]:
+            find_root(Path.cwd())  # raises, in our words
         status: int = super().execute(params, args)
         return status
 
 
-def unknown(name: str, known: list[str]) -> InvalidCommand:
+def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
     """The error for a task that does not exist, with the nearest names."""
-    bare = name.removeprefix("build:")
-    exact = [f"build:{name}"] if f"build:{name}" in known else []
-    close = exact or [*near(name, known), *near(f"build:{bare}", known)]
+    step, colon, bare = name.partition(":")
+    if not colon or step not in _STEPS:
+        step, bare = "build", name
+    # The step before the colon would make any two names look alike.
+    names = [task.partition(":")[2] for task in known if task.startswith(f"{step}:")]
+    close = [f"{step}:{each}" for each in ((bare,) if bare in names else near(bare, names))]
+    close = [*(f"`doit {each}`" for each in near(name, commands, 1)), *close][:3]
     hint = (
-        f"did you mean {' or '.join(dict.fromkeys(close[:3]))}?"
+        f"did you mean {' or '.join(close)}?"
         if close
-        else "`doit list` shows all images"
+        else "`doit list` shows all images, `doit help` all commands"
     )
     return InvalidCommand(f"there is no task or command named {name!r}\n  next: {hint}")
 

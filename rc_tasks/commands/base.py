@@ -4,28 +4,26 @@ import abc
 import sys
 from typing import Any, ClassVar
 
-from doit.cmd_base import Command
-from doit.exceptions import InvalidCommand
-
+from rc_tasks.commands.told import Told, reader_left
 from rc_tasks.engine.session import Session, remember_digests, session
-from rc_tasks.errors import RcError
 
 
-class CheckoutCommand(Command, abc.ABC):
+class CheckoutCommand(Told, abc.ABC):
     """A command about the checkout around the working directory."""
 
     cmd_options: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     def execute(self, opt_values: Any, pos_args: list[str]) -> int:
-        """Open the checkout and show; what a user can mend is told without a traceback."""
+        """Open the checkout and show."""
         try:
-            return self.show(session(), dict(opt_values), pos_args)
-        except RcError as error:
-            raise InvalidCommand(str(error)) from None
+            status = self.show(session(), dict(opt_values), pos_args)
+            sys.stdout.flush()
         except BrokenPipeError:
-            # `doit list | head`: the reader has seen enough.
-            sys.stderr.close()
+            # `doit list | head`: the reader has seen enough, and nothing is left undone.
+            reader_left()
             return 0
+        else:
+            return status
         finally:
             remember_digests()
 

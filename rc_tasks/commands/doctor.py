@@ -69,7 +69,7 @@ def _host(opened: Session) -> Iterator[Finding]:
     for name, error in checkout.graph.broken.items():
         yield Finding(Level.PROBLEM, f"{name} cannot be built", str(error))
     for error in checkout.graph.problems:
-        yield Finding(Level.PROBLEM, error.what, str(error.hint))
+        yield Finding(Level.PROBLEM, f"{error.where}: {error.what}", error.hint or "")
     for node in checkout.graph.images.values():
         for note in node.notes:
             yield Finding(Level.WARNING, note)

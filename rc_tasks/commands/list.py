@@ -66,8 +66,9 @@ class _Table(CheckoutCommand):
             show.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
         else:
             print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
-        for problem in opened.checkout.graph.problems:
-            sys.stderr.write(f"{problem}\n")
+        if not names:
+            for problem in opened.checkout.graph.problems:
+                sys.stderr.write(f"{problem}\n")
         return 0
 
 

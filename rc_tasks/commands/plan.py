@@ -47,6 +47,8 @@ class Plan(CheckoutCommand):
             print(f"{steps}, {show.duration(known_s)} by their last times{never}")
         elif not broken:
             print("nothing to do")
-        for name in broken:
-            print(f"{name} cannot be built:\n{graph.broken[name]}")
+        # The images of a cycle share one error.
+        for error in dict.fromkeys(graph.broken[name] for name in broken):
+            names_of = [name for name in broken if graph.broken[name] is error]
+            print(f"{', '.join(names_of)} cannot be built:\n{error}")
         return 1 if broken else 0

@@ -28,7 +28,7 @@ class Run(AtRoot, DoitRun):
         if doit_cmd._CMDLINE_VARS:
             # doit takes NAME=VALUE for a variable, and would go on to build everything.
             key, value = next(iter(doit_cmd._CMDLINE_VARS.items()))
-            raise unknown(f"{key}={value}", known)
+            raise unknown(f"{key}={value}", known, self.loader.cmd_names)
         for name in self.sel_tasks or ():
             if "*" in name and not fnmatch.filter(known, name):
                 # doit takes a pattern without a match for nothing to do.
@@ -42,7 +42,7 @@ class Run(AtRoot, DoitRun):
         except InvalidCommand as error:
             if error.not_found is None:
                 raise
-            raise unknown(error.not_found, known) from None
+            raise unknown(error.not_found, known, self.loader.cmd_names) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted: what was finished stays finished\n")
             return 130

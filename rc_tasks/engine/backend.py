@@ -88,10 +88,10 @@ class ContentChecker(FileChangedChecker):
         """Whether a file of a build context is not what was recorded."""
         return session().judge.seen.get(file_path) != state
 
-    def get_state(self, dep: str, current_state: str | None) -> None:  # noqa: ARG002
+    def get_state(self, dep: str, current_state: str | None) -> None:
         """Nothing to save: the step recorded the file as it was *before* it was read."""
 
-    def info(self, file_path: str) -> None:  # noqa: ARG002
+    def info(self, file_path: str) -> None:
         """Nothing to ask: the judge has asked it."""
 
     def exists(self, file_path: str) -> bool:

@@ -1,5 +1,6 @@
 """Runs one step where it belongs: as a Slurm job step, or here where there is no Slurm."""
 
+import contextlib
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from doit.exceptions import TaskFailed
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
 from rc_tasks.model.settings import Runner, Slurm
+from rc_tasks.state.files import refused
 from rc_tasks.state.records import Failure, Step
 from rc_tasks.steps.outcome import FAILED
 from rc_tasks.tools import command, slurm
@@ -27,24 +29,37 @@ def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
     log = _new_log(session.checkout.logs(step, name))
     # Taken before the step starts: what failed is what was there then.
     inputs: dict[str, str] = {}
+    records = session.checkout.records
     try:
+        before = records.get(step, name)
         inputs = session.judge.inputs(step, name)
         wanted, request = step_command(session, step, name)
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             output.write(f"$ {wanted}\n".encode())
             returncode = command.stream(wanted, output)
-        if returncode == 0:
+        session.judge.done(step, name)
+        # The record is the proof, not the status: srun 22.05 returns 0 when the node fails.
+        if returncode == 0 and records.get(step, name) not in (None, before):
             return None
         text = _why(returncode, log, request)
     except RcError as error:
         text = str(error)
+    except OSError as error:
+        told = refused(error)
+        if told is None:
+            raise
+        text = str(told)
     finally:
         session.judge.done(step, name)
-    shown = session.checkout.shown(log)
+    shown = session.checkout.shown(log) if log.exists() else ""
     message = text.partition("\n")[0]
     failed_at = datetime.now(UTC).isoformat(timespec="seconds")
-    session.checkout.records.put_failure(step, name, Failure(inputs, failed_at, message, shown))
-    return TaskFailed(f"{text}\n  log:  {shown}\n  after {time.monotonic() - started:.1f} s")
+    # Where nothing can be written, the text itself says so.
+    with contextlib.suppress(RcError):
+        records.put_failure(step, name, Failure(inputs, failed_at, message, shown))
+    took = f"after {time.monotonic() - started:.1f} s"
+    return TaskFailed(f"{text}\n  log:  {shown} ({took})" if shown else text)
 
 
 def step_command(session: Session, step: Step, name: str) -> tuple[Command, StepRequest | None]:
@@ -81,7 +96,6 @@ def runner(wanted: Runner) -> Runner:
 
 
 def _new_log(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
     start = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
     return directory / f"{start}.{os.getpid()}.log"
 
@@ -89,23 +103,25 @@ def _new_log(directory: Path) -> Path:
 def _why(returncode: int, log: Path, request: StepRequest | None) -> str:
     """Why a step failed: our own words at the end of its log, else Slurm's, else its last lines."""
     lines = _tail(log)
-    if FAILED in lines:
-        at = len(lines) - 1 - lines[::-1].index(FAILED)
-        ours, before = lines[at + 1 :], lines[:at]
-        while ours and ours[-1].startswith(("srun: ", "slurmstepd: ")):
-            ours.pop()
-        first, rest = ours[:1], ours[1:]
+    # Slurm's own lines can stand anywhere among those of the step.
+    own = [line for line in lines if request is None or not slurm.said(line)]
+    if FAILED in own:
+        at = len(own) - 1 - own[::-1].index(FAILED)
+        before, (first, *rest) = own[:at], own[at + 1 :] or ["the step failed"]
         quoted = any(line.startswith("  | ") for line in rest)
-        tail = (
-            [] if quoted else [f"  | {line}" for line in before[-command.TAIL_LINES :] if line.strip()]
-        )
-        return "\n".join(first + tail + rest)
+        return "\n".join((first, *([] if quoted else _quote(before)), *rest))
     if request is not None:
         error = slurm.explain(returncode, lines, request)
         if error is not None:
             return str(error)
-    shown = [f"  | {line}" for line in lines[-command.TAIL_LINES :] if line.strip()]
-    return "\n".join((f"the step {command.ending(returncode)}", *shown))
+    what = command.ending(returncode) if returncode else "ended without finishing its work"
+    return "\n".join((f"the step {what}", *_quote(lines)))
+
+
+def _quote(lines: list[str]) -> list[str]:
+    """The last lines of a log, without its first one, our own command."""
+    told = [line for line in lines if line.strip() and not line.startswith("$ ")]
+    return [f"  | {line}" for line in told[-command.TAIL_LINES :]]
 
 
 def _tail(log: Path) -> list[str]:

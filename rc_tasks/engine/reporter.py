@@ -56,12 +56,19 @@ class Reporter:
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
         if isinstance(fail, UnmetDependency):
-            if step_of(task.name) is None:
-                self._skipped.append(task.name)
+            # Of the group `build` and of groups of versions there is nothing more to say.
+            kind, _, name = task.name.partition(":")
+            if kind == "build" and task.has_subtask:
+                self._skipped.append(name)
             return
         text = fail.get_msg().strip()
-        self._failed.append((task.name, text))
-        self._write(f"FAILED  {task.name}", text.replace("\n", "\n          "))
+        shown = task.name.removeprefix("_")
+        # The images of a cycle share one error.
+        same = next((name for name, told in self._failed if told == text), None)
+        self._failed.append((shown, text))
+        if shown == task.name:
+            self._images[task.name.partition(":")[2]] = "failed"
+        self._write(f"FAILED  {shown}", f"as {same}" if same else text.replace("\n", "\n        "))
 
     def skip_uptodate(self, task: Task) -> None:
         """A step has nothing to do."""
@@ -98,11 +105,13 @@ class Reporter:
         failed = [name for name, _ in self._failed]
         if failed:
             parts.append(f"failed: {', '.join(failed)}")
-        if self._skipped:
-            parts.append(f"not tried because of that: {', '.join(self._skipped)}")
+        skipped = [name for name in self._skipped if self._images.get(name) != "failed"]
+        if skipped:
+            parts.append(f"not tried because of that: {', '.join(skipped)}")
         if parts:
-            noun = "image" if len(states) == 1 else "images"
-            self._out.write(f"{len(states)} {noun}: {'; '.join(parts)}\n")
+            count = len(states) + len(skipped)
+            counted = f"{count} image{'' if count == 1 else 's'}: " if count else ""
+            self._out.write(f"{counted}{'; '.join(parts)}\n")
         self._out.flush()
 
     def _took(self, task: Task) -> str:

@@ -35,7 +35,10 @@ class Fresh:
 
     def reason(self) -> str:
         """Why the step runs, in words."""
-        causes = self._session.judge.step(self.step, self.name).causes
+        try:
+            causes = self._session.judge.step(self.step, self.name).causes
+        except RcError:
+            return "its inputs cannot be read"  # the step itself will say what is wrong
         certain = [cause.words for cause in causes if not cause.upstream]
         return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
 

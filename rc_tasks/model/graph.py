@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
-from rc_tasks.model.dockerfile import Base, Dockerfile
-from rc_tasks.model.project import Alias, Project
+from rc_tasks.model.dockerfile import Base, Dockerfile, Via
+from rc_tasks.model.project import PROJECTS, Alias, Project
 from rc_tasks.model.recipe import Recipe
 from rc_tasks.model.reference import near
 
@@ -142,9 +142,12 @@ def graph(
             bad |= dict.fromkeys(cycle, _cycle_error(cycle, by_name))
         else:
             break
-    kept = {
-        alias.name: alias.target for alias in aliases if alias.target in by_name or alias.target in bad
-    }
+    kept = {}
+    for alias in aliases:
+        if alias.target in by_name or alias.target in bad:
+            kept[alias.name] = alias.target
+        else:
+            bad[alias.name] = _no_image(alias)
     return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems))
 
 
@@ -153,11 +156,32 @@ def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> Grap
         _edge(nodes[name], following)
         for name, following in zip(cycle, (*cycle[1:], cycle[0]), strict=True)
     ]
+    if len(cycle) == 1:
+        return GraphError(
+            f"{cycle[0]} is built on itself: {_written(edges[0][1])}",
+            where=edges[0][0],
+            hint="name another base; one of the same name in a registry is written with its host,\n"
+            "as in docker.io/library/debian:12",
+        )
     return GraphError(
         f"these images are built on one another: {' → '.join((*cycle, cycle[0]))}",
         where=edges[0][0],
-        quote=tuple(f"{where}: {base.via} {base.name}" for where, base in edges),
+        quote=tuple(f"{where}: {_written(base)}" for where, base in edges),
         hint="take one of these lines out, or move what both need into an image of its own",
+    )
+
+
+def _written(base: Base) -> str:
+    forms = {Via.FROM: "FROM ", Via.COPY: "COPY --from=", Via.MOUNT: "RUN --mount=from="}
+    return forms[base.via] + base.name
+
+
+def _no_image(alias: Alias) -> ProjectError:
+    path = f"{PROJECTS}/{alias.name}"
+    return ProjectError(
+        f"this alias points to {alias.target}, which is not an image",
+        where=path,
+        hint=f"point it to a project: ln -sfn NAME '{path}'",
     )
 
 

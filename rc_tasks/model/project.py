@@ -92,13 +92,20 @@ def discover(root: Path) -> Iterator[Project | Alias | Broken]:
             entries = sorted(os.scandir(os.path.join(base, parent)), key=lambda entry: entry.name)
         except FileNotFoundError:
             continue
-        except NotADirectoryError:
-            raise ProjectError("is not a directory", where=parent) from None
+        except OSError as error:
+            raise ProjectError(
+                f"cannot be listed: {error.strerror}",
+                where=parent or base,
+                hint="it has to be a directory that you may read",
+            ) from None
         for entry in entries:
             if entry.name.startswith(".") or (not parent and entry.name == PROJECTS):
                 continue
             path = f"{parent}/{entry.name}" if parent else entry.name
-            found = _entry(entry, path, base)
+            try:
+                found = _entry(entry, path, base)
+            except OSError as error:
+                found = Broken(entry.name, _unreadable(error, path))
             if found is not None:
                 yield found
 
@@ -115,6 +122,8 @@ def _entry(entry: os.DirEntry[str], path: str, base: str) -> Project | Alias | B
     problem = name_problem(entry.name)
     if problem is not None:
         return Broken(entry.name, _misnamed(entry.name, path, problem))
+    if os.path.islink(os.path.join(entry.path, DOCKERFILE)) and dockerfile is None:
+        return Broken(entry.name, _dangling(entry.path, path))
     if dockerfile is None:
         if GENERATED.issuperset(os.listdir(entry.path)):
             return None
@@ -127,7 +136,15 @@ def _entry(entry: os.DirEntry[str], path: str, base: str) -> Project | Alias | B
             ),
         )
     if dockerfile != stat.S_IFREG:
-        return Broken(entry.name, ProjectError("is not a regular file", where=f"{path}/{DOCKERFILE}"))
+        is_directory = dockerfile == stat.S_IFDIR
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"is {'a directory' if is_directory else 'a socket, a pipe or a device'}, not a file",
+                where=f"{path}/{DOCKERFILE}",
+                hint="move it away and write a file of this name (its first line is FROM and a base)",
+            ),
+        )
     return Project(entry.name, Path(base), path)
 
 
@@ -161,9 +178,24 @@ def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
 
 def _misnamed(name: str, path: str, problem: str) -> ProjectError:
     return ProjectError(
-        f"{name!r} cannot be the name of an image: {problem}",
-        where=repr(path),
-        hint="rename the directory to something like reasoning:2025.1",
+        f"{name!r} cannot be the name of an image: it {problem}",
+        where=path if path.isprintable() else repr(path),
+        hint="rename it to something like reasoning:2025.1",
+    )
+
+
+def _unreadable(error: OSError, path: str) -> ProjectError:
+    return ProjectError(
+        f"cannot be read: {error.strerror}", where=f"{path}/", hint="mend its permissions, or remove it"
+    )
+
+
+def _dangling(directory: str, path: str) -> ProjectError:
+    points_to = os.readlink(os.path.join(directory, DOCKERFILE))
+    return ProjectError(
+        f"is a symlink to {points_to}, which does not exist",
+        where=f"{path}/{DOCKERFILE}",
+        hint=f"write the file, or point the symlink to one: ln -sfn FILE '{path}/{DOCKERFILE}'",
     )
 
 

@@ -1,7 +1,7 @@
 """One checkout opened: its settings, its images, and what is known of them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +91,12 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
                     broken[name] = error
                 else:
                     problems.append(error)
-    _refuse_same_names(projects, aliases)
+    for name, error in _same_names(projects, aliases):
+        broken[name] = error
+    projects = [project for project in projects if project.name not in broken]
+    aliases = [alias for alias in aliases if alias.name not in broken]
     alias_targets = {alias.name: alias.target for alias in aliases}
-    names = tuple(project.name for project in projects)
+    names = (*(project.name for project in projects), *broken)
     nodes = []
     for project in projects:
         try:
@@ -126,7 +129,9 @@ def _node(
             text = file.read()
     except OSError as error:
         raise ProjectError(
-            f"cannot be read: {error.strerror}", where=project.shown(DOCKERFILE)
+            f"cannot be read: {error.strerror}",
+            where=project.shown(DOCKERFILE),
+            hint="mend its permissions",
         ) from None
     parsed = dockerfile.parse(
         text,
@@ -138,14 +143,17 @@ def _node(
     return link(project, parsed, options, aliases, names)
 
 
-def _refuse_same_names(projects: list[Project], aliases: list[Alias]) -> None:
+def _same_names(projects: list[Project], aliases: list[Alias]) -> Iterator[tuple[str, RcError]]:
     seen: dict[str, str] = {}
     paths = [(project.name, project.path) for project in projects]
     for name, path in (*paths, *((alias.name, f"projects/{alias.name}") for alias in aliases)):
         if name in seen:
-            raise ProjectError(
-                f"two directories make an image named {name}: {seen[name]} and {path}",
-                where=path,
-                hint="rename one of them",
+            yield (
+                name,
+                ProjectError(
+                    f"two directories make an image named {name}: {seen[name]} and {path}",
+                    where=path,
+                    hint="rename one of them",
+                ),
             )
         seen[name] = path

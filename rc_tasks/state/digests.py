@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from rc_tasks.errors import RcError
 from rc_tasks.state.files import write_atomically
 
 # A file changed this recently may change again without a new time stamp: do not remember it yet.
@@ -36,7 +37,7 @@ class Digests:
     def save(self) -> None:
         """Write down what was learnt; not being able to (a read-only checkout) is no error."""
         if self._changed:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RcError):
                 write_atomically(self._file, json.dumps(self._known))
             self._changed = False
 

@@ -1,16 +1,51 @@
-"""Writing a small file so that nobody ever sees half of it."""
+"""Writing a small file so that nobody ever sees half of it, and why a file cannot be written."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+from rc_tasks.errors import RcError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write beside the file, sync, rename over it; after `kill -9` the old or the new text is there.
 
-    The file is readable as the umask says, whatever mkstemp's own mode.
+    The file is readable as the umask says, whatever mkstemp's own mode. Raises RcError when the disk
+    is full or the directory cannot be written.
     """
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise refused(error, path) or error from None
+
+
+def refused(error: OSError, path: Path | None = None) -> RcError | None:
+    """What a user can mend of a failed system call: a full disk or missing rights; None for the rest.
+
+    `path` is what was to be written or read, where the error itself does not name it.
+    """
+    where = path or error.filename
+    if error.errno in _FULL:
+        return RcError(
+            f"cannot be written: {error.strerror}",
+            where=where,
+            hint="free space or ask for more quota there, then run the same command again",
+        )
+    if error.errno in _FORBIDDEN:
+        return RcError(
+            f"cannot be written or read: {error.strerror}",
+            where=where,
+            hint="`ls -ld` that path to see whose it is, or work in a clone of your own",
+        )
+    return None
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -15,8 +15,10 @@ def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
             "--dest-oci-accept-uncompressed-layers",
             *("--dest-shared-blob-dir", str(blobs)),
             source,
-            f"oci:{layout}",
-        )
+            # Relative: a colon in the path of an `oci:` reference would begin a tag.
+            f"oci:{layout.name}",
+        ),
+        cwd=layout.parent,
     )
 
 

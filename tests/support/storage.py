@@ -27,6 +27,11 @@ rm -rf "$1"
 """
 
 
+def remove_storage(directory: Path) -> None:
+    """Unmount and delete a storage that a test gave to podman by itself, as root."""
+    command.capture(Command(("sh", "-c", REMOVE, "sh", str(directory))))
+
+
 @contextlib.contextmanager
 def own_storage() -> Iterator[tuple[Podman, dict[str, str]]]:
     """A storage, and the environment with which a plain `podman` or `skopeo` uses it too."""

@@ -1,0 +1,41 @@
+"""The program `doit`: doit's own main, with what breaks before any command told clearly."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+from doit.doit_cmd import DoitMain
+
+from rc_tasks.errors import RcError, SettingsError
+from rc_tasks.model import toml_text
+
+# doit reads it before it knows any command, and so do we later.
+_SETTINGS = "pyproject.toml"
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    # doit looks at the first letter of each word, also where there is none.
+    words = [word or " " for word in sys.argv[1:]]
+    try:
+        status: int = DoitMain().run(words)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError):
+        problem = _settings_problem()
+        if problem is None:
+            raise
+        sys.stderr.write(f"ERROR: {problem}\n")
+        return 3
+    return status
+
+
+def _settings_problem() -> RcError | None:
+    try:
+        text = toml_text.decode(Path(_SETTINGS).read_bytes(), _SETTINGS, SettingsError)
+        toml_text.loads(text, _SETTINGS, SettingsError)
+    except RcError as error:
+        return error
+    except OSError as error:
+        return SettingsError(
+            f"cannot be read: {error.strerror}", where=_SETTINGS, hint="mend its permissions"
+        )
+    return None

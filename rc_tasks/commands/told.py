@@ -1,0 +1,60 @@
+"""What goes wrong in any command, told in our words and without doit's own."""
+
+import os
+import re
+import sys
+from typing import Any
+
+from doit.cmd_base import Command
+from doit.cmdparse import CmdParseError
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.errors import RcError
+from rc_tasks.state.files import refused
+
+# What a shell reports for a program that SIGPIPE ended.
+_BROKEN_PIPE = 141
+# doit adds a dump of all its options, which is longer than a screen.
+_NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
+
+
+class Told(Command):
+    """A command whose errors are all told without a traceback; the exit status is 3."""
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        """Parse the arguments and run the command."""
+        try:
+            status = super().parse_execute(in_args)
+            sys.stdout.flush()
+        except CmdParseError as error:
+            raise InvalidCommand(self._option(str(error))) from None
+        except RcError as error:
+            raise InvalidCommand(str(error)) from None
+        except BrokenPipeError:
+            reader_left()
+            return _BROKEN_PIPE
+        except OSError as error:
+            told = refused(error)
+            if told is None:
+                raise
+            raise InvalidCommand(str(told)) from None
+        return status
+
+    def _option(self, text: str) -> str:
+        found = _NOISE.fullmatch(text)
+        if found is None:
+            return text
+        where, what = found.groups()
+        # What stands behind the name of a task would be an option of that task; ours have none.
+        hint = (
+            "options stand before names, as in `doit --continue build`; `doit help run` lists them"
+            if where == "Task"
+            else f"`doit help {self.name}` lists the options"
+        )
+        return f"{what}\n  next: {hint}"
+
+
+def reader_left() -> None:
+    """Stop writing: what reads our output, such as `head`, has seen enough."""
+    # What is still in the buffer would otherwise fail again, loudly, when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,77 @@
+"""What every test gets: a home of its own, and tools that are there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.tools.podman import Podman
+from tests.support.storage import own_storage
+from tests.support.tools import REQUIRED, require_tools
+
+# The fixture `cluster`: a Slurm cluster, started when the first test asks for it.
+pytest_plugins = ("tests.support.cluster",)
+
+# What a test with such a mark needs; further programs are asked for with `require_tools`.
+TOOLS = {
+    "podman": ("podman", "skopeo", "mksquashfs", "unsquashfs"),
+    "slurm": ("slurmctld", "slurmd", "srun", "munged"),
+}
+# What would lead a test to the developer's checkout, job or images.
+FOREIGN = (
+    "RC_",
+    "SLURM",
+    "SALLOC",
+    "SBATCH",
+    "DOIT_",
+    "CONTAINERS_",
+    "STORAGE_",
+    "GIT_DIR",
+    "GIT_WORK",
+    "GIT_INDEX",
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ask for the tools of a test's marks, before any of its fixtures."""
+    for mark, tools in TOOLS.items():
+        if item.get_closest_marker(mark):
+            require_tools(*tools)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty home and none of the developer's settings; pip alone keeps its index and cache."""
+    for name, value in pip_environment(Path.home()).items():
+        monkeypatch.setenv(name, value)
+    for name in os.environ:
+        if name.startswith(FOREIGN) and name != REQUIRED:
+            monkeypatch.delenv(name)
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    # Works everywhere: in a container, without cgroups, as any user. The demo's test, like a user,
+    # takes what podman chooses.
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+
+
+@pytest.fixture
+def podman_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Podman]:
+    """A podman storage of the test's own, which a plain `podman` uses too; nothing of it stays."""
+    require_tools("podman")
+    with own_storage() as (podman, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield podman
+
+
+def pip_environment(home: Path) -> dict[str, str]:
+    """The variables that make pip in another home use the same index and the same downloads."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    found = {"PIP_CACHE_DIR": str(cache / "pip")}
+    for path in (config / "pip" / "pip.conf", home / ".pip" / "pip.conf"):
+        if path.is_file():
+            found["PIP_CONFIG_FILE"] = str(path)
+    return {name: os.environ.get(name, value) for name, value in found.items()}

@@ -1,0 +1,190 @@
+"""The main job on a real Slurm cluster: every step is a job step on a node of its own podman storage."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkouts import write_checkout
+from tests.support.cluster import Cluster
+from tests.support.doit import DOIT, doit
+from tests.support.storage import remove_storage
+
+pytestmark = [pytest.mark.podman, pytest.mark.slurm]
+
+FILES = {
+    "base/Dockerfile": "FROM scratch\nCOPY busybox /bin/busybox\n"
+    'RUN ["/bin/busybox", "--install", "-s", "/bin"]\nENV PATH=/bin\nWORKDIR /workspace\n',
+    "projects/one:1/Dockerfile": "FROM base\nRUN echo one > /one\n",
+    "projects/two:1/Dockerfile": "FROM base\nRUN echo two > /two\n",
+    "projects/both:1/Dockerfile": "FROM one:1\nCOPY --from=two:1 /two /two\n",
+    "projects/both:latest": "-> both:1",
+}
+
+
+@pytest.fixture
+def environ(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """What a user's shell on the login node has; podman's images lie on each node apart."""
+    # /dev/shm as on diskless nodes, and a short name: podman's paths may be 50 characters long.
+    with tempfile.TemporaryDirectory(prefix="rc-", dir="/dev/shm") as storage:
+        yield {
+            **cluster.environment,
+            "RC_RUNNER": "slurm",
+            "RC_SLURM_ACCOUNT": "a-demo",
+            "RC_PODMAN_STORAGE": f"{storage}/${{SLURMD_NODENAME}}",
+        }
+        for node in cluster.node_names:
+            remove_storage(Path(storage) / node)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout whose path has a space, a colon and an umlaut."""
+    made = write_checkout(tmp_path / "imgs: ä b", FILES)
+    shutil.copy("/bin/busybox", made / "base/busybox")
+    return made
+
+
+def nodes(root: Path) -> set[str]:
+    """The nodes that the podman steps ran on."""
+    return {json.loads(path.read_text())["node"] for path in root.glob(".rc/state/podman:*.json")}
+
+
+def test_images_are_built_on_the_nodes_and_then_nothing_is_left_to_do(
+    root: Path, environ: dict[str, str]
+) -> None:
+    ran = doit(root, "-n", "3", "build:both:latest", environ=environ)
+    assert ran.status == 0, ran.text
+    assert len(ran.started) == 12
+    for name in ("base", "projects/one:1", "projects/two:1", "projects/both:1"):
+        subprocess.run(
+            ["unsquashfs", "-s", root / name / "image.sqsh"], check=True, stdout=subprocess.PIPE
+        )
+    assert nodes(root) <= {"node1", "node2", "node3"}
+    record = json.loads((root / "projects/both:1/image.json").read_text())
+    assert record["job_id"] and set(record["bases"]) == {"one:1", "two:1"}
+    assert doit(root, environ=environ).started == []
+
+
+def test_a_step_brings_its_base_from_the_store_to_another_node(
+    root: Path, environ: dict[str, str]
+) -> None:
+    assert (
+        doit(root, "build:base", environ={**environ, "RC_SLURM_EXTRA": "--nodelist=node1"}).status == 0
+    )
+    ran = doit(root, "build:both:1", environ={**environ, "RC_SLURM_EXTRA": "--nodelist=node3"})
+    assert ran.status == 0, ran.text
+    assert "podman:base" not in ran.started
+    assert nodes(root) == {"node1", "node3"}
+    listing = subprocess.run(
+        ["unsquashfs", "-cat", root / "projects/both:1/image.sqsh", "one", "two"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    assert listing == "one\ntwo\n"
+
+
+def test_inside_an_allocation_steps_are_job_steps_of_it(
+    root: Path, environ: dict[str, str], cluster: Cluster
+) -> None:
+    done = subprocess.run(
+        ["srun", "--account=a-demo", "--nodes=1", "--cpus-per-task=2", DOIT, "build:one"],
+        cwd=root,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    jobs = {json.loads(path.read_text())["job_id"] for path in root.glob(".rc/state/*.json")}
+    assert len(jobs) == 1, "all steps ran in the one job"
+
+
+def test_settings_and_project_toml_reach_slurm(root: Path, environ: dict[str, str]) -> None:
+    (root / "projects/one:1/project.toml").write_text(
+        '[slurm]\npartition = "normal"\ntime_limit_min = 7\ncpus = 2\n'
+    )
+    ran = doit(root, "build:one", environ=environ)
+    assert ran.status == 0, ran.text
+    (log,) = (root / ".rc/logs/one:1/podman").glob("*.log")
+    command = log.read_text().splitlines()[0]
+    for option in ("--partition=normal", "--time=7", "--cpus-per-task=2"):
+        assert option in command
+
+
+def test_a_refused_partition_is_told_once_with_the_setting(root: Path, environ: dict[str, str]) -> None:
+    ran = doit(root, "build:base", environ={**environ, "RC_SLURM_PARTITION": "nosuch"})
+    assert ran.status != 0
+    assert ran.text.count("invalid partition specified: nosuch") == 1
+    assert "slurm.partition" in ran.text and "Traceback" not in ran.text
+
+
+def test_other_images_go_on_when_one_step_is_cancelled(
+    root: Path, environ: dict[str, str], cluster: Cluster
+) -> None:
+    (root / "projects/one:1/Dockerfile").write_text("FROM base\nRUN sleep 60\n")
+    with subprocess.Popen(
+        [DOIT, "-n", "2", "--continue"],
+        cwd=root,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        wait_for_log(root / ".rc/logs/one:1/podman", "sleep 60")
+        cluster.client("scancel", "--name=podman:one:1")
+        text, _ = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "FAILED  podman:one:1" in text and "cancelled" in text
+    assert (root / "projects/two:1/image.sqsh").exists()
+    assert not (root / "projects/both:1/image.sqsh").exists()
+    shown = doit(root, "list", environ=environ).text
+    assert "failed" in shown
+
+
+def test_ctrl_c_ends_the_steps_and_keeps_what_is_finished(
+    root: Path, environ: dict[str, str], cluster: Cluster
+) -> None:
+    (root / "projects/one:1/Dockerfile").write_text("FROM base\nRUN sleep 60\n")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(
+            [DOIT, "build:one"],
+            cwd=root,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as running:
+            wait_for_log(root / ".rc/logs/one:1/podman", "sleep 60")
+            running.send_signal(number)
+            text, _ = running.communicate(timeout=60)
+        assert running.returncode == 130 and "Traceback" not in text, text
+        assert "stays finished" in text
+        jobs = cluster.client("squeue", "--noheader", "--states=running,pending").stdout
+        assert jobs.strip() == ""
+        shutil.rmtree(root / ".rc/logs/one:1")
+    assert doit(root, "list", "base", environ=environ).text.splitlines()[1].split()[1] == "fresh"
+
+
+def wait_for_log(directory: Path, text: str, timeout_s: float = 60) -> None:
+    """Wait until a step's log has a text."""
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if any(text in path.read_text(errors="replace") for path in directory.glob("*.log")):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{text!r} did not appear in {directory}")

@@ -1,0 +1,42 @@
+"""Runs doit in a checkout as a person does, and reads what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DOIT = str(Path(sys.executable).with_name("doit"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A finished run of doit; `started` lists the steps that ran, in order."""
+
+    status: int
+    text: str
+
+    @property
+    def started(self) -> list[str]:
+        """The steps that were started."""
+        return re.findall(r"^start +(\S+)", self.text, re.MULTILINE)
+
+
+def doit(
+    root: Path, *argv: str, environ: Mapping[str, str] | None = None, timeout_s: float = 300
+) -> Ran:
+    """Run doit with its standard input closed; both outputs come in one text."""
+    done = subprocess.run(
+        [DOIT, *argv],
+        cwd=root,
+        env={**os.environ, **(environ or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout)

@@ -1,0 +1,494 @@
+"""Slurm's command lines, and what we make of its complaints (texts recorded from Slurm 22.05)."""
+# ruff: noqa: E501 recorded texts are not folded
+
+import os
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from rc_tasks.tools import slurm
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.slurm import StepRequest, explain, srun
+
+INNER = Command(
+    ("podman", "build", "--tag=a b"), cwd=Path("/images"), env={"A": "1"}, unset=frozenset({"B"})
+)
+REQUEST = StepRequest(
+    "podman:reasoning:2025.1",
+    account="a-demo",
+    partition="debug",
+    time_limit_min=90,
+    cpus=8,
+    extra=("--mem=64G",),
+)
+MERGED = (
+    "sh",
+    "-c",
+    'exec 2>&1; trap : TERM INT HUP; "$@"; exit $?',
+    "sh",
+    "podman",
+    "build",
+    "--tag=a b",
+)
+
+
+@pytest.fixture(autouse=True)
+def login_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that is in no job, wherever the tests themselves run."""
+    for name in os.environ:
+        if name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+
+
+def options(wanted: Command) -> set[str]:
+    return set(wanted.argv[1 : wanted.argv.index("sh")])
+
+
+def test_outside_an_allocation_the_step_is_a_job_of_its_own() -> None:
+    wanted = srun(INNER, REQUEST)
+    assert wanted.argv == (
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        "--input=none",
+        "--export=ALL",
+        "--job-name=podman:reasoning:2025.1",
+        "--cpus-per-task=8",
+        "--mem=64G",
+        "--account=a-demo",
+        "--partition=debug",
+        "--time=90",
+        *MERGED,
+    )
+    assert (wanted.cwd, wanted.env, wanted.unset) == (Path("/images"), {"A": "1"}, frozenset({"B"}))
+
+
+def test_what_is_not_asked_for_is_left_to_slurm() -> None:
+    assert options(srun(INNER, StepRequest("env:a"))) == {
+        "--nodes=1",
+        "--ntasks=1",
+        "--input=none",
+        "--export=ALL",
+        "--job-name=env:a",
+    }
+
+
+def test_a_step_of_our_own_allocation_names_it() -> None:
+    found = options(srun(INNER, REQUEST, allocation="17"))
+    assert {"--jobid=17", "--exact", "--cpus-per-task=8"} <= found
+    assert not found & {"--account=a-demo", "--partition=debug", "--time=90"}
+
+
+def test_in_a_batch_script_the_step_shares_the_job_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert slurm.job_id() == "17"
+    assert not slurm.in_step()
+    found = options(srun(INNER, REQUEST))
+    assert "--exact" in found
+    assert not found & {"--overlap", "--account=a-demo", "--partition=debug", "--time=90", "--jobid=17"}
+
+
+def test_inside_a_step_the_inner_one_overlaps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert slurm.in_step()
+    assert "--overlap" in options(srun(INNER, REQUEST))
+
+
+def test_the_options_of_the_outer_srun_do_not_reach_the_inner_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outer = {
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_MEM_BIND": "local",
+        "SLURM_DISTRIBUTION": "cyclic",
+        "SLURM_NTASKS": "4",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "2",
+        "SRUN_CPUS_PER_TASK": "2",
+        "SLURM_TRES_PER_TASK": "cpu=2",
+        "SLURM_MEM_PER_CPU": "500",
+    }
+    identity = {"SLURM_JOB_ID": "17", "SLURM_CONF": "/etc/slurm/slurm.conf", "SLURM_CLUSTERS": "alps"}
+    for name, value in (outer | identity).items():
+        monkeypatch.setenv(name, value)
+    assert srun(INNER, REQUEST).unset == outer.keys() | {"B"}
+
+
+def test_on_a_login_node_what_people_set_for_srun_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ACCOUNT", "a-mine")
+    assert "SLURM_ACCOUNT" not in srun(INNER, StepRequest("env:a")).unset
+
+
+@pytest.mark.parametrize(
+    ("script", "conf", "expected"),
+    [
+        pytest.param(None, None, False, id="no srun"),
+        pytest.param("sleep 60", "present", True, id="SLURM_CONF"),
+        pytest.param("sleep 60", "missing", True, id="SLURM_CONF names a file that is not there"),
+        pytest.param("echo slurm 22.05.8", None, True, id="srun finds its configuration"),
+        pytest.param("exit 1", None, False, id="Debian's srun without any configuration"),
+        pytest.param("sleep 60", None, False, id="DNS does not answer"),
+    ],
+)
+@pytest.mark.timeout(10)
+def test_configured(
+    script: str | None, conf: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "_CONFIGURATIONS", ())
+    monkeypatch.setattr(slurm, "_PROBE_TIMEOUT_S", 0.5)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin" if script else str(tools))
+    if script is not None:
+        (tools / "srun").write_text(f"#!/bin/sh\n{script}\n")
+        (tools / "srun").chmod(0o755)
+    (tmp_path / "present").touch()
+    if conf is not None:
+        monkeypatch.setenv("SLURM_CONF", str(tmp_path / conf))
+    assert slurm.configured() is expected
+
+
+RETRY = "run `doit` again: finished steps are kept"
+EXPLAINED = {
+    "no account": (
+        1,
+        """
+        srun: error: Please name the account of your project: --account=...
+        srun: error: Unable to allocate resources: Invalid account or account/partition combination specified
+        """,
+        StepRequest("podman:reasoning:2025.1"),
+        """
+        Slurm refused the account of podman:reasoning:2025.1 (no account, the default partition)
+          | srun: error: Please name the account of your project: --account=...
+          | srun: error: Unable to allocate resources: Invalid account or account/partition combination specified
+          next: set `slurm.account` to one that may use this partition, or change `slurm.partition`; yours:
+                `sacctmgr show associations user=$USER format=account,partition,qos`
+        """,
+    ),
+    "wrong partition": (
+        1,
+        """
+        srun: error: invalid partition specified: nope
+        srun: error: Unable to allocate resources: Invalid partition name specified
+        """,
+        StepRequest("enroot:a", account="a-demo", partition="nope"),
+        """
+        Slurm refused the partition of enroot:a (account a-demo, partition nope)
+          | srun: error: invalid partition specified: nope
+          | srun: error: Unable to allocate resources: Invalid partition name specified
+          next: set `slurm.partition` to one that is up and open to you: `sinfo --summarize`
+        """,
+    ),
+    "partition is down": (
+        1,
+        "srun: error: Unable to allocate resources: Required partition not available (inactive or drain)",
+        REQUEST,
+        """
+        Slurm refused the partition of podman:reasoning:2025.1 (account a-demo, partition debug)
+          | srun: error: Unable to allocate resources: Required partition not available (inactive or drain)
+          next: set `slurm.partition` to one that is up and open to you: `sinfo --summarize`
+        """,
+    ),
+    "time limit refused": (
+        1,
+        "srun: error: Unable to allocate resources: "
+        "Requested time limit is invalid (missing or exceeds some limit)",
+        REQUEST,
+        """
+        Slurm refused the time limit of podman:reasoning:2025.1 (account a-demo, partition debug)
+          | srun: error: Unable to allocate resources: Requested time limit is invalid (missing or exceeds some limit)
+          next: lower `slurm.time_limit_min` (now 90), or change `slurm.partition`; what each
+                allows: `sinfo --format='%P %l'`
+        """,
+    ),
+    "QOS": (
+        1,
+        "srun: error: Unable to allocate resources: "
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        REQUEST,
+        """
+        a limit of Slurm refuses podman:reasoning:2025.1 (account a-demo, partition debug)
+          | srun: error: Unable to allocate resources: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)
+          next: a quality of service (QOS) limits the number, the size and the length of jobs: wait for your
+                other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in `slurm.extra`
+        """,
+    ),
+    "too many CPUs": (
+        1,
+        "srun: error: Unable to create step for job 17: More processors requested than permitted",
+        REQUEST,
+        """
+        no node can give what podman:reasoning:2025.1 (account a-demo, partition debug) asks for
+          | srun: error: Unable to create step for job 17: More processors requested than permitted
+          next: change `slurm.cpus` (now 8) or `slurm.extra` (now --mem=64G); what the nodes have:
+                `sinfo --Node --format='%N %P %c %m %f'`
+        """,
+    ),
+    "wrong option": (
+        255,
+        """
+        srun: unrecognized option '--bogus'
+        Try "srun --help" for more information
+        """,
+        StepRequest("env:a", extra=("--bogus",)),
+        """
+        Slurm does not understand an option of env:a
+          | srun: unrecognized option '--bogus'
+          next: change `slurm.extra` (now --bogus); `srun --help` lists the options
+        """,
+    ),
+    "allocation over": (
+        1,
+        """
+        srun: error: Slurm job 17 has expired
+        srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 17
+        """,
+        REQUEST,
+        """
+        the allocation of podman:reasoning:2025.1 has ended
+          | srun: error: Slurm job 17 has expired
+          | srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 17
+          next: its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer
+                `slurm.time_limit_min` (now 90)
+        """,
+    ),
+    "no controller": (
+        1,
+        "srun: error: Unable to allocate resources: Unable to contact slurm controller (connect failure)",
+        REQUEST,
+        """
+        Slurm cannot be reached for podman:reasoning:2025.1
+          | srun: error: Unable to allocate resources: Unable to contact slurm controller (connect failure)
+          next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
+                controller; then run `doit` again
+        """,
+    ),
+    "no munge": (
+        1,
+        """
+        srun: error: If munged is up, restart with --num-threads=10
+        srun: error: Munge encode failed: Failed to connect to "/run/munge/munge.socket.2": Connection refused
+        srun: error: slurm_send_node_msg: auth_g_create: REQUEST_RESOURCE_ALLOCATION has authentication error
+        srun: error: Srun communication socket apparently being written to by something other than Slurm
+        """,
+        REQUEST,
+        """
+        Slurm cannot be reached for podman:reasoning:2025.1
+          | srun: error: If munged is up, restart with --num-threads=10
+          | srun: error: Munge encode failed: Failed to connect to "/run/munge/munge.socket.2": Connection refused
+          | srun: error: slurm_send_node_msg: auth_g_create: REQUEST_RESOURCE_ALLOCATION has authentication error
+          | srun: error: Srun communication socket apparently being written to by something other than Slurm
+          next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
+                controller; then run `doit` again
+        """,
+    ),
+    "SLURM_CONF names a file that is not there": (
+        1,
+        """
+        srun: error: s_p_parse_file: cannot stat file /nonexistent: No such file or directory, retrying in 1sec up to 60sec
+        srun: error: ClusterName needs to be specified
+        srun: fatal: Unable to process configuration file
+        """,
+        StepRequest("env:a"),
+        """
+        Slurm cannot be reached for env:a
+          | srun: error: s_p_parse_file: cannot stat file /nonexistent: No such file or directory, retrying in 1sec up to 60sec
+          | srun: error: ClusterName needs to be specified
+          | srun: fatal: Unable to process configuration file
+          next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
+                controller; then run `doit` again
+        """,
+    ),
+    "unknown complaint": (
+        1,
+        "srun: error: Task launch for StepId=17.0 failed on node nid001: Job credential revoked",
+        StepRequest("env:a"),
+        """
+        Slurm could not run env:a
+          | srun: error: Task launch for StepId=17.0 failed on node nid001: Job credential revoked
+          next: if an option is at fault, `slurm.extra` (now empty) is the place; else ask the site
+        """,
+    ),
+    "cancelled while waiting": (
+        1,
+        """
+        srun: job 36 queued and waiting for resources
+        srun: Job has been cancelled
+        srun: error: Unable to allocate resources: Job/step already completing or completed
+        """,
+        REQUEST,
+        f"""
+        podman:reasoning:2025.1 was cancelled, by somebody's scancel or by the site
+          | srun: Job has been cancelled
+          | srun: error: Unable to allocate resources: Job/step already completing or completed
+          next: {RETRY}
+        """,
+    ),
+    "cancelled": (
+        143,
+        """
+        STEP 3/9: RUN pip install torch
+        srun: Job step aborted: Waiting up to 32 seconds for job step to finish.
+        slurmstepd: error: *** STEP 12.0 ON nid001 CANCELLED AT 2026-11-22T09:52:01 ***
+        srun: error: nid001: task 0: Terminated
+        """,
+        REQUEST,
+        f"""
+        podman:reasoning:2025.1 was cancelled, by somebody's scancel or by the site
+          | slurmstepd: error: *** STEP 12.0 ON nid001 CANCELLED AT 2026-11-22T09:52:01 ***
+          | srun: error: nid001: task 0: Terminated
+          next: {RETRY}
+        """,
+    ),
+    "ended by us": (
+        137,
+        """
+        srun: forcing job termination
+        srun: Job step aborted: Waiting up to 32 seconds for job step to finish.
+        slurmstepd: error: *** STEP 28.0 ON nid001 CANCELLED AT 2026-11-22T09:57:38 ***
+        srun: error: nid001: task 0: Killed
+        """,
+        REQUEST,
+        f"""
+        podman:reasoning:2025.1 was ended because its srun was told to end
+          | srun: forcing job termination
+          | slurmstepd: error: *** STEP 28.0 ON nid001 CANCELLED AT 2026-11-22T09:57:38 ***
+          | srun: error: nid001: task 0: Killed
+          next: Ctrl-C, scancel of the job around this run, and that job's time limit do this;
+                {RETRY}
+        """,
+    ),
+    "out of time": (
+        143,
+        """
+        slurmstepd: error: *** STEP 15.0 ON nid001 CANCELLED AT 2026-11-22T09:53:27 DUE TO TIME LIMIT ***
+        srun: Job step aborted: Waiting up to 32 seconds for job step to finish.
+        srun: error: nid001: task 0: Terminated
+        """,
+        StepRequest("podman:a"),
+        """
+        podman:a ran out of time
+          | slurmstepd: error: *** STEP 15.0 ON nid001 CANCELLED AT 2026-11-22T09:53:27 DUE TO TIME LIMIT ***
+          | srun: error: nid001: task 0: Terminated
+          next: raise `slurm.time_limit_min` (now the partition's default), up to what the partition allows:
+                `sinfo --format='%P %l'`
+        """,
+    ),
+    "out of memory, told by accounting": (
+        137,
+        """
+        slurmstepd-node1: error: StepId=10.0 exceeded memory limit (328286208 > 104857600), being killed
+        srun: Exceeded job memory limit
+        srun: Job step aborted: Waiting up to 3 seconds for job step to finish.
+        slurmstepd-node1: error: *** STEP 10.0 ON node1 CANCELLED AT 2026-11-22T09:55:16 ***
+        srun: Exceeded job memory limit
+        srun: error: node1: task 0: Killed
+        """,
+        REQUEST,
+        """
+        podman:reasoning:2025.1 ran out of memory
+          | slurmstepd-node1: error: StepId=10.0 exceeded memory limit (328286208 > 104857600), being killed
+          | srun: Exceeded job memory limit
+          | slurmstepd-node1: error: *** STEP 10.0 ON node1 CANCELLED AT 2026-11-22T09:55:16 ***
+          | srun: error: node1: task 0: Killed
+          next: ask for more with `slurm.extra`, as in ["--mem=64G"]
+        """,
+    ),
+    "out of memory, told by cgroups": (
+        1,
+        """
+        slurmstepd: error: Detected 1 oom_kill event in StepId=10.0. Some of the step tasks have been OOM Killed.
+        srun: error: nid001: task 0: Out Of Memory
+        """,
+        REQUEST,
+        """
+        podman:reasoning:2025.1 ran out of memory
+          | slurmstepd: error: Detected 1 oom_kill event in StepId=10.0. Some of the step tasks have been OOM Killed.
+          | srun: error: nid001: task 0: Out Of Memory
+          next: ask for more with `slurm.extra`, as in ["--mem=64G"]
+        """,
+    ),
+    "node failure, for which srun returns 0": (
+        0,
+        """
+        srun: error: Node failure on node3
+        srun: error: Node failure on node3
+        srun: Job step aborted: Waiting up to 3 seconds for job step to finish.
+        """,
+        REQUEST,
+        """
+        the node of podman:reasoning:2025.1 failed
+          | srun: error: Node failure on node3
+          next: run `doit` again: finished steps are kept. If the same node fails again, leave it out with
+                `slurm.extra`, as in ["--exclude=NODE"], and tell the site
+        """,
+    ),
+    "slurmstepd gone, for which srun returns 0": (
+        0,
+        """
+        srun: Job step aborted: Waiting up to 3 seconds for job step to finish.
+        srun: error: Timed out waiting for job step to complete
+        """,
+        REQUEST,
+        """
+        Slurm lost sight of podman:reasoning:2025.1
+          | srun: error: Timed out waiting for job step to complete
+          next: its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps
+                are kept
+        """,
+    ),
+    "working directory": (
+        1,
+        """
+        slurmstepd: error: couldn't chdir to `/tmp/my images': No such file or directory: going to /tmp instead
+        slurmstepd: error: couldn't chdir to `/tmp/my images': No such file or directory: going to /tmp instead
+        /usr/bin/python3: No module named rc_tasks
+        srun: error: nid001: task 0: Exited with exit code 1
+        """,
+        REQUEST,
+        """
+        podman:reasoning:2025.1 did not find its working directory on the compute node
+          | slurmstepd: error: couldn't chdir to `/tmp/my images': No such file or directory: going to /tmp instead
+          | srun: error: nid001: task 0: Exited with exit code 1
+          next: put the checkout on a file system that the compute nodes share; /tmp is not one
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("returncode", "log", "request_", "expected"), EXPLAINED.values(), ids=EXPLAINED.keys()
+)
+def test_what_slurm_did_is_told(returncode: int, log: str, request_: StepRequest, expected: str) -> None:
+    error = explain(returncode, dedent(log).splitlines(), request_)
+    assert str(error) == dedent(expected).strip("\n")
+
+
+@pytest.mark.parametrize(
+    ("returncode", "log"),
+    [
+        pytest.param(0, "", id="success"),
+        pytest.param(0, "srun: job 3 queued and waiting for resources", id="success after a queue"),
+        pytest.param(
+            0, "slurmstepd: error: couldn't chdir to `/x': No such file", id="success elsewhere"
+        ),
+        pytest.param(1, "", id="silent failure"),
+        pytest.param(
+            1, "Error: building at STEP 3: CANCELLED AT the registry", id="words of the command"
+        ),
+        pytest.param(7, "boom\nsrun: error: node1: task 0: Exited with exit code 7", id="exit status"),
+        pytest.param(
+            137, "srun: error: node1: task 0: Killed\nsrun: Force Terminated StepId=8.0", id="own signal"
+        ),
+        pytest.param(
+            7,
+            "srun: error: Unable to confirm allocation for job 3: Unable to contact slurm controller\n"
+            "srun: error: node1: task 0: Exited with exit code 7",
+            id="a complaint that did not stop it",
+        ),
+    ],
+)
+def test_a_failure_of_the_command_itself_is_not_slurms(returncode: int, log: str) -> None:
+    assert explain(returncode, log.splitlines(), REQUEST) is None
