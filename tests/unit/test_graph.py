@@ -75,9 +75,9 @@ def test_a_cycle_breaks_its_members_and_nothing_else(tmp_path: Path) -> None:
 def test_a_project_can_be_built_on_itself_only_by_mistake(tmp_path: Path) -> None:
     checkout = opened(tmp_path, {"a": "FROM a\n"})
     assert str(checkout.graph.broken["a"]) == (
-        "projects/a/Dockerfile:1: these images are built on one another: a → a\n"
-        "  | projects/a/Dockerfile:1: FROM a\n"
-        "  next: take one of these lines out, or move what both need into an image of its own"
+        "projects/a/Dockerfile:1: a is built on itself: FROM a\n"
+        "  next: name another base; one of the same name in a registry is written with its host,\n"
+        "        as in docker.io/library/debian:12"
     )
 
 
@@ -119,13 +119,12 @@ def test_an_unknown_name_gets_the_nearest(tmp_path: Path) -> None:
     )
 
 
-def test_two_directories_of_one_name_are_refused(tmp_path: Path) -> None:
-    write_checkout(
-        tmp_path, {"base/Dockerfile": "FROM scratch\n", "projects/base/Dockerfile": "FROM scratch\n"}
-    )
-    with pytest.raises(RcError) as caught:
-        open_checkout(tmp_path, {})
-    assert str(caught.value) == (
+def test_two_directories_of_one_name_are_refused_and_the_rest_is_built(tmp_path: Path) -> None:
+    opened(tmp_path, {"base": "FROM scratch\n", "other": "FROM scratch\n"})
+    write_checkout(tmp_path, {"base/Dockerfile": "FROM scratch\n"})
+    checkout = open_checkout(tmp_path, {})
+    assert set(checkout.graph.images) == {"other"}
+    assert str(checkout.graph.broken["base"]) == (
         "projects/base: two directories make an image named base: base and projects/base\n"
         "  next: rename one of them"
     )

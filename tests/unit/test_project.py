@@ -74,8 +74,8 @@ def test_a_directory_that_git_left_behind_is_no_project(tmp_path: Path) -> None:
         (
             ["projects/My Project/Dockerfile"],
             "My Project",
-            "'projects/My Project': 'My Project' cannot be the name of an image: contains a space\n"
-            "  next: rename the directory to something like reasoning:2025.1",
+            "projects/My Project: 'My Project' cannot be the name of an image: it contains a space\n"
+            "  next: rename it to something like reasoning:2025.1",
         ),
     ],
     ids=["no-dockerfile", "dangling", "outside", "space"],

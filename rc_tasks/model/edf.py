@@ -1,0 +1,178 @@
+"""The EDF (Environment Definition File): what may stand in it, read, checked, and rendered.
+
+Keys and forms: CSCS Container Engine, "EDF reference". Its successor's defaults differ for
+`entrypoint`, and it refuses bare mounts, so what is written here is always explicit.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model import fields, toml_text
+from rc_tasks.model.fields import setting, wrong
+from rc_tasks.model.toml_text import KeyPath
+
+# `${VAR:-}` holds a colon that separates nothing.
+_MOUNT_PART = r"((?:\$\{[^}]*\}|[^:])+)"
+_MOUNT = re.compile(rf"{_MOUNT_PART}(?::{_MOUNT_PART}(?::{_MOUNT_PART})?)?")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def mount(raw: object) -> str:
+    """`SRC:DST[:FLAGS]`; a bare path is mounted under its own name.
+
+    `SRC` may be relative (`./…`), and both may begin with `${VAR}`.
+    """
+    found = _MOUNT.fullmatch(fields.text(raw))
+    if found is None:
+        raise wrong("a mount such as /scratch:/scratch", raw)
+    source, destination, flags = found[1], found[2] or found[1], found[3]
+    if not source.startswith(("/", "${", "./")) or not destination.startswith(("/", "${")):
+        raise ValueError(
+            f"{wrong('a mount SRC:DST of absolute paths', raw)}; "
+            "a path that holds a colon can be mounted through a symlink only"
+        )
+    return f"{source}:{destination}" + (f":{flags}" if flags else "")
+
+
+def annotations(raw: object) -> dict[str, str]:
+    """Annotations, dotted or nested, as dotted keys; the values are strings, `"true"` too."""
+    if not isinstance(raw, dict):
+        raise wrong("a table of strings", raw)
+    found: dict[str, str] = {}
+    for path, value in toml_text.flat(raw):
+        key = ".".join(path)
+        if key in found:
+            raise ValueError(f"{key} is given twice, quoted and dotted")
+        found[key] = _string(key, value)
+    return found
+
+
+def variables(raw: object) -> dict[str, str]:
+    """Environment variables; the values are strings, an empty one unsets."""
+    if not isinstance(raw, dict):
+        raise wrong("a table of strings", raw)
+    for key in raw:
+        if not _VARIABLE_NAME.fullmatch(key):
+            raise ValueError(f"{toml_text.dump(key)} cannot be the name of an environment variable")
+    return {key: _string(key, value) for key, value in raw.items()}
+
+
+def _string(key: str, value: object) -> str:
+    try:
+        return fields.text(value)
+    except ValueError as error:
+        quoted = toml_text.dump(str(value).lower())
+        mend = f"; write {quoted}" if isinstance(value, bool | int | float) else ""
+        raise ValueError(f"{key}: {error}{mend}") from None
+
+
+def _names(raw: object) -> tuple[str, ...]:
+    return (raw,) if isinstance(raw, str) else fields.each(fields.text)(raw)
+
+
+def _mount_as_written(raw: object) -> str:
+    mount(raw)
+    return str(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Edf:
+    """One EDF as it is written: None and empty say that the file leaves the choice to others."""
+
+    base_environment: tuple[str, ...] = setting((), "EDFs that this one extends", _names)
+    image: str = setting("", "image reference, or path of a SquashFS image")
+    workdir: str = setting("", "first working directory")
+    entrypoint: bool | None = setting(None, "run the image's ENTRYPOINT", fields.boolean)
+    writable: bool | None = setting(None, "root file system may be written", fields.boolean)
+    mounts: tuple[str, ...] = setting((), "SRC:DST[:FLAGS]", fields.each(_mount_as_written))
+    env: Mapping[str, str] = setting({}, "environment variables", variables)
+    annotations: Mapping[str, str] = setting({}, "options of hooks, dotted", annotations)
+    devices: tuple[str, ...] = setting((), "devices (Sarus Suite only)")
+
+
+@dataclass(frozen=True, slots=True)
+class EdfValues:
+    """What the template `env.toml.j2` may use. `image` is the official path of the image."""
+
+    name: str
+    image: PurePosixPath | str
+    mounts: tuple[str, ...] = ()
+    workdir: str = "/"
+    entrypoint: bool = False
+    writable: bool = True
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def loads(text: str, where: str) -> Edf:
+    """The EDF in a text; raises EdfError with all that is wrong in it."""
+
+    def place(path: KeyPath) -> str:
+        line = toml_text.line_of(text, path)
+        return where if line is None else f"{where}:{line}"
+
+    values, problems = fields.read(Edf, toml_text.loads(text, where, EdfError), place)
+    if problems:
+        raise fields.failure(EdfError, problems, where)
+    return fields.build(Edf, values)
+
+
+def check(text: str, where: str) -> None:
+    """Raises EdfError unless the text is an EDF."""
+    loads(text, where)
+
+
+def render(template: str, where: str, values: EdfValues) -> str:
+    """The EDF that a template makes of the values; `where` is the template's path.
+
+    Raises EdfError when the template has a mistake, uses an unknown name, or makes no valid EDF.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701 - TOML has its own escaping, the filters below
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # `{{ }}` and `{% %}` stand in shell code and in Go templates, which may occur in values.
+        variable_start_string="<@",
+        variable_end_string="@>",
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters["toml"] = toml_text.dump
+    environment.filters["key"] = lambda dotted: toml_text.dump_key(dotted.split("."))
+    names = {name: getattr(values, name) for name in values.__slots__} | {"image": str(values.image)}
+    try:
+        rendered = environment.from_string(template).render(names)
+    except Exception as error:  # a template is a program of the user's: anything may come out of it
+        line = getattr(error, "lineno", None) or _template_line(error)
+        raise EdfError(
+            f"the template cannot be rendered: {error}",
+            where=where if line is None else f"{where}:{line}",
+            hint=f"names that can be used: {', '.join(names)}; filters: toml, key",
+        ) from None
+    try:
+        check(rendered, "rendered text")
+    except EdfError as error:
+        raise EdfError(
+            "the template makes no valid EDF",
+            where=where,
+            quote=(f"{error.where}: {error.what}", *error.quote),
+            hint="write every value through the filter toml: <@ image | toml @>",
+        ) from None
+    return rendered
+
+
+def _template_line(error: Exception) -> int | None:
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == "<template>":
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line

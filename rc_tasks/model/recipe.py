@@ -1,0 +1,85 @@
+"""project.toml: what a project says about its build beside the Dockerfile. The file is optional."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import SettingsError
+from rc_tasks.model import fields, sources, toml_text
+from rc_tasks.model.fields import Overrides, overrides, setting, wrong
+from rc_tasks.model.settings import EdfSettings, Slurm
+
+_ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _build_args(raw: object) -> dict[str, str]:
+    if not isinstance(raw, dict):
+        raise wrong("a table of build arguments", raw)
+    found = {}
+    for name, value in raw.items():
+        if not _ARG_NAME.fullmatch(name):
+            raise ValueError(f"{toml_text.dump(name)} cannot be the name of a build argument")
+        try:
+            found[name] = toml_text.dump(value) if isinstance(value, int) else fields.text(value)
+        except ValueError as error:
+            # No other numbers: 1.10 would reach the build as 1.1.
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _target(raw: object) -> str:
+    if not fields.text(raw):
+        raise wrong("the name of a build stage", raw)
+    return str(raw)
+
+
+def _secret(raw: object) -> str:
+    """podman-build(1), --secret: id=ID,src=PATH or id=ID,env=VARIABLE."""
+    pairs = dict(part.partition("=")[::2] for part in fields.text(raw).split(","))
+    has_source = bool(pairs.get("src") or pairs.get("source") or pairs.get("env"))
+    if (
+        not pairs.get("id")
+        or not has_source
+        or not pairs.keys() <= {"id", "src", "source", "env", "type"}
+    ):
+        # The text may be the secret itself: it is not shown.
+        raise ValueError(
+            "expected id=ID,src=PATH or id=ID,env=VARIABLE; "
+            "the secret itself must not stand in this file"
+        )
+    return str(raw)
+
+
+def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
+    example = 'a list of commands, each a list of words: [["python", "-c", "import torch"]]'
+    if not isinstance(raw, list):
+        raise wrong(example, raw)
+    for words in raw:
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise wrong(example, raw)
+    return tuple(fields.each(fields.text)(words) for words in raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`."""
+
+    build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
+    target: str | None = setting(None, "build stage to stop at; else the last one", _target)
+    secrets: tuple[str, ...] = setting((), "podman's --secret texts", fields.each(_secret))
+    smoke: tuple[tuple[str, ...], ...] = setting((), "commands that the image must run", _smoke)
+    frozen: bool = setting(False, "never rebuild, whatever changes")
+    slurm: Overrides[Slurm] = overrides(Slurm)
+    edf: Overrides[EdfSettings] = overrides(EdfSettings)
+
+
+def load(path: Path, where: str) -> Recipe:
+    """The recipe in a project.toml; a missing file is the default one.
+
+    Raises one SettingsError for all problems; `where` is how the path is shown.
+    """
+    found = sources.from_file(Recipe, path, where)
+    if found.problems:
+        raise fields.failure(SettingsError, found.problems, where)
+    return fields.build(Recipe, found.values)

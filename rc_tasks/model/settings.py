@@ -1,0 +1,275 @@
+"""The settings: one frozen value read from three places, each key with its origin and its help.
+
+A later place wins: `[tool.rc_tasks]` in the checkout's pyproject.toml, the user's rc_tasks.toml, then
+variables `RC_…`. A new setting is one line in one of the classes below.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.errors import SettingsError
+from rc_tasks.model import edf, fields, sources, toml_text
+from rc_tasks.model.fields import Problem, each, setting, table, whole, wrong
+
+DEFAULT = "default"
+# Variables of the test suite; any other RC_ variable that names no setting is a typing error.
+RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
+
+# squashfs: blocks are powers of two from 4 KiB to 1 MiB.
+BLOCK_SIZES_BYTES = tuple(2**power for power in range(12, 21))
+
+
+class Runner(StrEnum):
+    """Where steps run; `auto` means Slurm where there is Slurm."""
+
+    AUTO = "auto"
+    SLURM = "slurm"
+    LOCAL = "local"
+
+
+class SquashMethod(StrEnum):
+    """How an image becomes a SquashFS file: mksquashfs on the mounted image, or `enroot import`."""
+
+    DIRECT = "direct"
+    ENROOT = "enroot"
+
+
+class Compression(StrEnum):
+    """What mksquashfs compresses with; `auto` is zstd where mksquashfs has it, else what it has."""
+
+    AUTO = "auto"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+    LZO = "lzo"
+    GZIP = "gzip"
+    XZ = "xz"
+
+
+# mksquashfs -Xcompression-level; lz4 and xz have no levels.
+HIGHEST_LEVEL = {
+    Compression.AUTO: 22,
+    Compression.ZSTD: 22,
+    Compression.LZ4: 0,
+    Compression.LZO: 9,
+    Compression.GZIP: 9,
+    Compression.XZ: 0,
+}
+
+
+class Isolation(StrEnum):
+    """podman build --isolation; empty is podman's own choice."""
+
+    DEFAULT = ""
+    OCI = "oci"
+    ROOTLESS = "rootless"
+    CHROOT = "chroot"
+
+
+class Entrypoint(StrEnum):
+    """Whether the EDF runs the image's ENTRYPOINT; `auto`: when a Dockerfile of ours sets one."""
+
+    AUTO = "auto"
+    TRUE = "true"
+    FALSE = "false"
+
+
+def minutes(raw: object) -> int:
+    """A time limit in whole minutes, from minutes or from one of Slurm's forms, rounded up.
+
+    Forms: sbatch(1), --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+    """
+    expected = 'minutes, or a time such as "12:00:00" or "1-06:00"'
+    if not isinstance(raw, str):
+        try:
+            return whole()(raw)
+        except ValueError:
+            raise wrong(expected, raw) from None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", raw.strip(), re.ASCII)
+    if found is None:
+        raise wrong(expected, raw)
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    first, second, third = parts
+    if days is not None or third is not None:
+        hours, mins, seconds = first or 0, second or 0, third or 0
+    else:
+        hours, mins, seconds = 0, first or 0, second or 0
+    return (days or 0) * 1440 + hours * 60 + mins + -(-seconds // 60)
+
+
+def _absolute_or_empty(raw: object) -> str:
+    if (path := fields.text(raw)) and not path.startswith("/"):
+        raise wrong("an absolute path, or an empty string for this checkout", raw)
+    return path
+
+
+def _storage(raw: object) -> str:
+    if (path := fields.text(raw)) not in {"", "auto"} and not path.startswith(("/", "${")):
+        raise wrong('"auto", an absolute path, or an empty string', raw)
+    return path
+
+
+def _option(raw: object) -> str:
+    if not re.match(r"-[^-\s]|--[^\s=]", fields.text(raw)):
+        raise wrong("an option that begins with -, its value joined to it as in --qos=debug", raw)
+    return str(raw)
+
+
+def _volume(raw: object) -> str:
+    source, *rest = fields.text(raw).split(":")
+    if not source.startswith("/") or len(rest) not in {1, 2} or not rest[0].startswith("/"):
+        raise wrong("a volume SRC:DST[:OPTIONS] of absolute paths", raw)
+    return str(raw)
+
+
+def _block_size(raw: object) -> int:
+    size_bytes = whole()(raw)
+    if size_bytes not in BLOCK_SIZES_BYTES:
+        raise wrong("a power of two from 4096 to 1048576", raw)
+    return size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slurm:
+    """How job steps and allocations are asked for."""
+
+    account: str = setting("", "account; empty: the user's default one")
+    partition: str = setting("", "partition; empty: the cluster's default one")
+    nodes: int = setting(1, "nodes of the allocation", whole(at_least=1))
+    time_limit_min: int = setting(0, 'minutes, or "12:00:00"; 0: the partition\'s default', minutes)
+    cpus: int = setting(0, "CPUs of a step; 0: Slurm's default")
+    extra: tuple[str, ...] = setting((), "more options for salloc and srun", each(_option))
+
+
+@dataclass(frozen=True, slots=True)
+class PodmanSettings:
+    """Where podman keeps its images and how it runs a Dockerfile's commands."""
+
+    storage: str = setting(
+        "auto",
+        "directory of podman's images on a node, ${VAR} expanded there; auto: podman's own outside "
+        "Slurm, /dev/shm/$USER/rc_tasks in a job step; empty: podman's own everywhere",
+        _storage,
+    )
+    driver: str = setting("", "storage driver; empty: podman's choice")
+    options: tuple[str, ...] = setting((), "storage options")
+    network: str = setting("host", "network of RUN commands")
+    isolation: Isolation = setting(Isolation.DEFAULT, "isolation of RUN; empty: podman's choice")
+    runtime: str = setting("", "OCI runtime; empty: podman's choice")
+    cgroup_manager: str = setting("", "cgroupfs or systemd; empty: podman's choice")
+    volumes: tuple[str, ...] = setting((), "SRC:DST[:OPTIONS], mounted into every RUN", each(_volume))
+
+
+@dataclass(frozen=True, slots=True)
+class Squash:
+    """How image.sqsh is made."""
+
+    method: SquashMethod = setting(
+        SquashMethod.DIRECT, "mksquashfs on the mounted image, or enroot import"
+    )
+    compression: Compression = setting(Compression.AUTO, "auto: zstd where mksquashfs has it")
+    level: int = setting(0, "compression level; 0: a fast one", whole(0, 22))
+    block_size_bytes: int = setting(131072, "block size, a power of two", _block_size)
+    processors: int = setting(0, "threads; 0: the CPUs of the step")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The image store on the shared file system."""
+
+    enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class EdfSettings:
+    """What stands in every env.toml."""
+
+    mounts: tuple[str, ...] = setting(
+        (), "SRC:DST[:FLAGS], or a path to mount under its own name", each(edf.mount)
+    )
+    workdir: str = setting("", "first directory; empty: the image's WORKDIR, else /")
+    entrypoint: Entrypoint = setting(
+        Entrypoint.AUTO, "auto: true when a Dockerfile of this checkout sets an ENTRYPOINT"
+    )
+    writable: bool = setting(True, "the root file system may be written")
+    annotations: Mapping[str, str] = setting(
+        {}, "options of the Container Engine's hooks", edf.annotations
+    )
+    env: Mapping[str, str] = setting({}, "environment variables", edf.variables)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of `doit settings`; `value` is TOML."""
+
+    key: str
+    value: str
+    origin: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. `origins` tells for each dotted key the file or variable that set it."""
+
+    images_root: str = setting(
+        "", "the official checkout; empty: this checkout itself", _absolute_or_empty
+    )
+    source: str = setting("", "URL of this repository, for the label org.opencontainers.image.source")
+    runner: Runner = setting(Runner.AUTO, "where steps run; auto: through Slurm where there is Slurm")
+    slurm: Slurm = table(Slurm)
+    podman: PodmanSettings = table(PodmanSettings)
+    squash: Squash = table(Squash, shorthand="method")
+    store: Store = table(Store, shorthand="enabled")
+    edf: EdfSettings = table(EdfSettings)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def rows(self) -> list[Row]:
+        """Every setting with its value and origin; an entry of a free table is a row of its own."""
+        rows = []
+        for path, leaf in fields.leaves(Settings).items():
+            value: object = self
+            for part in path:
+                value = getattr(value, part)
+            free = value if leaf.is_table and isinstance(value, dict) and value else {None: value}
+            for key, item in free.items():
+                name = ".".join(path if key is None else (*path, key))
+                rows.append(Row(name, toml_text.dump(item), self.origins.get(name, DEFAULT), leaf.help))
+        return rows
+
+
+def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
+    """The settings of a checkout for one user; raises one SettingsError for all problems."""
+    config = environ.get("XDG_CONFIG_HOME", "")
+    # XDG base directory specification: a relative path is to be ignored.
+    user = (Path(config) if config.startswith("/") else home / ".config") / "rc_tasks.toml"
+    shown = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
+    found = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
+    found |= sources.from_file(Settings, user, shown)
+    found |= sources.from_environment(Settings, environ, "RC", RESERVED)
+
+    settings = fields.build(Settings, found.values)
+    squash = settings.squash
+    highest = HIGHEST_LEVEL[squash.compression]
+    problems = list(found.problems)
+    if squash.level > highest:
+        limit = f"has levels up to {highest}" if highest else "has no levels"
+        where = found.origins["squash", "level"]
+        problems.append(
+            Problem(where, f"squash.level: {squash.compression} {limit}, found {squash.level}")
+        )
+    if problems:
+        raise fields.failure(SettingsError, problems, "the settings")
+    return replace(settings, origins={".".join(path): origin for path, origin in found.origins.items()})
+
+
+def reference_markdown() -> str:
+    """The README's table of all settings."""
+    lines = ["| key | default | variable | meaning |", "|---|---|---|---|"]
+    for path, leaf in fields.leaves(Settings).items():
+        name = "" if leaf.is_table else f"`{sources.variable('RC', path)}`"
+        default = toml_text.dump(leaf.default)
+        lines.append(f"| `{fields.name(path)}` | `{default}` | {name} | {leaf.help} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,133 @@
+"""How long publishing takes, beside bare mksquashfs on the same mounted image, and beside Enroot.
+
+    python -m tests.bench.publish [MEGABYTES…]          (default: 900 2900), as root
+
+Images are made of this machine's own programs and libraries. Each way runs three times in turn and the
+medians are compared: mksquashfs alone with our options, our whole way (prepare, squash, check, publish),
+and `enroot import` with its defaults where Enroot is installed.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rc_tasks.model.settings import Squash
+from rc_tasks.steps import squash
+from rc_tasks.tools import command, squashfs
+from rc_tasks.tools.podman import Image, Podman
+from tests.support.storage import own_storage
+
+RUNS = 3
+SOURCES = (Path(sys.base_prefix), Path("/usr"), Path("/opt"))
+
+
+def main(sizes_mb: list[int]) -> None:
+    """Measure for each size."""
+    with own_storage() as (podman, environment), tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
+        os.environ.update(environment)
+        for size_mb in sizes_mb:
+            image = make_image(podman, Path(scratch), size_mb)
+            print(f"image of {image.size_bytes / 1e6:.0f} MB")
+            ways = dict(make_ways(podman, image, Path(scratch)))
+            times_s: dict[str, list[float]] = {name: [] for name in ways}
+            sizes: dict[str, int] = {}
+            for _ in range(RUNS):
+                for name, way in ways.items():
+                    started = time.monotonic()
+                    made = way()
+                    times_s[name].append(time.monotonic() - started)
+                    sizes[name] = made.stat().st_size
+                    made.unlink()
+            ours_s = statistics.median(times_s["ours"])
+            for name, found in times_s.items():
+                took_s = statistics.median(found)
+                print(
+                    f"  {name:10} {took_s:6.1f} s  {sizes[name] / 1e6:6.0f} MB"
+                    f"  ours takes {ours_s / took_s:.2f} of it"
+                )
+
+
+def make_image(podman: Podman, scratch: Path, size_mb: int) -> Image:
+    """An image with about so much content, of many small files and some large ones."""
+    archive = scratch / "content.tar"
+    left = size_mb * 1_000_000
+    with tarfile.open(archive, "w") as tar:
+        for path in files():
+            if left <= 0:
+                break
+            left -= path.stat().st_size
+            tar.add(path, recursive=False)
+    (scratch / "Dockerfile").write_text("FROM scratch\nADD content.tar /\n")
+    iid = scratch / "iid"
+    build = podman.command("build", "--quiet", "--format", "docker", "--iidfile", str(iid), str(scratch))
+    command.capture(build)
+    archive.unlink()
+    return podman.inspect(iid.read_text())
+
+
+def files() -> Iterator[Path]:
+    """Regular files of this machine, in a stable order."""
+    for source in SOURCES:
+        for directory, names, found in os.walk(source):
+            names.sort()
+            for name in sorted(found):
+                path = Path(directory, name)
+                if path.is_file() and not path.is_symlink():
+                    yield path
+
+
+def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """The ways to publish, each returning the file that it made."""
+    settings = Squash()
+
+    def bare() -> Path:
+        made = scratch / "bare.sqsh"
+        with podman.mounted(image.id, name="bench") as root:
+            offered = squashfs.best(squashfs.Compression.ZSTD, squashfs.probe())
+            processors = len(os.sched_getaffinity(0))
+            options = squashfs.compression_options(offered, 0, settings.block_size_bytes)
+            argv = (
+                "mksquashfs",
+                str(root),
+                str(made),
+                "-noappend",
+                "-no-progress",
+                "-no-xattrs",
+                *options,
+            )
+            command.capture(command.Command((*argv, "-processors", str(processors))))
+        return made
+
+    def ours() -> Path:
+        final = scratch / "image.sqsh"
+        made = squash.temporary(final)
+        with (scratch / "log").open("wb") as log:
+            squash.squash(podman, image, made, settings=settings, provenance=("bench",), log=log)
+        squash.check(made)
+        squash.publish(made, final)
+        return final
+
+    def enroot() -> Path:
+        made = scratch / "enroot.sqsh"
+        subprocess.run(
+            ["enroot", "import", "-o", made, f"podman://{image.id}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,  # its exit status means nothing
+        )
+        return made
+
+    yield "bare", bare
+    yield "ours", ours
+    if command.which("enroot"):
+        yield "enroot", enroot
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in sys.argv[1:]] or [900, 2900])
