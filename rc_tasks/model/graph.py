@@ -126,7 +126,7 @@ def graph(
     broken: Mapping[str, RcError] | None = None,
     problems: Iterable[RcError] = (),
 ) -> ImageGraph:
-    """The graph of all nodes, bases first; images on a cycle are broken, with the cycle as the reason."""
+    """The graph of all nodes, bases first; images on a cycle are broken, with the cycle as reason."""
     by_name = {node.project.name: node for node in nodes}
     bad = dict(broken or {})
     while True:

@@ -51,16 +51,6 @@ def _secret(raw: object) -> str:
     return str(raw)
 
 
-def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
-    example = 'a list of commands, each a list of words: [["python", "-c", "import torch"]]'
-    if not isinstance(raw, list):
-        raise wrong(example, raw)
-    for words in raw:
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise wrong(example, raw)
-    return tuple(fields.each(fields.text)(words) for words in raw)
-
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`."""
@@ -68,8 +58,6 @@ class Recipe:
     build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
     target: str | None = setting(None, "build stage to stop at; else the last one", _target)
     secrets: tuple[str, ...] = setting((), "podman's --secret texts", fields.each(_secret))
-    smoke: tuple[tuple[str, ...], ...] = setting((), "commands that the image must run", _smoke)
-    frozen: bool = setting(False, "never rebuild, whatever changes")
     slurm: Overrides[Slurm] = overrides(Slurm)
     edf: Overrides[EdfSettings] = overrides(EdfSettings)
 

@@ -137,10 +137,9 @@ class Slurm:
 
     account: str = setting("", "account; empty: the user's default one")
     partition: str = setting("", "partition; empty: the cluster's default one")
-    nodes: int = setting(1, "nodes of the allocation", whole(at_least=1))
     time_limit_min: int = setting(0, 'minutes, or "12:00:00"; 0: the partition\'s default', minutes)
     cpus: int = setting(0, "CPUs of a step; 0: Slurm's default")
-    extra: tuple[str, ...] = setting((), "more options for salloc and srun", each(_option))
+    extra: tuple[str, ...] = setting((), "more options for srun", each(_option))
 
 
 @dataclass(frozen=True, slots=True)

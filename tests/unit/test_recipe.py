@@ -29,8 +29,6 @@ def test_everything(tmp_path: Path) -> None:
         """
         target = "runtime"
         secrets = ["id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY"]
-        smoke = [["python", "-c", "import torch; print('ü')"], ["true"]]
-        frozen = true
         [build_args]
         TORCH = "2.6"
         JOBS = 8
@@ -45,9 +43,8 @@ def test_everything(tmp_path: Path) -> None:
         """,
     )
     assert found.build_args == {"TORCH": "2.6", "JOBS": "8", "DEBUG": "false", "EMPTY": ""}
-    assert (found.target, found.frozen) == ("runtime", True)
+    assert found.target == "runtime"
     assert found.secrets == ("id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY")
-    assert found.smoke == (("python", "-c", "import torch; print('ü')"), ("true",))
 
     slurm = found.slurm.apply(Slurm(partition="debug", time_limit_min=30))
     assert slurm == Slurm(partition="debug", time_limit_min=240)
@@ -73,10 +70,6 @@ def test_everything(tmp_path: Path) -> None:
         ("build_args = {'A B' = 1}", '"A B" cannot be the name of a build argument'),
         ("build_args = ['A=1']", 'expected a table of build arguments, found ["A=1"]'),
         ("target = ''", "target: expected the name of a build stage"),
-        ("smoke = ['true']", 'expected a list of commands, each a list of words: [["python"'),
-        ("smoke = [[]]", "expected a list of commands"),
-        ("smoke = [['echo', 1]]", "expected a list of commands"),
-        ("frozen = 'yes'", 'frozen: expected true or false, found "yes"'),
         ("edf.entrypoint = 'maybe'", 'edf.entrypoint: expected "auto", "true" or "false"'),
         ("= 1", f"{WHERE}:2: not valid TOML"),
     ],
@@ -99,6 +92,6 @@ def test_secret_that_stands_in_the_file_is_refused_and_not_shown(tmp_path: Path,
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
-        load(tmp_path, "frozen = 1\ntarget = 2\n")
+        load(tmp_path, "secrets = 1\ntarget = 2\n")
     assert str(caught.value).splitlines()[0] == f"2 problems in {WHERE}"
     assert f"{WHERE}:2: target" in str(caught.value)

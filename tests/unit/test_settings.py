@@ -46,13 +46,13 @@ def test_without_any_source_every_setting_has_its_default(places: Places) -> Non
 
 def test_the_later_place_wins_key_by_key_and_is_named_as_origin(places: Places) -> None:
     found = places.load(
-        '[tool.rc_tasks]\nrunner = "slurm"\nslurm.account = "a06"\nslurm.nodes = 2\n'
+        '[tool.rc_tasks]\nrunner = "slurm"\nslurm.account = "a06"\nslurm.cpus = 2\n'
         'edf.annotations.com.hooks.cxi.enabled = "false"\n',
         '[slurm]\naccount = "mine"\npartition = "debug"\n[edf.annotations]\nmy.own = "1"\n',
         RC_SLURM_PARTITION="normal",
     )
     assert (found.runner, found.slurm.account) == (Runner.SLURM, "mine")
-    assert (found.slurm.nodes, found.slurm.partition) == (2, "normal")
+    assert (found.slurm.cpus, found.slurm.partition) == (2, "normal")
     assert found.edf.annotations == {"com.hooks.cxi.enabled": "false", "my.own": "1"}
     assert {key: found.origins[key] for key in ("runner", "slurm.account", "slurm.partition")} == {
         "runner": "pyproject.toml",
@@ -62,7 +62,7 @@ def test_the_later_place_wins_key_by_key_and_is_named_as_origin(places: Places) 
     rows = {row.key: row for row in found.rows()}
     assert rows["slurm.partition"].value == '"normal"'
     assert rows["edf.annotations.my.own"].origin == "~/.config/rc_tasks.toml"
-    assert rows["slurm.cpus"].origin == "default"
+    assert rows["slurm.extra"].origin == "default"
 
 
 def test_xdg_config_home_moves_the_users_file(places: Places, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_value_in_a_file(places: Places, line: str, key: str, expected: object) 
         ("RC_RUNNER", "local", "runner", Runner.LOCAL),
         ("RC_IMAGES_ROOT", "/a b:c", "images_root", "/a b:c"),
         ("RC_SLURM_TIME_LIMIT_MIN", "2:00:00", "slurm.time_limit_min", 120),
-        ("RC_SLURM_NODES", "3", "slurm.nodes", 3),
+        ("RC_SLURM_CPUS", "3", "slurm.cpus", 3),
         ("RC_SLURM_EXTRA", "--comment='a b' -v", "slurm.extra", ("--comment=a b", "-v")),
         ("RC_SLURM_EXTRA", '["--comment=a b"]', "slurm.extra", ("--comment=a b",)),
         ("RC_SLURM_EXTRA", "", "slurm.extra", ()),
@@ -141,14 +141,14 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
     ("line", "message"),
     [
         ("runer = 1", "pyproject.toml:3: runer is not a known key\n  next: did you mean runner?"),
-        ("slurm.nodez = 1", "slurm.nodez is not a known key\n  next: did you mean slurm.nodes?"),
+        ("slurm.cpuz = 1", "slurm.cpuz is not a known key\n  next: did you mean slurm.cpus?"),
         ('partition = "x"', "partition is not a known key\n  next: did you mean slurm.partition?"),
         ("zzz = 1", "zzz is not a known key\n  next: known here: edf, images_root, podman, runner,"),
         ('runner = "slrm"', 'runner: expected "auto", "slurm" or "local", found "slrm"'),
         ("slurm = 3", "slurm: expected a table, found 3"),
-        ('slurm.nodes = "2"', 'slurm.nodes: expected a whole number of at least 1, found "2"'),
-        ("slurm.nodes = 0", "slurm.nodes: expected a whole number of at least 1, found 0"),
-        ("slurm.nodes = true", "expected a whole number of at least 1, found true"),
+        ('slurm.cpus = "2"', 'slurm.cpus: expected a whole number of at least 0, found "2"'),
+        ("slurm.cpus = -1", "slurm.cpus: expected a whole number of at least 0, found -1"),
+        ("slurm.cpus = true", "expected a whole number of at least 0, found true"),
         ("slurm.time_limit_min = -1", 'expected minutes, or a time such as "12:00:00"'),
         ('slurm.time_limit_min = "1h"', 'or "1-06:00", found "1h"'),
         ('slurm.extra = "--qos=x"', 'slurm.extra: expected a list of strings, found "--qos=x"'),
@@ -185,7 +185,7 @@ def test_mistake_in_a_file(places: Places, line: str, message: str) -> None:
         ("RC_RUNER", "local", "RC_RUNER: no setting has this variable\n  next: did you mean RC_RUNNER?"),
         ("RC_FOO_BAR", "", "no setting has this variable\n  next: `doit settings`"),
         ("RC_RUNNER", "", 'RC_RUNNER: runner: expected "auto", "slurm" or "local", found ""'),
-        ("RC_SLURM_NODES", "two", 'expected a whole number of at least 1, found "two"'),
+        ("RC_SLURM_CPUS", "two", 'expected a whole number of at least 0, found "two"'),
         ("RC_STORE", "yes", 'store.enabled: expected true or false, found "yes"'),
         ("RC_EDF_ANNOTATIONS_X", "1", "edf.annotations is a table and cannot be set from the"),
         ("RC_SLURM_EXTRA", "'--a", "slurm.extra: not shell words: No closing quotation"),
@@ -202,12 +202,12 @@ def test_mistake_in_a_variable(places: Places, name: str, word: str, message: st
 def test_all_problems_of_all_places_are_told_at_once(places: Places) -> None:
     with pytest.raises(SettingsError) as caught:
         places.load(
-            "[tool.rc_tasks]\nrunner = 1\nslurm.nodez = 2\n", "[edf\n", RC_SLURM_CPUS="many", RC_X="1"
+            "[tool.rc_tasks]\nrunner = 1\nslurm.cpuz = 2\n", "[edf\n", RC_SLURM_CPUS="many", RC_X="1"
         )
     assert str(caught.value) == (
         "5 problems in the settings\n"
         '  | pyproject.toml:2: runner: expected "auto", "slurm" or "local", found 1\n'
-        "  | pyproject.toml:3: slurm.nodez is not a known key (did you mean slurm.nodes?)\n"
+        "  | pyproject.toml:3: slurm.cpuz is not a known key (did you mean slurm.cpus?)\n"
         "  | ~/.config/rc_tasks.toml:1: not valid TOML: Expected ']' at the end of a table declaration,"
         " column 5 (mend this line; strings need quotes, and a key may be given only once)\n"
         '  | RC_SLURM_CPUS: slurm.cpus: expected a whole number of at least 0, found "many"\n'
