@@ -243,10 +243,22 @@ def test_what_is_missing_is_installed_or_told(
     assert LINE in done.stderr
 
 
+def test_the_tests_ask_for_slurm_too(fresh: FreshMachine) -> None:
+    fresh.add("id", "echo 1000")
+    fresh.add("crun", "exit 1")
+    done = fresh.run("test", "-m", "not slow")
+    # What lies in /usr/sbin, as slurmctld does, is there or not: bootstrap.sh always looks there.
+    asked = done.stderr.rpartition("--no-install-recommends ")[2].split()
+    assert {*PACKAGES.split(), "slurm-client", "mmdebstrap", "docker-registry"} <= set(asked)
+    assert "crun" not in asked
+
+
 def test_a_python_without_venv_gets_its_package(fresh: FreshMachine) -> None:
     fresh.add("id", "echo 1000")
     fresh.add("python3", "case $2 in *ensurepip*) exit 1;; *print*) echo python3.11-venv;; esac")
-    assert f"{PACKAGES} python3.11-venv" in fresh.run("setup").stderr
+    assert f"{PACKAGES} python3.11-venv\n" in fresh.run("demo").stderr
+    # A cluster has its own tools, or none: `setup` asks for nothing but what .venv needs.
+    assert "--no-install-recommends python3.11-venv\n" in fresh.run("setup").stderr
 
 
 @pytest.mark.parametrize(
@@ -268,4 +280,5 @@ def test_an_old_python_is_told(fresh: FreshMachine) -> None:
     fresh.add("python3", "exit 1")
     done = fresh.run("setup")
     assert done.returncode == 1
+    assert fresh.called() == []
     assert "no Python 3.11 or newer" in done.stderr
