@@ -19,7 +19,8 @@ EOF
 TOOLS=(podman:podman skopeo:skopeo mksquashfs:squashfs-tools busybox:busybox-static
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs) # what rootless podman needs
 TEST_TOOLS=(slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge
-    mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck)
+    mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck
+    bash-completion:bash-completion)
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -42,6 +43,7 @@ has() {
         # The demo's image holds nothing else, so it has to be the statically linked one.
         busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
         # podman 5 prefers pasta.
+        bash-completion) [ -e /usr/share/bash-completion/bash_completion ] ;;
         slirp4netns) command -v slirp4netns >/dev/null || command -v pasta >/dev/null ;;
         *) command -v "$1" >/dev/null ;;
     esac

@@ -11,12 +11,9 @@ from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.told import Told
+from rc_tasks.engine.session import TASK_KINDS
 from rc_tasks.model.reference import near
 from rc_tasks.state.checkout import find_root
-from rc_tasks.state.records import Step
-
-
-_STEPS = frozenset({"build", *Step})
 
 
 class AtRoot(Told, DoitCmdBase):
@@ -35,7 +32,7 @@ class AtRoot(Told, DoitCmdBase):
 def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
     """The error for a task that does not exist, with the nearest names."""
     step, colon, bare = name.partition(":")
-    if not colon or step not in _STEPS:
+    if not colon or step not in TASK_KINDS:
         step, bare = "build", name
     # The step before the colon would make any two names look alike.
     names = [task.partition(":")[2] for task in known if task.startswith(f"{step}:")]
@@ -57,6 +54,31 @@ def checked(command: DoitCmdBase, names: list[str] | None) -> None:
             raise unknown(name, known)
 
 
+def steps_of(command: DoitCmdBase, names: list[str] | None, everything: str) -> list[str]:
+    """The tasks that names mean, an alias or a group of versions being all that it stands for.
+
+    Raises InvalidCommand when there is no name: all images at once are only meant by who says so, with
+    the option `everything`.
+    """
+    if not names:
+        raise InvalidCommand(
+            f"which image?\n  next: `doit {command.name} build:NAME`,"
+            f" or `doit {command.name} {everything}` for all of them"
+        )
+    checked(command, names)
+    tasks = {task.name: task for task in command.task_list}
+    found: dict[str, None] = {}
+    todo = list(names)
+    while todo:
+        name = todo.pop(0)
+        task = tasks.get(name)
+        if task is None or task.actions or task.has_subtask:
+            found[name] = None
+        else:
+            todo += task.task_dep
+    return list(found)
+
+
 class Info(AtRoot, DoitInfo):
     """`doit info TASK`."""
 
@@ -71,9 +93,12 @@ class Forget(AtRoot, DoitForget):
     """`doit forget TASK`."""
 
     doc_purpose = "forget that tasks were done, so that they run again"
+    sel_tasks: Any
 
     def _execute(self, forget_sub: bool, forget_disable_default: bool, forget_all: bool) -> Any:
-        checked(self, self.sel_tasks)
+        if not forget_all:
+            names = None if self.sel_default_tasks else self.sel_tasks
+            self.sel_tasks = steps_of(self, names, "--all")
         return super()._execute(forget_sub, forget_disable_default, forget_all)
 
 
@@ -85,5 +110,6 @@ class Clean(AtRoot, DoitClean):
     def _execute(
         self, dryrun: bool, cleandep: bool, cleanall: bool, cleanforget: bool, pos_args: Any = None
     ) -> Any:
-        checked(self, pos_args)
+        if not cleanall:
+            pos_args = steps_of(self, pos_args, "--clean-all")
         return super()._execute(dryrun, cleandep, cleanall, cleanforget, pos_args)

@@ -5,7 +5,7 @@ import sys
 from typing import Any, ClassVar
 
 from rc_tasks.commands.told import Told, reader_left
-from rc_tasks.engine.session import Session, remember_digests, session
+from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests, session
 
 
 class CheckoutCommand(Told, abc.ABC):
@@ -33,14 +33,15 @@ class CheckoutCommand(Told, abc.ABC):
 
 
 def images(opened: Session, names: list[str]) -> list[str]:
-    """The images that arguments mean: names, aliases, groups, with or without `build:` before them."""
+    """The images that arguments mean: names, aliases and groups, also as names of tasks."""
     graph = opened.checkout.graph
     everything = [*graph.images, *graph.broken]
     if not names:
         return everything
     found: dict[str, None] = {}
     for argument in names:
-        name = argument.removeprefix("build:")
+        kind, _, rest = argument.partition(":")
+        name = rest if kind in TASK_KINDS and argument not in graph.names() else argument
         name = graph.aliases.get(name, name)
         if name in everything:
             found[name] = None

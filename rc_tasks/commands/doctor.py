@@ -74,7 +74,7 @@ def _host(opened: Session) -> Iterator[Finding]:
         for note in node.notes:
             yield Finding(Level.WARNING, note)
     yield Finding(
-        Level.OK, f"{len(checkout.graph.images)} images, {len(checkout.graph.aliases)} aliases"
+        Level.OK, f"images: {len(checkout.graph.images)}, aliases: {len(checkout.graph.aliases)}"
     )
     if not checkout.template.is_file():
         yield Finding(

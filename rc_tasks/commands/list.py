@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from doit.cmd_list import List as DoitList
+from doit.task import Task
 
 from rc_tasks.commands import show
-from rc_tasks.commands.at_root import AtRoot, checked
+from rc_tasks.commands.at_root import AtRoot, checked, unknown
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.state.records import Step
@@ -48,8 +50,23 @@ class List(AtRoot, DoitList):
         sort: str = "name",
         pos_args: Any = None,
     ) -> Any:
-        checked(self, pos_args)
+        if not subtasks:
+            checked(self, pos_args)
         return super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
+
+    @staticmethod
+    def _list_filtered(
+        tasks: Mapping[str, Task], names: list[str], include_subtasks: bool
+    ) -> list[Task]:
+        """With `--all`, a name stands for all tasks below it: so asks shell completion."""
+        if not include_subtasks:
+            found: list[Task] = DoitList._list_filtered(tasks, names, include_subtasks)
+            return found
+        below = {name: [key for key in tasks if f"{key}:".startswith(f"{name}:")] for name in names}
+        for name, keys in below.items():
+            if not keys:
+                raise unknown(name, list(tasks))
+        return [tasks[key] for key in dict.fromkeys(key for keys in below.values() for key in keys)]
 
 
 class _Table(CheckoutCommand):

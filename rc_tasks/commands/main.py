@@ -1,5 +1,6 @@
 """The program `doit`: doit's own main, with what breaks before any command told clearly."""
 
+import io
 import sys
 import tomllib
 from pathlib import Path
@@ -9,16 +10,26 @@ from doit.doit_cmd import DoitMain
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import toml_text
 
+# They look into doit's own database, and we have none.
+_WITHOUT_MEANING = frozenset({"dumpdb", "reset-dep", "strace"})
 # doit reads it before it knows any command, and so do we later.
 _SETTINGS = "pyproject.toml"
 
 
+class _Main(DoitMain):
+    DOIT_CMDS = tuple(each for each in DoitMain.DOIT_CMDS if each.get_name() not in _WITHOUT_MEANING)
+
+
 def main() -> int:
     """Run the command line; returns the exit status."""
+    # File names are any bytes, and a locale may lack an arrow: neither may end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # doit looks at the first letter of each word, also where there is none.
     words = [word or " " for word in sys.argv[1:]]
     try:
-        status: int = DoitMain().run(words)
+        status: int = _Main().run(words)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError):
         problem = _settings_problem()
         if problem is None:

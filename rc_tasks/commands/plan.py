@@ -5,6 +5,7 @@ from typing import Any
 from rc_tasks.commands import show
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
+from rc_tasks.errors import RcError
 from rc_tasks.state.records import Step
 
 
@@ -22,9 +23,14 @@ class Plan(CheckoutCommand):
         graph = opened.checkout.graph
         wanted = images(opened, names)
         rows, known_s, unknown = [], 0.0, 0
+        broken = {name: graph.broken[name] for name in wanted if name in graph.broken}
         for name in graph.above(wanted):
             for step in Step:
-                status = opened.judge.step(step, name)
+                try:
+                    status = opened.judge.step(step, name)
+                except RcError as error:
+                    broken[name] = error
+                    break
                 if status.fresh:
                     continue
                 record = opened.checkout.records.get(step, name)
@@ -39,7 +45,6 @@ class Plan(CheckoutCommand):
                 )
                 known_s += record.duration_s if record else 0.0
                 unknown += record is None
-        broken = [name for name in wanted if name in graph.broken]
         if rows:
             show.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
             never = f"; {unknown} never ran before" if unknown else ""
@@ -48,7 +53,7 @@ class Plan(CheckoutCommand):
         elif not broken:
             print("nothing to do")
         # The images of a cycle share one error.
-        for error in dict.fromkeys(graph.broken[name] for name in broken):
-            names_of = [name for name in broken if graph.broken[name] is error]
-            print(f"{', '.join(names_of)} cannot be built:\n{error}")
+        for text in dict.fromkeys(map(str, broken.values())):
+            sharing = [name for name, error in broken.items() if str(error) == text]
+            print(f"{', '.join(sharing)} cannot be built:\n{text}")
         return 1 if broken else 0

@@ -7,6 +7,8 @@ from typing import TextIO
 
 from rc_tasks.state.status import State
 
+# What the last column, the one with sentences, needs at least.
+_LAST_COLUMN = 24
 STYLES = {
     State.FRESH: "green",
     State.STALE: "yellow",
@@ -28,21 +30,35 @@ def table(
     out = out or sys.stdout
     # A newline or an escape sequence in a name must not break the table or the terminal.
     clean = [[_printable(cell) for cell in row] for row in rows]
+    lines = [list(headings), *clean]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     if out.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        console = Console(file=out, highlight=False)
+        if sum(widths[:-1]) + 2 * len(widths) + _LAST_COLUMN > console.width:
+            # Folded columns of a few letters can neither be read nor copied: a line for each cell.
+            for number, row in enumerate(clean):
+                console.print(Text(row[0], style=styles[number] if styles else "bold"), soft_wrap=True)
+                for heading, cell in zip(headings[1:], row[1:], strict=True):
+                    if cell:
+                        console.print(Text(f"  {heading.lower()}: {cell}"))
+            return
         shown = Table(box=None, pad_edge=False, header_style="bold")
         for heading in headings:
-            shown.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+            shown.add_column(
+                heading,
+                justify="right" if heading in right else "left",
+                overflow="fold",
+                no_wrap=heading != headings[-1],
+            )
         for number, row in enumerate(clean):
             style = styles[number] if styles else ""
             shown.add_row(*(Text(cell, style=style if cell in STYLES else "") for cell in row))
-        Console(file=out, highlight=False).print(shown)
+        console.print(shown)
         return
-    lines = [list(headings), *clean]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     for line in lines:
         cells = [
             cell.rjust(width) if heading in right else cell.ljust(width)

@@ -16,6 +16,7 @@ from rc_tasks.state.files import refused
 _BROKEN_PIPE = 141
 # doit adds a dump of all its options, which is longer than a screen.
 _NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
+_WRONG_VALUE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
 
 
 class Told(Command):
@@ -41,6 +42,11 @@ class Told(Command):
         return status
 
     def _option(self, text: str) -> str:
+        wrong = _WRONG_VALUE.search(text)
+        if wrong is not None:
+            name, kind, value = wrong.groups()
+            option = next(option for option in self.cmdparser.options if option.name == name)
+            return f"--{option.long}: {value} is not of type {kind}\n  next: `doit help {self.name}`"
         found = _NOISE.fullmatch(text)
         if found is None:
             return text

@@ -41,9 +41,8 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
         status = opened.judge.image(name)
         sys.stdout.write(f"{name} is {status.state}\n")
         if status.failure is not None:
-            sys.stdout.write(
-                f"  {status.failure.message}\n  at {status.failure.failed_at}, log {status.failure.log}\n"
-            )
+            log = f", log {status.failure.log}" if status.failure.log else ""
+            sys.stdout.write(f"  {status.failure.message}\n  at {status.failure.failed_at}{log}\n")
         if status.state is State.FAILED and not status.steps:
             sys.stdout.write(_indented("\n".join(status.reasons)) + "\n")
         for step in status.steps:

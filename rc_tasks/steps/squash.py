@@ -208,7 +208,7 @@ def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
         f"the image is {_gb(image.size_bytes)} unpacked",
         where=directory,
         quote=tuple(lines[-3:]),
-        hint="free space or ask for more quota there (`doit gc` shows what can go), then run again;\n"
+        hint="free space or ask for more quota there, then run again;\n"
         "the image that was there before is untouched",
     )
 
