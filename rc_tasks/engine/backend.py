@@ -63,8 +63,8 @@ class RecordsDB:
 
     def remove_all(self) -> None:
         """`doit forget --all`."""
-        for path in self._records.directory.glob("*.json"):
-            self.remove(path.name.removesuffix(".json").removesuffix(".failed"))
+        for path in self._records.directory.glob("*:*"):
+            self.remove(path.stem)
 
     def dump(self) -> None:
         """Nothing is left to write at exit."""

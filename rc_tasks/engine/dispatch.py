@@ -5,7 +5,9 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
+from textwrap import shorten
 
 from doit.exceptions import TaskFailed
 
@@ -14,13 +16,14 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state.files import refused
 from rc_tasks.state.records import Failure, Step
-from rc_tasks.steps.outcome import FAILED
-from rc_tasks.tools import command, slurm
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE
+from rc_tasks.tools import command, podman, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
 # How much of a log's end is read to tell why a step failed.
 _TAIL_BYTES = 64 * 1024
+_INSTRUCTION_WIDTH = 72
 
 
 def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
@@ -40,18 +43,22 @@ def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
             returncode = command.stream(wanted, output)
         session.judge.done(step, name)
         # The record is the proof, not the status: srun 22.05 returns 0 when the node fails.
-        if returncode == 0 and records.get(step, name) not in (None, before):
+        after = records.get(step, name)
+        if returncode == 0 and after not in (None, before):
+            if before and after and before.facts and before.facts == after.facts:
+                session.remarks[f"{step}:{name}"] = "to the same image as before"
             return None
         text = _why(returncode, log, request)
     except RcError as error:
         text = str(error)
     except OSError as error:
-        told = refused(error)
+        told = refused(error, log)
         if told is None:
             raise
         text = str(told)
     finally:
         session.judge.done(step, name)
+    text = text.removeprefix(f"{session.checkout.root}/")
     shown = session.checkout.shown(log) if log.exists() else ""
     message = text.partition("\n")[0]
     failed_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -105,11 +112,18 @@ def _why(returncode: int, log: Path, request: StepRequest | None) -> str:
     lines = _tail(log)
     # Slurm's own lines can stand anywhere among those of the step.
     own = [line for line in lines if request is None or not slurm.said(line)]
-    if FAILED in own:
-        at = len(own) - 1 - own[::-1].index(FAILED)
+    marks = [at for at, line in enumerate(own) if line in (FAILED, FAILED_AS_ABOVE)]
+    if marks:
+        at = marks[-1]
         before, (first, *rest) = own[:at], own[at + 1 :] or ["the step failed"]
-        quoted = any(line.startswith("  | ") for line in rest)
-        return "\n".join((first, *([] if quoted else _quote(before)), *rest))
+        if own[at] != FAILED_AS_ABOVE:
+            return "\n".join((first, *rest))
+        instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
+        if instruction:
+            first = first.replace("podman build", instruction, 1)
+        # What was answered from cache before the failing instruction explains nothing.
+        steps = [number for number, line in enumerate(before) if line.startswith("STEP ")]
+        return "\n".join((first, *_quote(before[steps[-1] :] if steps else before), *rest))
     if request is not None:
         error = slurm.explain(returncode, lines, request)
         if error is not None:
@@ -119,8 +133,8 @@ def _why(returncode: int, log: Path, request: StepRequest | None) -> str:
 
 
 def _quote(lines: list[str]) -> list[str]:
-    """The last lines of a log, without its first one, our own command."""
-    told = [line for line in lines if line.strip() and not line.startswith("$ ")]
+    """The last lines of a log, without its first one, our own command; repeated lines once."""
+    told = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
     return [f"  | {line}" for line in told[-command.TAIL_LINES :]]
 
 

@@ -9,6 +9,7 @@ from doit.exceptions import BaseFail, UnmetDependency
 from doit.task import Task
 
 from rc_tasks.engine.backend import step_of
+from rc_tasks.engine.session import session
 from rc_tasks.engine.tasks import Fresh
 from rc_tasks.state.records import Step
 
@@ -51,7 +52,8 @@ class Reporter:
             )
             if found[0] is not Step.ENV:
                 self._images[found[1]] = "built"
-            self._write(f"done    {task.name}", self._took(task))
+            remark = session().remarks.get(task.name, "")
+            self._write(f"done    {task.name}", " ".join(filter(None, (self._took(task), remark))))
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
@@ -112,6 +114,8 @@ class Reporter:
             count = len(states) + len(skipped)
             counted = f"{count} image{'' if count == 1 else 's'}: " if count else ""
             self._out.write(f"{counted}{'; '.join(parts)}\n")
+        elif not self._failed:
+            self._out.write("nothing to do\n")
         self._out.flush()
 
     def _took(self, task: Task) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
@@ -15,10 +15,11 @@ TASK_KINDS = frozenset({"build", *Step})
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A checkout and its judge."""
+    """A checkout and its judge; `remarks` are words on tasks that have run, for the reporter."""
 
     checkout: Checkout
     judge: Judge
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 @functools.cache

@@ -59,8 +59,12 @@ def task_images() -> Iterator[Task]:
         yield from _image_tasks(opened, node)
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for name, broken in graph.broken.items():
+        told = str(broken).partition("\n")[0]
         yield Task(
-            f"build:{name}", [partial(_refuse, (broken,))], io={"capture": False}, doc="cannot be built"
+            f"build:{name}",
+            [partial(_refuse, (broken,))],
+            io={"capture": False},
+            doc=f"cannot be built: {told}",
         )
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for alias, target in graph.aliases.items():

@@ -20,7 +20,7 @@ class Digests:
     """SHA-256 digests in hex. Asking again costs one `stat` while size, times and inode stay."""
 
     def __init__(self, root: Path, file: Path) -> None:
-        """Digests of files below `root`, remembered in `file`; a lost or damaged file costs only time."""
+        """Digests of files below `root`, remembered in `file`; losing that costs only time."""
         self._prefix = f"{root}/"
         self._file = file
         self._known: dict[str, list[int | str]] | None = None
@@ -48,7 +48,7 @@ class Digests:
         # Relative, so that a moved checkout still knows its files.
         key = f"{kind} {path.removeprefix(self._prefix)}"
         entry = known.get(key)
-        if entry is not None and entry[:4] == signature:
+        if isinstance(entry, list) and entry[:4] == signature:
             return str(entry[4])
         digest = content_digest(path) if kind == "content" else sample_digest(path)
         if max(stat.st_mtime_ns, stat.st_ctime_ns) < time.time_ns() - _SETTLE_NS:
@@ -72,7 +72,7 @@ def content_digest(path: str) -> str:
 
 
 def sample_digest(path: str) -> str:
-    """SHA-256, in hex, of the size and of up to 256 blocks of 4 KiB, first, middle and last among them."""
+    """SHA-256, in hex, of the size and up to 256 blocks of 4 KiB, first, middle and last among them."""
     with open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(str(size_bytes).encode())

@@ -10,6 +10,7 @@ from rc_tasks.errors import RcError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -25,11 +26,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:
-    """What a user can mend of a failed system call: a full disk or missing rights; None for the rest.
+    """What a user can mend of a failed system call: a full disk, missing rights; None for the rest.
 
     `path` is what was to be written or read, where the error itself does not name it.
     """
-    where = path or error.filename
+    where = path or error.filename2 or error.filename
     if error.errno in _FULL:
         return RcError(
             f"cannot be written: {error.strerror}",
@@ -41,6 +42,12 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
             f"cannot be written or read: {error.strerror}",
             where=where,
             hint="`ls -ld` that path to see whose it is, or work in a clone of your own",
+        )
+    if error.errno in _IN_THE_WAY:
+        return RcError(
+            f"something else is in this place: {error.strerror}",
+            where=where,
+            hint="move it away, then run the same command again",
         )
     return None
 

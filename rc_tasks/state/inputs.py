@@ -56,7 +56,12 @@ def build_inputs(
 def input_files(node: ImageNode) -> Iterator[str]:
     """The files that an image depends on, relative to its directory, the Dockerfile first."""
     yield DOCKERFILE
-    for entry in context.entries(node.project.directory):
+    try:
+        entries = context.entries(node.project.directory)
+    except ProjectError as error:
+        error.where = str(error.where).removeprefix(f"{node.project.root}/")
+        raise
+    for entry in entries:
         if entry.path != DOCKERFILE:
             yield entry.path
 
@@ -71,4 +76,5 @@ def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
     if stat.S_ISLNK(status.st_mode):
         return f"link {text_digest(os.readlink(path))}"
     content = "directory" if stat.S_ISDIR(status.st_mode) else digests.content(path, status)
-    return f"{stat.S_IMODE(status.st_mode):04o} {content}"
+    # Without the bits that COPY drops: a shared directory gives its set-group-ID bit to new ones.
+    return f"{stat.S_IMODE(status.st_mode) & context.COPIED_MODE:04o} {content}"

@@ -1,6 +1,6 @@
 """One builder per image, over processes, users and nodes.
 
-A lock is a file that only one process can create: `O_EXCL` holds on Lustre and NFS, where `flock` may
+A lock is a file that only one process can link there: that holds on Lustre and NFS, where `flock` may
 be local to a node. The holder touches it; a lock that is not touched any more has lost its holder.
 """
 
@@ -8,6 +8,7 @@ import contextlib
 import getpass
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import RcError
+from rc_tasks.state.files import refused
 
 _TOUCH_S = 5.0
 _LOST_S = 60.0
+_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +50,23 @@ def held(path: Path, step: str) -> Iterator[None]:
         os.environ.get("SLURM_JOB_ID", ""),
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    _take(path, mine)
+    try:
+        descriptor = _take(path, mine)
+    except OSError as error:
+        raise refused(error, path) or error from None
     stop = threading.Event()
-    toucher = threading.Thread(target=_touch, args=(path, stop), daemon=True)
+    toucher = threading.Thread(target=_touch, args=(descriptor, stop), daemon=True)
     toucher.start()
     try:
         yield
     finally:
         stop.set()
         toucher.join()
+        # Whoever was stopped for a minute has lost the lock: the file there may be an heir's.
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                path.unlink()
+        os.close(descriptor)
 
 
 def holder(path: Path) -> Holder | None:
@@ -65,48 +74,82 @@ def holder(path: Path) -> Holder | None:
     try:
         found = Holder(**json.loads(path.read_bytes()))
         untouched_s = _now_s(path.parent) - path.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError):
-        # Just being written, or written by a version that we do not know: judge by its age alone.
+        # Damaged, or written by a version that we do not know: judge by its age alone.
         found, untouched_s = Holder("?", "?", "?", 0, "", "?"), _age_s(path)
     if untouched_s > _LOST_S or _gone(found):
         return None
     return found
 
 
-def _take(path: Path, mine: Holder) -> None:
+def _take(path: Path, mine: Holder) -> int:
+    """Create the lock, with its holder in it from the first moment; returns its open descriptor."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        os.write(descriptor, json.dumps(asdict(mine)).encode())
+        os.fchmod(descriptor, 0o644)
+        _link(temporary, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        os.unlink(temporary)
+    return descriptor
+
+
+def _link(temporary: str, path: Path) -> None:
+    for _ in range(_TRIES):
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            os.link(temporary, path)
         except FileExistsError:
-            theirs = holder(path)
-            if theirs is not None:
-                job = f", job {theirs.job_id}" if theirs.job_id else ""
-                raise LockedError(
-                    f"{theirs.step} is being built by {theirs.user} since {theirs.since}"
-                    f" (on {theirs.node}, process {theirs.pid}{job})",
-                    hint="wait for it, then run the same command again",
-                ) from None
-            # Renaming away is a race that exactly one of several heirs wins.
-            with contextlib.suppress(FileNotFoundError):
-                grave = path.with_name(f".{path.name}.{mine.node}.{mine.pid}")
-                path.rename(grave)
-                grave.unlink()
-            continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(mine), file)
-        return
+            _clear(path)
+        else:
+            return
     raise LockedError(
         "the lock changes hands too quickly", where=path, hint="run the same command again"
     )
 
 
-def _touch(path: Path, stop: threading.Event) -> None:
+def _clear(path: Path) -> None:
+    """Remove a lock whose holder is gone; raises LockedError when it is held."""
+    try:
+        dead = path.stat()
+    except FileNotFoundError:
+        return
+    theirs = holder(path)
+    if theirs is not None:
+        job = f", job {theirs.job_id}" if theirs.job_id else ""
+        raise LockedError(
+            f"{theirs.step} is being built by {theirs.user} since {theirs.since}"
+            f" (on {theirs.node}, process {theirs.pid}{job})",
+            hint="wait for it, then run the same command again",
+        )
+    # Exactly one heir makes this link to the dead lock, and only that one may remove the lock.
+    claim = path.with_name(f".{path.name}.{dead.st_ino}.{dead.st_mtime_ns}")
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.link(path, claim)
+        except FileExistsError:
+            # Another heir is at it, unless it was killed in between.
+            if _now_s(path.parent) - claim.stat().st_ctime > _LOST_S:
+                claim.unlink()
+            return
+        found = claim.stat()
+        try:
+            # By the time too: a new lock may have the inode of the dead one.
+            if (found.st_ino, found.st_mtime_ns) == (dead.st_ino, dead.st_mtime_ns):
+                path.unlink()
+        finally:
+            claim.unlink()
+
+
+def _touch(descriptor: int, stop: threading.Event) -> None:
     while not stop.wait(_TOUCH_S):
         with contextlib.suppress(OSError):
-            os.utime(path)
+            os.utime(descriptor)
 
 
 def _gone(holder: Holder) -> bool:

@@ -121,10 +121,10 @@ class Records:
                 return None
             facts, artifact = found["facts"], found["artifact"]
             return Record(
-                inputs=found["inputs"],
+                inputs=dict(found["inputs"]),
                 started_at=found["started_at"],
                 ended_at=found["ended_at"],
-                duration_s=found["duration_s"],
+                duration_s=float(found["duration_s"]),
                 node=found["node"],
                 job_id=found["job_id"],
                 facts=_facts(facts) if facts else None,
@@ -137,7 +137,8 @@ class Records:
         return self.directory / f"{task}.json"
 
     def _failure_path(self, task: str) -> Path:
-        return self.directory / f"{task}.failed.json"
+        # Not `.failed.json`: that would be the record of an image whose name ends in `.failed`.
+        return self.directory / f"{task}.failed"
 
     def _remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -4,13 +4,13 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rc_tasks.errors import RcError
+from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model.edf import EdfValues
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.model.settings import Entrypoint
 from rc_tasks.state import locks
-from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.inputs import build_inputs, input_files, part_of
 from rc_tasks.state.records import Facts, Failure, Record, Step
@@ -180,7 +180,14 @@ class Judge:
     def edf_inputs(self, node: ImageNode, facts: Facts) -> dict[str, str]:
         """The inputs of the env step."""
         if self._template is None:
-            self._template = self._checkout.digests.content(str(self._checkout.template))
+            try:
+                self._template = self._checkout.digests.content(str(self._checkout.template))
+            except OSError as error:
+                raise EdfError(
+                    f"the template of every env.toml cannot be read: {error.strerror}",
+                    where=TEMPLATE,
+                    hint=f"`git checkout -- {TEMPLATE}` brings it back",
+                ) from None
         return {
             "template": self._template,
             "values": text_digest(repr(self.edf_values(node, facts))),
@@ -262,6 +269,12 @@ class Judge:
             now["env.toml"] = self._checkout.digests.content(f"{node.project.base}/{EDF}")
         except FileNotFoundError:
             return [Cause("env.toml", "env.toml is missing"), *causes]
+        except OSError as error:
+            raise EdfError(
+                f"cannot be read: {error.strerror}",
+                where=node.project.shown(EDF),
+                hint="mend its permissions or move it away: what is missing is written anew",
+            ) from None
         words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
         for part, new in now.items():
             old = record.inputs.get(part, "")
@@ -281,9 +294,11 @@ class Judge:
         if status.fresh:
             return None
         failure = self._checkout.records.failure(status.step, name)
-        if failure is None or failure.inputs != self.inputs(status.step, name):
-            return None
-        return failure
+        try:
+            inputs = self.inputs(status.step, name)
+        except RcError:
+            inputs = {}  # as it is written down when it is for this that the step failed
+        return failure if failure is not None and failure.inputs == inputs else None
 
 
 def _told(steps: tuple[StepStatus, ...]) -> list[Cause]:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
@@ -42,9 +42,12 @@ class Store:
         images = self.directory / "images"
         for directory in (blobs / "sha256", images):
             directory.mkdir(parents=True, exist_ok=True)
+        self.sweep()
         source = podman.storage_reference(image.id)
         with tempfile.TemporaryDirectory(prefix=".put.", dir=self.directory) as scratch:
-            _must(skopeo.copy_to_layout(source, Path(scratch) / "layout", blobs))
+            # A relative path: skopeo takes what follows a colon in `oci:PATH` for a tag.
+            copy = skopeo.copy_to_layout(source, Path("layout"), blobs)
+            _copy(replace(copy, cwd=Path(scratch)), to=self.directory)
             config = skopeo.raw_config(source).encode()
             if hashlib.sha256(config).hexdigest() != image.id:
                 raise ArtifactError(
@@ -65,12 +68,17 @@ class Store:
             raise ArtifactError(f"cannot write image {image.id[:12]} to the store", where=images)
 
     def bring(self, podman: Podman, image_id: str) -> bool:
-        """Make sure that a podman storage holds the image; false when it is neither there nor here."""
+        """Make sure that a podman storage holds the image; false when it is neither there nor here.
+
+        Raises ArtifactError when a part of it is missing here; the image then counts as not here.
+        """
         if podman.exists(image_id):
             return True
         if not self.has(image_id):
             return False
-        _must(skopeo.copy_from_directory(self._image(image_id), podman.storage_reference(image_id)))
+        self._require_whole(image_id)
+        copy = skopeo.copy_from_directory(self._image(image_id), podman.storage_reference(image_id))
+        _copy(copy, to=podman.root or "podman's storage")
         return podman.exists(image_id)
 
     def sweep(self) -> None:
@@ -79,6 +87,22 @@ class Store:
             with contextlib.suppress(OSError):
                 if left.stat().st_mtime < self.directory.stat().st_mtime - 86_400:
                     shutil.rmtree(left)
+
+    def _require_whole(self, image_id: str) -> None:
+        view = self._image(image_id)
+        manifest = json.loads((view / _MANIFEST).read_bytes())
+        for part in (manifest["config"], *manifest["layers"]):
+            blob = self._blob(part["digest"].removeprefix("sha256:"))
+            if blob.exists() and blob.stat().st_size == part["size"]:
+                continue
+            # Gone with its manifest, the image is stale: the next run builds it instead of failing here.
+            shutil.rmtree(view, ignore_errors=True)
+            blob.unlink(missing_ok=True)
+            raise ArtifactError(
+                f"image {image_id[:12]} in the store lacks a part or has one that was cut short",
+                where=blob,
+                hint="run the same command again: it builds that image anew",
+            )
 
     def _write_view(self, view: Path, image: Image, config_size_bytes: int) -> None:
         layers = []
@@ -117,7 +141,16 @@ class Store:
         return self.directory / "blobs" / "sha256" / digest
 
 
-def _must(wanted: command.Command) -> None:
-    returncode = command.stream(wanted, None)
-    if returncode != 0:
-        raise command.failure(wanted, returncode, [], hint="its own words stand above in the log")
+def _copy(wanted: command.Command, *, to: object) -> None:
+    done = command.capture(wanted, check=False)
+    if done.returncode == 0:
+        return
+    lines = done.stderr.splitlines()
+    if any(words in done.stderr for words in ("no space left on device", "disk quota exceeded")):
+        raise ArtifactError(
+            "no space left while copying an image",
+            where=to,
+            quote=tuple(lines[-1:]),
+            hint="free space or ask for more quota there, then run the same command again",
+        )
+    raise command.failure(wanted, done.returncode, lines)

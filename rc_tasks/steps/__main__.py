@@ -4,24 +4,34 @@
 """
 
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-from rc_tasks.errors import RcError
+from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
+from rc_tasks.state.files import refused
 from rc_tasks.state.locks import held
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.outcome import FAILED
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.command import Command
 
 
 def run(checkout: Checkout, step: Step, name: str) -> None:
     """Carry out one step while holding the image's lock."""
-    name = checkout.graph.resolve(name).project.name
+    project = checkout.graph.resolve(name).project
+    name = project.name
+    if not os.access(project.directory, os.W_OK):
+        # Better now than after an hour of building.
+        raise ProjectError(
+            "you may not write here, so nothing could be published",
+            where=f"{project.path}/",
+            hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
+        )
     with held(checkout.lock(name), f"{step}:{name}"):
         match step:
             case Step.PODMAN:
@@ -62,7 +72,16 @@ def main(argv: list[str]) -> int:
         run(checkout, step, name)
     except RcError as error:
         sys.stdout.flush()
-        print(f"{FAILED}\n{error}", file=sys.stderr, flush=True)
+        by_a_tool = isinstance(error, CommandError) and not error.quote
+        mark = FAILED_AS_ABOVE if by_a_tool else FAILED
+        print(f"{mark}\n{error}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:
+        told = refused(error)
+        if told is None:
+            raise
+        sys.stdout.flush()
+        print(f"{FAILED}\n{told}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         # Who did it is for the caller to say: Slurm's words stand in the same log.

@@ -25,10 +25,16 @@ def build(checkout: Checkout, name: str) -> None:
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)
     podman = nodes.storage(checkout.settings.podman)
-    bases = {written: bring(checkout, podman, base) for written, base in node.local.items()}
-    image = _build(checkout, podman, node, bases)
     if checkout.settings.store.enabled:
         nodes.require("skopeo", "skopeo")
+    bases = {written: bring(checkout, podman, base) for written, base in node.local.items()}
+    try:
+        image = _build(checkout, podman, node, bases)
+    except CommandError as error:
+        # A misspelt base is pulled from a registry, where it is not.
+        error.hint = "\n".join((*node.notes, error.hint or ""))
+        raise
+    if checkout.settings.store.enabled:
         checkout.store.put(podman, image)
     here = nodes.this_node()
     checkout.records.put(
@@ -71,12 +77,7 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
             raise CommandError(
                 f"podman build {command.ending(returncode)}",
                 where=project.shown("Dockerfile"),
-                hint="\n".join(
-                    (
-                        *node.notes,
-                        f"mend it and run `doit build:{project.name}`: it resumes there",
-                    )
-                ),
+                hint=f"mend it and run `doit build:{project.name}`: it resumes there",
             )
         return podman.inspect(iidfile.read_text().strip())
 

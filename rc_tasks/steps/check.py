@@ -1,5 +1,6 @@
 """What a node needs to carry out steps, checked on that node; `doit doctor` shows it."""
 
+import contextlib
 import json
 import os
 import resource
@@ -125,14 +126,10 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _space(checkout: Checkout) -> Iterator[Finding]:
-    try:
-        engine = nodes.storage(checkout.settings.podman)
-    except RcError as error:
-        yield Finding(Level.PROBLEM, error.what, error.hint or "")
-        return
     places = [("the checkout", checkout.root), ("temporary files", Path(tempfile.gettempdir()))]
-    if engine.root:
-        places.append(("podman's images", Path(engine.root).parent))
+    with contextlib.suppress(RcError):  # told when podman was looked at
+        if root := nodes.storage(checkout.settings.podman).root:
+            places.append(("podman's images", Path(root).parent))
     for what, place in places:
         free = nodes.free_bytes(place)
         told = f"{free / 1e9:.0f} GB free for {what} ({place})"

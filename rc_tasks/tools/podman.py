@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -195,6 +196,15 @@ def version() -> str:
     """podman's version, such as `4.3.1`."""
     command.require("podman", INSTALL_HINT)
     return command.capture(Command(("podman", "--version"))).stdout.split()[-1]
+
+
+def failed_instruction(lines: list[str]) -> str:
+    """The instruction that a failed `podman build` names in its last words; empty when it names none."""
+    for line in reversed(lines):
+        found = re.search(r'building at STEP "(.*?)": ', line)
+        if found is not None:
+            return found[1]
+    return ""
 
 
 def parse_inspect(text: str) -> Image:
