@@ -68,7 +68,10 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
             bases=bases,
             build_args=node.recipe.build_args,
             labels=labels,
-            target=node.recipe.target,
+            # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
+            target=(node.dockerfile.final.name or str(node.dockerfile.final.index))
+            if node.recipe.target is not None
+            else None,
             secrets=node.recipe.secrets,
             volumes=checkout.settings.podman.volumes,
         )
