@@ -31,7 +31,8 @@ FILES = {
     "projects/left:1/data/link": "-> tool",
     "projects/left:1/.containerignore": "*/*.tmp\n",
     "projects/right:1/Dockerfile": (
-        "FROM base AS plain\nRUN echo right > /etc/right\nFROM plain AS extra\nRUN echo extra > /etc/extra\n"
+        "FROM base AS plain\nRUN echo right > /etc/right\n"
+        "FROM plain AS extra\nRUN echo extra > /etc/extra\n"
     ),
     "projects/right:1/project.toml": 'target = "plain"\n',
     "projects/top:1/Dockerfile": (
@@ -93,7 +94,9 @@ class Family:
 
     def plan(self, *names: str, **variables: str) -> dict[str, bool]:
         """The steps that `doit plan` shows, each with whether it will run for certain."""
-        lines = re.findall(r"^((?:podman|enroot|env):\S+)( .*)$", self.doit("plan", *names, **variables), re.M)
+        lines = re.findall(
+            r"^((?:podman|enroot|env):\S+)( .*)$", self.doit("plan", *names, **variables), re.M
+        )
         return {task: "  perhaps  " not in more for task, more in lines}
 
     def states(self, **variables: str) -> dict[str, str]:

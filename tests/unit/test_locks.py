@@ -1,0 +1,153 @@
+"""Locks: one holder at a time, over processes; who is gone is inherited from."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.state import locks
+from rc_tasks.state.locks import Holder, LockedError, held, holder
+
+
+def leave(path: Path, *, node: str = "", pid: int = 0, age_s: float = 0.0) -> None:
+    """A lock as somebody would have left it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Holder("podman:x", "somebody", node or os.uname().nodename, pid, "17", "2026-01-02T03:04:05")
+    path.write_text(json.dumps(asdict(made)))
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(("true",)) as process:
+        process.wait()
+    return process.pid
+
+
+def test_a_held_lock_names_its_holder_and_is_gone_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "x:1.json"
+    with held(path, "podman:x:1"):
+        found = holder(path)
+        assert found is not None
+        assert (found.step, found.pid, found.node) == ("podman:x:1", os.getpid(), os.uname().nodename)
+        with pytest.raises(LockedError, match=r"podman:x:1 is being built by .* since 20") as caught:
+            held(path, "enroot:x:1").__enter__()
+        assert caught.value.hint == "wait for it, then run the same command again"
+    assert holder(path) is None
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_lock_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(KeyboardInterrupt), held(path, "podman:x"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "free"),
+    [
+        pytest.param({"pid": -1}, True, id="its process on this node has ended"),
+        pytest.param({"node": "other", "pid": 1, "age_s": 61}, True, id="not touched for a minute"),
+        pytest.param({"node": "other", "pid": 1, "age_s": 50}, False, id="touched on another node"),
+        pytest.param({"pid": os.getppid()}, False, id="its process runs"),
+        pytest.param(
+            {"pid": os.getppid(), "age_s": 61}, True, id="its number belongs to another process"
+        ),
+    ],
+)
+def test_a_lock_is_taken_over_only_from_who_is_gone(
+    tmp_path: Path, left: dict[str, int | str], free: bool
+) -> None:
+    path = tmp_path / "x.json"
+    leave(path, **{key: gone() if value == -1 else value for key, value in left.items()})  # type: ignore[arg-type]
+    assert (holder(path) is None) is free
+    if not free:
+        with pytest.raises(LockedError, match=r"podman:x is being built by somebody .*, job 17"):
+            held(path, "podman:x").__enter__()
+        return
+    with held(path, "podman:x"):
+        found = holder(path)
+        assert found is not None
+        assert found.pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', "\xff"])
+def test_a_damaged_lock_counts_until_it_is_old(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert holder(path) is not None
+    os.utime(path, (1, 1))
+    assert holder(path) is None
+    with held(path, "podman:x"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_lost_the_lock_does_not_remove_the_heirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped for a long time goes on, while another one has taken over."""
+    monkeypatch.setattr(locks, "_TOUCH_S", 0.01)
+    path = tmp_path / "x.json"
+    with held(path, "podman:x"):
+        path.unlink()
+        leave(path, node="other", pid=1, age_s=30)
+        age_s = time.time() - path.stat().st_mtime
+        time.sleep(0.1)
+    found = holder(path)
+    assert found is not None
+    assert found.node == "other"
+    assert time.time() - path.stat().st_mtime >= age_s
+
+
+def test_a_holder_that_works_for_long_keeps_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_TOUCH_S", 0.01)
+    path = tmp_path / "x.json"
+    with held(path, "podman:x"):
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime < time.time() - 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+CRITICAL = """
+import os, sys, time
+from pathlib import Path
+from rc_tasks.state.locks import LockedError, held
+lock, inside, done = map(Path, sys.argv[1:])
+deadline = time.monotonic() + 2
+while time.monotonic() < deadline:
+    try:
+        with held(lock, "podman:x"):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails when somebody else is inside
+            time.sleep(0.001)
+            inside.unlink()
+            with done.open("a") as file:
+                file.write("x")
+    except LockedError:
+        time.sleep(0.0005)
+"""
+
+
+def test_of_many_processes_one_is_inside_at_a_time(tmp_path: Path) -> None:
+    """They begin with a lock that a dead process left, and race to inherit it."""
+    lock = tmp_path / "locks" / "x.json"
+    leave(lock, pid=gone())
+    argv = (sys.executable, "-c", CRITICAL, lock, tmp_path / "inside", tmp_path / "done")
+    processes = [subprocess.Popen(argv, stderr=subprocess.PIPE) for _ in range(6)]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert len((tmp_path / "done").read_text()) > 5
+    assert list(lock.parent.iterdir()) == []
