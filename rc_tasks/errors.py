@@ -29,7 +29,7 @@ class RcError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where is not None else self.what]
         lines += [f"  | {line}" for line in self.quote]
-        if self.hint is not None:
+        if self.hint:
             first, *rest = self.hint.splitlines()
             lines += [f"  next: {first}", *(f"        {line}" for line in rest)]
         return "\n".join(lines)

@@ -9,8 +9,8 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 def test_the_readme_has_every_setting_with_its_default_and_meaning() -> None:
     assert reference_markdown() in (SOURCE / "README.md").read_text(), (
-        'put the output of python -c "from rc_tasks.model.settings import *; print(reference_markdown())"'
-        " into the README's settings"
+        'put there what python -c "from rc_tasks.model.settings import *; print(reference_markdown())"'
+        " prints, in place of the old table"
     )
 
 

@@ -12,8 +12,13 @@ from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.at_root import AtRoot, unknown
+from rc_tasks.engine.dispatch import STEP_GRACE_S
 from rc_tasks.engine.session import remember_digests
 from rc_tasks.tools import command
+
+# What a shell reports for a program that Ctrl-C ended.
+_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Run(AtRoot, DoitRun):
@@ -35,7 +40,7 @@ class Run(AtRoot, DoitRun):
                 raise InvalidCommand(f"no task matches {name!r}\n  next: `doit list` shows all images")
         # The record of the last success stays when a step fails: only `doit forget` removes it.
         self.dep_manager.remove_success = lambda _task: None
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, _interrupt)
         try:
             status: int = super()._execute(*args, **kwargs)
@@ -44,13 +49,18 @@ class Run(AtRoot, DoitRun):
                 raise
             raise unknown(error.not_found, known, self.loader.cmd_names) from None
         except KeyboardInterrupt:
-            sys.stderr.write("interrupted: what was finished stays finished\n")
-            return 130
+            status = _INTERRUPTED
         finally:
-            command.end_all()
+            command.end_all(STEP_GRACE_S)
             remember_digests()
+        if status == _INTERRUPTED:
+            sys.stderr.write("interrupted: what was finished stays finished\n")
         return status
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    for number in _SIGNALS:
+        # Once is enough: a second one must not break the cleaning up.
+        signal.signal(number, signal.SIG_IGN)
+    sys.stderr.write("interrupted: ending what is running\n")
     raise KeyboardInterrupt

@@ -24,6 +24,8 @@ from rc_tasks.tools.slurm import StepRequest
 # How much of a log's end is read to tell why a step failed.
 _TAIL_BYTES = 64 * 1024
 _INSTRUCTION_WIDTH = 72
+# Longer than what a step gives its own tools: it has to clean up after them.
+STEP_GRACE_S = 2 * command.GRACE_S
 
 
 def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
@@ -34,18 +36,18 @@ def run_step(session: Session, step: Step, name: str) -> TaskFailed | None:
     inputs: dict[str, str] = {}
     records = session.checkout.records
     try:
-        before = records.get(step, name)
+        before, version = records.get(step, name), records.version(step, name)
         inputs = session.judge.inputs(step, name)
         wanted, request = step_command(session, step, name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             output.write(f"$ {wanted}\n".encode())
-            returncode = command.stream(wanted, output)
+            returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S)
         session.judge.done(step, name)
         # The record is the proof, not the status: srun 22.05 returns 0 when the node fails.
         after = records.get(step, name)
-        if returncode == 0 and after not in (None, before):
-            if before and after and before.facts and before.facts == after.facts:
+        if returncode == 0 and after and records.version(step, name) != version:
+            if before and before.facts and before.facts == after.facts:
                 session.remarks[f"{step}:{name}"] = "to the same image as before"
             return None
         text = _why(returncode, log, request)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,12 @@ def write_atomically(path: Path, text: str) -> None:
         _write(path, text)
     except OSError as error:
         raise refused(error, path) or error from None
+
+
+def sweep_temporaries(path: Path) -> None:
+    """Remove what killed writers of this file left; whoever calls keeps other writers away."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        left.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:
@@ -59,7 +66,7 @@ def _write(path: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fchmod(file.fileno(), 0o666 & ~umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -68,7 +75,8 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The bits that new files do not get."""
     # There is no way to read the umask but to set it; /proc tells it without a race between threads.
     with open("/proc/self/status", encoding="ascii") as status:
         for line in status:

@@ -44,7 +44,11 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part."""
+    """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
+
+    `commit` is empty outside git, `dirty` says that the project's directory differed from it;
+    `tools` holds versions by program.
+    """
 
     inputs: Mapping[str, str]
     started_at: str
@@ -54,6 +58,10 @@ class Record:
     job_id: str = ""
     facts: Facts | None = None
     artifact: Artifact | None = None
+    builder: str = ""
+    commit: str = ""
+    dirty: bool = False
+    tools: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,14 @@ class Records:
         write_atomically(self._path(task), text + "\n")
         self._seen[task] = record
         self._remove(self._failure_path(task))
+
+    def version(self, step: Step, name: str) -> tuple[int, int] | None:
+        """Something that is another whenever the record has been written, though it says the same."""
+        try:
+            status = os.stat(self._path(f"{step}:{name}"))
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def forget(self, step: Step, name: str) -> None:
         """Remove what is known of a step."""
@@ -127,6 +143,10 @@ class Records:
                 duration_s=float(found["duration_s"]),
                 node=found["node"],
                 job_id=found["job_id"],
+                builder=found.get("builder", ""),
+                commit=found.get("commit", ""),
+                dirty=found.get("dirty", False),
+                tools=dict(found.get("tools", {})),
                 facts=_facts(facts) if facts else None,
                 artifact=_artifact(artifact) if artifact else None,
             )

@@ -12,7 +12,7 @@ from types import FrameType
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
-from rc_tasks.state.files import refused
+from rc_tasks.state.files import refused, sweep_temporaries
 from rc_tasks.state.locks import held
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
@@ -33,6 +33,9 @@ def run(checkout: Checkout, step: Step, name: str) -> None:
             hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
         )
     with held(checkout.lock(name), f"{step}:{name}"):
+        project = checkout.graph.images[name].project
+        for file in (project.image_json, project.edf):
+            sweep_temporaries(file)
         match step:
             case Step.PODMAN:
                 from rc_tasks.steps.build import build
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> int:
     # A job that is cancelled or runs out of time gets TERM: leave as with Ctrl-C, with all cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    command.end_with_parent()
     try:
         checkout = open_checkout(find_root(Path.cwd()))
         if argv == ["check"]:

@@ -1,19 +1,19 @@
 """The podman step: from a Dockerfile to an image in the store."""
 
-import tempfile
-import time
-from pathlib import Path
+from dataclasses import replace
 
 from rc_tasks.errors import CommandError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.records import Facts, Record, Step
+from rc_tasks.state.records import Facts, Step
 from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import bring
+from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
+from rc_tasks.tools.podman import version as podman_version
 
 _LABEL = "org.opencontainers.image"
 
@@ -21,7 +21,7 @@ _LABEL = "org.opencontainers.image"
 def build(checkout: Checkout, name: str) -> None:
     """Build an image on this node and put it in the store. Raises CommandError when podman fails."""
     node = checkout.graph.resolve(name)
-    started_at, started = nodes.now(), time.monotonic()
+    start = nodes.begin()
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)
     podman = nodes.storage(checkout.settings.podman)
@@ -32,32 +32,24 @@ def build(checkout: Checkout, name: str) -> None:
         image = _build(checkout, podman, node, bases)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
-        error.hint = "\n".join((*node.notes, error.hint or ""))
+        error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
         raise
     if checkout.settings.store.enabled:
         checkout.store.put(podman, image)
-    here = nodes.this_node()
-    checkout.records.put(
-        Step.PODMAN,
-        name,
-        Record(
-            inputs=inputs,
-            started_at=started_at,
-            ended_at=nodes.now(),
-            duration_s=round(time.monotonic() - started, 3),
-            node=here.name,
-            job_id=here.job_id,
-            facts=Facts(image.id, image.architecture, image.size_bytes, image.workdir, image.entrypoint),
-        ),
-    )
+    facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, image.entrypoint)
+    tools = {"podman": podman_version()}
+    record = nodes.record(start, node.project, inputs, facts=facts, tools=tools)
+    # The same image may have been made from other inputs: what is published says from which.
+    write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
+    checkout.records.put(Step.PODMAN, name, record)
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
 def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str, str]) -> Image:
     project = node.project
     labels = _labels(checkout, podman, node)
-    with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
-        iidfile, ignorefile = Path(scratch) / "iid", Path(scratch) / "ignore"
+    with nodes.scratch() as scratch, nodes.building(podman):
+        iidfile, ignorefile = scratch / "iid", scratch / "ignore"
         ignorefile.write_text(context.ignore_text(project.directory))
         wanted = podman.build(
             project.directory,
@@ -75,7 +67,8 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
             secrets=node.recipe.secrets,
             volumes=checkout.settings.podman.volumes,
         )
-        returncode = command.stream(wanted, None)
+        # podman's own temporary files go with ours, also when it is killed.
+        returncode = command.stream(replace(wanted, env={"TMPDIR": str(scratch)}), None)
         if returncode != 0:
             raise CommandError(
                 f"podman build {command.ending(returncode)}",

@@ -1,14 +1,12 @@
 """The env step: the EDF beside the image, generated but people's to edit."""
 
-import time
-
 from rc_tasks.errors import EdfError
 from rc_tasks.model import edf, edf_merge
 from rc_tasks.model.project import EDF
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.files import write_atomically
-from rc_tasks.state.records import Record, Step
+from rc_tasks.state.records import Step
 from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 
@@ -16,7 +14,7 @@ from rc_tasks.steps import node as nodes
 def write_environment(checkout: Checkout, name: str) -> None:
     """Write or bring up to date a project's env.toml. Raises EdfError; then the old file stays."""
     node = checkout.graph.resolve(name)
-    started_at, started = nodes.now(), time.monotonic()
+    start = nodes.begin()
     record = checkout.records.get(Step.PODMAN, name)
     if record is None or record.facts is None:
         raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")
@@ -42,16 +40,5 @@ def write_environment(checkout: Checkout, name: str) -> None:
         raise EdfError(
             "reads back differently from what was written", where=where, hint="is the disk full?"
         )
-    here = nodes.this_node()
-    checkout.records.put(
-        Step.ENV,
-        name,
-        Record(
-            inputs={**inputs, EDF: text_digest(merged)},
-            started_at=started_at,
-            ended_at=nodes.now(),
-            duration_s=round(time.monotonic() - started, 3),
-            node=here.name,
-            job_id=here.job_id,
-        ),
-    )
+    inputs[EDF] = text_digest(merged)
+    checkout.records.put(Step.ENV, name, nodes.record(start, node.project, inputs))

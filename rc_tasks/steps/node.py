@@ -1,14 +1,23 @@
 """What a step needs on the node it runs on: podman's storage, temporary space, who and where we are."""
 
+import contextlib
+import fcntl
+import getpass
 import os
 import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import SettingsError, ToolNotFoundError
+from rc_tasks.model.project import Project
 from rc_tasks.model.settings import PodmanSettings
-from rc_tasks.tools import command, podman
+from rc_tasks.state.records import Artifact, Facts, Record
+from rc_tasks.tools import command, git, podman
 from rc_tasks.tools.podman import Podman
 
 
@@ -32,6 +41,47 @@ def this_node() -> Node:
 def now() -> str:
     """The time now, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """When a step began."""
+
+    at: str
+    monotonic_s: float
+
+
+def begin() -> Start:
+    """Now, as the beginning of a step."""
+    return Start(now(), time.monotonic())
+
+
+def record(
+    start: Start,
+    project: Project,
+    inputs: Mapping[str, str],
+    *,
+    facts: Facts | None = None,
+    artifact: Artifact | None = None,
+    tools: Mapping[str, str] | None = None,
+) -> Record:
+    """The record of a step that ends now, on this node."""
+    here = this_node()
+    commit = git.commit(project.directory)
+    return Record(
+        inputs=inputs,
+        started_at=start.at,
+        ended_at=now(),
+        duration_s=round(time.monotonic() - start.monotonic_s, 3),
+        node=here.name,
+        job_id=here.job_id,
+        builder=getpass.getuser(),
+        commit=commit.id if commit else "",
+        dirty=commit is not None and commit.dirty,
+        tools=tools or {},
+        facts=facts,
+        artifact=artifact,
+    )
 
 
 def storage(settings: PodmanSettings) -> Podman:
@@ -78,6 +128,41 @@ def _expanded(text: str) -> str:
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A private directory on this node for one step; what killed steps left of theirs goes first."""
+    parent = Path(os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108  (where podman puts whole layers)
+    for left in parent.glob("rc_tasks.*.*"):
+        with contextlib.suppress(OSError, ValueError):
+            if left.stat().st_uid == os.getuid() and not _runs(int(left.name.split(".")[1])):
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f"rc_tasks.{os.getpid()}.", dir=parent) as made:
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def building(podman: Podman) -> Iterator[None]:
+    """Build in a storage of our own; what ended builds left in it goes when no other one is at work.
+
+    podman 4.3 leaves its working containers when it is ended, and on a node they are memory. Whose
+    they are cannot be told, so that a storage which is the user's own is left alone.
+    """
+    if not podman.root:
+        yield
+        return
+    # The storage is the node's own, so that flock is enough.
+    with (Path(podman.root).parent / "builders").open("w") as builders:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(builders, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            podman.remove_working_containers()
+        fcntl.flock(builders, fcntl.LOCK_SH)
+        yield
+
+
+def _runs(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def free_bytes(directory: Path) -> int:

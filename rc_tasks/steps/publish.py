@@ -1,62 +1,49 @@
 """The enroot step: from an image in the store to a published image.sqsh and its image.json."""
 
 import getpass
-import json
-import sys
-import time
-from typing import Any
 
 from rc_tasks.errors import CommandError
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.project import ARTIFACT
+from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.settings import SquashMethod
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import sample_digest
-from rc_tasks.state.files import write_atomically
 from rc_tasks.state.records import Artifact, Record, Step
 from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps import squash
 from rc_tasks.steps.bring import bring
-from rc_tasks.tools import git, podman, squashfs
-
-# The version of image.json: raised when a key changes its meaning or goes, not when one is added.
-IMAGE_JSON_SCHEMA = 1
+from rc_tasks.steps.image_json import write_image_json
+from rc_tasks.tools import squashfs
 
 
 def publish(checkout: Checkout, name: str) -> None:
     """Squash the image, check it, and put it in place of the old one; the old one stays on any error."""
     node = checkout.graph.resolve(name)
     project = node.project
-    started_at, started = nodes.now(), time.monotonic()
+    start = nodes.begin()
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
-    judge = Judge(checkout)
+    causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
+    record = checkout.records.get(Step.ENROOT, name)
     # A missing image.json alone is no reason to squash again.
-    causes = judge.step(Step.ENROOT, name).causes
-    intact = bool(causes) and all(cause.part == "image.json" for cause in causes)
-    if not intact:
-        _squash(checkout, node)
-    here = nodes.this_node()
-    status = project.artifact.stat()
-    record = Record(
-        inputs={"image": built.facts.image_id},
-        started_at=started_at,
-        ended_at=nodes.now(),
-        duration_s=round(time.monotonic() - started, 3),
-        node=here.name,
-        job_id=here.job_id,
-        artifact=Artifact(status.st_size, status.st_mtime_ns, sample_digest(str(project.artifact))),
-    )
-    write_atomically(
-        project.image_json, json.dumps(_image_json(checkout, node, built, record), indent=2) + "\n"
-    )
+    if record is None or not causes or any(cause.part != IMAGE_JSON for cause in causes):
+        _squash(checkout, node, built)
+        status = project.artifact.stat()
+        record = nodes.record(
+            start,
+            project,
+            {"image": built.facts.image_id},
+            artifact=Artifact(status.st_size, status.st_mtime_ns, sample_digest(str(project.artifact))),
+            tools={"mksquashfs": squashfs.version()},
+        )
+        print(f"{project.shown(ARTIFACT)}, {status.st_size / 1e6:.1f} MB", flush=True)
+    write_image_json(node, built, record)
     checkout.records.put(Step.ENROOT, name, record)
-    print(f"{project.shown(ARTIFACT)}, {status.st_size / 1e6:.1f} MB", flush=True)
 
 
-def _squash(checkout: Checkout, node: ImageNode) -> None:
+def _squash(checkout: Checkout, node: ImageNode, built: Record) -> None:
     project = node.project
     nodes.require("mksquashfs", "squashfs-tools")
     if checkout.settings.squash.method is SquashMethod.ENROOT:
@@ -71,7 +58,7 @@ def _squash(checkout: Checkout, node: ImageNode) -> None:
             image,
             temporary,
             settings=checkout.settings.squash,
-            provenance=_provenance(node, image.id),
+            provenance=_provenance(project.name, built),
             log=None,
         )
         squash.check(temporary)
@@ -80,48 +67,17 @@ def _squash(checkout: Checkout, node: ImageNode) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _provenance(node: ImageNode, image_id: str) -> tuple[str, ...]:
+def _provenance(name: str, built: Record) -> tuple[str, ...]:
     """Comment lines for /etc/rc: what varies between builds of the same inputs must not be a label."""
-    commit = git.commit(node.project.directory)
     here = nodes.this_node()
-    told = f"{commit.id}{' with changes' if commit.dirty else ''}" if commit else "unknown"
+    commit = f"{built.commit}{' with changes' if built.dirty else ''}" if built.commit else "unknown"
     return (
-        f"image: {node.project.name} ({image_id})",
-        f"commit: {told}",
-        f"squashed: {nodes.now()} by {getpass.getuser()} on {here.name}"
-        + (f" in job {here.job_id}" if here.job_id else ""),
+        f"image: {name} ({built.facts.image_id if built.facts else '?'})",
+        f"commit: {commit}",
+        f"built: {built.ended_at} by {built.builder} on {built.node}{_in_job(built.job_id)}",
+        f"squashed: {nodes.now()} by {getpass.getuser()} on {here.name}{_in_job(here.job_id)}",
     )
 
 
-def _image_json(checkout: Checkout, node: ImageNode, built: Record, published: Record) -> dict[str, Any]:
-    """The public record of an image; docs/image.json.md describes every key."""
-    facts, artifact = built.facts, published.artifact
-    commit = git.commit(node.project.directory)
-    bases = {name: checkout.records.get(Step.PODMAN, name) for name in node.bases}
-    return {
-        "schema": IMAGE_JSON_SCHEMA,
-        "name": node.project.name,
-        "image_id": facts.image_id if facts else None,
-        "architecture": facts.architecture if facts else None,
-        "inputs": dict(built.inputs),
-        "bases": {
-            **{name: record.facts.image_id for name, record in bases.items() if record and record.facts},
-            **dict.fromkeys(node.remote),
-        },
-        "image_size_bytes": facts.size_bytes if facts else None,
-        "size_bytes": artifact.size_bytes if artifact else None,
-        "sample": artifact.sample if artifact else None,
-        "built_at": built.ended_at,
-        "published_at": published.ended_at,
-        "duration_s": {"podman": built.duration_s, "enroot": published.duration_s},
-        "commit": commit.id if commit else None,
-        "dirty": commit.dirty if commit else None,
-        "builder": getpass.getuser(),
-        "node": published.node,
-        "job_id": published.job_id or None,
-        "tools": {
-            "podman": podman.version(),
-            "mksquashfs": squashfs.version(),
-            "python": ".".join(map(str, sys.version_info[:3])),
-        },
-    }
+def _in_job(job_id: str) -> str:
+    return f" in job {job_id}" if job_id else ""

@@ -13,6 +13,7 @@ from typing import IO, NoReturn
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.settings import Compression, Squash, SquashMethod
+from rc_tasks.state.files import umask
 from rc_tasks.steps import rootfs
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.command import Command, Completed
@@ -132,7 +133,7 @@ def publish(temporary: Path, final: Path) -> None:
         with contextlib.suppress(OSError):
             os.fchown(descriptor, -1, final.parent.stat().st_gid)
         # mksquashfs never gives the group the right to write, whatever the umask.
-        os.fchmod(descriptor, 0o666 & ~_umask())
+        os.fchmod(descriptor, 0o666 & ~umask())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -221,9 +222,3 @@ def _container(destination: Path) -> str:
     # The same for each squash into one project directory, so that the next one removes what a
     # killed one left. They never run at the same time: the image's lock is held.
     return "rc-squash-" + hashlib.sha256(os.fsencode(destination.parent.resolve())).hexdigest()[:16]
-
-
-def _umask() -> int:
-    # The umask can be read without changing it for a moment only from here (proc(5)).
-    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    return int(status.partition("\nUmask:")[2].split()[0], 8)

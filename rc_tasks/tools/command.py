@@ -1,6 +1,7 @@
 """One outside command as a value, and the only door that starts a process."""
 
 import contextlib
+import ctypes
 import os
 import shlex
 import shutil
@@ -110,15 +111,15 @@ def capture(
     return done
 
 
-def stream(command: Command, log: IO[bytes] | None) -> int:
+def stream(command: Command, log: IO[bytes] | None, *, grace_s: float = GRACE_S) -> int:
     """Run a command whose whole output goes to `log` (None: to our own output).
 
-    Returns the exit status, negative for a signal. Nothing is held in memory. Raises
-    ToolNotFoundError when it does not exist.
+    Returns the exit status, negative for a signal. Nothing is held in memory. When we are interrupted,
+    the command has `grace_s` to end. Raises ToolNotFoundError when it does not exist.
     """
     if log is not None:
         log.flush()
-    with _started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
+    with _started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, grace_s=grace_s) as process:
         return process.wait()
 
 
@@ -143,7 +144,7 @@ def ending(returncode: int) -> str:
     return f"failed with exit status {returncode}"
 
 
-def end_all() -> None:
+def end_all(grace_s: float = GRACE_S) -> None:
     """End every process group that is still running, first politely, then for certain.
 
     For signal handlers and the end of a run: threads that wait in `stream` then return.
@@ -152,9 +153,15 @@ def end_all() -> None:
         running = list(_running)
     for process in running:
         _signal_group(process, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + grace_s
     for process in running:
         _end(process, deadline)
+
+
+def end_with_parent() -> None:
+    """Ask for TERM when the process that started us dies, however it dies (prctl(2))."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
 
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -168,6 +175,7 @@ def _started(
     stdin: int | None,
     stdout: int | IO[bytes] | None,
     stderr: int | IO[bytes] | None,
+    grace_s: float = GRACE_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
     try:
         process = subprocess.Popen(
@@ -195,7 +203,7 @@ def _started(
     finally:
         if process.poll() is None:
             _signal_group(process, signal.SIGTERM)
-            _end(process, time.monotonic() + GRACE_S)
+            _end(process, time.monotonic() + grace_s)
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -209,8 +217,20 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
+    # The group, not its leader alone: what a RUN started may ignore a TERM that podman obeys.
+    while process.poll() is None or _group_lives(process):
+        if time.monotonic() > deadline:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+            return
+        time.sleep(0.05)
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
     try:
-        process.wait(timeout=max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        _signal_group(process, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -185,6 +185,15 @@ class Podman:
         """`inner` in the user namespace in which rootless podman's files can be read."""
         return inner.wrapped(*self.command("unshare").argv)
 
+    def remove_working_containers(self) -> None:
+        """Delete the containers in which builds that have ended were working."""
+        argv = ("container", "ls", "--all", "--external", "--format", "{{.ID}} {{.Names}}")
+        listed = command.capture(self.command(*argv)).stdout
+        for line in listed.splitlines():
+            container, _, name = line.partition(" ")
+            if "working-container" in name:
+                self.remove(container)
+
 
 def rootless() -> bool:
     """Whether podman runs without root here, outside of its user namespace."""

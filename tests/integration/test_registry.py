@@ -49,7 +49,9 @@ def registry(podman_storage: Podman, tmp_path: Path) -> Iterator[str]:
             (context / "busybox").chmod(0o755)
             name = f"{address}/base:1"
             for argv in (
-                podman_storage.command("build", "--tag", name, str(context)).argv,
+                podman_storage.command(
+                    "build", "--identity-label=false", "--tag", name, str(context)
+                ).argv,
                 podman_storage.command("push", "--tls-verify=false", name).argv,
                 podman_storage.command("rmi", "--all", "--force").argv,
             ):

@@ -45,7 +45,14 @@ def test_an_empty_directory_is_an_empty_context(tmp_path: Path) -> None:
 
 
 def test_our_own_files_are_never_in_it_at_the_top_and_nothing_brings_them_back(tmp_path: Path) -> None:
-    ours = ("image.sqsh", "image.json", "env.toml", "project.toml", ".image.0123456789abcdef.tmp.sqsh", ".image.json.x")
+    ours = (
+        "image.sqsh",
+        "image.json",
+        "env.toml",
+        "project.toml",
+        ".image.0123456789abcdef.tmp.sqsh",
+        ".image.json.x",
+    )
     (tmp_path / "sub").mkdir()
     for name in (*ours, ".env.toml.tmp", "sub/env.toml", "image.sqsh.txt"):
         (tmp_path / name).write_text("")

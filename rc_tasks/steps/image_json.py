@@ -1,0 +1,50 @@
+"""image.json, the public record of a published image; docs/image.json.md describes every key."""
+
+import json
+
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.state.files import write_atomically
+from rc_tasks.state.inputs import BASE
+from rc_tasks.state.records import Record, Step
+
+# Raised when a key changes its meaning or goes, not when one is added.
+SCHEMA = 1
+
+
+def write_image_json(node: ImageNode, built: Record, published: Record | None) -> None:
+    """Write what the records say of the published image; nothing where it is another than was built.
+
+    To be called before the step's own record is written: what is recorded is finished.
+    """
+    if built.facts is None or published is None or published.artifact is None:
+        return
+    facts, artifact = built.facts, published.artifact
+    if published.inputs.get("image") != facts.image_id:
+        return
+    inputs = dict(built.inputs)
+    told = {
+        "schema": SCHEMA,
+        "name": node.project.name,
+        "image_id": facts.image_id,
+        "architecture": facts.architecture,
+        "inputs": inputs,
+        "bases": {
+            **{
+                part.removeprefix(BASE): value for part, value in inputs.items() if part.startswith(BASE)
+            },
+            **dict.fromkeys(node.remote),
+        },
+        "image_size_bytes": facts.size_bytes,
+        "size_bytes": artifact.size_bytes,
+        "sample": artifact.sample,
+        "built_at": built.ended_at,
+        "published_at": published.ended_at,
+        "duration_s": {Step.PODMAN: built.duration_s, Step.ENROOT: published.duration_s},
+        "commit": built.commit or None,
+        "dirty": built.dirty if built.commit else None,
+        "builder": built.builder,
+        "node": built.node,
+        "job_id": built.job_id or None,
+        "tools": {**built.tools, **published.tools},
+    }
+    write_atomically(node.project.image_json, json.dumps(told, indent=2) + "\n")
