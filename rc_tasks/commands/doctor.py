@@ -35,7 +35,7 @@ class Doctor(CheckoutCommand):
             pass
         return super().execute(opt_values, pos_args)
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         problems = _tell("this host", _host(opened))
         where = runner(opened.checkout.settings.runner)
         heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"

@@ -19,7 +19,7 @@ class Plan(CheckoutCommand):
         " rebuilt to the same image ID stops there."
     )
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         graph = opened.checkout.graph
         wanted = images(opened, names)
         rows, known_s, unknown = [], 0.0, 0

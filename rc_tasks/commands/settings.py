@@ -18,7 +18,7 @@ class ShowSettings(CheckoutCommand):
         " variables such as RC_SLURM_PARTITION; the last one that has a key wins."
     )
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         rows = [(row.key, row.value, row.origin, row.help) for row in opened.checkout.settings.rows()]
         show.table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
         return 0

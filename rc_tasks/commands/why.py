@@ -18,7 +18,7 @@ class Why(CheckoutCommand):
     doc_usage = "TASK ..."
     doc_description = "Digests are shortened; image.json and .rc/state hold them whole."
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:  # noqa: ARG002
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         if not names:
             raise InvalidCommand("which image?\n  next: doit why NAME; `doit list` shows all images")
         told: set[str] = set()

@@ -22,7 +22,7 @@ class RecordsDB:
 
     desc = "the records that the steps of an image leave in .rc/state"
 
-    def __init__(self, name: str, codec: object, *, module_name: str | None = None) -> None:  # noqa: ARG002
+    def __init__(self, name: str, codec: object, *, module_name: str | None = None) -> None:
         self.name = name
 
     def get(self, task_id: str, dependency: str) -> Any:
@@ -45,7 +45,7 @@ class RecordsDB:
                 directory = _directory(task_id)
                 return record.inputs.get(part_of(dependency.removeprefix(f"{directory}/")))
 
-    def set(self, task_id: str, dependency: str, value: object) -> None:  # noqa: ARG002
+    def set(self, task_id: str, dependency: str, value: object) -> None:
         """Only `ignore:` is doit's own to save; all else was written by the step when it ended."""
         if dependency == "ignore:":
             write_atomically(self._ignored(task_id), "")
@@ -84,7 +84,7 @@ class RecordsDB:
 class ContentChecker(FileChangedChecker):
     """doit's question whether a file changed, answered by what the judge just read of it."""
 
-    def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:  # noqa: ARG002
+    def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:
         """Whether a file of a build context is not what was recorded."""
         return session().judge.seen.get(file_path) != state
 

@@ -19,7 +19,7 @@ class Reporter:
 
     desc = "a line for each step, and a summary"
 
-    def __init__(self, outstream: TextIO, options: Mapping[str, object] | None = None) -> None:  # noqa: ARG002
+    def __init__(self, outstream: TextIO, options: Mapping[str, object] | None = None) -> None:
         self._out = outstream
         self._lock = threading.Lock()
         self._started: dict[str, float] = {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Step
-from rc_tasks.state.status import Judge
 
 # What the names of tasks begin with.
 TASK_KINDS = frozenset({"build", *Step})

@@ -24,13 +24,16 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an EDF and a listing need to know of a built image. `entrypoint` is the image's own argv."""
+    """What an EDF and a listing need to know of a built image.
+
+    `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT.
+    """
 
     image_id: str
     architecture: str
     size_bytes: int
     workdir: str
-    entrypoint: tuple[str, ...]
+    sets_entrypoint: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,7 @@ def _facts(found: dict[str, Any]) -> Facts:
         architecture=found["architecture"],
         size_bytes=found["size_bytes"],
         workdir=found["workdir"],
-        entrypoint=tuple(found["entrypoint"]),
+        sets_entrypoint=found["sets_entrypoint"],
     )
 
 

@@ -1,19 +1,10 @@
-"""Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
+"""What the judge says: states, causes and their words for people."""
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rc_tasks.errors import EdfError, RcError
-from rc_tasks.model.edf import EdfValues
-from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
-from rc_tasks.model.settings import Entrypoint
-from rc_tasks.state import locks
-from rc_tasks.state.checkout import TEMPLATE, Checkout
-from rc_tasks.state.digests import text_digest
-from rc_tasks.state.inputs import build_inputs, input_files, part_of
-from rc_tasks.state.records import Facts, Failure, Record, Step
+from rc_tasks.errors import RcError
+from rc_tasks.state.records import Failure, Step
 
 
 class State(StrEnum):
@@ -70,238 +61,7 @@ class ImageStatus:
     failure: Failure | None = None
 
 
-class Judge:
-    """Judges the steps and images of one checkout; asks the records anew for every run of a step."""
-
-    def __init__(self, checkout: Checkout) -> None:
-        self._checkout = checkout
-        self._steps: dict[tuple[Step, str], StepStatus] = {}
-        self._files: dict[str, tuple[str, ...]] = {}
-        # What was last read of each input file, by its path in the checkout.
-        self.seen: dict[str, str] = {}
-        self._template: str | None = None
-
-    def step(self, step: Step, name: str) -> StepStatus:
-        """Whether and why a step of an image has to run. Raises the error of a broken project."""
-        key = (step, name)
-        if key not in self._steps:
-            graph = self._checkout.graph
-            node = graph.resolve(name)
-            if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
-                # Bases first, one by one: a long chain is deeper than Python's recursion limit.
-                for base in graph.above(node.bases):
-                    self.step(step, base)
-            judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
-            self._steps[key] = StepStatus(step, tuple(judge(node)))
-        return self._steps[key]
-
-    def done(self, step: Step, name: str) -> None:
-        """A step has run, perhaps in another process: what is known of it and below it is old."""
-        self._checkout.records.reread(step, name)
-        self._steps.clear()
-
-    def image(self, name: str) -> ImageStatus:
-        """An image's state with its reasons."""
-        graph = self._checkout.graph
-        if name in graph.broken:
-            return ImageStatus(name, State.FAILED, (_first_line(graph.broken[name]),), ())
-        try:
-            steps = tuple(self.step(step, name) for step in Step)
-        except RcError as error:
-            return ImageStatus(name, State.FAILED, (_first_line(error),), ())
-        reasons = tuple(dict.fromkeys(cause.words for cause in _told(steps)))
-        failure = next((found for status in steps if (found := self._failure(status, name))), None)
-        if locks.holder(self._checkout.lock(name)) is not None:
-            state = State.BUILDING
-        elif failure is not None:
-            state, reasons = State.FAILED, (failure.message, *reasons)
-        elif not self._checkout.graph.images[name].project.artifact.exists():
-            state = State.MISSING
-        else:
-            state = State.STALE if reasons else State.FRESH
-        return ImageStatus(name, state, reasons, steps, failure)
-
-    def inputs(self, step: Step, name: str) -> dict[str, str]:
-        """What a step would be made from now; for a failed step, what it failed with."""
-        node = self._checkout.graph.resolve(name)
-        record = self._checkout.records.get(Step.PODMAN, name)
-        match step:
-            case Step.PODMAN:
-                return self.build_inputs(node)
-            case Step.ENROOT:
-                return {"image": record.facts.image_id if record and record.facts else ""}
-            case Step.ENV:
-                return self.edf_inputs(node, record.facts) if record and record.facts else {}
-
-    def build_inputs(self, node: ImageNode) -> dict[str, str]:
-        """The inputs of the podman step, with the local bases as they are recorded now."""
-        checkout = self._checkout
-        ids: dict[str, str] = {}
-        for base in node.bases:
-            record = checkout.records.get(Step.PODMAN, base)
-            if record is not None and record.facts is not None:
-                ids[base] = record.facts.image_id
-        files = self.files(node)
-        inputs = build_inputs(node, files, ids, checkout.architecture, checkout.digests)
-        for path in files:
-            self.seen[node.project.shown(path)] = inputs[part_of(path)]
-        if checkout.settings.source:
-            inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
-        return inputs
-
-    def files(self, node: ImageNode) -> tuple[str, ...]:
-        """The files that an image depends on, listed once; a step lists them anew in its own process."""
-        name = node.project.name
-        if name not in self._files:
-            self._files[name] = tuple(input_files(node))
-        return self._files[name]
-
-    def edf_values(self, node: ImageNode, facts: Facts) -> EdfValues:
-        """What the template of the EDF is filled with."""
-        checkout = self._checkout
-        edf = node.recipe.edf.apply(checkout.settings.edf)
-        entrypoint = {
-            Entrypoint.TRUE: True,
-            Entrypoint.FALSE: False,
-            # The entrypoints of vendors' images are not ours to run at every start; our own are meant.
-            Entrypoint.AUTO: self._sets_entrypoint(node),
-        }[edf.entrypoint]
-        return EdfValues(
-            name=node.project.name,
-            image=f"{checkout.images_root}/{node.project.path}/{ARTIFACT}",
-            mounts=edf.mounts,
-            workdir=edf.workdir or facts.workdir or "/",
-            entrypoint=entrypoint,
-            writable=edf.writable,
-            annotations=edf.annotations,
-            env=edf.env,
-        )
-
-    def edf_inputs(self, node: ImageNode, facts: Facts) -> dict[str, str]:
-        """The inputs of the env step."""
-        if self._template is None:
-            try:
-                self._template = self._checkout.digests.content(str(self._checkout.template))
-            except OSError as error:
-                raise EdfError(
-                    f"the template of every env.toml cannot be read: {error.strerror}",
-                    where=TEMPLATE,
-                    hint=f"`git checkout -- {TEMPLATE}` brings it back",
-                ) from None
-        return {
-            "template": self._template,
-            "values": text_digest(repr(self.edf_values(node, facts))),
-        }
-
-    def _sets_entrypoint(self, node: ImageNode) -> bool:
-        base = node.dockerfile.final_base
-        if node.dockerfile.sets_entrypoint or base is None or base.name not in node.local:
-            return node.dockerfile.sets_entrypoint
-        return self._sets_entrypoint(self._checkout.graph.resolve(node.local[base.name]))
-
-    def _podman(self, node: ImageNode) -> list[Cause]:
-        name = node.project.name
-        causes = [
-            Cause(f"base/{base}", f"base {base} is stale", upstream=True)
-            for base in node.bases
-            if base in self._checkout.graph.broken or not self.step(Step.PODMAN, base).fresh
-        ]
-        record = self._checkout.records.get(Step.PODMAN, name)
-        if record is None or record.facts is None:
-            return [Cause("", "never built"), *causes]
-        now = self.build_inputs(node)
-        # The digest of a base that is stale itself says nothing that was not said.
-        said = {cause.part for cause in causes}
-        parts = [part for part in {**record.inputs, **now} if part not in said]
-        causes = [
-            Cause(part, _changed(part, record.inputs.get(part), now.get(part)), old, new)
-            for part in parts
-            if (old := record.inputs.get(part, "")) != (new := now.get(part, ""))
-        ] + causes
-        store = self._checkout.settings.store
-        if store.enabled and not self._checkout.store.has(record.facts.image_id):
-            causes.append(Cause("store", "the image is not in the store any more"))
-        return causes
-
-    def _enroot(self, node: ImageNode) -> list[Cause]:
-        name = node.project.name
-        causes = self._after(Step.PODMAN, name)
-        record = self._checkout.records.get(Step.ENROOT, name)
-        if record is None or record.artifact is None:
-            return [Cause("image.sqsh", "never published"), *causes]
-        old, new = record.inputs.get("image", ""), self.inputs(Step.ENROOT, name)["image"]
-        if new and old != new:
-            causes.append(Cause("image", "the image was built anew", old, new))
-        damage = self._damage(node, record)
-        if damage is not None:
-            causes.append(Cause("image.sqsh", damage))
-        elif not os.path.exists(f"{node.project.base}/{IMAGE_JSON}"):
-            causes.append(Cause("image.json", "image.json is missing"))
-        return causes
-
-    def _damage(self, node: ImageNode, record: Record) -> str | None:
-        published = record.artifact
-        path = f"{node.project.base}/{ARTIFACT}"
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            return "image.sqsh is missing"
-        if published is None or status.st_size != published.size_bytes:
-            return f"image.sqsh is damaged: it has {status.st_size} bytes"
-        if status.st_mtime_ns == published.mtime_ns:
-            return None
-        # Touched, copied or written to: a sample tells which, without reading it whole.
-        if self._checkout.digests.sample(path, status) != published.sample:
-            return "image.sqsh was changed after it was published"
-        return None
-
-    def _env(self, node: ImageNode) -> list[Cause]:
-        name = node.project.name
-        causes = self._after(Step.ENROOT, name)
-        record = self._checkout.records.get(Step.ENV, name)
-        if record is None:
-            return [Cause("env.toml", "env.toml was never written"), *causes]
-        facts = self._facts(name)
-        if facts is None:
-            return causes
-        now = self.edf_inputs(node, facts)
-        try:
-            now["env.toml"] = self._checkout.digests.content(f"{node.project.base}/{EDF}")
-        except FileNotFoundError:
-            return [Cause("env.toml", "env.toml is missing"), *causes]
-        except OSError as error:
-            raise EdfError(
-                f"cannot be read: {error.strerror}",
-                where=node.project.shown(EDF),
-                hint="mend its permissions or move it away: what is missing is written anew",
-            ) from None
-        words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
-        for part, new in now.items():
-            old = record.inputs.get(part, "")
-            if old != new:
-                causes.append(Cause(part, words.get(part, f"{part} changed"), old, new))
-        return causes
-
-    def _facts(self, name: str) -> Facts | None:
-        record = self._checkout.records.get(Step.PODMAN, name)
-        return record.facts if record is not None else None
-
-    def _after(self, step: Step, name: str) -> list[Cause]:
-        fresh = self.step(step, name).fresh
-        return [] if fresh else [Cause(step, f"{step}:{name} runs before it", upstream=True)]
-
-    def _failure(self, status: StepStatus, name: str) -> Failure | None:
-        if status.fresh:
-            return None
-        failure = self._checkout.records.failure(status.step, name)
-        try:
-            inputs = self.inputs(status.step, name)
-        except RcError:
-            inputs = {}  # as it is written down when it is for this that the step failed
-        return failure if failure is not None and failure.inputs == inputs else None
-
-
-def _told(steps: tuple[StepStatus, ...]) -> list[Cause]:
+def told(steps: tuple[StepStatus, ...]) -> list[Cause]:
     """The causes that a person wants to read: of each image the first step that says something."""
     certain = [cause for status in steps for cause in status.causes if not cause.upstream]
     from_bases = [cause for cause in steps[0].causes if cause.upstream] if steps else []
@@ -310,7 +70,8 @@ def _told(steps: tuple[StepStatus, ...]) -> list[Cause]:
     return certain + from_bases
 
 
-def _changed(part: str, old: str | None, new: str | None) -> str:
+def changed(part: str, old: str | None, new: str | None) -> str:
+    """A changed input in words; None stands for a part that was not or is not there."""
     kind, _, rest = part.partition("/")
     match kind:
         case "base" if old is not None and new is not None:
@@ -328,5 +89,6 @@ def _changed(part: str, old: str | None, new: str | None) -> str:
             return f"{part} changed"
 
 
-def _first_line(error: RcError) -> str:
+def first_line(error: RcError) -> str:
+    """An error for a table."""
     return str(error).partition("\n")[0]

@@ -6,8 +6,8 @@ from rc_tasks.errors import CommandError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Facts, Step
-from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import bring
 from rc_tasks.steps.image_json import write_image_json
@@ -36,7 +36,8 @@ def build(checkout: Checkout, name: str) -> None:
         raise
     if checkout.settings.store.enabled:
         checkout.store.put(podman, image)
-    facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, image.entrypoint)
+    ours = _sets_entrypoint(checkout, node)
+    facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools)
     # The same image may have been made from other inputs: what is published says from which.
@@ -76,6 +77,14 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
                 hint=f"mend it and run `doit build:{project.name}`: it resumes there",
             )
         return podman.inspect(iidfile.read_text().strip())
+
+
+def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:
+    base = node.dockerfile.final_base
+    if node.dockerfile.sets_entrypoint or base is None or base.name not in node.local:
+        return node.dockerfile.sets_entrypoint
+    record = checkout.records.get(Step.PODMAN, node.local[base.name])
+    return record is not None and record.facts is not None and record.facts.sets_entrypoint
 
 
 def _labels(checkout: Checkout, podman: Podman, node: ImageNode) -> dict[str, str]:

@@ -5,9 +5,9 @@ from rc_tasks.model import edf, edf_merge
 from rc_tasks.model.project import EDF
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.digests import text_digest
+from rc_tasks.state.environment import edf_inputs, edf_values
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.records import Step
-from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 
 
@@ -18,9 +18,8 @@ def write_environment(checkout: Checkout, name: str) -> None:
     record = checkout.records.get(Step.PODMAN, name)
     if record is None or record.facts is None:
         raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")
-    judge = Judge(checkout)
-    inputs = judge.edf_inputs(node, record.facts)
-    values = judge.edf_values(node, record.facts)
+    inputs = edf_inputs(checkout, node, record.facts)
+    values = edf_values(checkout, node, record.facts)
     where = node.project.shown(EDF)
     rendered = edf.render(checkout.template.read_text(encoding="utf-8"), TEMPLATE, values)
     try:

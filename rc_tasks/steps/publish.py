@@ -8,8 +8,8 @@ from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.settings import SquashMethod
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import sample_digest
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Artifact, Record, Step
-from rc_tasks.state.status import Judge
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps import squash
 from rc_tasks.steps.bring import bring

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import Cluster
-from tests.support.doit import DOIT, doit
+from tests.support.doit import DOIT, doit, start
 from tests.support.storage import remove_storage
 
 pytestmark = [pytest.mark.podman, pytest.mark.slurm]
@@ -133,15 +133,7 @@ def test_other_images_go_on_when_one_step_is_cancelled(
     root: Path, environ: dict[str, str], cluster: Cluster
 ) -> None:
     (root / "projects/one:1/Dockerfile").write_text("FROM base\nRUN sleep 60\n")
-    with subprocess.Popen(
-        [DOIT, "-n", "2", "--continue"],
-        cwd=root,
-        env={**os.environ, **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as running:
+    with start(root, "-n", "2", "--continue", environ=environ) as running:
         wait_for_log(root / ".rc/logs/one:1/podman", "sleep 60")
         cluster.client("scancel", "--name=podman:one:1")
         text, _ = running.communicate(timeout=120)
@@ -158,15 +150,7 @@ def test_ctrl_c_ends_the_steps_and_keeps_what_is_finished(
 ) -> None:
     (root / "projects/one:1/Dockerfile").write_text("FROM base\nRUN sleep 60\n")
     for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(
-            [DOIT, "build:one"],
-            cwd=root,
-            env={**os.environ, **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as running:
+        with start(root, "build:one", environ=environ) as running:
             wait_for_log(root / ".rc/logs/one:1/podman", "sleep 60")
             running.send_signal(number)
             text, _ = running.communicate(timeout=60)

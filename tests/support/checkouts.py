@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.digests import content_digest, sample_digest
+from rc_tasks.state.environment import edf_inputs
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Artifact, Facts, Record, Step
-from rc_tasks.state.status import Judge
 
 SOURCE = Path(__file__).resolve().parents[2]
 DODO = SOURCE / "dodo.py"
@@ -39,7 +40,7 @@ def pretend_built(root: Path, names: Iterable[str] | None = None) -> None:
         if names is not None and name not in set(names):
             continue
         image_id = content_digest(str(node.project.dockerfile))
-        facts = Facts(image_id, "amd64", 1000, "/workspace", ())
+        facts = Facts(image_id, "amd64", 1000, "/workspace", False)
         stored = checkout.store.directory / "images" / image_id / "manifest.json"
         stored.parent.mkdir(parents=True, exist_ok=True)
         stored.touch()
@@ -51,7 +52,7 @@ def pretend_built(root: Path, names: Iterable[str] | None = None) -> None:
         sample = sample_digest(str(node.project.artifact))
         artifact = Artifact(status.st_size, status.st_mtime_ns, sample)
         checkout.records.put(Step.ENROOT, name, record({"image": image_id}, artifact=artifact))
-        inputs = {**judge.edf_inputs(node, facts), "env.toml": content_digest(str(node.project.edf))}
+        inputs = {**edf_inputs(checkout, node, facts), "env.toml": content_digest(str(node.project.edf))}
         checkout.records.put(Step.ENV, name, record(inputs))
 
 

@@ -40,3 +40,16 @@ def doit(
         check=False,
     )
     return Ran(done.returncode, done.stdout)
+
+
+def start(root: Path, *argv: str, environ: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Start doit and leave it running; both outputs come through one pipe."""
+    return subprocess.Popen(
+        [DOIT, *argv],
+        cwd=root,
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

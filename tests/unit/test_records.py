@@ -15,7 +15,7 @@ import pytest
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.records import Artifact, Facts, Failure, Record, Records, Step
 
-FACTS = Facts("a" * 64, "amd64", 12, "/", ("/bin/sh", "-c", 'echo "ü\n"'))
+FACTS = Facts("a" * 64, "amd64", 12, "/wörk dir", True)
 RECORD = Record(
     {"Dockerfile": "0644 abc", "context/ü\n'x": "link 1"},
     "2026-01-02T03:04:05+00:00",

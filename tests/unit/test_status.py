@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Failure, Step
-from rc_tasks.state.status import Judge, State
+from rc_tasks.state.status import State
 from tests.support.checkouts import pretend_built, write_checkout
 
 CHILD = "projects/child:1"
@@ -209,6 +210,8 @@ def test_a_broken_project_is_failed_and_its_children_stale(root: Path) -> None:
     judge = Judge(open_checkout(root, {}))
     assert judge.image("base").state is State.FAILED
     assert judge.image("base").reasons[0].startswith("base/Dockerfile:1: ")
+    child = judge.image("child:1")
+    assert (child.state, child.reasons) == (State.STALE, ("base base is stale",))
 
 
 def test_a_long_chain_is_judged(tmp_path: Path) -> None:

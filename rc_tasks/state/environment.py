@@ -1,0 +1,47 @@
+"""What an env.toml is made from: the settings, the template, and the facts of the built image."""
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model.edf import EdfValues
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import ARTIFACT
+from rc_tasks.model.settings import Entrypoint
+from rc_tasks.state.checkout import TEMPLATE, Checkout
+from rc_tasks.state.digests import text_digest
+from rc_tasks.state.records import Facts
+
+
+def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
+    """What the template is filled with."""
+    edf = node.recipe.edf.apply(checkout.settings.edf)
+    entrypoint = {
+        Entrypoint.TRUE: True,
+        Entrypoint.FALSE: False,
+        # The entrypoints of vendors' images are not ours to run at every start; our own are meant.
+        Entrypoint.AUTO: facts.sets_entrypoint,
+    }[edf.entrypoint]
+    return EdfValues(
+        name=node.project.name,
+        image=f"{checkout.images_root}/{node.project.path}/{ARTIFACT}",
+        mounts=edf.mounts,
+        workdir=edf.workdir or facts.workdir or "/",
+        entrypoint=entrypoint,
+        writable=edf.writable,
+        annotations=edf.annotations,
+        env=edf.env,
+    )
+
+
+def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:
+    """The inputs of the env step, by part. Raises EdfError when the template cannot be read."""
+    try:
+        template = checkout.digests.content(str(checkout.template))
+    except OSError as error:
+        raise EdfError(
+            f"the template of every env.toml cannot be read: {error.strerror}",
+            where=TEMPLATE,
+            hint=f"`git checkout -- {TEMPLATE}` brings it back",
+        ) from None
+    return {
+        "template": template,
+        "values": text_digest(repr(edf_values(checkout, node, facts))),
+    }
