@@ -121,8 +121,14 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
     if not missing:
         automatic = settings.compression is Compression.AUTO
         wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
-        found = squashfs.best(wanted, squashfs.probe())
-        yield Finding(Level.OK, f"mksquashfs {squashfs.version()}, compression {found}")
+        found, version = squashfs.best(wanted, squashfs.probe()), squashfs.version()
+        if version.startswith("4.7") and version.split(".")[2:] < ["5"]:
+            yield Finding(
+                Level.WARNING,
+                f"mksquashfs {version} can damage images that hold sparse files",
+                "ask for 4.7.5 or newer (squashfs-tools' CHANGES, March 2026)",
+            )
+        yield Finding(Level.OK, f"mksquashfs {version}, compression {found}")
 
 
 def _space(checkout: Checkout) -> Iterator[Finding]:

@@ -20,6 +20,9 @@ from rc_tasks.state.records import Artifact, Facts, Record
 from rc_tasks.tools import command, git, podman
 from rc_tasks.tools.podman import Podman
 
+# podman 4.3 refuses to start with a longer one.
+_LONGEST_RUNROOT = 50
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -103,6 +106,12 @@ def storage(settings: PodmanSettings) -> Podman:
                 hint="set podman.storage to a directory of your own, such as /dev/shm/${USER}/images",
             )
         root, runroot = str(directory / "root"), str(directory / "run")
+        if len(runroot) > _LONGEST_RUNROOT:
+            raise SettingsError(
+                f"{directory} is too long: podman wants at most {_LONGEST_RUNROOT} characters with /run",
+                where="podman.storage",
+                hint="set podman.storage to a shorter path, such as /dev/shm/${USER}/images",
+            )
     return Podman(
         root=root,
         runroot=runroot,
