@@ -1,0 +1,107 @@
+"""The one door to outside programs."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.errors import CommandError, ToolNotFoundError
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+
+
+def sh(script: str, *arguments: str) -> Command:
+    return Command(("sh", "-c", script, "sh", *arguments))
+
+
+def test_arguments_arrive_unchanged() -> None:
+    odd = ("a b", "it's", '"', "$HOME", "two\nlines", "-n", "ümlaut", "")
+    done = command.capture(Command(("printf", "<%s>", *odd)))
+    assert done.stdout == "".join(f"<{word}>" for word in odd)
+
+
+def test_a_command_reads_as_it_would_be_pasted(tmp_path: Path) -> None:
+    wanted = Command(("podman", "a b"), cwd=tmp_path, env={"A": "1 2"}, unset=frozenset({"B"}))
+    assert str(wanted) == "env -u B A='1 2' podman 'a b'"
+    assert wanted.wrapped("srun", "-n1").argv == ("srun", "-n1", "podman", "a b")
+    assert wanted.wrapped("srun").cwd == tmp_path
+
+
+def test_the_environment_is_added_to_and_taken_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GONE", "1")
+    done = command.capture(Command(("env",), env={"NEW": "2"}, unset=frozenset({"GONE"})))
+    lines = done.stdout.splitlines()
+    assert "NEW=2" in lines and not any(line.startswith("GONE=") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo no >&2; exit 3", "sh failed with exit status 3: sh -c"),
+        ("kill -KILL $$", "sh was ended by SIGKILL: sh -c"),
+        ("exit 143", "sh was ended by SIGTERM: sh -c"),
+    ],
+)
+def test_a_failure_names_the_command_and_its_end(script: str, words: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        command.capture(sh(script))
+    assert str(caught.value).startswith(words)
+
+
+def test_a_failure_quotes_the_last_lines() -> None:
+    with pytest.raises(CommandError) as caught:
+        command.capture(sh("seq 100 >&2; exit 1"))
+    assert caught.value.quote == tuple(str(number) for number in range(86, 101))
+
+
+def test_what_is_not_there_is_told() -> None:
+    with pytest.raises(ToolNotFoundError) as caught:
+        command.capture(Command(("no-such-program",)))
+    assert str(caught.value).startswith(
+        f"{os.uname().nodename}: no-such-program was not found\n  next: "
+    )
+
+
+def test_no_answer_is_an_error_and_leaves_no_process() -> None:
+    started = time.monotonic()
+    with pytest.raises(CommandError, match=r"no answer within 0\.2 s"):
+        command.capture(sh("sleep 60"), timeout_s=0.2)
+    assert time.monotonic() - started < 30
+
+
+def test_the_whole_output_goes_to_the_log_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        output.write(b"first\n")
+        assert command.stream(sh("echo out; echo err >&2; exit 7"), output) == 7
+    assert log.read_text() == "first\nout\nerr\n"
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["obeys", "ignores TERM"])
+def test_ending_all_ends_whole_groups(tmp_path: Path, stubborn: bool) -> None:
+    pids = tmp_path / "pids"
+    trap = "trap '' TERM; " if stubborn else ""
+    # The leader obeys in both cases; what it has started may not.
+    script = f'sh -c \'{trap}echo $$ >> "$1"; sleep 60; sleep 60\' sh "$1" & echo $! >> "$1"; wait'
+    script = script.replace("'' TERM", '"" TERM')
+    waiting = threading.Thread(target=command.stream, args=(sh(script, str(pids)), None))
+    waiting.start()
+    while not pids.exists() or len(pids.read_text().split()) < 2:
+        time.sleep(0.01)
+    command.end_all(grace_s=0.5)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    for pid in pids.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):  # a killed process is there until it is reaped
+                os.kill(int(pid), 0)
+                time.sleep(0.05)
+
+
+def test_signals_have_names() -> None:
+    assert command.ending(-signal.SIGSEGV) == "was ended by SIGSEGV"
+    assert command.ending(137) == "was ended by SIGKILL"
+    assert command.ending(255) == "failed with exit status 255"
