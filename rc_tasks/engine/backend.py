@@ -4,6 +4,7 @@ doit itself writes only at its exit, so a job's time limit would forget every fi
 runs would overwrite each other. Here nothing is written by doit but `ignore`.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.inputs import CONTEXT, part_of
 from rc_tasks.state.records import Record, Records, Step
+
+_IGNORED = ".ignore"
 
 
 class RecordsDB:
@@ -28,7 +31,7 @@ class RecordsDB:
     def get(self, task_id: str, dependency: str) -> Any:
         """A value that doit believes it has saved."""
         if dependency == "ignore:":
-            return "1" if self._ignored(task_id).exists() else None
+            return "1" if task_id in self._ignored_tasks else None
         record = self._record(task_id)
         if record is None:
             return None
@@ -69,6 +72,11 @@ class RecordsDB:
     def dump(self) -> None:
         """Nothing is left to write at exit."""
 
+    @functools.cached_property
+    def _ignored_tasks(self) -> frozenset[str]:
+        directory = self._records.directory
+        return frozenset(path.stem for path in directory.glob(f"*{_IGNORED}"))
+
     @property
     def _records(self) -> Records:
         return session().checkout.records
@@ -78,7 +86,7 @@ class RecordsDB:
         return self._records.get(*found) if found is not None else None
 
     def _ignored(self, task_id: str) -> Path:
-        return self._records.directory / f"{task_id}.ignore"
+        return self._records.directory / f"{task_id}{_IGNORED}"
 
 
 class ContentChecker(FileChangedChecker):

@@ -19,23 +19,24 @@ DODO = "dodo.py"
 GENERATED = ".rc"
 TEMPLATE = "templates/env.toml.j2"
 
+_NO_RECIPE = recipe.Recipe()
+
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A directory with a dodo.py; `root` is absolute with symlinks resolved."""
+    """A directory with a dodo.py; `root` is absolute with symlinks resolved.
+
+    `images_root` is where the official images lie: the setting, or this checkout itself.
+    """
 
     root: Path
+    images_root: Path
     settings: Settings
     graph: ImageGraph
     records: Records
     digests: Digests
     store: Store
     architecture: str
-
-    @property
-    def images_root(self) -> Path:
-        """Where the official images lie: the setting, or this checkout itself."""
-        return Path(self.settings.images_root) if self.settings.images_root else self.root
 
     @property
     def template(self) -> Path:
@@ -106,6 +107,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     generated = root / GENERATED
     return Checkout(
         root,
+        Path(settings.images_root) if settings.images_root else root,
         settings,
         graph(nodes, aliases, broken, problems),
         Records(generated / "state"),
@@ -123,7 +125,9 @@ def is_task_name(name: str) -> bool:
 def _node(
     project: Project, aliases: Mapping[str, str], names: tuple[str, ...], architecture: str
 ) -> ImageNode:
-    options = recipe.load(project.recipe, project.shown(RECIPE))
+    # Most projects have none, and a thousand missing files are asked for at every start.
+    has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
+    options = recipe.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
     try:
         with open(f"{project.base}/{DOCKERFILE}", "rb") as file:
             text = file.read()
