@@ -63,7 +63,7 @@ def make_image(podman: Podman, scratch: Path, size_mb: int) -> Image:
                 break
             left -= path.stat().st_size
             tar.add(path, recursive=False)
-    (scratch / "Dockerfile").write_text("FROM scratch\nADD content.tar /\n")
+    (scratch / "Dockerfile").write_text('FROM scratch\nADD content.tar /\nCMD ["/bin/true"]\n')
     iid = scratch / "iid"
     build = podman.command("build", "--quiet", "--format", "docker", "--iidfile", str(iid), str(scratch))
     command.capture(build)
