@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
@@ -45,9 +45,7 @@ class Store:
         self.sweep()
         source = podman.storage_reference(image.id)
         with tempfile.TemporaryDirectory(prefix=".put.", dir=self.directory) as scratch:
-            # A relative path: skopeo takes what follows a colon in `oci:PATH` for a tag.
-            copy = skopeo.copy_to_layout(source, Path("layout"), blobs)
-            _copy(replace(copy, cwd=Path(scratch)), to=self.directory)
+            _copy(skopeo.copy_to_layout(source, Path(scratch) / "layout", blobs), to=self.directory)
             config = skopeo.raw_config(source).encode()
             if hashlib.sha256(config).hexdigest() != image.id:
                 raise ArtifactError(

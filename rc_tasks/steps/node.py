@@ -92,19 +92,14 @@ def storage(settings: PodmanSettings) -> Podman:
     command.require("podman", podman.INSTALL_HINT)
     root = runroot = ""
     in_job = bool(os.environ.get("SLURM_JOB_ID"))
-    wanted = settings.storage
+    wanted = _expanded(settings.storage)
     if wanted == "auto":
         # Nodes are diskless and home directories are no place for overlay file systems.
-        wanted = f"/dev/shm/{os.environ.get('USER', os.getuid())}/rc_tasks" if in_job else ""  # noqa: S108
+        # Of the directory above as well: whoever owns that could exchange ours.
+        mine = Path("/dev/shm", os.environ.get("USER", str(os.getuid())))  # noqa: S108
+        wanted = str(_own(mine) / "rc_tasks") if in_job else ""
     if wanted:
-        directory = Path(_expanded(wanted))
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_uid != os.getuid() and os.getuid() != 0:
-            raise SettingsError(
-                f"{directory} belongs to somebody else",
-                where="podman.storage",
-                hint="set podman.storage to a directory of your own, such as /dev/shm/${USER}/images",
-            )
+        directory = _own(Path(wanted))
         root, runroot = str(directory / "root"), str(directory / "run")
         if len(runroot) > _LONGEST_RUNROOT:
             raise SettingsError(
@@ -123,6 +118,18 @@ def storage(settings: PodmanSettings) -> Podman:
         runtime=settings.runtime,
         cgroup_manager=settings.cgroup_manager or ("cgroupfs" if in_job else ""),
     )
+
+
+def _own(directory: Path) -> Path:
+    """A directory that nobody else could have put there: images are made of what lies in it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
+        raise SettingsError(
+            f"{directory} belongs to somebody else",
+            where="podman.storage",
+            hint="set podman.storage to a directory of your own, such as /dev/shm/${USER}/images",
+        )
+    return directory
 
 
 def _expanded(text: str) -> str:
