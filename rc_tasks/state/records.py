@@ -50,7 +50,7 @@ class Record:
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
     `commit` is empty outside git, `dirty` says that the project's directory differed from it;
-    `tools` holds versions by program.
+    `tools` holds versions by program; `intermediate` are the images that podman's cache is made of.
     """
 
     inputs: Mapping[str, str]
@@ -65,6 +65,7 @@ class Record:
     commit: str = ""
     dirty: bool = False
     tools: Mapping[str, str] = field(default_factory=dict)
+    intermediate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class Records:
                 commit=found.get("commit", ""),
                 dirty=found.get("dirty", False),
                 tools=dict(found.get("tools", {})),
+                intermediate=tuple(found.get("intermediate", ())),
                 facts=_facts(facts) if facts else None,
                 artifact=_artifact(artifact) if artifact else None,
             )

@@ -45,7 +45,10 @@ class Store:
         self.sweep()
         source = podman.storage_reference(image.id)
         with tempfile.TemporaryDirectory(prefix=".put.", dir=self.directory) as scratch:
-            _copy(skopeo.copy_to_layout(source, Path(scratch) / "layout", blobs), to=self.directory)
+            # An intermediate image has no layer that the one built on it has not.
+            if any(not self._blob(_hex(layer)).exists() for layer in image.layers):
+                layout = Path(scratch) / "layout"
+                _copy(skopeo.copy_to_layout(source, layout, blobs), to=self.directory)
             config = skopeo.raw_config(source).encode()
             if hashlib.sha256(config).hexdigest() != image.id:
                 raise ArtifactError(
@@ -90,7 +93,7 @@ class Store:
         view = self._image(image_id)
         manifest = json.loads((view / _MANIFEST).read_bytes())
         for part in (manifest["config"], *manifest["layers"]):
-            blob = self._blob(part["digest"].removeprefix("sha256:"))
+            blob = self._blob(_hex(part["digest"]))
             if blob.exists() and blob.stat().st_size == part["size"]:
                 continue
             # Gone with its manifest, the image is stale: the next run builds it instead of failing here.
@@ -105,7 +108,7 @@ class Store:
     def _write_view(self, view: Path, image: Image, config_size_bytes: int) -> None:
         layers = []
         for digest in image.layers:
-            blob = self._blob(digest.removeprefix("sha256:"))
+            blob = self._blob(_hex(digest))
             try:
                 size_bytes = blob.stat().st_size
             except FileNotFoundError:
@@ -125,7 +128,7 @@ class Store:
             },
             "layers": layers,
         }
-        for digest in (image.id, *(layer.removeprefix("sha256:") for layer in image.layers)):
+        for digest in (image.id, *map(_hex, image.layers)):
             with contextlib.suppress(FileExistsError):  # an image may hold the same layer twice
                 os.symlink(f"../../blobs/sha256/{digest}", view / digest)
         # skopeo reads a directory as an image when this line stands in it (containers-transports(5)).
@@ -137,6 +140,10 @@ class Store:
 
     def _blob(self, digest: str) -> Path:
         return self.directory / "blobs" / "sha256" / digest
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
 
 
 def _copy(wanted: command.Command, *, to: object) -> None:

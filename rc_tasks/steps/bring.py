@@ -1,6 +1,8 @@
 """Brings a built image of this checkout into the node's podman, by image ID."""
 
-from rc_tasks.errors import CommandError
+import contextlib
+
+from rc_tasks.errors import CommandError, RcError
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
@@ -27,3 +29,17 @@ def bring(checkout: Checkout, podman: Podman, name: str) -> str:
         f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name} nor in the store",
         hint=f"doit forget podman:{name} && doit build:{name}",
     )
+
+
+def bring_cache(checkout: Checkout, podman: Podman, name: str) -> None:
+    """Make a rebuild on another node resume where the Dockerfile changed, as on the node that built it.
+
+    podman answers an instruction from cache when the image that it made is there. What cannot be
+    brought costs only time.
+    """
+    record = checkout.records.get(Step.PODMAN, name)
+    if record is None or record.facts is None or podman.exists(record.facts.image_id):
+        return
+    with contextlib.suppress(RcError):
+        for image_id in (*record.intermediate, record.facts.image_id):
+            checkout.store.bring(podman, image_id)

@@ -9,7 +9,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Facts, Step
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.bring import bring
+from rc_tasks.steps.bring import bring, bring_cache
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
@@ -28,18 +28,25 @@ def build(checkout: Checkout, name: str) -> None:
     if checkout.settings.store.enabled:
         nodes.require("skopeo", "skopeo")
     bases = {written: bring(checkout, podman, base) for written, base in node.local.items()}
+    bring_cache(checkout, podman, name)
     try:
         image = _build(checkout, podman, node, bases)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
         error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
         raise
+    intermediate: tuple[str, ...] = ()
     if checkout.settings.store.enabled:
         checkout.store.put(podman, image)
+        intermediate = podman.intermediate(image.id, bases.values())
+        for each in podman.inspect_all(intermediate):
+            checkout.store.put(podman, each)
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
-    record = nodes.record(start, node.project, inputs, facts=facts, tools=tools)
+    record = nodes.record(
+        start, node.project, inputs, facts=facts, tools=tools, intermediate=intermediate
+    )
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
     checkout.records.put(Step.PODMAN, name, record)

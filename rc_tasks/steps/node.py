@@ -67,6 +67,7 @@ def record(
     facts: Facts | None = None,
     artifact: Artifact | None = None,
     tools: Mapping[str, str] | None = None,
+    intermediate: tuple[str, ...] = (),
 ) -> Record:
     """The record of a step that ends now, on this node."""
     here = this_node()
@@ -82,6 +83,7 @@ def record(
         commit=commit.id if commit else "",
         dirty=commit is not None and commit.dirty,
         tools=tools or {},
+        intermediate=intermediate,
         facts=facts,
         artifact=artifact,
     )

@@ -5,9 +5,10 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rc_tasks.errors import CommandError
 from rc_tasks.tools import command
@@ -129,8 +130,29 @@ class Podman:
 
     def inspect(self, image: str) -> Image:
         """The facts of an image that this storage holds."""
-        done = command.capture(self.command("image", "inspect", image))
-        return parse_inspect(done.stdout)
+        (found,) = self.inspect_all((image,))
+        return found
+
+    def inspect_all(self, images: Iterable[str]) -> tuple[Image, ...]:
+        """The facts of several images, in the order asked."""
+        wanted = tuple(images)
+        if not wanted:
+            return ()
+        return parse_inspect(command.capture(self.command("image", "inspect", *wanted)).stdout)
+
+    def intermediate(self, image_id: str, bases: Collection[str]) -> tuple[str, ...]:
+        """The unnamed images that a build left between its bases and the image, lowest first.
+
+        With them at hand, podman answers unchanged instructions from cache.
+        """
+        listed = command.capture(self.command("images", "--all", "--format", "json")).stdout
+        images = {found["Id"]: found for found in json.loads(listed)}
+        chain: list[str] = []
+        parent = images.get(image_id, {}).get("ParentId")
+        while parent in images and parent not in bases and not images[parent].get("Names"):
+            chain.insert(0, parent)
+            parent = images[parent].get("ParentId")
+        return tuple(chain)
 
     def pull_missing(self, reference: str) -> str:
         """Pull an image unless the storage has it; returns its manifest digest, `sha256:…`."""
@@ -216,26 +238,29 @@ def failed_instruction(lines: list[str]) -> str:
     return ""
 
 
-def parse_inspect(text: str) -> Image:
-    """The one image in the JSON of `podman image inspect`."""
+def parse_inspect(text: str) -> tuple[Image, ...]:
+    """The images in the JSON of `podman image inspect`."""
     try:
-        (found,) = json.loads(text)
-        config = found.get("Config") or {}
-        return Image(
-            id=found["Id"].removeprefix("sha256:"),
-            architecture=found["Architecture"],
-            size_bytes=found["Size"],
-            env=tuple(config.get("Env") or ()),
-            labels=dict(config.get("Labels") or {}),
-            entrypoint=tuple(config.get("Entrypoint") or ()),
-            cmd=tuple(config.get("Cmd") or ()),
-            workdir=config.get("WorkingDir") or "",
-            volumes=tuple(sorted(config.get("Volumes") or {})),
-            layers=tuple(found["RootFS"]["Layers"] or ()),
-        )
+        return tuple(_parse_image(found) for found in json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
         raise CommandError(
             f"podman image inspect printed something unexpected ({error!r})",
             quote=tuple(text.splitlines()[:5]),
             hint="`podman --version` tells the version; 4.3 and newer are known to work",
         ) from None
+
+
+def _parse_image(found: dict[str, Any]) -> Image:
+    config = found.get("Config") or {}
+    return Image(
+        id=found["Id"].removeprefix("sha256:"),
+        architecture=found["Architecture"],
+        size_bytes=found["Size"],
+        env=tuple(config.get("Env") or ()),
+        labels=dict(config.get("Labels") or {}),
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        cmd=tuple(config.get("Cmd") or ()),
+        workdir=config.get("WorkingDir") or "",
+        volumes=tuple(sorted(config.get("Volumes") or {})),
+        layers=tuple(found["RootFS"]["Layers"] or ()),
+    )

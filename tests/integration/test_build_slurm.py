@@ -91,6 +91,27 @@ def test_a_step_brings_its_base_from_the_store_to_another_node(
     assert listing == "one\ntwo\n"
 
 
+def test_a_rebuild_on_another_node_resumes_at_the_changed_line(
+    root: Path, environ: dict[str, str]
+) -> None:
+    dockerfile = root / "projects/one:1/Dockerfile"
+    dockerfile.write_text('FROM base\nRUN date > /slow\nSHELL ["/bin/sh", "-ec"]\nRUN echo one > /one\n')
+    assert doit(root, "build:one", environ={**environ, "RC_SLURM_EXTRA": "--nodelist=node1"}).status == 0
+    before = in_image(root, "slow")
+    dockerfile.write_text(dockerfile.read_text().replace("echo one", "echo two"))
+    shutil.rmtree(root / ".rc/logs")
+    assert doit(root, "build:one", environ={**environ, "RC_SLURM_EXTRA": "--nodelist=node2"}).status == 0
+    (log,) = (root / ".rc/logs/one:1/podman").glob("*.log")
+    assert log.read_text().count("Using cache") == 2
+    assert (in_image(root, "slow"), in_image(root, "one")) == (before, "two\n")
+
+
+def in_image(root: Path, path: str) -> str:
+    """A file of the published image of `one:1`."""
+    argv = ["unsquashfs", "-cat", root / "projects/one:1/image.sqsh", path]
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def test_inside_an_allocation_steps_are_job_steps_of_it(
     root: Path, environ: dict[str, str], cluster: Cluster
 ) -> None:
