@@ -14,8 +14,8 @@ import pytest
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.digests import sample_digest
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Artifact, Step
-from rc_tasks.state.status import Judge
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 from tests.support.checkouts import pretend_built
