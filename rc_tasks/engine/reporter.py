@@ -23,7 +23,6 @@ class Reporter:
         self._out = outstream
         self._lock = threading.Lock()
         self._started: dict[str, float] = {}
-        self._selected: list[str] = []
         self._images: dict[str, str] = {}
         self._failed: list[tuple[str, str]] = []
         self._skipped: list[str] = []

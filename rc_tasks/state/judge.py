@@ -26,7 +26,8 @@ class Judge:
     def step(self, step: Step, name: str) -> StepStatus:
         """Whether and why a step of an image has to run. Raises the error of a broken project."""
         key = (step, name)
-        if key not in self._steps:
+        found = self._steps.get(key)
+        if found is None:
             graph = self._checkout.graph
             node = graph.resolve(name)
             if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
@@ -34,8 +35,9 @@ class Judge:
                 for base in graph.above(node.bases):
                     self.step(step, base)
             judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
-            self._steps[key] = StepStatus(step, tuple(judge(node)))
-        return self._steps[key]
+            # Under `-n` another thread may forget everything at any moment: see `done`.
+            found = self._steps[key] = StepStatus(step, tuple(judge(node)))
+        return found
 
     def done(self, step: Step, name: str) -> None:
         """A step has run, perhaps in another process: what is known of it and below it is old."""
