@@ -78,6 +78,13 @@ class Failure:
     log: str
 
 
+class _Unread:
+    """A record that was not looked for yet; None is one that is not there."""
+
+
+_UNREAD = _Unread()
+
+
 @dataclass(slots=True)
 class Records:
     """The records of a checkout, in `.rc/state`."""
@@ -88,9 +95,11 @@ class Records:
     def get(self, step: Step, name: str) -> Record | None:
         """The record of a step, or None when it never ended well; a damaged file counts as none."""
         task = f"{step}:{name}"
-        if task not in self._seen:
-            self._seen[task] = self._read(task)
-        return self._seen[task]
+        # One look-up: another thread may make us `reread` in between.
+        found = self._seen.get(task, _UNREAD)
+        if isinstance(found, _Unread):
+            found = self._seen[task] = self._read(task)
+        return found
 
     def put(self, step: Step, name: str, record: Record) -> None:
         """Write down that a step is done; nothing before it is lost when this is interrupted."""
