@@ -1,7 +1,6 @@
 """The judge: which steps are stale after which change, and in what words. No podman is needed."""
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,33 +218,3 @@ def test_a_long_chain_is_judged(tmp_path: Path) -> None:
     files = {f"projects/i{number}/Dockerfile": f"FROM i{number + 1}\n" for number in range(1200)}
     root = write_checkout(tmp_path, {**files, "projects/i1200/Dockerfile": "FROM scratch\n"})
     assert Judge(open_checkout(root, {})).image("i0").state is State.MISSING
-
-
-def test_a_judge_serves_several_threads(root: Path) -> None:
-    """As under `doit -n 4`: one thread asks while others have just finished a step."""
-    judge = Judge(open_checkout(root, {}))
-    stop = threading.Event()
-    problems: list[Exception] = []
-
-    def finish_steps() -> None:
-        while not stop.is_set():
-            for step in Step:
-                judge.done(step, "base")
-
-    def ask() -> None:
-        try:
-            for _ in range(300):
-                for step in Step:
-                    assert judge.step(step, "child:1").fresh
-        except Exception as error:
-            problems.append(error)
-
-    others = [threading.Thread(target=finish_steps)]
-    asking = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in (*others, *asking):
-        thread.start()
-    for thread in asking:
-        thread.join()
-    stop.set()
-    others[0].join()
-    assert problems == []
