@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -202,7 +203,8 @@ def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
     lines = (done.stderr or done.stdout).splitlines()
     said = done.stdout + done.stderr
     if not any(words in said for words in ("No space left on device", "Disk quota exceeded")):
-        raise command.failure(done.command, done.returncode, lines)
+        # Its environment, our door on PATH among it, stands in the log.
+        raise command.failure(replace(done.command, env={}), done.returncode, lines)
     free = shutil.disk_usage(directory).free
     raise ArtifactError(
         f"no space left while squashing: {_gb(free)} are free here without the unfinished file, and "

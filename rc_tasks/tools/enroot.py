@@ -35,13 +35,14 @@ def import_podman(
     (`key=value`). Enroot refuses a destination that exists.
     """
     # Enroot runs a plain `podman`, which would look into podman's default storage. When it has no
-    # docker it leaks the container that it made, as it then cleans up with `docker rm`.
+    # docker it leaks the container that it made, as it then cleans up with `docker rm`. The container
+    # is never started, but without a command podman refuses to make one of an image that has no CMD.
     real = shlex.join((command.require(podman.argv[0], "install podman"), *podman.argv[1:]))
     door = scratch / "bin" / "podman"
     door.parent.mkdir()
     door.write_text(
         "#!/bin/sh\n"
-        f'[ "$1" != create ] || {{ shift; set -- create --label {shlex.quote(label)} "$@"; }}\n'
+        f'[ "$1" != create ] || {{ shift; set -- create --label {shlex.quote(label)} "$@" true; }}\n'
         f'exec {real} "$@"\n',
         encoding="utf-8",
     )
