@@ -47,9 +47,12 @@ class Plan(CheckoutCommand):
                 unknown += record is None
         if rows:
             show.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
-            never = f"; {unknown} never ran before" if unknown else ""
-            steps = "1 step" if len(rows) == 1 else f"{len(rows)} steps"
-            print(f"{steps}, {show.duration(known_s)} by their last times{never}")
+            told = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
+            if unknown < len(rows):
+                told.append(f"{show.duration(known_s)} by their last times")
+            if unknown:
+                told.append(f"{unknown} never ran before")
+            print("; ".join(told))
         elif not broken:
             print("nothing to do")
         # The images of a cycle share one error.
