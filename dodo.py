@@ -1,6 +1,6 @@
 """`doit list` shows the images, `doit build:NAME` builds one, `doit help` shows all commands."""
 
-from rc_tasks.engine import ContentChecker, Reporter, task_images  # noqa: F401
+from rc_tasks.engine import ContentChecker, Reporter, task_images  # noqa: F401 - doit looks for task_ names here
 
 DOIT_CONFIG = {
     "default_tasks": ["build"],

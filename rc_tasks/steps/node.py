@@ -98,7 +98,8 @@ def storage(settings: PodmanSettings) -> Podman:
     if wanted == "auto":
         # Nodes are diskless and home directories are no place for overlay file systems.
         # Of the directory above as well: whoever owns that could exchange ours.
-        mine = Path("/dev/shm", os.environ.get("USER", str(os.getuid())))  # noqa: S108
+        user = os.environ.get("USER", str(os.getuid()))
+        mine = Path("/dev/shm", user)  # noqa: S108 - `_own` refuses what others put there
         wanted = str(_own(mine) / "rc_tasks") if in_job else ""
     if wanted:
         directory = _own(Path(wanted))

@@ -11,6 +11,7 @@ import pytest
 
 from rc_tasks.model import context
 from rc_tasks.model.context import Kind
+from tests.support.tools import refuse
 
 pytestmark = pytest.mark.podman
 
@@ -59,7 +60,7 @@ class Podman:
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     if not shutil.which("podman"):
-        pytest.skip("podman is not installed")
+        refuse("podman is not installed")
     if os.geteuid() != 0:
         pytest.skip("mounting an image outside of `podman unshare` needs root")
     found = Podman(tmp_path_factory.mktemp("podman"))

@@ -21,6 +21,7 @@ from rc_tasks.steps import squash
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.images import Layer, load, write_layout
+from tests.support.tools import refuse
 
 pytestmark = pytest.mark.podman
 
@@ -565,7 +566,7 @@ def test_check_reads_the_tables(tmp_path: Path) -> None:
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path]]:
     """An ordinary user with ranges of subordinate IDs: how to run as them, and their home."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("useradd", "runuser", "newuidmap"))):
-        pytest.skip("needs root, useradd, runuser and newuidmap (Debian: uidmap)")
+        refuse("needs root, useradd, runuser and newuidmap (Debian: uidmap)")
     name = f"rc-test-{os.getpid()}"
     home = Path("/var/tmp") / name
     environment = (
@@ -622,7 +623,7 @@ def test_an_ordinary_user(
 ) -> None:
     as_user, home = user
     if options and not Path("/usr/bin/fuse-overlayfs").exists():
-        pytest.skip("no fuse-overlayfs here")
+        refuse("no fuse-overlayfs here")
     if options and subprocess.run([*as_user, "test", "-w", "/dev/fuse"], check=False).returncode != 0:
         pytest.skip("/dev/fuse is for root only on this machine")
     python = python_for(as_user)
