@@ -13,10 +13,10 @@ from types import FrameType
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.files import refused, sweep_temporaries
-from rc_tasks.state.locks import held
+from rc_tasks.state.locks import LockedError, held
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.command import Command
 
@@ -76,9 +76,7 @@ def main(argv: list[str]) -> int:
         run(checkout, step, name)
     except RcError as error:
         sys.stdout.flush()
-        by_a_tool = isinstance(error, CommandError) and not error.quote
-        mark = FAILED_AS_ABOVE if by_a_tool else FAILED
-        print(f"{mark}\n{error}", file=sys.stderr, flush=True)
+        print(f"{_mark(error)}\n{error}", file=sys.stderr, flush=True)
         return 1
     except OSError as error:
         told = refused(error)
@@ -92,6 +90,18 @@ def main(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     return 0
+
+
+def _mark(error: RcError) -> str:
+    match error:
+        case LockedError():
+            return LOCKED
+        case NeedsError(name=name):
+            return NEEDS + name
+        case CommandError(quote=()):
+            return FAILED_AS_ABOVE
+        case _:
+            return FAILED
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,20 @@
 """What a step says when it ends, for whoever reads its log."""
 
+from rc_tasks.errors import RcError
+
 # The last thing in the log of a step that failed with an error of ours; what follows is its text.
 FAILED = "== failed"
 # The same, where the lines of a tool just above say why.
 FAILED_AS_ABOVE = "== failed, as told above"
+# Somebody else is building the image: nothing was done, and all may be tried again.
+LOCKED = "== locked"
+# Another image has to be built first; its name follows, and on the next lines why.
+NEEDS = "== needs "
+
+
+class NeedsError(RcError):
+    """A base that was built is nowhere to be had any more: it has to be built again first."""
+
+    def __init__(self, name: str, what: str, *, where: object = None, hint: str | None = None) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.name = name
