@@ -67,5 +67,9 @@ class SlurmError(RcError):
     """Slurm refused a job step or ended it; `quote` holds Slurm's own words."""
 
 
+class NodeError(SlurmError):
+    """Not the step failed but its node, or the way there: another node may do better."""
+
+
 class ArtifactError(RcError):
     """Something that was made does not pass its check, so it was not published."""

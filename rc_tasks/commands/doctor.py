@@ -1,5 +1,6 @@
 """`doit doctor`: what is missing or wrong on this host and on a compute node, and how to mend it."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,13 +10,20 @@ from typing import Any
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.engine.dispatch import in_a_step, runner
+from rc_tasks.engine.dispatch import runner, step_command
+from rc_tasks.engine.places import Place
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import Runner
-from rc_tasks.steps import check
+from rc_tasks.state.official import Official
+from rc_tasks.state.trust import Trust
+from rc_tasks.steps import check, launch
 from rc_tasks.steps.check import Finding, Level
 from rc_tasks.tools import command, slurm
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.slurm import StepRequest
+
+_MOST_REFUSALS = 3
 
 
 class Doctor(CheckoutCommand):
@@ -36,7 +44,7 @@ class Doctor(CheckoutCommand):
         return super().execute(opt_values, pos_args)
 
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        problems = _tell("this host", _host(opened))
+        problems = _tell("this host", host_findings(opened))
         where = runner(opened.checkout.settings.runner)
         heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
         problems += _tell(heading, _node(opened))
@@ -61,7 +69,8 @@ def _tell(heading: str, findings: Iterator[Finding]) -> int:
     return problems
 
 
-def _host(opened: Session) -> Iterator[Finding]:
+def host_findings(opened: Session) -> Iterator[Finding]:
+    """What there is to say of this host and checkout, without a step."""
     checkout = opened.checkout
     yield Finding(Level.OK, f"python {sys.version.split()[0]}")
     if command.which("git") is None:
@@ -88,7 +97,37 @@ def _host(opened: Session) -> Iterator[Finding]:
             f"images_root {checkout.images_root} does not exist here",
             "env.toml files will name images there: set images_root if that is not meant",
         )
+    yield from _official(opened)
     yield from _slurm(opened)
+    yield _launcher(opened)
+
+
+def _official(opened: Session) -> Iterator[Finding]:
+    """Whether clones, this one or others, can believe what lies in the official checkout."""
+    checkout = opened.checkout
+    root = os.path.realpath(checkout.images_root)
+    if not checkout.settings.images_root or not os.path.isdir(root):
+        return
+    official = Official(root, Trust(checkout.settings.images_owners))
+    refused = list(official.refusals(node.project for node in checkout.graph.images.values()))
+    for error in refused[:_MOST_REFUSALS]:
+        yield Finding(
+            Level.WARNING, f"clones adopt nothing from {error.where}: {error.what}", error.hint or ""
+        )
+    if len(refused) > _MOST_REFUSALS:
+        yield Finding(Level.WARNING, f"and {len(refused) - _MOST_REFUSALS} more paths of {root}")
+    if not refused:
+        yield Finding(Level.OK, f"clones can adopt what {root} has built")
+
+
+def _launcher(opened: Session) -> Finding:
+    settings = opened.checkout.settings
+    through_slurm = runner(settings.runner) is Runner.SLURM
+    try:
+        launcher, why = launch.choose(settings.launcher, through_slurm=through_slurm)
+    except RcError as error:
+        return Finding(Level.WARNING, f"no launcher: {error.what}", error.hint or "")
+    return Finding(Level.OK, f"launcher {launcher}: {why}")
 
 
 def _slurm(opened: Session) -> Iterator[Finding]:
@@ -114,7 +153,7 @@ def _node(opened: Session) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
         log = Path(scratch) / "log"
         try:
-            wanted, request = in_a_step(opened, "check", "check", opened.checkout.settings.slurm)
+            wanted, request = _check(opened)
             with log.open("wb") as output:
                 returncode = command.stream(wanted, output)
         except RcError as error:
@@ -129,3 +168,20 @@ def _node(opened: Session) -> Iterator[Finding]:
         else:
             tail = "\n".join(lines[-command.TAIL_LINES :])
             yield Finding(Level.PROBLEM, f"the check of a node {command.ending(returncode)}", tail)
+
+
+def _check(opened: Session) -> tuple[Command, StepRequest | None]:
+    """The check where a step would run; outside an allocation as a job of its own."""
+    checkout = opened.checkout
+    wanted, _ = step_command(checkout.root, Place("check", checkout.settings.slurm), "check")
+    if runner(checkout.settings.runner) is Runner.LOCAL:
+        return wanted, None
+    settings = checkout.settings.slurm
+    request = StepRequest(
+        "check",
+        account=settings.account,
+        partition=settings.partition,
+        cpus=settings.cpus,
+        extra=settings.extra,
+    )
+    return slurm.srun(wanted, request), request

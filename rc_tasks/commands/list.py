@@ -1,6 +1,7 @@
 """`doit list`: every image with its state and the reason."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,8 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
         if node
         else (None, None)
     )
-    published = node.project.artifact if node and node.project.artifact.exists() else None
+    # An adopted image may lie where we may not look.
+    published = node.project.artifact if node and os.path.exists(node.project.artifact) else None
     return {
         "name": name,
         "directory": node.project.path if node else None,
@@ -108,6 +110,7 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
         "image": str(published) if published else None,
         "size_bytes": published.stat().st_size if published else None,
         "built_at": enroot.ended_at if enroot else None,
+        "adopted_from": (enroot.adopted_from or None) if enroot else None,
         "bases": [*node.bases, *node.remote] if node else [],
         "aliases": _aliases(opened, name),
         "log": status.failure.log if status.failure else None,

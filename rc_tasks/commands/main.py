@@ -20,6 +20,13 @@ _SETTINGS = "pyproject.toml"
 class _Main(DoitMain):
     DOIT_CMDS = tuple(each for each in DoitMain.DOIT_CMDS if each.get_name() not in _WITHOUT_MEANING)
 
+    def process_args(self, cmd_args: list[str]) -> list[str]:
+        """Take out doit's variables; behind `--` stands another program's command, left as it is."""
+        at = cmd_args.index("--") if "--" in cmd_args else len(cmd_args)
+        # doit looks at the first letter of each word, also where there is none.
+        ours: list[str] = super().process_args([word or " " for word in cmd_args[:at]])
+        return ours + cmd_args[at:]
+
 
 def main() -> int:
     """Run the command line; returns the exit status."""
@@ -30,10 +37,8 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # doit looks at the first letter of each word, also where there is none.
-    words = [word or " " for word in sys.argv[1:]]
     try:
-        status: int = _Main().run(words)
+        status: int = _Main().run(sys.argv[1:])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError):
         problem = _settings_problem()
         if problem is None:

@@ -23,6 +23,7 @@ class Plan(CheckoutCommand):
         graph = opened.checkout.graph
         wanted = images(opened, names)
         rows, known_s, unknown = [], 0.0, 0
+        adoptable: dict[str, None] = {}
         broken = {name: graph.broken[name] for name in wanted if name in graph.broken}
         for name in graph.above(wanted):
             for step in Step:
@@ -31,7 +32,9 @@ class Plan(CheckoutCommand):
                 except RcError as error:
                     broken[name] = error
                     break
-                if status.fresh:
+                if status.adoptable:
+                    adoptable[name] = None
+                if status.settled:
                     continue
                 record = opened.checkout.records.get(step, name)
                 reason = ", ".join(dict.fromkeys(cause.words for cause in status.causes))
@@ -55,6 +58,9 @@ class Plan(CheckoutCommand):
             print("; ".join(told))
         elif not broken:
             print("nothing to do")
+        if adoptable and opened.judge.offers is not None:
+            count = "1 image" if len(adoptable) == 1 else f"{len(adoptable)} images"
+            print(f"{count} can be adopted from {opened.judge.offers.official.root}")
         # The images of a cycle share one error.
         for text in dict.fromkeys(map(str, broken.values())):
             sharing = [name for name, error in broken.items() if str(error) == text]

@@ -1,5 +1,6 @@
 """`doit [TASK…]`: builds what is stale."""
 
+import contextlib
 import fnmatch
 import functools
 import signal
@@ -12,12 +13,17 @@ from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.at_root import AtRoot, unknown
-from rc_tasks.engine.dispatch import STEP_GRACE_S
-from rc_tasks.engine.session import remember_digests
-from rc_tasks.tools import command
+from rc_tasks.commands.base import images
+from rc_tasks.engine import adopt
+from rc_tasks.engine.dispatch import Dispatcher
+from rc_tasks.engine.order import order
+from rc_tasks.engine.places import release_abandoned
+from rc_tasks.engine.session import Session, remember_digests, session
+from rc_tasks.errors import RcError
 
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
+_MOST_THREADS = 512
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,7 +49,7 @@ class Run(AtRoot, DoitRun):
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         try:
-            status: int = super()._execute(*args, **kwargs)
+            status = self._run(*args, **kwargs)
         except InvalidCommand as error:
             if error.not_found is None:
                 raise
@@ -51,16 +57,62 @@ class Run(AtRoot, DoitRun):
         except KeyboardInterrupt:
             status = _INTERRUPTED
         finally:
-            command.end_all(STEP_GRACE_S)
             remember_digests()
         if status == _INTERRUPTED:
-            sys.stderr.write("interrupted: what was finished stays finished\n")
+            _say("interrupted: what was finished stays finished")
         return status
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        opened = session()
+        names = self._images(opened, [task.name for task in self.task_list])
+        for job_id in release_abandoned(opened.checkout):
+            print(f"release job {job_id}, left by a run that was killed", flush=True)
+        if not kwargs["always"]:
+            _adopt(opened, names)
+        expected = order(opened.checkout, opened.judge, names)
+        dispatcher = Dispatcher(
+            opened, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
+        )
+        opened.run_step = dispatcher.run
+        # Every step that is ready gets a thread, in which it waits for its place.
+        ready = expected.images if kwargs["always"] else expected.stale_images
+        kwargs |= {"num_process": min(max(1, ready), _MOST_THREADS), "par_type": "thread"}
+        try:
+            status: int = super()._execute(*args, **kwargs)
+        finally:
+            dispatcher.end()
+        return status
+
+    def _images(self, opened: Session, known: list[str]) -> list[str]:
+        """The images that the run is asked for."""
+        names: list[str] = []
+        for name in self.sel_tasks or ():
+            names += fnmatch.filter(known, name) if "*" in name else [name]
+        if "build" in names:
+            names = []
+        try:
+            return images(opened, names)
+        except RcError:
+            return []  # a name that doit will refuse
+
+
+def _adopt(opened: Session, names: list[str]) -> None:
+    """Take over what a clone need not build, and say what of the official checkout is refused."""
+    for line in adopt.words(opened, adopt.adopt(opened, names)):
+        print(line, flush=True)
+    for warning in adopt.warnings(opened, names):
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     for number in _SIGNALS:
         # Once is enough: a second one must not break the cleaning up.
         signal.signal(number, signal.SIG_IGN)
-    sys.stderr.write("interrupted: ending what is running\n")
+    _say("interrupted: ending what is running")
     raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    # The terminal may be gone: that is what HUP says.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")

@@ -29,7 +29,7 @@ def table(
     """Print rows in columns; `styles` colours whole rows on a terminal, `right` aligns columns right."""
     out = out or sys.stdout
     # A newline or an escape sequence in a name must not break the table or the terminal.
-    clean = [[_printable(cell) for cell in row] for row in rows]
+    clean = [[printable(cell) for cell in row] for row in rows]
     lines = [list(headings), *clean]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     if out.isatty():
@@ -98,5 +98,6 @@ def duration(duration_s: float) -> str:
     return f"{whole_s // 3600} h {whole_s % 3600 // 60} min"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A text without what would break a table or command the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

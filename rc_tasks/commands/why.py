@@ -5,10 +5,13 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
+from rc_tasks.commands import show
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
+from rc_tasks.state.official import OtherInputsError
 from rc_tasks.state.records import Step
-from rc_tasks.state.status import Cause, State
+from rc_tasks.state.status import Cause, ImageStatus, State
+from rc_tasks.state.trust import AbsentError
 
 
 class Why(CheckoutCommand):
@@ -50,6 +53,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
                 sys.stdout.write(f"  {step.step if number == 0 else '':8}{_line(cause)}\n")
         for note in opened.checkout.graph.images[name].notes:
             sys.stdout.write(f"  note    {note}\n")
+        _tell_official(opened, status)
         todo += [
             cause.part.removeprefix("base/")
             for step in status.steps
@@ -57,6 +61,24 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
             for cause in step.causes
             if cause.part.startswith("base/")
         ]
+
+
+def _tell_official(opened: Session, status: ImageStatus) -> None:
+    """Why an image that the official checkout has is built here."""
+    offers = opened.judge.offers
+    if offers is None or any(step.adoptable for step in status.steps):
+        return
+    record = opened.checkout.records.get(Step.ENROOT, status.name)
+    if status.state is State.FRESH and record is not None and record.adopted_from:
+        return
+    error = offers.refusal(status.name)
+    if error is None or isinstance(error, AbsentError):
+        return
+    lines = [f"not adopted from {offers.official.root}: {error}"]
+    if isinstance(error, OtherInputsError):
+        lines += [f"  {_line(cause)}" for cause in error.causes]
+    for number, line in enumerate("\n".join(lines).splitlines()):
+        sys.stdout.write(f"  {'note' if number == 0 else '':8}{show.printable(line)}\n")
 
 
 def _line(cause: Cause) -> str:

@@ -1,7 +1,7 @@
 """What a run prints: one line when a step starts and when it ends, and a summary that says it all."""
 
+import contextlib
 import threading
-import time
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -9,8 +9,8 @@ from doit.exceptions import BaseFail, UnmetDependency
 from doit.task import Task
 
 from rc_tasks.engine.backend import step_of
+from rc_tasks.engine.dispatch import NotTried
 from rc_tasks.engine.session import session
-from rc_tasks.engine.tasks import Fresh
 from rc_tasks.state.records import Step
 
 
@@ -22,25 +22,22 @@ class Reporter:
     def __init__(self, outstream: TextIO, options: Mapping[str, object] | None = None) -> None:
         self._out = outstream
         self._lock = threading.Lock()
-        self._started: dict[str, float] = {}
         self._images: dict[str, str] = {}
         self._failed: list[tuple[str, str]] = []
         self._skipped: list[str] = []
+        self._selected: list[str] = []
+        self._ending = False
 
     def initialize(self, tasks: Mapping[str, Task], selected_tasks: list[str]) -> None:
         """Called once, before anything is judged."""
+        session().tell = self._tell
+        self._selected = selected_tasks
 
     def get_status(self, task: Task) -> None:
         """A task is about to be judged."""
 
     def execute_task(self, task: Task) -> None:
-        """A step starts."""
-        if task.actions:
-            self._started[task.name] = time.monotonic()
-            fresh = next((asked for asked, *_ in task.uptodate if isinstance(asked, Fresh)), None)
-            reason = fresh.reason() if fresh is not None else ""
-            if step_of(task.name) is not None:
-                self._write(f"start   {task.name}", reason or "asked for")
+        """A step is ready to start: the dispatcher tells when it does."""
 
     def add_success(self, task: Task) -> None:
         """A step ended well."""
@@ -51,11 +48,13 @@ class Reporter:
             )
             if found[0] is not Step.ENV:
                 self._images[found[1]] = "built"
-            remark = session().remarks.get(task.name, "")
-            self._write(f"done    {task.name}", " ".join(filter(None, (self._took(task), remark))))
+            self._write(f"done    {task.name}", session().remarks.get(task.name, ""))
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
+        if isinstance(fail, NotTried):
+            self._ending = True
+            return
         if isinstance(fail, UnmetDependency):
             # Of the group `build` and of groups of versions there is nothing more to say.
             kind, _, name = task.name.partition(":")
@@ -96,7 +95,7 @@ class Reporter:
         """The run has ended: say what was done, what was not, and where to look."""
         for name, text in self._failed:
             if name == "doit":
-                self._out.write(f"ERROR: {text}\n")
+                self._print(f"ERROR: {text}")
         states = list(self._images.values())
         parts = [
             f"{count} {words}"
@@ -112,15 +111,27 @@ class Reporter:
         if parts:
             count = len(states) + len(skipped)
             counted = f"{count} image{'' if count == 1 else 's'}: " if count else ""
-            self._out.write(f"{counted}{'; '.join(parts)}\n")
-        elif not self._failed:
-            self._out.write("nothing to do\n")
-        self._out.flush()
+            self._print(f"{counted}{'; '.join(parts)}")
+        elif not self._failed and not self._ending:
+            self._print("nothing to do")
+        if not self._failed and not self._ending:
+            self._tell_next()
 
-    def _took(self, task: Task) -> str:
-        return f"{time.monotonic() - self._started.get(task.name, time.monotonic()):.1f} s"
+    def _tell_next(self) -> None:
+        """What somebody does who has built one image of his own."""
+        if len(self._selected) == 1 and self._selected[0].startswith("build:"):
+            name = self._selected[0].removeprefix("build:")
+            if self._images.get(session().checkout.graph.aliases.get(name, name)) == "built":
+                self._print(f"next: doit local {name}")
+
+    def _tell(self, kind: str, text: str) -> None:
+        self._print(f"{kind:7} {text}")
 
     def _write(self, what: str, more: str) -> None:
-        with self._lock:
-            self._out.write(f"{what}  {more}\n")
+        self._print(f"{what}  {more}")
+
+    def _print(self, text: str) -> None:
+        # Nobody may read it any more, as when a terminal was closed: the run ends as it has to.
+        with self._lock, contextlib.suppress(OSError):
+            self._out.write(f"{text}\n")
             self._out.flush()

@@ -2,8 +2,11 @@
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from doit.exceptions import TaskFailed
 
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
@@ -13,13 +16,19 @@ from rc_tasks.state.records import Step
 TASK_KINDS = frozenset({"build", *Step})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Session:
-    """A checkout and its judge; `remarks` are words on tasks that have run, for the reporter."""
+    """A checkout and its judge, and what a run adds to them.
+
+    `run_step` runs a step. `tell` shows an event of a run (a word for its kind, and the rest);
+    `remarks` are words on tasks that have run, for the reporter.
+    """
 
     checkout: Checkout
     judge: Judge
     remarks: dict[str, str] = field(default_factory=dict)
+    run_step: Callable[[Step, str], TaskFailed | None] = lambda _step, _name: None
+    tell: Callable[[str, str], None] = lambda _kind, _text: None
 
 
 @functools.cache

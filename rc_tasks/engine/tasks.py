@@ -7,7 +7,7 @@ from inspect import Signature
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.task import Task
 
-from rc_tasks.engine.dispatch import run_step
+from rc_tasks.engine.dispatch import reason
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import ImageNode
@@ -33,18 +33,9 @@ class Fresh:
         except RcError:
             return False  # the step itself will say what is wrong
 
-    def reason(self) -> str:
-        """Why the step runs, in words."""
-        try:
-            causes = self._session.judge.step(self.step, self.name).causes
-        except RcError:
-            return "its inputs cannot be read"  # the step itself will say what is wrong
-        certain = [cause.words for cause in causes if not cause.upstream]
-        return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
-
     def __repr__(self) -> str:
         """What `doit info` shows."""
-        return self.reason() or "fresh"
+        return reason(self._session, self.step, self.name) or "fresh"
 
 
 def task_images() -> Iterator[Task]:
@@ -90,7 +81,7 @@ def _image_tasks(opened: Session, node: ImageNode) -> Iterator[Task]:
         task = f"{step}:{project.name}"
         yield Task(
             task,
-            [partial(run_step, opened, step, project.name)],
+            [partial(_run, opened, step, project.name)],
             file_dep=_files(opened, node) if step is Step.PODMAN else (),
             targets=_targets(node, step),
             # A base is finished with a step before what is built on it begins that step.
@@ -139,6 +130,10 @@ def _targets(node: ImageNode, step: Step) -> list[str]:
 
 def _task_of(opened: Session, step: Step, name: str) -> str:
     return f"build:{name}" if name in opened.checkout.graph.broken else f"{step}:{name}"
+
+
+def _run(opened: Session, step: Step, name: str) -> TaskFailed | None:
+    return opened.run_step(step, name)
 
 
 def _refuse(errors: tuple[RcError, ...]) -> TaskFailed:

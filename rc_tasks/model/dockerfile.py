@@ -42,12 +42,16 @@ class Via(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """One use of an image from outside: its name with variables replaced, else as written."""
+    """One use of an image from outside: its name with variables replaced, else as written.
+
+    `foreign`: its --platform is not the one of this machine.
+    """
 
     name: str
     via: Via
     line: int
     stage: int
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,9 @@ class Stage:
 class Dockerfile:
     """All stages, and what is used by those up to the target.
 
-    `bases` has every use in order. `sets_entrypoint` and `final_base` follow the target down
-    through the stages that it is built on.
+    `bases` has every use in order; `needed` are the indices of the stages that the target is made
+    of, as podman and BuildKit pass over the others. `sets_entrypoint` and `final_base` follow the
+    target down through the stages that it is built on.
     """
 
     stages: tuple[Stage, ...]
@@ -78,6 +83,7 @@ class Dockerfile:
     final: Stage
     sets_entrypoint: bool
     final_base: Base | None
+    needed: frozenset[int] = frozenset()
 
 
 def parse(
@@ -129,6 +135,7 @@ class _Reader:
         self.by_name: dict[str, Stage] = {}
         self.entrypoints: set[int] = set()
         self.uses: list[_Use | Base] = []
+        self.native = _platform(architecture, {})["BUILDPLATFORM"].text
         self.last_line = 1
 
     def read(self, instruction: Instruction) -> None:
@@ -202,19 +209,20 @@ class _Reader:
                 else "FROM names no image",
                 "write FROM IMAGE or FROM IMAGE AS STAGE",
             )
+        foreign = False
         for flag in instruction.flags:
             key, _, platform = flag.partition("=")
             if key != "--platform":
                 raise self.error(
                     line, f"FROM does not know {key}", "its only flag is --platform=OS/ARCH"
                 )
-            self.resolve(platform, f"--platform={platform}", line)
+            foreign = self.resolve(platform, f"--platform={platform}", line) != self.native
         image = self.resolve(words[0], f"FROM {words[0]}", line)
         parent = self.by_name.get(image.lower())
         base = None
         if parent is None and image != SCRATCH:
             ImageReference.parse(image, where=f"{self.where}:{line}")
-            base = Base(image, Via.FROM, line, index)
+            base = Base(image, Via.FROM, line, index, foreign)
             self.uses.append(base)
         name = words[2] if named else ""
         stage = Stage(index, name, line, base, parent.index if parent else None, False)
@@ -285,7 +293,27 @@ class _Reader:
             final,
             any(stage.sets_entrypoint for stage in chain),
             chain[-1].base,
+            self.needed(final),
         )
+
+    def needed(self, final: Stage) -> frozenset[int]:
+        """The stages that the target is made of, itself included."""
+        found: set[int] = set()
+        todo = [final.index]
+        while todo:
+            index = todo.pop()
+            if index not in found:
+                found.add(index)
+                parent = self.stages[index].parent
+                todo += [] if parent is None else [parent]
+                for use in self.uses:
+                    if use.stage == index and isinstance(use, _Use) and self.outside(use) is None:
+                        stage = self.by_name.get(use.name.lower())
+                        if stage is not None:
+                            todo.append(stage.index)
+                        elif use.name != SCRATCH:
+                            todo.append(int(use.name))
+        return frozenset(found)
 
     def outside(self, use: _Use | Base) -> Base | None:
         """The use as one of an image from outside; None when it is a stage or nothing."""

@@ -30,6 +30,16 @@ class Runner(StrEnum):
     LOCAL = "local"
 
 
+class Launcher(StrEnum):
+    """What starts a container of an image for a person; `auto` is the first that is there."""
+
+    AUTO = "auto"
+    CE = "ce"
+    PYXIS = "pyxis"
+    ENROOT = "enroot"
+    PODMAN = "podman"
+
+
 class SquashMethod(StrEnum):
     """How an image becomes a SquashFS file: mksquashfs on the mounted image, or `enroot import`."""
 
@@ -105,6 +115,12 @@ def _absolute_or_empty(raw: object) -> str:
     return path
 
 
+def _owner(raw: object) -> str:
+    if not re.fullmatch(r"@?[^@\s:/]+", fields.text(raw)):
+        raise wrong("the name of a user, or @ and the name of a group", raw)
+    return str(raw)
+
+
 def _storage(raw: object) -> str:
     if (path := fields.text(raw)) not in {"", "auto"} and not path.startswith(("/", "${")):
         raise wrong('"auto", an absolute path, or an empty string', raw)
@@ -137,9 +153,27 @@ class Slurm:
 
     account: str = setting("", "account; empty: the user's default one")
     partition: str = setting("", "partition; empty: the cluster's default one")
-    time_limit_min: int = setting(0, 'minutes, or "12:00:00"; 0: the partition\'s default', minutes)
-    cpus: int = setting(0, "CPUs of a step; 0: Slurm's default")
-    extra: tuple[str, ...] = setting((), "more options for srun", each(_option))
+    nodes: int = setting(1, "nodes of the allocation that a run takes", whole(1))
+    time_limit_min: int = setting(
+        0, 'of that allocation: minutes, or "12:00:00"; 0: the partition\'s default', minutes
+    )
+    cpus: int = setting(0, "CPUs of a step; 0: whole nodes are taken, and a step gets a quarter of one")
+    extra: tuple[str, ...] = setting(
+        (), "more options for salloc; inside an allocation, for srun", each(_option)
+    )
+    retries: int = setting(2, "how often a step is tried again when its node fails")
+
+
+@dataclass(frozen=True, slots=True)
+class Debug:
+    """The interactive job of `doit remote` and `doit local`."""
+
+    account: str = setting("", "account of the interactive job; empty: slurm.account")
+    partition: str = setting("", "partition of the interactive job; empty: slurm.partition")
+    time_limit_min: int = setting(
+        0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
+    )
+    extra: tuple[str, ...] = setting((), "more options for its srun", each(_option))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +183,7 @@ class PodmanSettings:
     storage: str = setting(
         "auto",
         "directory of podman's images on a node, ${VAR} expanded there; auto: podman's own outside "
-        "Slurm, /dev/shm/$USER/rc_tasks in a job step; empty: podman's own everywhere",
+        "Slurm, /dev/shm/$USER/rc_tasks/JOB in a job; empty: podman's own everywhere",
         _storage,
     )
     driver: str = setting("", "storage driver; empty: podman's choice")
@@ -216,9 +250,21 @@ class Settings:
     images_root: str = setting(
         "", "the official checkout; empty: this checkout itself", _absolute_or_empty
     )
+    images_owners: tuple[str, ...] = setting(
+        (),
+        "whose official images a clone adopts, beside root's and your own: users, and @groups that may "
+        "write there",
+        each(_owner),
+    )
     source: str = setting("", "URL of this repository, for the label org.opencontainers.image.source")
     runner: Runner = setting(Runner.AUTO, "where steps run; auto: through Slurm where there is Slurm")
+    launcher: Launcher = setting(
+        Launcher.AUTO,
+        "what starts containers: ce (CSCS Container Engine), pyxis, enroot or podman; auto: the first "
+        "of these that is there",
+    )
     slurm: Slurm = table(Slurm)
+    debug: Debug = table(Debug)
     podman: PodmanSettings = table(PodmanSettings)
     squash: Squash = table(Squash, shorthand="method")
     store: Store = table(Store, shorthand="enabled")

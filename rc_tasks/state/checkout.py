@@ -47,6 +47,11 @@ class Checkout:
         """The file that the builder of an image holds."""
         return self.root / GENERATED / "locks" / f"{name}.json"
 
+    @property
+    def allocations(self) -> Path:
+        """The directory in which runs note the allocations that they hold."""
+        return self.root / GENERATED / "allocations"
+
     def logs(self, step: Step, name: str) -> Path:
         """The directory of a step's logs."""
         return self.root / GENERATED / "logs" / name / step

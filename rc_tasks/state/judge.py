@@ -1,6 +1,7 @@
 """Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
 
 import os
+from collections.abc import Callable
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model.graph import ImageNode
@@ -9,8 +10,19 @@ from rc_tasks.state import locks
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.environment import edf_inputs
 from rc_tasks.state.inputs import build_inputs, input_files, part_of
+from rc_tasks.state.offers import Offers
+from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Facts, Failure, Record, Step
-from rc_tasks.state.status import Cause, ImageStatus, State, StepStatus, changed, first_line, told
+from rc_tasks.state.status import (
+    OFFICIAL,
+    Cause,
+    ImageStatus,
+    State,
+    StepStatus,
+    changed,
+    first_line,
+    told,
+)
 
 
 class Judge:
@@ -20,6 +32,11 @@ class Judge:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
         self._files: dict[str, tuple[str, ...]] = {}
+        official = official_of(checkout)
+        # None in the official checkout itself.
+        self.offers = (
+            Offers(checkout, official, self.step, self._inputs_after_adoption) if official else None
+        )
         # What was last read of each input file, by its path in the checkout.
         self.seen: dict[str, str] = {}
 
@@ -35,14 +52,25 @@ class Judge:
                 for base in graph.above(node.bases):
                     self.step(step, base)
             judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
+            causes = judge(node)
+            if causes and self.offers is not None and self.offers.covers(step, name):
+                words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
+                causes = [Cause(OFFICIAL, words)]
             # Under `-n` another thread may forget everything at any moment: see `done`.
-            found = self._steps[key] = StepStatus(step, tuple(judge(node)))
+            found = self._steps[key] = StepStatus(step, tuple(causes))
         return found
 
     def done(self, step: Step, name: str) -> None:
         """A step has run, perhaps in another process: what is known of it and below it is old."""
         self._checkout.records.reread(step, name)
         self._steps.clear()
+        if self.offers is not None:
+            self.offers.forget()
+
+    def forget(self, name: str) -> None:
+        """Judge an image anew; what is built on it was not judged since it changed."""
+        for step in Step:
+            self._steps.pop((step, name), None)
 
     def image(self, name: str) -> ImageStatus:
         """An image's state with its reasons."""
@@ -59,10 +87,15 @@ class Judge:
             state = State.BUILDING
         elif failure is not None:
             state, reasons = State.FAILED, (failure.message, *reasons)
-        elif not self._checkout.graph.images[name].project.artifact.exists():
+        elif not os.path.exists(f"{self._checkout.graph.images[name].project.base}/{ARTIFACT}"):
             state = State.MISSING
+        elif reasons:
+            state = State.STALE
         else:
-            state = State.STALE if reasons else State.FRESH
+            state = State.FRESH
+            published = self._checkout.records.get(Step.ENROOT, name)
+            if published is not None and published.adopted_from:
+                reasons = (f"adopted from {published.adopted_from}",)
         return ImageStatus(name, state, reasons, steps, failure)
 
     def inputs(self, step: Step, name: str) -> dict[str, str]:
@@ -79,12 +112,14 @@ class Judge:
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
         """The inputs of the podman step, with the local bases as they are recorded now."""
+        return self._build_inputs(node, self._recorded)
+
+    def _inputs_after_adoption(self, node: ImageNode) -> dict[str, str]:
+        return self._build_inputs(node, self._facts)
+
+    def _build_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
         checkout = self._checkout
-        ids: dict[str, str] = {}
-        for base in node.bases:
-            record = checkout.records.get(Step.PODMAN, base)
-            if record is not None and record.facts is not None:
-                ids[base] = record.facts.image_id
+        ids = {base: facts.image_id for base in node.bases if (facts := facts_of(base)) is not None}
         files = self.files(node)
         inputs = build_inputs(node, files, ids, checkout.architecture, checkout.digests)
         for path in files:
@@ -105,12 +140,12 @@ class Judge:
         causes = [
             Cause(f"base/{base}", f"base {base} is stale", upstream=True)
             for base in node.bases
-            if base in self._checkout.graph.broken or not self.step(Step.PODMAN, base).fresh
+            if base in self._checkout.graph.broken or not self.step(Step.PODMAN, base).settled
         ]
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
             return [Cause("", "never built"), *causes]
-        now = self.build_inputs(node)
+        now = self._inputs_after_adoption(node)
         # The digest of a base that is stale itself says nothing that was not said.
         said = {cause.part for cause in causes}
         parts = [part for part in {**record.inputs, **now} if part not in said]
@@ -120,7 +155,10 @@ class Judge:
             if (old := record.inputs.get(part, "")) != (new := now.get(part, ""))
         ] + causes
         store = self._checkout.settings.store
-        if store.enabled and not self._checkout.store.has(record.facts.image_id):
+        if record.adopted_from:
+            gone = self._gone(node, record, record.facts.image_id)
+            causes += [Cause("store", gone)] if gone is not None else []
+        elif store.enabled and not self._checkout.store.has(record.facts.image_id):
             causes.append(Cause("store", "the image is not in the store any more"))
         return causes
 
@@ -130,10 +168,13 @@ class Judge:
         record = self._checkout.records.get(Step.ENROOT, name)
         if record is None or record.artifact is None:
             return [Cause("image.sqsh", "never published"), *causes]
-        old, new = record.inputs.get("image", ""), self.inputs(Step.ENROOT, name)["image"]
+        facts = self._facts(name)
+        old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
         if new and old != new:
             causes.append(Cause("image", "the image was built anew", old, new))
-        damage = self._damage(node, record)
+        # Also where only the file is the official one, because the image has been built here since.
+        gone = self._gone(node, record, old) if record.adopted_from else None
+        damage = gone or self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
         elif not os.path.exists(f"{node.project.base}/{IMAGE_JSON}"):
@@ -145,7 +186,9 @@ class Judge:
         path = f"{node.project.base}/{ARTIFACT}"
         try:
             status = os.stat(path)
-        except FileNotFoundError:
+        except OSError as error:
+            if os.path.islink(path):
+                return f"image.sqsh leads nowhere: {os.readlink(path)}: {error.strerror}"
             return "image.sqsh is missing"
         if published is None or status.st_size != published.size_bytes:
             return f"image.sqsh is damaged: it has {status.st_size} bytes"
@@ -183,16 +226,26 @@ class Judge:
                 causes.append(Cause(part, words.get(part, f"{part} changed"), old, new))
         return causes
 
+    def _gone(self, node: ImageNode, record: Record, image_id: str) -> str | None:
+        if self.offers is None or self.offers.official.root != record.adopted_from:
+            return f"adopted from {record.adopted_from}, which images_root does not name any more"
+        return self.offers.gone(node, image_id)
+
     def _facts(self, name: str) -> Facts | None:
+        """The facts of an image as they are recorded, or will be when it has been adopted."""
+        offered = self.offers.facts(name) if self.offers is not None else None
+        return offered or self._recorded(name)
+
+    def _recorded(self, name: str) -> Facts | None:
         record = self._checkout.records.get(Step.PODMAN, name)
         return record.facts if record is not None else None
 
     def _after(self, step: Step, name: str) -> list[Cause]:
-        fresh = self.step(step, name).fresh
-        return [] if fresh else [Cause(step, f"{step}:{name} runs before it", upstream=True)]
+        settled = self.step(step, name).settled
+        return [] if settled else [Cause(step, f"{step}:{name} runs before it", upstream=True)]
 
     def _failure(self, status: StepStatus, name: str) -> Failure | None:
-        if status.fresh:
+        if status.settled:
             return None
         failure = self._checkout.records.failure(status.step, name)
         try:

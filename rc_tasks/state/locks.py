@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.state.files import refused
 
 _TOUCH_S = 5.0
+_LOOK_S = 0.5
 _LOST_S = 60.0
 _TRIES = 10
 
@@ -40,8 +42,11 @@ class LockedError(RcError):
 
 
 @contextlib.contextmanager
-def held(path: Path, step: str) -> Iterator[None]:
-    """Hold the lock while the block runs; raises LockedError when somebody else has it."""
+def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock while the block runs; raises LockedError when somebody else has it.
+
+    With `wait`, wait for it instead, and say so.
+    """
     mine = Holder(
         step,
         getpass.getuser(),
@@ -51,7 +56,7 @@ def held(path: Path, step: str) -> Iterator[None]:
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
     try:
-        descriptor = _take(path, mine)
+        descriptor = _take_in_turn(path, mine) if wait else _take(path, mine)
     except OSError as error:
         raise refused(error, path) or error from None
     stop = threading.Event()
@@ -82,6 +87,23 @@ def holder(path: Path) -> Holder | None:
     if untouched_s > _LOST_S or _gone(found):
         return None
     return found
+
+
+def _take_in_turn(path: Path, mine: Holder) -> int:
+    told = None
+    while True:
+        try:
+            return _take(path, mine)
+        except LockedError:
+            theirs = holder(path)
+            if theirs is not None and theirs != told:
+                told = theirs
+                where = f"on {theirs.node}, process {theirs.pid}"
+                print(
+                    f"waiting for {theirs.user}, who does {theirs.step} since {theirs.since} ({where})",
+                    flush=True,
+                )
+            time.sleep(_LOOK_S)
 
 
 def _take(path: Path, mine: Holder) -> int:

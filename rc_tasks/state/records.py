@@ -1,6 +1,7 @@
 """What each step made, and from what: one small JSON file per step, written the moment it ends."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -50,7 +51,8 @@ class Record:
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
     `commit` is empty outside git, `dirty` says that the project's directory differed from it;
-    `tools` holds versions by program; `intermediate` are the images that podman's cache is made of.
+    `tools` holds versions by program.
+    `adopted_from`: the official checkout whose image this is; empty for one that was built here.
     """
 
     inputs: Mapping[str, str]
@@ -65,7 +67,7 @@ class Record:
     commit: str = ""
     dirty: bool = False
     tools: Mapping[str, str] = field(default_factory=dict)
-    intermediate: tuple[str, ...] = ()
+    adopted_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,26 +147,8 @@ class Records:
     def _read(self, task: str) -> Record | None:
         try:
             with open(f"{self.directory}/{task}.json", "rb") as file:
-                found = json.loads(file.read())
-            if found["schema"] != SCHEMA or found["task"] != task:
-                return None
-            facts, artifact = found["facts"], found["artifact"]
-            return Record(
-                inputs=dict(found["inputs"]),
-                started_at=found["started_at"],
-                ended_at=found["ended_at"],
-                duration_s=float(found["duration_s"]),
-                node=found["node"],
-                job_id=found["job_id"],
-                builder=found.get("builder", ""),
-                commit=found.get("commit", ""),
-                dirty=found.get("dirty", False),
-                tools=dict(found.get("tools", {})),
-                intermediate=tuple(found.get("intermediate", ())),
-                facts=_facts(facts) if facts else None,
-                artifact=_artifact(artifact) if artifact else None,
-            )
-        except (OSError, ValueError, TypeError, KeyError):
+                return parse(file.read(), task)
+        except OSError:
             return None
 
     def _path(self, task: str) -> Path:
@@ -177,6 +161,41 @@ class Records:
     def _remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def edition(record: Record | None) -> str:
+    """A short digest that tells a record from those of all other endings of its step."""
+    return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
+
+
+def parse(text: bytes, task: str) -> Record | None:
+    """The record in a file of a task's; None when it is damaged or another one's.
+
+    Only its form is certain then, not the types of its values.
+    """
+    try:
+        found = json.loads(text)
+        if found["schema"] != SCHEMA or found["task"] != task:
+            return None
+        facts, artifact = found["facts"], found["artifact"]
+        return Record(
+            inputs=dict(found["inputs"]),
+            started_at=found["started_at"],
+            ended_at=found["ended_at"],
+            duration_s=float(found["duration_s"]),
+            node=found["node"],
+            job_id=found["job_id"],
+            builder=found.get("builder", ""),
+            commit=found.get("commit", ""),
+            dirty=found.get("dirty", False),
+            tools=dict(found.get("tools", {})),
+            adopted_from=found.get("adopted_from", ""),
+            facts=_facts(facts) if facts else None,
+            artifact=_artifact(artifact) if artifact else None,
+        )
+    # An endless nesting, a number without end: JSON holds more than a record.
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 # Key by key: a later version may write more, and must not make everything stale by that.

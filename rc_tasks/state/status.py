@@ -17,6 +17,10 @@ class State(StrEnum):
     BUILDING = "building"
 
 
+# The part of a cause that a run settles without building.
+OFFICIAL = "official"
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """One reason for a step to run.
@@ -45,9 +49,19 @@ class StepStatus:
         return not self.causes
 
     @property
+    def adoptable(self) -> bool:
+        """The official image is to be taken in place of a run."""
+        return any(cause.part == OFFICIAL for cause in self.causes)
+
+    @property
+    def settled(self) -> bool:
+        """No work: fresh, or as good as fresh because the official image will be taken."""
+        return self.fresh or self.adoptable
+
+    @property
     def certain(self) -> bool:
         """It will run whatever the steps before it make."""
-        return any(not cause.upstream for cause in self.causes)
+        return not self.adoptable and any(not cause.upstream for cause in self.causes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`python -m rc_tasks.steps podman|enroot|env NAME`: one step, here and now, in the current checkout.
 
-`python -m rc_tasks.steps check` checks this node instead.
+`python -m rc_tasks.steps check` checks this node instead, and `clear` removes what this job has of
+podman's images on it.
 """
 
 import contextlib
@@ -14,15 +15,19 @@ from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.files import refused, sweep_temporaries
 from rc_tasks.state.locks import LockedError, held
-from rc_tasks.state.records import Step
+from rc_tasks.state.records import Step, edition
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.command import Command
 
 
-def run(checkout: Checkout, step: Step, name: str) -> None:
-    """Carry out one step while holding the image's lock."""
+def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
+    """Carry out one step while holding the image's lock.
+
+    `seen` is the `edition` of the record that the caller knows: when there is another one by now,
+    somebody else has done the step, and LockedError is raised.
+    """
     project = checkout.graph.resolve(name).project
     name = project.name
     if not os.access(project.directory, os.W_OK):
@@ -33,6 +38,8 @@ def run(checkout: Checkout, step: Step, name: str) -> None:
             hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
         )
     with held(checkout.lock(name), f"{step}:{name}"):
+        if seen and seen != edition(checkout.records.get(step, name)):
+            raise LockedError(f"{step}:{name} was done by somebody else just now")
         project = checkout.graph.images[name].project
         for file in (project.image_json, project.edf):
             sweep_temporaries(file)
@@ -54,8 +61,10 @@ def run(checkout: Checkout, step: Step, name: str) -> None:
 
 def main(argv: list[str]) -> int:
     """The exit status: 0 done, 1 failed and said why, 2 wrong arguments."""
-    if argv != ["check"] and (len(argv) != 2 or argv[0] not in set(Step)):
-        print("usage: python -m rc_tasks.steps podman|enroot|env NAME, or check", file=sys.stderr)
+    if argv not in (["check"], ["clear"]) and (len(argv) not in {2, 3} or argv[0] not in set(Step)):
+        print(
+            "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, or clear", file=sys.stderr
+        )
         return 2
     # A job that is cancelled or runs out of time gets TERM: leave as with Ctrl-C, with all cleaned up.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -68,12 +77,19 @@ def main(argv: list[str]) -> int:
 
             print_findings(checkout)
             return 0
-        step, name = Step(argv[0]), argv[1]
-        if step is Step.ENROOT and podman.rootless():
-            # Only in podman's user namespace can an image be mounted and all of its files be read.
-            inner = Command((sys.executable, "-m", "rc_tasks.steps", *argv), cwd=checkout.root)
-            return command.stream(nodes.storage(checkout.settings.podman).unshare(inner), None)
-        run(checkout, step, name)
+        if argv == ["clear"]:
+            nodes.clear(checkout.settings.podman)
+            return 0
+        step, name, seen = Step(argv[0]), argv[1], "".join(argv[2:])
+        if step is Step.ENV:
+            run(checkout, step, name, seen)
+            return 0
+        with nodes.prepared(checkout.settings.podman) as engine:
+            if step is Step.ENROOT and podman.rootless():
+                # Only in podman's user namespace can an image be mounted and all of its files be read.
+                inner = Command((sys.executable, "-m", "rc_tasks.steps", *argv), cwd=checkout.root)
+                return command.stream(engine.unshare(inner), None)
+            run(checkout, step, name, seen)
     except RcError as error:
         sys.stdout.flush()
         print(f"{_mark(error)}\n{error}", file=sys.stderr, flush=True)

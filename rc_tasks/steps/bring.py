@@ -1,45 +1,160 @@
-"""Brings a built image of this checkout into the node's podman, by image ID."""
+"""Brings images into the node's podman by image ID: never one that only has the same name."""
 
 import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from rc_tasks.errors import CommandError, RcError
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.state.catalogue import Pulled
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.locks import held
+from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
+from rc_tasks.steps.outcome import NeedsError
 from rc_tasks.tools.podman import Podman
+
+# How long podman may take from an image's name in its storage to its manifest: a few small files.
+_COMMIT_S = 2.0
+_MENDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """The images that a build starts from, in the node's podman.
+
+    `ids` maps each name in the Dockerfile to an image ID, and `digests` those of registries to the
+    manifest digest there. `pulls`: there are images of another platform, which podman pulls itself.
+    """
+
+    ids: Mapping[str, str]
+    digests: Mapping[str, str]
+    pulls: bool
 
 
 def bring(checkout: Checkout, podman: Podman, name: str) -> str:
-    """Make sure that the node has the image as it was recorded; returns its ID.
+    """Make sure that the node has an image of this checkout as it was recorded; returns its ID.
 
-    Never an image that only has the same name. Raises CommandError when it is nowhere to be had.
+    Raises NeedsError when it is nowhere to be had any more, CommandError when it was never built.
     """
+    image_id = _recorded(checkout, name)
+    _bring(checkout, podman, {image_id: name})
+    return image_id
+
+
+def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> Bases:
+    """Make sure that the node has what an image is built from; bases that are new are pulled.
+
+    A stage that the image is not made of is passed over by podman, so that its bases are not needed.
+    """
+    used = [base for base in node.dockerfile.bases if base.stage in node.dockerfile.needed]
+    local = {base.name: node.local[base.name] for base in used if base.name in node.local}
+    foreign = {base.name for base in used if base.foreign and base.name not in local}
+    remote = {base.name for base in used} - set(local) - foreign
+    ids = {written: _recorded(checkout, name) for written, name in local.items()}
+    _bring(checkout, podman, {ids[written]: name for written, name in local.items()})
+    pulled = {reference: _pulled(checkout, podman, reference) for reference in sorted(remote)}
+    ids |= {reference: base.image_id for reference, base in pulled.items()}
+    digests = {reference: base.digest for reference, base in pulled.items()}
+    digests |= {reference: podman.pull_missing(reference) for reference in _labelled(node) & foreign}
+    return Bases(ids, digests, bool(foreign))
+
+
+def bring_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str]) -> None:
+    """Make a rebuild on another node resume where the Dockerfile changed, as on the node that built it.
+
+    podman answers an instruction from cache when the image that it made is there; `keys` are those of
+    the Dockerfile as it is now. What cannot be brought costs only time.
+    """
+    useful = {"", *keys}
+    official = official_of(checkout)
+    known = (*checkout.store.catalogue.cache(name), *(official.cache(name) if official else ()))
+    cached = [image.image_id for image in known if image.key in useful]
+    with contextlib.suppress(RcError):
+        lacking = podman.lacking(cached)
+        left = checkout.store.bring(podman, *lacking) if lacking else ()
+        if official is not None and left:
+            official.bring(podman, *left)
+
+
+def mend(podman: Podman) -> None:
+    """Remove the images that a killed podman left half-written: they make `podman images` fail."""
+    for _ in range(_MENDS):
+        image_id = podman.half_written()
+        if not image_id:
+            return
+        # One that another build is just writing looks the same, for a moment.
+        time.sleep(_COMMIT_S)
+        if podman.half_written() == image_id:
+            print(f"removing image {image_id[:12]}, which a killed podman left half-written", flush=True)
+            podman.remove_image(image_id)
+
+
+def _recorded(checkout: Checkout, name: str) -> str:
     record = checkout.records.get(Step.PODMAN, name)
     if record is None or record.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
-    image_id = record.facts.image_id
-    if podman.exists(image_id):
-        return image_id
-    if checkout.store.has(image_id):
-        nodes.require("skopeo", "skopeo")
-        print(f"bringing {name} ({image_id[:12]}) from the store", flush=True)
-        checkout.store.bring(podman, image_id)
-        return image_id
-    raise CommandError(
-        f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name} nor in the store",
-        hint=f"doit forget podman:{name} && doit build:{name}",
-    )
+    return record.facts.image_id
 
 
-def bring_cache(checkout: Checkout, podman: Podman, name: str) -> None:
-    """Make a rebuild on another node resume where the Dockerfile changed, as on the node that built it.
+def _bring(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
+    """Bring images of this checkout, given by ID with their names."""
+    lacking = podman.lacking(names)
+    for image_id in lacking:
+        if checkout.store.has(image_id):
+            print(f"bringing {names[image_id]} ({image_id[:12]}) from the store", flush=True)
+    left = checkout.store.bring(podman, *lacking) if lacking else ()
+    official = official_of(checkout) if left else None
+    for image_id in official.bring(podman, *left) if official is not None else left:
+        raise NeedsError(
+            names[image_id],
+            f"image {image_id[:12]} of {names[image_id]} is neither on {nodes.this_node().name} nor"
+            " whole in the store",
+            hint=f"doit forget podman:{names[image_id]} && doit build:{names[image_id]}",
+        )
 
-    podman answers an instruction from cache when the image that it made is there. What cannot be
-    brought costs only time.
-    """
-    record = checkout.records.get(Step.PODMAN, name)
-    if record is None or record.facts is None or podman.exists(record.facts.image_id):
-        return
-    with contextlib.suppress(RcError):
-        for image_id in (*record.intermediate, record.facts.image_id):
-            checkout.store.bring(podman, image_id)
+
+def _pulled(checkout: Checkout, podman: Podman, reference: str) -> Pulled:
+    """A base of a registry: from the store when any node has pulled it before."""
+    if not checkout.settings.store.enabled:
+        return _pull(podman, reference)
+    catalogue, architecture = checkout.store.catalogue, checkout.architecture
+    found = catalogue.base(reference, architecture)
+    if found is not None and _from_store(checkout, podman, found):
+        return found
+    official = official_of(checkout)
+    theirs = official.base(reference, architecture) if official is not None else None
+    if official is not None and theirs is not None:
+        lacking = podman.lacking((theirs.image_id,))
+        if not lacking or not official.bring(podman, theirs.image_id):
+            return theirs
+    with held(catalogue.base_lock(reference, architecture), f"the pull of {reference}", wait=True):
+        found = catalogue.base(reference, architecture)
+        if found is not None and _from_store(checkout, podman, found):
+            return found
+        found = _pull(podman, reference)
+        checkout.store.put(podman, podman.inspect(found.image_id))
+        catalogue.put_base(found, architecture)
+    return found
+
+
+def _from_store(checkout: Checkout, podman: Podman, pulled: Pulled) -> bool:
+    if podman.lacking((pulled.image_id,)):
+        if not checkout.store.has(pulled.image_id):
+            return False
+        print(f"bringing {pulled.reference} ({pulled.image_id[:12]}) from the store", flush=True)
+        return not checkout.store.bring(podman, pulled.image_id)
+    return True
+
+
+def _pull(podman: Podman, reference: str) -> Pulled:
+    digest = podman.pull_missing(reference)
+    image_id = podman.inspect(reference).id
+    return Pulled(reference, digest, image_id, nodes.now(), nodes.this_node().name)
+
+
+def _labelled(node: ImageNode) -> set[str]:
+    base = node.dockerfile.final_base
+    return {base.name} if base is not None else set()

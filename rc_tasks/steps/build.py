@@ -1,15 +1,22 @@
 """The podman step: from a Dockerfile to an image in the store."""
 
-from dataclasses import replace
+import contextlib
+import itertools
+import os
+import tempfile
+from pathlib import Path
 
-from rc_tasks.errors import CommandError
+from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Facts, Step
+from rc_tasks.state.store import Store
+from rc_tasks.steps import cache
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.bring import bring, bring_cache
+from rc_tasks.steps.bring import Bases, bring_bases, bring_cache, mend
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
@@ -19,45 +26,83 @@ _LABEL = "org.opencontainers.image"
 
 
 def build(checkout: Checkout, name: str) -> None:
-    """Build an image on this node and put it in the store. Raises CommandError when podman fails."""
+    """Build an image on this node and put it in the store.
+
+    Raises CommandError when podman fails, NeedsError when a base has to be built again first.
+    """
     node = checkout.graph.resolve(name)
     start = nodes.begin()
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)
     podman = nodes.storage(checkout.settings.podman)
-    if checkout.settings.store.enabled:
-        nodes.require("skopeo", "skopeo")
-    bases = {written: bring(checkout, podman, base) for written, base in node.local.items()}
-    bring_cache(checkout, podman, name)
-    try:
-        image = _build(checkout, podman, node, bases)
-    except CommandError as error:
-        # A misspelt base is pulled from a registry, where it is not.
-        error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
-        raise
-    intermediate: tuple[str, ...] = ()
-    if checkout.settings.store.enabled:
-        checkout.store.put(podman, image)
-        intermediate = podman.intermediate(image.id, bases.values())
-        for each in podman.inspect_all(intermediate):
-            checkout.store.put(podman, each)
+    mend(podman)
+    image = _made(checkout, podman, node)
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
-    record = nodes.record(
-        start, node.project, inputs, facts=facts, tools=tools, intermediate=intermediate
-    )
+    record = nodes.record(start, node.project, inputs, facts=facts, tools=tools)
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
     checkout.records.put(Step.PODMAN, name, record)
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
-def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str, str]) -> Image:
+def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> Image:
+    """The image, built and in the store with all that podman's cache needs on another node."""
+    name, store = node.project.name, checkout.store
+    stores = checkout.settings.store.enabled
+    made = cache.Made()
+    try:
+        bases = bring_bases(checkout, podman, node)
+        labels = _labels(checkout, node, bases)
+        made.keys = cache.keys(node, bases.ids, labels)
+        if stores:
+            bring_cache(checkout, podman, name, itertools.chain(*made.keys))
+        image = _build(checkout, podman, node, bases, labels, made)
+    except CommandError as error:
+        # A misspelt base is pulled from a registry, where it is not.
+        error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
+        if stores:
+            # What did not fail need not be done again, wherever it is tried next.
+            with contextlib.suppress(RcError, OSError):
+                _put_cache(checkout, podman, name, made, failed=True)
+        raise
+    if stores:
+        store.put(podman, image, beside=_beside(checkout))
+        _put_cache(checkout, podman, name, made)
+    return image
+
+
+def _beside(checkout: Checkout) -> Store | None:
+    """The official store, which a clone need not copy the layers of its bases from."""
+    official = official_of(checkout)
+    return official.store if official is not None and official.trusted else None
+
+
+def _put_cache(
+    checkout: Checkout, podman: Podman, name: str, made: cache.Made, *, failed: bool = False
+) -> None:
+    store, beside = checkout.store, _beside(checkout)
+    cached = made.images(podman)
+    # The last one of each stage brings all layers of those before it.
+    new = [each.image_id for each in reversed(cached) if not store.has(each.image_id)]
+    for image in podman.inspect_all(new):
+        store.put(podman, image, beside=beside)
+    if cached or not failed:
+        store.catalogue.put_cache(name, cached, failed=failed)
+
+
+def _build(
+    checkout: Checkout,
+    podman: Podman,
+    node: ImageNode,
+    bases: Bases,
+    labels: dict[str, str],
+    made: cache.Made,
+) -> Image:
     project = node.project
-    labels = _labels(checkout, podman, node)
-    with nodes.scratch() as scratch, nodes.building(podman):
-        iidfile, ignorefile = scratch / "iid", scratch / "ignore"
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch, nodes.building(podman):
+        iidfile, ignorefile = Path(scratch, "iid"), Path(scratch, "ignore")
         ignorefile.write_text(context.ignore_text(project.directory))
         wanted = podman.build(
             project.directory,
@@ -65,7 +110,7 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
             tag=f"localhost/{project.name}",
             iidfile=iidfile,
             ignorefile=ignorefile,
-            bases=bases,
+            bases=bases.ids,
             build_args=node.recipe.build_args,
             labels=labels,
             # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
@@ -74,9 +119,10 @@ def _build(checkout: Checkout, podman: Podman, node: ImageNode, bases: dict[str,
             else None,
             secrets=node.recipe.secrets,
             volumes=checkout.settings.podman.volumes,
+            pulls=bases.pulls,
+            open_files=nodes.open_files(),
         )
-        # podman's own temporary files go with ours, also when it is killed.
-        returncode = command.stream(replace(wanted, env={"TMPDIR": str(scratch)}), None)
+        returncode = command.watch(wanted, made.see)
         if returncode != 0:
             raise CommandError(
                 f"podman build {command.ending(returncode)}",
@@ -94,7 +140,7 @@ def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:
     return record is not None and record.facts is not None and record.facts.sets_entrypoint
 
 
-def _labels(checkout: Checkout, podman: Podman, node: ImageNode) -> dict[str, str]:
+def _labels(checkout: Checkout, node: ImageNode, bases: Bases) -> dict[str, str]:
     """Labels that are the same for every build of the same inputs: they are part of the image ID."""
     title, _, version = node.project.name.partition(":")
     labels = {f"{_LABEL}.title": title, f"{_LABEL}.version": version or "latest"}
@@ -109,5 +155,5 @@ def _labels(checkout: Checkout, podman: Podman, node: ImageNode) -> dict[str, st
         if record is not None and record.facts is not None:
             labels[f"{_LABEL}.base.digest"] = f"sha256:{record.facts.image_id}"
         elif local is None:
-            labels[f"{_LABEL}.base.digest"] = podman.pull_missing(base.name)
+            labels[f"{_LABEL}.base.digest"] = bases.digests[base.name]
     return labels

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -15,6 +14,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.settings import Compression, SquashMethod
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.steps import node as nodes
+from rc_tasks.steps import storage as storages
 from rc_tasks.tools import command, podman, squashfs
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
@@ -60,12 +60,15 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     yield from _skopeo(checkout)
     yield from _squash(checkout)
     yield from _space(checkout)
+    yield from _left(checkout)
     yield _files()
     yield _checkout(checkout)
 
 
 def _podman(checkout: Checkout) -> Iterator[Finding]:
     try:
+        # First, as it says where podman puts what it notes in a job.
+        engine = nodes.storage(checkout.settings.podman)
         version = podman.version()
     except RcError as error:
         yield Finding(Level.PROBLEM, error.what, error.hint or "")
@@ -76,14 +79,20 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
         )
         return
     try:
-        engine = nodes.storage(checkout.settings.podman)
         driver = command.capture(engine.command("info", "--format", "{{.Store.GraphDriverName}}")).stdout
     except RcError as error:
         yield Finding(Level.PROBLEM, f"podman does not start: {error.what}", _last(error))
         return
     driver = driver.strip()
-    yield Finding(Level.OK, f"podman {version}, storage driver {driver}")
-    if driver == "vfs":
+    programs = [option.partition("=")[2] for option in engine.options if "mount_program" in option]
+    through = f" through {programs[-1]}" if programs else ""
+    place = Path(engine.root).parent if engine.root else "podman's own storage"
+    yield Finding(Level.OK, f"podman {version}, storage driver {driver}{through} in {place}")
+    directory = storages.directory(checkout.settings.podman)
+    warning = storages.driver(checkout.settings.podman, directory).warning if directory else ""
+    if warning:
+        yield Finding(Level.WARNING, warning, "ask the site for fuse-overlayfs, or set podman.options")
+    elif driver == "vfs":
         yield Finding(
             Level.WARNING,
             "storage driver vfs copies the whole image for every instruction",
@@ -105,7 +114,12 @@ def _skopeo(checkout: Checkout) -> Iterator[Finding]:
     if not checkout.settings.store.enabled:
         yield Finding(Level.OK, "the store is off: images stay on the node that built them")
     elif command.which("skopeo") is None:
-        yield Finding(Level.PROBLEM, "skopeo was not found", "install skopeo, or set store = false")
+        yield Finding(
+            Level.WARNING,
+            "skopeo was not found: podman alone copies every layer of an image again, also those of its "
+            "base, each time that one is put into the store",
+            "install skopeo, or set store = false",
+        )
     else:
         yield Finding(Level.OK, "skopeo")
 
@@ -132,7 +146,7 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _space(checkout: Checkout) -> Iterator[Finding]:
-    places = [("the checkout", checkout.root), ("temporary files", Path(tempfile.gettempdir()))]
+    places = [("the checkout", checkout.root), ("temporary files", nodes.temporary_files())]
     with contextlib.suppress(RcError):  # told when podman was looked at
         if root := nodes.storage(checkout.settings.podman).root:
             places.append(("podman's images", Path(root).parent))
@@ -145,13 +159,23 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
             yield Finding(Level.OK, told)
 
 
-def _files() -> Finding:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if 0 <= limit < _WANTED_FILES:
-        return Finding(
-            Level.WARNING, f"at most {limit} open files", "large builds may need more: ulimit -Hn 65536"
+def _left(checkout: Checkout) -> Iterator[Finding]:
+    if left := storages.dead(checkout.settings.podman):
+        jobs = ", ".join(sorted(each.name for each in left))
+        yield Finding(
+            Level.WARNING,
+            f"images of jobs that have ended are in this node's memory: {jobs} ({left[0].parent})",
+            "the next step on this node removes them",
         )
-    return Finding(Level.OK, "open files: enough")
+
+
+def _files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if nodes.open_files() < _WANTED_FILES:
+        return Finding(
+            Level.WARNING, f"at most {hard} open files", "large builds may need more: ulimit -Hn 65536"
+        )
+    return Finding(Level.OK, f"open files: {nodes.open_files()} in steps and in RUN (here {soft})")
 
 
 def _checkout(checkout: Checkout) -> Finding:

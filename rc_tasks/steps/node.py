@@ -4,8 +4,9 @@ import contextlib
 import fcntl
 import getpass
 import os
-import re
+import resource
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rc_tasks.errors import SettingsError, ToolNotFoundError
+from rc_tasks.errors import ToolNotFoundError
 from rc_tasks.model.project import Project
 from rc_tasks.model.settings import PodmanSettings
 from rc_tasks.state.records import Artifact, Facts, Record
-from rc_tasks.tools import command, git, podman
+from rc_tasks.steps import storage as storages
+from rc_tasks.tools import command, git, podman, slurm
 from rc_tasks.tools.podman import Podman
 
-# podman 4.3 refuses to start with a longer one.
-_LONGEST_RUNROOT = 50
+_MOST_OPEN_FILES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,6 @@ def record(
     facts: Facts | None = None,
     artifact: Artifact | None = None,
     tools: Mapping[str, str] | None = None,
-    intermediate: tuple[str, ...] = (),
 ) -> Record:
     """The record of a step that ends now, on this node."""
     here = this_node()
@@ -83,7 +83,6 @@ def record(
         commit=commit.id if commit else "",
         dirty=commit is not None and commit.dirty,
         tools=tools or {},
-        intermediate=intermediate,
         facts=facts,
         artifact=artifact,
     )
@@ -92,30 +91,17 @@ def record(
 def storage(settings: PodmanSettings) -> Podman:
     """podman on this node, with the storage that the settings give it."""
     command.require("podman", podman.INSTALL_HINT)
-    root = runroot = ""
-    in_job = bool(os.environ.get("SLURM_JOB_ID"))
-    wanted = _expanded(settings.storage)
-    if wanted == "auto":
-        # Nodes are diskless and home directories are no place for overlay file systems.
-        # Of the directory above as well: whoever owns that could exchange ours.
-        user = os.environ.get("USER", str(os.getuid()))
-        mine = Path("/dev/shm", user)  # noqa: S108 - `_own` refuses what others put there
-        wanted = str(_own(mine) / "rc_tasks") if in_job else ""
-    if wanted:
-        directory = _own(Path(wanted))
-        root, runroot = str(directory / "root"), str(directory / "run")
-        if len(runroot) > _LONGEST_RUNROOT:
-            raise SettingsError(
-                f"{directory} is too long: podman wants at most {_LONGEST_RUNROOT} characters with /run",
-                where="podman.storage",
-                hint="set podman.storage to a shorter path, such as /dev/shm/${USER}/images",
-            )
+    directory = storages.directory(settings)
+    driver = storages.Driver(settings.driver, settings.options)
+    if directory is not None:
+        storages.use_runtime_directory(directory)
+        driver = storages.driver(settings, directory)
+    in_job = slurm.job_id() is not None
     return Podman(
-        root=root,
-        runroot=runroot,
-        # Without a driver, a storage elsewhere would take the one of podman's default storage.
-        driver=settings.driver or ("overlay" if root else ""),
-        options=settings.options,
+        root=str(storages.root(directory)) if directory else "",
+        runroot=str(storages.runroot(directory)) if directory else "",
+        driver=driver.name,
+        options=driver.options,
         network=settings.network,
         isolation=settings.isolation,
         runtime=settings.runtime,
@@ -123,42 +109,82 @@ def storage(settings: PodmanSettings) -> Podman:
     )
 
 
-def _own(directory: Path) -> Path:
-    """A directory that nobody else could have put there: images are made of what lies in it."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        raise SettingsError(
-            f"{directory} belongs to somebody else",
-            where="podman.storage",
-            hint="set podman.storage to a directory of your own, such as /dev/shm/${USER}/images",
-        )
-    return directory
+@contextlib.contextmanager
+def prepared(settings: PodmanSettings) -> Iterator[Podman]:
+    """podman for one step, with what it needs around it: temporary space, open files, a clear node.
+
+    Changes the environment and the limits of this process, for all that it starts.
+    """
+    limit = open_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    with _scratch() as scratch, _temporary_files_in(scratch):
+        engine = storage(settings)
+        for left in storages.dead(settings):
+            storages.remove(left, engine)
+            told = "could not be cleared" if left.exists() else "cleared"
+            print(f"podman's images of job {left.name}, which has ended: {told} ({left})", flush=True)
+        directory = storages.directory(settings)
+        # Not once more in podman's namespace.
+        warning = storages.driver(settings, directory).warning if directory and podman.rootless() else ""
+        if warning:
+            print(f"warning: {warning}", flush=True)
+        yield engine
 
 
-def _expanded(text: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ:
-            raise SettingsError(
-                f"the variable {name} is not set on this node",
-                where=f"podman.storage = {text!r}",
-                hint="use a variable that every node has, such as ${USER}",
-            )
-        return os.environ[name]
+def clear(settings: PodmanSettings) -> None:
+    """Remove what this job has of podman's images on this node, unless a setting names the place."""
+    mine = storages.of_this_job(settings)
+    if mine is not None and mine.is_dir():
+        storages.remove(mine, storage(settings))
 
-    return re.sub(r"\$\{(\w+)\}", value, text)
+
+def temporary_files() -> Path:
+    """Where steps have their temporary files, whole layers among them."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - in a directory of our own there
+
+
+def open_files() -> int:
+    """How many files a process may have open here if it asks for all it can get."""
+    # Old programs close every number up to the limit before they start another, which with the
+    # thousand million of some hosts takes minutes.
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MOST_OPEN_FILES)
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
+def _scratch() -> Iterator[Path]:
     """A private directory on this node for one step; what killed steps left of theirs goes first."""
-    parent = Path(os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108  (where podman puts whole layers)
+    parent = temporary_files()
     for left in parent.glob("rc_tasks.*.*"):
         with contextlib.suppress(OSError, ValueError):
-            if left.stat().st_uid == os.getuid() and not _runs(int(left.name.split(".")[1])):
-                shutil.rmtree(left)
+            if left.lstat().st_uid == os.getuid() and not _runs(int(left.name.split(".")[1])):
+                _end_rooted_in(left)
+                # What a RUN has mounted of the host is not ours to delete.
+                if not storages.mounts_below(left):
+                    shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=f"rc_tasks.{os.getpid()}.", dir=parent) as made:
         yield Path(made)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Let podman's, skopeo's and our own temporary files lie there, to go with it after a kill too."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        tempfile.tempdir = None
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _end_rooted_in(directory: Path) -> None:
+    """End what a RUN has started in the background and a killed podman has left (chroot isolation)."""
+    for process in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if Path(os.readlink(f"/proc/{int(process)}/root")).is_relative_to(directory):
+                os.kill(int(process), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def sweep(directory: Path) -> None:
     with os.scandir(directory) as entries:
         left = [each for each in entries if _TEMPORARY.fullmatch(each.name)]
     for each in left:
-        if each.is_file(follow_symlinks=False):
+        # Of an adopted image only the link goes.
+        if each.is_symlink() or each.is_file(follow_symlinks=False):
             Path(each.path).unlink(missing_ok=True)
 
 

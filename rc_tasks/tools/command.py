@@ -3,16 +3,19 @@
 import contextlib
 import ctypes
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, TextIO
 
 from rc_tasks.errors import CommandError, ToolNotFoundError
 
@@ -20,6 +23,34 @@ from rc_tasks.errors import CommandError, ToolNotFoundError
 GRACE_S = 10.0
 # How many of a failed tool's last lines an error shows.
 TAIL_LINES = 15
+# Ends what we have started when we are killed and can do it no more: a shell that we tell the groups of
+# our commands and that reads on until we are gone. Not prctl(2)'s death signal: that reaches podman,
+# and not what a RUN has started in the background.
+_GUARD = """
+groups=
+while read -r sign group; do
+    others=
+    for each in $groups; do [ "$each" = "$group" ] || others="$others $each"; done
+    groups=$others
+    [ "$sign" = - ] || groups="$groups $group"
+done
+tell() {
+    left=
+    for each in $groups; do kill -s "$1" -- "-$each" && left="$left $each"; done
+    groups=$left
+}
+tell TERM
+tenths=0
+while [ -n "$groups" ] && [ "$tenths" -lt "$1" ]; do
+    sleep 0.1
+    tell 0
+    tenths=$((tenths + 1))
+done
+tell KILL
+"""
+# What a command runs below until the guard knows its group: told by us, it could be too late. Without us
+# to tell it there is no command.
+_ANNOUNCED = 'echo "+ $$" 1<>"$0" && exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +154,104 @@ def stream(command: Command, log: IO[bytes] | None, *, grace_s: float = GRACE_S)
         return process.wait()
 
 
+def watch(command: Command, seen: Callable[[str], None]) -> int:
+    """As `stream` to our own output; each line of it, standard error too, is also given to `seen`."""
+    sys.stdout.flush()
+    with _started(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - for mypy
+        _pass_lines(process, process.stdout, sys.stdout, seen)
+        return process.wait()
+
+
+def interact(command: Command, seen: Callable[[str], None] | None = None) -> int:
+    """Run a command at our own terminal, to which Ctrl-C and the like belong until it ends.
+
+    Returns the exit status, negative for a signal. `seen` is given each line of its standard error,
+    which goes to ours all the same; a shell would not believe itself at a terminal then.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        # The terminal itself tells INT and QUIT to all that run at it.
+        if number not in (signal.SIGINT, signal.SIGQUIT):
+            early.append(number)
+            for process in started:
+                process.send_signal(number)
+
+    # Not SIG_IGN, which the command would inherit.
+    passed = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in passed}
+    try:
+        with _popen(
+            command,
+            stdin=None,
+            stdout=None,
+            stderr=None if seen is None else subprocess.PIPE,
+            # Only our own session has the terminal.
+            start_new_session=False,
+        ) as process:
+            started.append(process)
+            for number in early:
+                process.send_signal(number)
+            if process.stderr is not None and seen is not None:
+                _pass_lines(process, process.stderr, sys.stderr, seen)
+            return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Companion:
+    """A command that runs beside us and is told by the end of its standard input to end.
+
+    That comes with our own end too, however we end. It is none of those that `end_all` ends: what
+    others need until they have ended is closed last.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self._process = _popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        with _lock:
+            _companions.add(self._process)
+            # It may be busy with something else than its standard input.
+            _tell_guard("+", self._process)
+
+    def lines(self) -> Iterator[str]:
+        """The lines of its output and errors as they come; it may be read on later."""
+        for line in self._process.stdout or ():
+            yield line.decode(errors="replace").rstrip("\n")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
+
+    def close(self, grace_s: float = GRACE_S) -> int:
+        """Let it end, make it end after `grace_s`; returns its exit status."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            _signal_group(self._process, signal.SIGTERM)
+            _end(self._process, time.monotonic() + GRACE_S)
+        returncode = self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        with _lock:
+            if self._process in _companions:
+                _companions.remove(self._process)
+                _tell_guard("-", self._process)
+        return returncode
+
+
 def failure(
     command: Command, returncode: int, lines: list[str], *, hint: str | None = None
 ) -> CommandError:
@@ -165,6 +294,8 @@ def end_with_parent() -> None:
 
 
 _running: set[subprocess.Popen[bytes]] = set()
+_companions: set[subprocess.Popen[bytes]] = set()
+_guards: list[subprocess.Popen[bytes]] = []
 _lock = threading.Lock()
 
 
@@ -177,16 +308,87 @@ def _started(
     stderr: int | IO[bytes] | None,
     grace_s: float = GRACE_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
+    process = _popen(command, stdin=stdin, stdout=stdout, stderr=stderr, before=_announced(command))
+    with _lock:
+        _running.add(process)
     try:
-        process = subprocess.Popen(
-            command.argv,
+        yield process
+    finally:
+        # Also when the command has ended: what it started may live on if it was killed.
+        if process.poll() is None or _group_lives(process):
+            _signal_group(process, signal.SIGTERM)
+            _end(process, time.monotonic() + grace_s)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        with _lock:
+            _running.discard(process)
+            _tell_guard("-", process)
+
+
+def _announced(command: Command) -> tuple[str, ...]:
+    with _lock:
+        pipe = _guard().stdin
+    # What cannot be started has to fail by itself with the reason, and not with 127 as a shell does.
+    if pipe is None or not _found(command):
+        return ()
+    return ("sh", "-c", _ANNOUNCED, f"/proc/{os.getpid()}/fd/{pipe.fileno()}")
+
+
+def _found(command: Command) -> bool:
+    program = command.argv[0]
+    # As execvp(3) looks for it: a name with a slash from the directory in which the command will run.
+    path = str((command.cwd or Path()) / program) if os.sep in program else program
+    return shutil.which(path, path=command.environment().get("PATH", os.defpath)) is not None
+
+
+def _tell_guard(sign: str, *processes: subprocess.Popen[bytes]) -> None:
+    """Say that groups have begun (`+`) or ended (`-`); the lock is held."""
+    if (pipe := _guard().stdin) is not None and processes:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write("".join(f"{sign} {each.pid}\n" for each in processes).encode())
+
+
+def _guard() -> subprocess.Popen[bytes]:
+    """The guard, started when there is none or somebody has ended it; the lock is held."""
+    if not _guards or _guards[-1].poll() is not None:
+        # What we are asked to end may take as long itself to end what it has started.
+        argv = ("sh", "-c", _GUARD, "sh", f"{2 * GRACE_S * 10:.0f}")
+        nothing = subprocess.DEVNULL
+        _guards.append(
+            subprocess.Popen(
+                argv,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=nothing,
+                stderr=nothing,
+                cwd="/",
+                start_new_session=True,
+            )
+        )
+        _tell_guard("+", *_running, *_companions)
+    return _guards[-1]
+
+
+def _popen(
+    command: Command,
+    *,
+    stdin: int | None,
+    stdout: int | IO[bytes] | None,
+    stderr: int | IO[bytes] | None,
+    start_new_session: bool = True,
+    before: tuple[str, ...] = (),
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            (*before, *command.argv),
             cwd=command.cwd,
             env=command.environment(),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             # Its own session: Ctrl-C reaches us alone, and we end the whole group, grandchildren too.
-            start_new_session=True,
+            start_new_session=start_new_session,
         )
     except FileNotFoundError:
         raise ToolNotFoundError(
@@ -196,19 +398,28 @@ def _started(
         ) from None
     except OSError as error:
         raise CommandError(f"cannot start {command}: {error.strerror}") from None
-    with _lock:
-        _running.add(process)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _signal_group(process, signal.SIGTERM)
-            _end(process, time.monotonic() + grace_s)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        with _lock:
-            _running.discard(process)
+
+
+def _pass_lines(
+    process: subprocess.Popen[bytes], pipe: IO[bytes], out: TextIO, seen: Callable[[str], None]
+) -> None:
+    """Copy what comes through a pipe, until its end or that of the process."""
+    rest = b""
+    while True:
+        if not select.select([pipe], [], [], 0.2)[0]:
+            # What the command started and left behind may hold the pipe open for ever.
+            if process.poll() is not None:
+                return
+            continue
+        chunk = os.read(pipe.fileno(), 1 << 16)
+        if not chunk:
+            return
+        out.buffer.write(chunk)
+        out.flush()
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-(1 << 16) :]
+        for line in lines:
+            seen(line.decode(errors="replace"))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -233,4 +444,15 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    # For the kernel the dead count until an init collects them, which one in a container may never do.
+    return any(_lives_in(process.pid, entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _lives_in(group: int, pid: str) -> bool:
+    try:
+        stat = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    # proc(5): state, parent and group follow the name, which may hold anything, also ")".
+    state, _, pgrp = stat.rpartition(")")[2].split()[:3]
+    return int(pgrp) == group and state not in "ZX"

@@ -1,11 +1,13 @@
 """podman: building, inspecting and mounting images in one storage of one node."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
 import signal
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,15 +90,21 @@ class Podman:
         target: str | None = None,
         secrets: Iterable[str] = (),
         volumes: Iterable[str] = (),
+        pulls: bool = False,
+        open_files: int = 0,
     ) -> Command:
-        """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs."""
+        """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs.
+
+        `pulls`: podman pulls the images that are not among them. `open_files`: how many a RUN may have.
+        """
         argv = [
             "build",
             # The label would name podman's version, and so change the image ID with every upgrade.
             "--identity-label=false",
             # The OCI format has no place for SHELL and HEALTHCHECK and drops them with a warning.
             *("--format", "docker"),
-            *("--pull=missing",),
+            # What is not given as a base below was left to podman on purpose, or is a mistake.
+            f"--pull={'missing' if pulls else 'never'}",
             *("--tag", tag),
             *("--iidfile", str(iidfile)),
             *("--file", str(dockerfile)),
@@ -115,6 +123,9 @@ class Podman:
             argv += ["--build-arg", f"{key}={value}"]
         for key, value in sorted(labels.items()):
             argv += ["--label", f"{key}={value}"]
+        if open_files:
+            # podman's own default for RUN can be 1024, whatever the limit outside.
+            argv += ["--ulimit", f"nofile={open_files}:{open_files}"]
         for secret in secrets:
             argv += ["--secret", secret]
         for volume in volumes:
@@ -140,19 +151,24 @@ class Podman:
             return ()
         return parse_inspect(command.capture(self.command("image", "inspect", *wanted)).stdout)
 
-    def intermediate(self, image_id: str, bases: Collection[str]) -> tuple[str, ...]:
-        """The unnamed images that a build left between its bases and the image, lowest first.
+    def held(self, images: Iterable[str]) -> tuple[str, ...]:
+        """The IDs of those images, given by whole or short IDs, that this storage holds whole."""
+        wanted = tuple(images)
+        if not wanted:
+            return ()
+        # It prints those that it finds also when others are missing or half-written.
+        done = command.capture(
+            self.command("image", "inspect", "--format", "{{.Id}}", *wanted), check=False
+        )
+        if done.returncode != 0 and not re.search("not known|no such|locating item", done.stderr):
+            raise command.failure(done.command, done.returncode, done.stderr.splitlines())
+        return tuple(done.stdout.split())
 
-        With them at hand, podman answers unchanged instructions from cache.
-        """
-        listed = command.capture(self.command("images", "--all", "--format", "json")).stdout
-        images = {found["Id"]: found for found in json.loads(listed)}
-        chain: list[str] = []
-        parent = images.get(image_id, {}).get("ParentId")
-        while parent in images and parent not in bases and not images[parent].get("Names"):
-            chain.insert(0, parent)
-            parent = images[parent].get("ParentId")
-        return tuple(chain)
+    def lacking(self, image_ids: Iterable[str]) -> tuple[str, ...]:
+        """Those of the images, each once, that this storage does not hold."""
+        wanted = tuple(dict.fromkeys(image_ids))
+        held = set(self.held(wanted))
+        return tuple(image_id for image_id in wanted if image_id not in held)
 
     def pull_missing(self, reference: str) -> str:
         """Pull an image unless the storage has it; returns its manifest digest, `sha256:…`."""
@@ -165,6 +181,46 @@ class Podman:
                 )
         done = command.capture(self.command("image", "inspect", "--format", "{{.Digest}}", reference))
         return done.stdout.strip()
+
+    def pull_directories(self, directories: Iterable[Path]) -> Command:
+        """`podman pull` of images in `dir:` form, all at once; they get no names here."""
+        return self.command("pull", "--quiet", *(f"dir:{directory}" for directory in directories))
+
+    def push_directory(self, image_id: str, directory: Path) -> Command:
+        """`podman push` of an image into `dir:` form: all layers, uncompressed as in the storage."""
+        return self.command("push", "--quiet", image_id, f"dir:{directory}")
+
+    def config(self, image_id: str) -> bytes | None:
+        """An image's configuration, byte for byte: its SHA-256 is the image ID.
+
+        It is read where containers/storage keeps it (its images.go), at no cost; None when it is not
+        found there, as with images of an additional store.
+        """
+        root = self.root
+        if not root:
+            info = self.command("info", "--format", "{{.Store.GraphRoot}}")
+            root = command.capture(info).stdout.removesuffix("\n")
+        name = base64.b64encode(f"sha256:{image_id}".encode()).decode()
+        for path in Path(root).glob(f"*-images/{image_id}/={name}"):
+            with contextlib.suppress(OSError):
+                found = path.read_bytes()
+                if hashlib.sha256(found).hexdigest() == image_id:
+                    return found
+        return None
+
+    def half_written(self) -> str:
+        """The ID of an image that a killed podman did not finish writing, or an empty string.
+
+        One suffices for `podman images` to fail for ever. An image that is being written just now
+        looks the same.
+        """
+        done = command.capture(self.command("images", "--quiet"), check=False)
+        found = re.search(r'locating item named .* for image with ID "([0-9a-f]{64})"', done.stderr)
+        return found[1] if found is not None and done.returncode != 0 else ""
+
+    def remove_image(self, image_id: str) -> None:
+        """Delete an image with its names, and the containers that use it; a missing one is fine."""
+        command.capture(self.command("image", "rm", "--force", image_id), check=False)
 
     @contextlib.contextmanager
     def mounted(self, image_id: str, *, name: str) -> Iterator[Path]:
@@ -215,6 +271,58 @@ class Podman:
             container, _, name = line.partition(" ")
             if "working-container" in name:
                 self.remove(container)
+
+    def run(
+        self,
+        image: str,
+        argv: Iterable[str],
+        *,
+        rootfs: bool = False,
+        mounts: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        unset: Iterable[str] = (),
+        workdir: str = "",
+        entrypoint: bool = False,
+        writable: bool = True,
+        devices: Iterable[str] = (),
+        limits: Mapping[str, str] | None = None,
+        terminal: bool = False,
+    ) -> Command:
+        """`podman run` for a person: standard input is theirs, and nothing is left when it ends.
+
+        `image` is an ID, a reference, or with `rootfs` a directory. `mounts` are values of --mount.
+        """
+        flags = [
+            "run",
+            "--rm",
+            "--interactive",
+            *(("--tty",) if terminal else ()),
+            # Ctrl-P is a key of every shell and editor, and podman would wait for another one after it.
+            "--detach-keys=",
+            # All output would be written to a file or the journal as well.
+            "--log-driver=none",
+            # As in Enroot and the Container Engine: one network, and /dev/shm has no limit of 64 MB.
+            *("--network=host", "--shm-size=0"),
+            # SELinux lets a container read nothing of the host that was not labelled for it.
+            "--security-opt=label=disable",
+            # Without root this is the caller, whoever USER in the Dockerfile names: mounts are theirs.
+            "--user=0:0",
+        ]
+        # As large as root's may be, podman asks for more, which root of a container must not have.
+        flags += [f"--ulimit={name}={value}" for name, value in (limits or {}).items()]
+        flags += [f"--mount={mount}" for mount in mounts]
+        flags += [f"--device={device}" for device in devices]
+        flags += [f"--unsetenv={name}" for name in unset]
+        flags += [f"--env={name}={value}" for name, value in (env or {}).items()]
+        if workdir:
+            flags.append(f"--workdir={workdir}")
+        if not entrypoint:
+            flags.append("--entrypoint=")
+        if not writable:
+            flags.append("--read-only")
+        if rootfs:
+            flags.append("--rootfs")
+        return self.command(*flags, image, *argv)
 
 
 def rootless() -> bool:

@@ -1,9 +1,14 @@
-"""skopeo: copying images between a podman storage and directories, without a registry."""
+"""skopeo: writing only those layers of an image that are new, which podman alone cannot."""
 
 from pathlib import Path
 
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
+
+
+def available() -> bool:
+    """Whether this node has skopeo."""
+    return command.which("skopeo") is not None
 
 
 def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
@@ -22,11 +27,7 @@ def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
     )
 
 
-def copy_from_directory(directory: Path, destination: str) -> Command:
-    """Copy an image from skopeo's `dir:` form into another place."""
-    return Command(("skopeo", "copy", "--quiet", f"dir:{directory}", destination))
-
-
-def raw_config(source: str) -> str:
+def raw_config(source: str) -> bytes:
     """An image's configuration, byte for byte: its SHA-256 is the image ID."""
-    return command.capture(Command(("skopeo", "inspect", "--config", "--raw", source))).stdout
+    done = command.capture(Command(("skopeo", "inspect", "--config", "--raw", source)))
+    return done.stdout.encode()

@@ -1,12 +1,14 @@
 """Slurm: sending a command to a compute node, and reading what Slurm says when that fails."""
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, SlurmError
+from rc_tasks.errors import CommandError, NodeError, SlurmError, ToolNotFoundError
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 
@@ -21,6 +23,7 @@ _CONFIGURATIONS = (
 )
 # Longer than a DNS server needs to answer, shorter than a missing one takes to be given up.
 _PROBE_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 30.0
 
 # What tells Slurm's programs which cluster and which job they talk to. All other SLURM_ variables of
 # a job are what its own srun or sbatch was asked for, and srun takes them as its own options:
@@ -39,6 +42,9 @@ _KEPT = frozenset(
 )
 
 
+# The line after which an allocation is ours.
+GRANTED = "== granted"
+
 # What runs as the task. Standard output and error share one pipe, as through two their lines arrive in
 # another order. The shell outlives a command that is ended by a signal: when the task itself is, srun
 # drops what it has not read yet (in 31 of 100 runs, Slurm 22.05). It also lives on while the command
@@ -50,7 +56,7 @@ _TASK = 'exec 2>&1; trap : TERM INT HUP; "$@"; exit $?'
 class StepRequest:
     """What a command needs of Slurm. Empty strings and zeros leave the choice to Slurm.
 
-    In an allocation only `job_name`, `cpus` and `extra` count: the allocation has the rest already.
+    In an allocation only `job_name`, `cpus`, `node` and `extra` count: it has the rest already.
     """
 
     job_name: str
@@ -58,6 +64,7 @@ class StepRequest:
     partition: str = ""
     time_limit_min: int = 0
     cpus: int = 0
+    node: str = ""
     extra: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -95,38 +102,152 @@ def in_step() -> bool:
     return job_id() is not None and "SLURM_STEP_ID" in os.environ
 
 
-def allocate(request: StepRequest, nodes: int = 1) -> str:
-    """Wait for an allocation and return its job ID; `release` gives it back. Raises SlurmError."""
-    argv = [
-        "salloc",
-        # The allocation stays when salloc ends; steps name it with --jobid.
-        "--no-shell",
-        f"--nodes={nodes}",
-        # One task a node, so that --cpus-per-task is what each node gives.
-        "--ntasks-per-node=1",
-        *_job_options(request),
-        *_step_options(request),
-    ]
-    command.require("salloc", INSTALL_HINT)
-    done = command.capture(Command(tuple(argv)), check=False)
-    lines = done.stderr.splitlines()
-    granted = re.search(r"Granted job allocation (\d+)", done.stderr)
-    if done.returncode == 0 and granted is not None:
-        return granted[1]
-    error = explain(done.returncode, lines, request)
-    raise error or command.failure(done.command, done.returncode, lines)
+# What an allocation of ours runs beside us: it tells what was granted, then waits for the end of its
+# standard input. That comes with our own end, however we end, and salloc gives the nodes back.
+_HOLDER = f'env | grep "^SLURM_"; scontrol show hostnames; echo "{GRANTED}"; exec cat'
 
 
-def release(allocation: str) -> None:
-    """Give an allocation back, ending what still runs in it; one that has ended already is fine."""
-    command.capture(Command(("scancel", "--quiet", allocation)), check=False)
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """An allocation: its job ID, and the CPUs that it has on each of its nodes."""
+
+    job_id: str
+    cpus: Mapping[str, int]
+
+
+class Allocation:
+    """An allocation of our own: asked for at once, given back by `release` or with our own end.
+
+    `job_name` is one by which `cancel` can find the job again if all else fails.
+    """
+
+    def __init__(self, request: StepRequest, nodes: int, job_name: str) -> None:
+        command.require("salloc", INSTALL_HINT)
+        self._request = request
+        self._job_name = job_name
+        self._lines: list[str] = []
+        self._granted = False
+        argv = [
+            "salloc",
+            f"--nodes={nodes}",
+            # One task a node, so that --cpus-per-task is what each node gives.
+            "--ntasks-per-node=1",
+            # Without it, all steps end when one of several nodes fails.
+            "--no-kill",
+            # Whose CPUs are not counted gets whole nodes: with Slurm's default, one CPU of each.
+            *([] if request.cpus else ["--exclusive"]),
+            *_job_options(request),
+            *_step_options(request),
+            f"--job-name={job_name}",
+        ]
+        unset = frozenset(name for name in os.environ if _inherited(name))
+        self._process = command.Companion(Command((*argv, "sh", "-c", _HOLDER), unset=unset))
+
+    def wait(self, queued: Callable[[str], None]) -> Granted:
+        """What was granted, once it is; `queued` is told the job ID if Slurm makes us wait.
+
+        Raises SlurmError when it is refused.
+        """
+        # Closed from another thread, its output ends with an error.
+        with contextlib.suppress(ValueError):
+            for line in self._process.lines():
+                if line == GRANTED:
+                    self._granted = True
+                    return granted(self._lines)
+                self._lines.append(line)
+                if found := re.search(r"Pending job allocation (\d+)", line):
+                    queued(found[1])
+        # Its end by Ctrl-C and the like is ours, and told elsewhere.
+        returncode = self._process.close() or 1
+        error = explain(returncode, self._lines, self._request)
+        raise error or SlurmError(
+            f"Slurm gave no allocation for {self._request}",
+            quote=tuple(self._lines[-command.TAIL_LINES :]),
+            hint="`squeue --me` and `scontrol ping` tell how Slurm is",
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over: given back, out of time, cancelled, preempted."""
+        return self._process.ended
+
+    def release(self) -> None:
+        """Give the allocation back, ending what still runs in it; one that has ended is fine."""
+        # While salloc waits in the queue, it does not look at its standard input.
+        if self._process.close(command.GRACE_S if self._granted else 0) != 0:
+            # Without its salloc, a job goes on until its time is over.
+            cancel(self._job_name)
+
+
+def around_us() -> Granted:
+    """The allocation that this process runs in. Raises CommandError when Slurm does not tell."""
+    variables = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("SLURM_")]
+    hosts = command.capture(Command(("scontrol", "show", "hostnames"))).stdout
+    return granted([*variables, *hosts.splitlines()])
+
+
+def granted(lines: Iterable[str]) -> Granted:
+    """An allocation from the `SLURM_` variables of a process in it and the names of its nodes."""
+    variables, nodes = {}, []
+    for line in lines:
+        if line.startswith("SLURM_"):
+            key, _, value = line.partition("=")
+            variables[key] = value
+        elif line and not said(line):
+            nodes.append(line)
+    # Such as `72(x2),36`, in the order of the nodes (salloc(1), SLURM_JOB_CPUS_PER_NODE).
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_JOB_CPUS_PER_NODE", ""))
+    cpus = chain.from_iterable(repeat(int(count), int(times or 1)) for count, times in found)
+    return Granted(
+        variables.get("SLURM_JOB_ID", ""),
+        dict(zip(nodes, chain(cpus, repeat(1)), strict=False)),
+    )
+
+
+def time_left_s(job_id: str) -> float | None:
+    """How long a job may still run; None when it has no limit, or Slurm does not tell."""
+    asked = Command(("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+    found = re.fullmatch(
+        r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", command.capture(asked, check=False).stdout.strip()
+    )
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def state(job_id: str) -> tuple[str, str]:
+    """A job's state such as `PENDING` or `TIMEOUT`, and Slurm's reason; empty when it forgot the job."""
+    asked = Command(("squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T %r"))
+    found, _, reason = command.capture(asked, check=False).stdout.strip().partition(" ")
+    return found, reason
+
+
+def running_jobs() -> frozenset[str] | None:
+    """The IDs of this user's jobs that have not ended; None when Slurm cannot say."""
+    argv = ("squeue", "--noheader", f"--user={os.getuid()}", "--format=%A")
+    try:
+        done = command.capture(Command(argv), timeout_s=_ANSWER_TIMEOUT_S, check=False)
+    except (CommandError, ToolNotFoundError):
+        return None
+    return frozenset(done.stdout.split()) if done.returncode == 0 else None
+
+
+def cancel(job_name: str) -> list[str]:
+    """End our own jobs of a name, waiting or running; returns their IDs."""
+    ours = (f"--user={os.getuid()}", f"--name={job_name}")
+    asked = Command(("squeue", "--noheader", "--format=%A", "--states=pending,running", *ours))
+    found = command.capture(asked, check=False).stdout.split()
+    if found:
+        command.capture(Command(("scancel", "--quiet", *ours)), check=False)
+    return found
 
 
 def srun(inner: Command, request: StepRequest, *, allocation: str | None = None) -> Command:
     """`inner` as one task on one compute node, its output and exit status being srun's.
 
-    A step of `allocation` (that of `allocate`), else of the job that we run in, else of a job of
-    its own. Standard error joins standard output; a signal N comes back as exit status 128+N.
+    A step of `allocation` (a job ID), else of the job that we run in, else of a job of its own.
+    Standard error joins standard output; a signal N comes back as exit status 128+N.
     """
     argv = [
         "srun",
@@ -147,9 +268,31 @@ def srun(inner: Command, request: StepRequest, *, allocation: str | None = None)
         # Without --exact a step takes all CPUs of its node and the next one waits for its end. Inside
         # a step all may be taken by that step itself, so that an inner one would wait for ever.
         argv.append("--overlap" if in_step() else "--exact")
+        if request.node:
+            argv.append(f"--nodelist={request.node}")
         unset = frozenset(name for name in os.environ if _inherited(name))
     argv += ("sh", "-c", _TASK, "sh")
     return replace(inner.wrapped(*argv), unset=inner.unset | unset)
+
+
+def attached(
+    inner: Command, request: StepRequest, *, terminal: bool, options: tuple[str, ...] = ()
+) -> Command:
+    """`inner` as one task for a person who waits: standard input is theirs, and so is the terminal.
+
+    A step of the job that we run in, else a job of its own. `options` are further ones of srun.
+    """
+    argv = ["srun", "--nodes=1", "--ntasks=1", "--export=ALL", *_step_options(request)]
+    unset = frozenset[str]()
+    if job_id() is None:
+        argv += _job_options(request)
+    else:
+        # Whoever works in an allocation may have a step open in it already, and waits for no other.
+        argv.append("--overlap")
+        unset = frozenset(name for name in os.environ if _inherited(name))
+    if terminal:
+        argv.append("--pty")
+    return replace(inner.wrapped(*argv, *options), unset=inner.unset | unset)
 
 
 def _job_options(request: StepRequest) -> list[str]:
@@ -172,11 +315,15 @@ def _inherited(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Cause:
-    """One way in which Slurm fails: its words, ours, and what to do next."""
+    """One way in which Slurm fails: its words, ours, and what to do next.
+
+    `elsewhere`: the step may be tried again, on another node or in another allocation.
+    """
 
     words: str
     what: str
     hint: str
+    elsewhere: bool = False
 
 
 # How Slurm ends what has started, whatever the exit status: srun 22.05 returns 0 when a node fails.
@@ -195,14 +342,16 @@ _ENDINGS = (
     ),
     _Cause(
         r"DUE TO NODE FAILURE|Node failure on",
-        "the node of {step} failed",
+        "{node} failed",
         "run `doit` again: finished steps are kept. If the same node fails again, leave it out with\n"
         '`slurm.extra`, as in ["--exclude=NODE"], and tell the site',
+        elsewhere=True,
     ),
     _Cause(
         r"DUE TO PREEMPTION|DUE TO JOB REQUEUE",
         "{step} had to make room for another job",
         "run `doit` again: finished steps are kept",
+        elsewhere=True,
     ),
     _Cause(
         r"forcing job termination",
@@ -211,15 +360,24 @@ _ENDINGS = (
         "run `doit` again: finished steps are kept",
     ),
     _Cause(
-        r"CANCELLED AT|Job has been cancelled|Job allocation \d+ has been revoked|Force Terminated job",
+        r"CANCELLED AT|Job has been cancelled|srun: Job allocation \d+ has been revoked"
+        r"|Force Terminated job",
         "{step} was cancelled, by somebody's scancel or by the site",
         "run `doit` again: finished steps are kept",
+    ),
+    _Cause(
+        r"Task launch for \S+ failed on node \S+: (Communication|Socket|Unable to contact)",
+        "Slurm could not start {step} on its node",
+        "the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are\n"
+        "kept",
+        elsewhere=True,
     ),
     _Cause(
         r"Timed out waiting for job step to complete",
         "Slurm lost sight of {step}",
         "its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps\n"
         "are kept",
+        elsewhere=True,
     ),
 )
 
@@ -242,10 +400,11 @@ _REFUSALS = (
         "controller; then run `doit` again",
     ),
     _Cause(
-        r"has expired|Invalid job id|Expired or invalid job|already completing",
+        r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
         "the allocation of {step} has ended",
         "its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer\n"
         "`slurm.time_limit_min` (now {time_limit})",
+        elsewhere=True,
     ),
     _Cause(
         r"QOS|qos",
@@ -293,10 +452,11 @@ _REFUSALS = (
 # The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host. A
 # wrong option is told with the name of the program alone.
 _SLURMS_WORDS = re.compile(r"(srun|salloc|slurmstepd\S*): ")
-# What srun says in passing and explains nothing. `Force Terminated StepId` also follows a command
-# that ended by a signal of its own.
+# What Slurm says in passing and explains nothing. `Force Terminated StepId` also follows a command
+# that ended by a signal of its own, and a refused allocation is sometimes revoked as well.
 _CHATTER = re.compile(
-    r"(srun|salloc): (job \d+ |Job \d+ step creation |Step created |Job step aborted: "
+    r"salloc: Job allocation \d+ has been revoked"
+    r"|(srun|salloc): (job \d+ |Job \d+ step creation |Step created |Job step aborted: "
     r"|Force Terminated StepId|Granted |Pending |Waiting |Relinquishing |Nodes )"
 )
 
@@ -321,12 +481,16 @@ def explain(returncode: int, lines: Sequence[str], request: StepRequest) -> Slur
         return None
     values = {
         "step": request.job_name,
+        "node": f"{request.node}, the node of {request.job_name},"
+        if request.node
+        else f"the node of {request.job_name}",
         "request": str(request),
         "time_limit": request.time_limit_min or "the partition's default",
         "cpus": request.cpus or "Slurm's default",
         "extra": " ".join(request.extra) or "empty",
     }
-    return SlurmError(
+    kind = NodeError if cause.elsewhere else SlurmError
+    return kind(
         cause.what.format(**values),
         quote=tuple(told[-command.TAIL_LINES :]),
         hint=cause.hint.format(**values),

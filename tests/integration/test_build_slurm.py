@@ -62,6 +62,7 @@ def test_images_are_built_on_the_nodes_and_then_nothing_is_left_to_do(
     ran = doit(root, "-n", "3", "build:both:latest", environ=environ)
     assert ran.status == 0, ran.text
     assert len(ran.started) == 12
+    assert ran.text.endswith("4 images: 4 built\nnext: doit local both:latest\n")
     for name in ("base", "projects/one:1", "projects/two:1", "projects/both:1"):
         subprocess.run(
             ["unsquashfs", "-s", root / name / "image.sqsh"], check=True, stdout=subprocess.PIPE
@@ -131,16 +132,28 @@ def test_inside_an_allocation_steps_are_job_steps_of_it(
     assert len(jobs) == 1, "all steps ran in the one job"
 
 
-def test_settings_and_project_toml_reach_slurm(root: Path, environ: dict[str, str]) -> None:
+def test_settings_and_project_toml_reach_slurm(
+    root: Path, environ: dict[str, str], cluster: Cluster
+) -> None:
     (root / "projects/one:1/project.toml").write_text(
         '[slurm]\npartition = "normal"\ntime_limit_min = 7\ncpus = 2\n'
     )
     ran = doit(root, "build:one", environ=environ)
     assert ran.status == 0, ran.text
     (log,) = (root / ".rc/logs/one:1/podman").glob("*.log")
-    command = log.read_text().splitlines()[0]
-    for option in ("--partition=normal", "--time=7", "--cpus-per-task=2"):
-        assert option in command
+    assert "--cpus-per-task=2" in log.read_text().splitlines()[0]
+    # A project that asks for another partition gets an allocation of its own there.
+    base, one = (job_of(root, f"podman:{name}") for name in ("base", "one:1"))
+    assert base != one
+    assert "Partition=debug " in cluster.client("scontrol", "show", "job", base).stdout
+    told = cluster.client("scontrol", "show", "job", one).stdout
+    assert "Partition=normal " in told and "TimeLimit=00:07:00" in told
+
+
+def job_of(root: Path, task: str) -> str:
+    """The job in which a step ran."""
+    found: str = json.loads((root / f".rc/state/{task}.json").read_text())["job_id"]
+    return found
 
 
 def test_a_refused_partition_is_told_once_with_the_setting(root: Path, environ: dict[str, str]) -> None:
@@ -156,7 +169,9 @@ def test_other_images_go_on_when_one_step_is_cancelled(
     (root / "projects/one:1/Dockerfile").write_text("FROM base\nRUN sleep 60\n")
     with start(root, "-n", "2", "--continue", environ=environ) as running:
         wait_for_log(root / ".rc/logs/one:1/podman", "sleep 60")
-        cluster.client("scancel", "--name=podman:one:1")
+        steps = cluster.client("squeue", "--steps", "--noheader", "--format=%i %j").stdout
+        (step,) = (line.split()[0] for line in steps.splitlines() if line.endswith("podman:one:1"))
+        cluster.client("scancel", step)
         text, _ = running.communicate(timeout=120)
     assert running.returncode != 0
     assert "FAILED  podman:one:1" in text and "cancelled" in text
@@ -180,7 +195,7 @@ def test_ctrl_c_ends_the_steps_and_keeps_what_is_finished(
         jobs = cluster.client("squeue", "--noheader", "--states=running,pending").stdout
         assert jobs.strip() == ""
         shutil.rmtree(root / ".rc/logs/one:1")
-    assert doit(root, "list", "base", environ=environ).text.splitlines()[1].split()[1] == "fresh"
+    assert "podman:base" not in doit(root, "plan", "base", environ=environ).text
 
 
 def wait_for_log(directory: Path, text: str, timeout_s: float = 60) -> None:

@@ -18,7 +18,7 @@ import pytest
 from rc_tasks.errors import SlurmError
 from rc_tasks.tools import command, slurm
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import StepRequest, explain, srun
+from rc_tasks.tools.slurm import Allocation, Granted, StepRequest, explain, srun
 from tests.support.cluster import ACCOUNT, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -70,10 +70,19 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def allocation(cluster: Cluster) -> Iterator[str]:
-    """An allocation of one node with two CPUs."""
-    granted = slurm.allocate(StepRequest("rc", account=ACCOUNT, cpus=2))
-    yield granted
-    slurm.release(granted)
+    """The job ID of an allocation of one node with two CPUs."""
+    with allocated(StepRequest("rc", account=ACCOUNT, cpus=2)) as granted:
+        yield granted.job_id
+
+
+@contextlib.contextmanager
+def allocated(request: StepRequest, nodes: int = 1) -> Iterator[Granted]:
+    """An allocation of our own, as a run takes one."""
+    taken = Allocation(request, nodes, "rc_tasks.test")
+    try:
+        yield taken.wait(lambda _job_id: None)
+    finally:
+        taken.release()
 
 
 def jobs(running: Cluster, state: str = "pending,running,completing") -> list[str]:
@@ -198,7 +207,7 @@ def test_the_nodes_are_different_ones(run: Run, cluster: Cluster) -> None:
     seen = set()
     for name in cluster.node_names:
         request = StepRequest("where", account=ACCOUNT, extra=(f"--nodelist={name}",))
-        seen.add(tuple(run(srun(sh("echo $SLURMD_NODENAME"), request))[1]))
+        seen.add(tuple(own(run(srun(sh("echo $SLURMD_NODENAME"), request))[1])))
     assert seen == {("node1",), ("node2",), ("node3",)}
 
 
@@ -267,17 +276,44 @@ def test_a_step_of_a_batch_script_takes_none_of_its_binding(cluster: Cluster, tm
 
 
 def test_an_allocation_is_given_back(cluster: Cluster) -> None:
-    granted = slurm.allocate(REQUEST, nodes=2)
-    assert jobs(cluster, "running") == [granted]
-    slurm.release(granted)
+    taken = Allocation(REQUEST, 2, "rc_tasks.test")
+    granted = taken.wait(lambda _job_id: None)
+    assert jobs(cluster, "running") == [granted.job_id]
+    assert granted.cpus == {"node1": 2, "node2": 2}
+    assert not taken.ended
+    taken.release()
+    assert taken.ended
     until(lambda: not jobs(cluster))
-    slurm.release(granted)
+    taken.release()
+
+
+def test_an_allocation_that_waits_is_told_and_can_be_given_back(cluster: Cluster) -> None:
+    with allocated(StepRequest("all", account=ACCOUNT, cpus=2), nodes=3):
+        queued: list[str] = []
+        with ThreadPoolExecutor() as threads:
+            taken = Allocation(REQUEST, 1, "rc_tasks.test")
+            waiting = threads.submit(taken.wait, queued.append)
+            until(lambda: queued)
+            assert jobs(cluster, "pending") == queued
+            assert slurm.state(queued[0]) == ("PENDING", "Resources")
+            taken.release()
+            with pytest.raises(SlurmError):
+                waiting.result(SOON_S)
+        until(lambda: not jobs(cluster, "pending"))
+
+
+def test_an_allocation_is_found_by_its_name(cluster: Cluster) -> None:
+    with allocated(REQUEST):
+        slurm.cancel("rc_tasks.other")
+        assert jobs(cluster, "running")
+        slurm.cancel("rc_tasks.test")
+        until(lambda: not jobs(cluster))
 
 
 def test_a_step_of_an_allocation_that_is_gone(run: Run) -> None:
-    granted = slurm.allocate(REQUEST)
-    slurm.release(granted)
-    returncode, lines = run(srun(sh("true"), REQUEST, allocation=granted))
+    with allocated(REQUEST) as granted:
+        pass
+    returncode, lines = run(srun(sh("true"), REQUEST, allocation=granted.job_id))
     text = told(returncode, lines)
     assert text.startswith("the allocation of podman:reasoning:2025.1 has ended\n  | srun: ")
 
@@ -345,7 +381,7 @@ def test_a_refusal_is_told_by_step_and_allocation_alike(
     assert text.splitlines()[0] == what
     assert quoted in text
     with pytest.raises(SlurmError) as refused:
-        slurm.allocate(request_)
+        Allocation(request_, 1, "rc_tasks.test").wait(lambda _job_id: None)
     assert str(refused.value).splitlines()[0] == what
     assert quoted in str(refused.value)
 
@@ -386,11 +422,11 @@ def test_a_cancelled_step(
 
 
 def test_a_cancelled_job_that_still_waits(run: Run, pool: ThreadPoolExecutor, cluster: Cluster) -> None:
-    slurm.allocate(StepRequest("all", account=ACCOUNT, cpus=2), nodes=3)
-    future = pool.submit(run, srun(sh("true"), REQUEST))
-    until(lambda: jobs(cluster, "pending"))
-    cluster.client("scancel", "--state=pending", f"--account={ACCOUNT}")
-    text = told(*future.result(SOON_S))
+    with allocated(StepRequest("all", account=ACCOUNT, cpus=2), nodes=3):
+        future = pool.submit(run, srun(sh("true"), REQUEST))
+        until(lambda: jobs(cluster, "pending"))
+        cluster.client("scancel", "--state=pending", f"--account={ACCOUNT}")
+        text = told(*future.result(SOON_S))
     assert text.startswith(
         "podman:reasoning:2025.1 was cancelled, by somebody's scancel or by the site\n"
     )
@@ -447,18 +483,21 @@ def test_ending_srun_ends_the_remote_processes(
     sleeper: tuple[Command, Path],
 ) -> None:
     inner, sign = sleeper
-    allocation = slurm.allocate(REQUEST) if where == "allocation" else None
-    future = in_background(pool, run, srun(inner, REQUEST, allocation=allocation), sign)
-    started = time.monotonic()
-    command.end_all()
-    returncode, lines = future.result(SOON_S)
-    assert time.monotonic() - started < 5
-    assert returncode != 0
-    assert told(returncode, lines).startswith(
-        "podman:reasoning:2025.1 was ended because its srun was told to end"
-    )
-    # An allocation outlives its steps; a job of the step's own does not.
-    until(lambda: jobs(cluster) == [allocation] if allocation else not jobs(cluster))
+    with contextlib.ExitStack() as taken:
+        allocation = None
+        if where == "allocation":
+            allocation = taken.enter_context(allocated(REQUEST)).job_id
+        future = in_background(pool, run, srun(inner, REQUEST, allocation=allocation), sign)
+        started = time.monotonic()
+        command.end_all()
+        returncode, lines = future.result(SOON_S)
+        assert time.monotonic() - started < 5
+        assert returncode != 0
+        assert told(returncode, lines).startswith(
+            "podman:reasoning:2025.1 was ended because its srun was told to end"
+        )
+        # An allocation outlives its steps; a job of the step's own does not.
+        until(lambda: jobs(cluster) == [allocation] if allocation else not jobs(cluster))
 
 
 @pytest.mark.parametrize("how", ["stop", "the tests are killed"])

@@ -485,7 +485,9 @@ def test_what_kill_9_leaves_is_cleared_by_the_next_run(
     ) as process:
         wait_for_a_temporary(final.parent, process)
         process.send_signal(signal.SIGKILL)
-    assert len(os.listdir(final.parent)) == len(containers(podman)) == 1
+    assert len(containers(podman)) == 1
+    # mksquashfs is ended as well, and may have taken its file away.
+    assert len(os.listdir(final.parent)) <= 1
     again = step(podman, image_id, final, method=method)
     subprocess.run(again, cwd=REPOSITORY, env=surroundings, check=True, capture_output=True)
     assert os.listdir(final.parent) == ["image.sqsh"]
@@ -498,9 +500,10 @@ def test_sweep_takes_nothing_else(tmp_path: Path) -> None:
         path.write_text("")
     folder, link = squash.temporary(tmp_path / "image.sqsh"), squash.temporary(tmp_path / "image.sqsh")
     folder.mkdir()
+    # Of an image that a clone was adopting; what it leads to stays.
     link.symlink_to("image.sqsh")
     squash.sweep(tmp_path)
-    assert set(os.listdir(tmp_path)) == {*kept, folder.name, link.name}
+    assert set(os.listdir(tmp_path)) == {*kept, folder.name}
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])

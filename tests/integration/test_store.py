@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import stat
@@ -16,13 +17,15 @@ import pytest
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.state.store import Store
-from rc_tasks.tools import command
+from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.images import BUSYBOX
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
 pytestmark = pytest.mark.podman
+
+SEED = 20260103
 
 # SHELL and HEALTHCHECK are what an OCI configuration cannot hold; one layer is there twice.
 RECIPE = """\
@@ -74,6 +77,14 @@ def config(podman: Podman, image: str) -> object:
     return json.loads(command.capture(podman.command("image", "inspect", image)).stdout)[0]["Config"]
 
 
+@pytest.fixture(params=["skopeo", "podman alone"])
+def writer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What images are put into the store with."""
+    if request.param != "skopeo":
+        monkeypatch.setattr(skopeo, "available", lambda: False)
+
+
+@pytest.mark.usefixtures("writer")
 def test_an_image_comes_back_as_it_was(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:
@@ -85,12 +96,29 @@ def test_an_image_comes_back_as_it_was(
     assert sorted(entry.name for entry in kept.directory.iterdir()) == ["blobs", "images"]
     with own_storage() as (empty, _):
         for image in reversed(images):
-            assert kept.bring(empty, image.id)
+            assert kept.bring(empty, image.id) == ()
             # The size of an image in a storage counts a layer that is there twice once or twice.
             assert replace(empty.inspect(image.id), size_bytes=image.size_bytes) == image
             assert config(empty, image.id) == config(podman, image.id)
         child = build(empty, directory_with(tmp_path, "Dockerfile"), f"FROM {images[0].id}\n")
         assert child.layers[: len(images[0].layers)] == images[0].layers
+        listed = command.capture(empty.command("images", "--format", "{{.Repository}}")).stdout
+        assert set(listed.split()) == {"<none>"}, "an image from the store has no name"
+
+
+def test_both_ways_of_writing_make_the_same_files(
+    podman: Podman, images: tuple[Image, Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    for image in images:
+        one.put(podman, image)
+    other.put(podman, images[0])
+    monkeypatch.setattr(skopeo, "available", lambda: False)
+    other.put(podman, images[1])
+    for image in images:
+        views = [each.directory / "images" / image.id for each in (one, other)]
+        first, second = ({path.name: path.read_bytes() for path in view.iterdir()} for view in views)
+        assert first == second
 
 
 def directory_with(parent: Path, *names: str) -> Path:
@@ -101,6 +129,7 @@ def directory_with(parent: Path, *names: str) -> Path:
     return made
 
 
+@pytest.mark.usefixtures("writer")
 def test_layers_that_are_there_are_not_written_again(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:
@@ -116,6 +145,7 @@ def test_layers_that_are_there_are_not_written_again(
     assert {images[1].id, images[1].layers[-1].removeprefix("sha256:")} <= after.keys() - before.keys()
 
 
+@pytest.mark.usefixtures("writer")
 def test_everybody_who_may_enter_the_checkout_can_read_the_store(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:
@@ -131,31 +161,111 @@ def test_everybody_who_may_enter_the_checkout_can_read_the_store(
 
 
 def test_what_is_nowhere_cannot_be_brought(podman: Podman, tmp_path: Path) -> None:
-    assert not store(tmp_path).bring(podman, "0" * 64)
+    nowhere = "0" * 64
+    assert store(tmp_path).bring(podman, nowhere) == (nowhere,)
     assert not (tmp_path / "it's: a store ü").exists()
 
 
-@pytest.mark.parametrize("damage", ["missing", "short"])
+def damage(blob: Path, how: str) -> None:
+    """What a file system, or somebody, may do to a file; the time of its last change stays."""
+    before = blob.stat()
+    if how == "missing":
+        blob.unlink()
+        return
+    if how == "short":
+        os.truncate(blob, before.st_size - 1)
+    else:
+        with blob.open("r+b") as file:
+            file.seek(before.st_size // 2)
+            byte = file.read(1)
+            file.seek(before.st_size // 2)
+            file.write(bytes([byte[0] ^ 1]))
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def blob_of(kept: Store, image: Image, part: str) -> Path:
+    digest = image.id if part == "config" else image.layers[0].removeprefix("sha256:")
+    return kept.directory / "blobs/sha256" / digest
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "one bit"])
 @pytest.mark.parametrize("part", ["layer", "config"])
-def test_a_damaged_image_is_told_and_counts_as_gone(
-    podman: Podman, images: tuple[Image, Image], tmp_path: Path, damage: str, part: str
+def test_what_is_damaged_is_told_and_gone(
+    podman: Podman,
+    images: tuple[Image, Image],
+    tmp_path: Path,
+    how: str,
+    part: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = store(tmp_path)
     for image in images:
         kept.put(podman, image)
-    digest = images[0].id if part == "config" else images[0].layers[0].removeprefix("sha256:")
-    blob = kept.directory / "blobs/sha256" / digest
-    if damage == "missing":
-        blob.unlink()
-    else:
-        os.truncate(blob, blob.stat().st_size - 1)
+    blob = blob_of(kept, images[0], part)
+    damage(blob, how)
     with own_storage() as (empty, _):
-        with pytest.raises(ArtifactError, match="lacks a part") as caught:
-            kept.bring(empty, images[0].id)
-        assert "run the same command again" in str(caught.value)
+        # Both have the layer, and only one the configuration.
+        alive = (images[1].id,) if part == "config" else ()
+        gone = tuple(image.id for image in images if image.id not in alive)
+        assert set(kept.bring(empty, *(image.id for image in images))) == set(gone)
+        assert [image.id for image in images if kept.has(image.id)] == list(alive)
+        told = capsys.readouterr().out
+        assert str(blob) in told and ("is missing" if how == "missing" else "is damaged") in told
+        assert not blob.exists()
+        assert list(kept.directory.glob(".put.*")) == []
+        for image in images:
+            kept.put(podman, image)
+        assert kept.bring(empty, *(image.id for image in images)) == ()
+        assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "one bit"])
+def test_a_store_of_somebody_else_is_told_and_left_alone(
+    podman: Podman,
+    images: tuple[Image, Image],
+    tmp_path: Path,
+    how: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = store(tmp_path)
+    kept.put(podman, images[0])
+    damage(blob_of(kept, images[0], "layer"), how)
+    before = everything(kept)
+    with own_storage() as (empty, _):
+        theirs = replace(kept, read_only=True)
+        assert theirs.bring(empty, images[0].id) == (images[0].id,)
+    assert "left as it is" in capsys.readouterr().out
+    assert everything(kept) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": 1, "layers": []}'])
+def test_a_manifest_that_cannot_be_read_is_told_and_gone(
+    podman: Podman, images: tuple[Image, Image], tmp_path: Path, text: str
+) -> None:
+    kept = store(tmp_path)
+    kept.put(podman, images[0])
+    (kept.directory / "images" / images[0].id / "manifest.json").write_text(text)
+    with own_storage() as (empty, _):
+        assert kept.bring(empty, images[0].id) == (images[0].id,)
         assert not kept.has(images[0].id)
         kept.put(podman, images[0])
-        assert kept.bring(empty, images[0].id)
+        assert kept.bring(empty, images[0].id) == ()
+
+
+def test_what_is_left_of_an_image_is_no_obstacle(
+    podman: Podman, images: tuple[Image, Image], tmp_path: Path
+) -> None:
+    kept = store(tmp_path)
+    left = kept.directory / "images" / images[0].id
+    left.mkdir(parents=True)
+    (left / "version").touch()
+    kept.put(podman, images[0])
+    with own_storage() as (empty, _):
+        assert kept.bring(empty, images[0].id) == ()
+
+
+def everything(kept: Store) -> set[tuple[str, int]]:
+    return {(str(path), path.lstat().st_mtime_ns) for path in kept.directory.rglob("*")}
 
 
 PUT = """
@@ -183,27 +293,88 @@ def test_several_may_put_the_same_image_at_once(
         _, errors = writer.communicate()
         assert writer.returncode == 0, errors.decode()
     with own_storage() as (empty, _):
-        assert all(kept.bring(empty, image.id) for image in images)
+        assert kept.bring(empty, *(image.id for image in images)) == ()
+
+
+# More than can be written in a moment.
+FILLER_BYTES = 60_000_000
+
+
+@pytest.fixture(scope="module")
+def large(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """An image that takes a while to write and to read."""
+    context = tmp_path_factory.mktemp("large")
+    (context / "filler").write_bytes(os.urandom(FILLER_BYTES))
+    return build(podman, context, "FROM scratch\nCOPY filler /\n")
 
 
 def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
-    podman: Podman, images: tuple[Image, Image], tmp_path: Path
+    podman: Podman, large: Image, tmp_path: Path
 ) -> None:
     kept = store(tmp_path)
+    chance = random.Random(SEED)
+    killed = 0
     with own_storage() as (empty, _):
-        for delay_s in (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
+        for _ in range(6):
             shutil.rmtree(kept.directory, ignore_errors=True)
-            with putting(podman, kept, images[1]) as writer:
-                time.sleep(delay_s)
-                writer.send_signal(signal.SIGKILL)
-                writer.communicate()
-            if kept.has(images[1].id):
-                assert kept.bring(empty, images[1].id)
-                command.capture(empty.command("image", "rm", "--force", images[1].id))
+            with putting(podman, kept, large) as writing:
+                time.sleep(chance.uniform(0.1, 0.7))
+                killed += writing.poll() is None
+                writing.send_signal(signal.SIGKILL)
+                writing.communicate()
+            was_whole = kept.has(large.id)
+            assert kept.bring(empty, large.id) == (() if was_whole else (large.id,))
             # Who comes next finds what is there already, whole or not, no obstacle.
-            kept.put(podman, images[1])
-            assert kept.bring(empty, images[1].id)
-            command.capture(empty.command("image", "rm", "--force", images[1].id))
+            kept.put(podman, large)
+            assert kept.bring(empty, large.id) == ()
+            empty.remove_image(large.id)
+    assert killed > 0
+
+
+def test_a_reader_that_is_killed_harms_neither_side(
+    podman: Podman, large: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where a step has podman's temporary files, and clears them.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    kept = store(tmp_path)
+    kept.put(podman, large)
+    before = everything(kept)
+    chance = random.Random(SEED)
+    with own_storage() as (empty, _):
+        for _ in range(6):
+            wanted = empty.pull_directories([kept.directory / "images" / large.id])
+            with subprocess.Popen(wanted.argv, stdout=subprocess.PIPE) as reading:
+                time.sleep(chance.uniform(0.05, 0.5))
+                reading.kill()
+            assert kept.bring(empty, large.id) == ()
+            assert not empty.half_written()
+            assert replace(empty.inspect(large.id), size_bytes=large.size_bytes) == large
+            empty.remove_image(large.id)
+    assert everything(kept) == before
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_full_disk_is_told_and_leaves_nothing(
+    podman: Podman, images: tuple[Image, Image], large: Image, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small), check=True)
+    try:
+        kept = Store(small / "store")
+        kept.put(podman, images[0])
+        before = everything(kept)
+        with pytest.raises(ArtifactError, match="no space left") as caught:
+            kept.put(podman, large)
+        assert str(kept.directory) in str(caught.value) and "quota" in str(caught.value)
+        assert not kept.has(large.id)
+        assert {path for path, _ in everything(kept)} == {path for path, _ in before}
+        with own_storage() as (empty, _):
+            assert kept.bring(empty, images[0].id) == ()
+    finally:
+        subprocess.run(("umount", small), check=True)
 
 
 def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
     python -m tests.support.cluster DIR
 
 starts one to play with and prints the lines that make a shell use it. Everything that it writes is
-below DIR. It has the partitions `debug` (default, half an hour at most), `normal` and `reserved`
-(account `a-admins` only), and takes jobs of the accounts `a-demo` and `a-admins` only.
+below DIR. It has the partitions `debug` (default, half an hour at most), `normal`, `reserved`
+(account `a-admins` only) and `spare` (its jobs are ended as soon as others need their nodes), and
+takes jobs of the accounts `a-demo` and `a-admins` only.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -75,10 +76,13 @@ SlurmdTimeout=30
 InactiveLimit=0
 # The defaults wait for a second between checks; tests are many and short.
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 {nodes}
 PartitionName=debug Default=YES MaxTime=30 DefaultTime=10 Nodes=ALL
 PartitionName=normal MaxTime=720 DefaultTime=60 Nodes=ALL
 PartitionName=reserved MaxTime=720 AllowAccounts={admin_account} Nodes=ALL
+PartitionName=spare MaxTime=720 PriorityTier=0 Nodes=ALL
 """
 
 # A site with slurmdbd refuses accounts with the same error number.
@@ -175,6 +179,46 @@ class Cluster:
         # Limits are whole minutes, but the end is a moment. Slurm checks every 30 s and cannot be
         # told to do so more often.
         self.client("scontrol", "update", f"jobid={job}", "endtime=now").check_returncode()
+
+    def end_jobs(self) -> None:
+        """Cancel every job; returns when none is left."""
+        jobs = ("squeue", "--noheader", "--format=%i", "--states=pending,running,completing")
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while found := self.client(*jobs).stdout.split():
+            self.client("scancel", *found)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"jobs {', '.join(found)} do not end")
+            time.sleep(0.1)
+
+    def kill_slurmd(self, name: str) -> None:
+        """Kill a node's slurmd alone: its steps go on, and the controller thinks that it is busy."""
+        _kill(lambda process: process.is_slurmd(self.directory, name))
+
+    def kill_node(self, name: str) -> None:
+        """Let a node die with all that runs on it, and let the controller know at once."""
+        self.kill_slurmd(name)
+        _kill(lambda process: process.is_on(self.directory, name))
+        # By itself it would notice after SlurmdTimeout.
+        self.client(
+            "scontrol", "update", f"nodename={name}", "state=down", "reason=test"
+        ).check_returncode()
+
+    def revive(self) -> None:
+        """Start every slurmd that was killed; their nodes take jobs again soon."""
+        assert self._keeper is not None
+        assert self._keeper.stdin is not None
+
+        def runs(name: str) -> bool:
+            return any(process.is_slurmd(self.directory, name) for process in processes())
+
+        for name in self.node_names:
+            if not runs(name):
+                self._keeper.stdin.write(f"{name}\n".encode())
+                self._keeper.stdin.flush()
+                deadline = time.monotonic() + READY_TIMEOUT_S
+                while not runs(name) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                self.client("scontrol", "update", f"nodename={name}", "state=resume")
 
     def stop(self) -> None:
         """End every job and every daemon; returns when none of their processes is left."""
@@ -286,7 +330,9 @@ def _keep(directory: Path, node_names: list[str]) -> None:
         daemon("slurmctld", "-D", "-f", str(conf))
         for name in node_names:
             daemon("slurmd", "-D", "-f", str(conf), "-N", name)
-        sys.stdin.buffer.read()
+        # A line is the name of a node whose slurmd was killed.
+        for line in sys.stdin:
+            daemon("slurmd", "-D", "-f", str(conf), "-N", line.strip())
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # Steps first, while their daemons can still tell srun about it.
@@ -299,6 +345,61 @@ def _keep(directory: Path, node_names: list[str]) -> None:
                 timeout=STOP_TIMEOUT_S,
             )
         _end_descendants()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as /proc shows it."""
+
+    pid: int
+    parent: int
+    argv: tuple[str, ...]
+    environment: frozenset[str]
+
+    def is_slurmd(self, cluster: Path, node: str) -> bool:
+        """Whether it is the slurmd of a node."""
+        return self.argv[-4:] == ("-f", f"{cluster}/slurm.conf", "-N", node)
+
+    def is_on(self, cluster: Path, node: str) -> bool:
+        """Whether it belongs to a step on a node."""
+        return self.environment >= {f"SLURM_CONF={cluster}/slurm.conf", f"SLURMD_NODENAME={node}"}
+
+
+def processes() -> list[Process]:
+    """All processes of this machine that can be looked at."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            argv = (entry / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+            environment = (entry / "environ").read_text(errors="replace").split("\0")
+            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            found.append(Process(int(entry.name), parent, tuple(argv), frozenset(environment)))
+    return found
+
+
+def _kill(chosen: Callable[[Process], bool]) -> None:
+    """Kill processes, the slurmstepd above them, and all below; returns when they are gone."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    doomed: set[int] = set()
+    while time.monotonic() < deadline:
+        found = processes()
+        by_pid = {process.pid: process for process in found}
+        generation = {process.pid for process in found if chosen(process)}
+        generation |= {
+            above.pid
+            for pid in generation
+            if (above := by_pid.get(by_pid[pid].parent)) and above.argv[0].startswith("slurmstepd")
+        }
+        while generation:
+            doomed |= generation
+            generation = {each.pid for each in found if each.parent in generation} - doomed
+        left = doomed & by_pid.keys()
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _reap() -> None:

@@ -3,11 +3,18 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import dockerfile_parse
+
+import rc_tasks
+from tests.support.tools import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +46,31 @@ def ordinary_user() -> Iterator[User]:
     finally:
         # Ends the process with which podman keeps the user's namespace.
         subprocess.run([*user.argv, "podman", "system", "migrate"], check=False, capture_output=True)
+        left = subprocess.run(
+            ["ps", "-u", name, "-o", "pid="], capture_output=True, text=True, check=False
+        )
+        for pid in left.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         shutil.rmtree(home)
+        shutil.rmtree(f"/dev/shm/{name}", ignore_errors=True)
         subprocess.run(["userdel", name], check=True)
+
+
+def python(user: User) -> tuple[str, ...]:
+    """A command that runs a Python of the user's own in which images can be built and squashed.
+
+    The one of these tests, and this checkout, can lie where only root may go.
+    """
+    copies = user.home / "python"
+    for package in (rc_tasks, dockerfile_parse):
+        found = Path(str(package.__file__)).parent
+        shutil.copytree(found, copies / found.name, ignore=shutil.ignore_patterns("__pycache__"))
+    probe = "import sys, rc_tasks.steps.__main__; assert sys.version_info >= (3, 11)"
+    for candidate in (sys.executable, "/usr/bin/python3"):
+        argv = ("env", f"PYTHONPATH={copies}", "PYTHONDONTWRITEBYTECODE=1", candidate)
+        done = subprocess.run([*user.argv, *argv, "-c", probe], check=False, capture_output=True)
+        if done.returncode == 0:
+            return argv
+    refuse("an ordinary user finds no Python 3.11 here")
+    raise AssertionError

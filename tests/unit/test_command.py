@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,52 @@ def test_ending_all_ends_whole_groups(tmp_path: Path, stubborn: bool) -> None:
             for _ in range(100):  # a killed process is there until it is reaped
                 os.kill(int(pid), 0)
                 time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["obeys", "ignores TERM"])
+def test_what_threads_have_started_ends_when_we_are_killed(tmp_path: Path, stubborn: bool) -> None:
+    """With all its children, and also when it does not obey; what had ended before is left alone."""
+    pids = tmp_path / "pids"
+    trap = 'trap "" TERM; ' if stubborn else ""
+    script = f'{trap}sleep 300 & echo $$ $! >> "$1"; wait'
+    program = f"""
+import threading
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+command.GRACE_S = 0.1
+command.capture(Command(("true",)))
+run = Command(("sh", "-c", {script!r}, "sh", {str(pids)!r}))
+for _ in range(4):
+    threading.Thread(target=command.capture, args=(run,)).start()
+command.stream(run, None)
+"""
+    with subprocess.Popen((sys.executable, "-c", program)) as killed:
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 10)
+        killed.kill()
+    for pid in pids.read_text().split():
+        wait_until(lambda pid=pid: not lives(int(pid)))  # type: ignore[misc]
+
+
+def test_what_a_killed_command_leaves_is_ended(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = sh('sleep 300 & echo $! > "$1"; kill -KILL $$', str(pid))
+    assert command.stream(script, None) == -signal.SIGKILL
+    assert not lives(int(pid.read_text()))
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; the dead are there until somebody collects them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_signals_have_names() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -151,3 +152,30 @@ def test_of_many_processes_one_is_inside_at_a_time(tmp_path: Path) -> None:
         assert process.returncode == 0, errors.decode()
     assert len((tmp_path / "done").read_text()) > 5
     assert list(lock.parent.iterdir()) == []
+
+
+def test_who_waits_says_for_whom_and_gets_its_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_LOOK_S", 0.01)
+    lock = tmp_path / "base.lock"
+    entered = threading.Event()
+
+    def wait() -> None:
+        with held(lock, "the pull of debian:12", wait=True):
+            entered.set()
+
+    with held(lock, "the pull of debian:12"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        deadline = time.monotonic() + 10
+        told = ""
+        while not told:
+            assert time.monotonic() < deadline
+            told += capsys.readouterr().out
+        assert "waiting for " in told and "the pull of debian:12 since " in told
+        assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()
+    assert "waiting" not in capsys.readouterr().out, "it is said once"
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Where podman keeps its images on a node, and what is refused there."""
+"""Where podman keeps its images on a node and with which driver, and what is refused there."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.settings import PodmanSettings
-from rc_tasks.steps import node
+from rc_tasks.steps import node, storage
 from tests.support.tools import require_tools
 
 
@@ -16,16 +16,64 @@ def podman_is_there() -> None:
     require_tools("podman")
 
 
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands for /dev/shm/USER/rc_tasks, in job 42."""
+    monkeypatch.setattr(storage, "_automatic", lambda _user, job: tmp_path / "me/rc_tasks" / job)
+    monkeypatch.setattr(storage, "_LONGEST_RUNROOT", 500)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    return tmp_path / "me/rc_tasks"
+
+
+def squeue(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A squeue that answers with what a shell script prints."""
+    directory.mkdir()
+    program = directory / "squeue"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
 def test_outside_slurm_podmans_own_storage_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     found = node.storage(PodmanSettings())
     assert (found.root, found.driver, found.cgroup_manager) == ("", "", "")
 
 
+@pytest.mark.parametrize(
+    ("user", "job", "place"),
+    [
+        ("mmueller", "1234567", "/dev/shm/mmueller/rc_tasks/1234567"),
+        ("a-user-of-20-charact", "1234567", "/dev/shm/a-user-of-20-charact/rc_tasks/1234567"),
+        ("a-user-of-21-characte", "1234567", f"/dev/shm/{os.getuid()}/rc_tasks/1234567"),
+    ],
+)
+def test_each_job_has_a_directory_that_is_short_enough(
+    user: str, job: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", user)
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    assert storage.of_this_job(PodmanSettings()) == Path(place)
+    assert len(f"{place}/run") <= 50
+    assert storage.of_this_job(PodmanSettings(storage="/tmp/mine")) is None
+    assert storage.of_this_job(PodmanSettings(storage="")) is None
+
+
+def test_in_a_job_it_is_a_directory_of_ours_alone(memory: Path) -> None:
+    found = node.storage(PodmanSettings())
+    assert (found.root, found.driver, found.cgroup_manager) == (
+        f"{memory}/42/root",
+        "overlay",
+        "cgroupfs",
+    )
+    for made in (memory.parent, memory, memory / "42"):
+        assert made.stat().st_mode & 0o777 == 0o700
+
+
 def test_variables_are_those_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURMD_NODENAME", "node1")
-    monkeypatch.setattr(node, "_LONGEST_RUNROOT", 500)
+    monkeypatch.setattr(storage, "_LONGEST_RUNROOT", 500)
     found = node.storage(PodmanSettings(storage=f"{tmp_path}/${{SLURMD_NODENAME}}"))
     assert found.root == f"{tmp_path}/node1/root"
     assert (tmp_path / "node1").stat().st_mode & 0o777 == 0o700
@@ -36,16 +84,169 @@ def test_variables_are_those_of_the_node(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_path_that_podman_would_refuse_is_refused_first() -> None:
     with pytest.raises(SettingsError, match="podman wants at most 50 characters"):
         node.storage(PodmanSettings(storage=f"/tmp/rc-test-{'x' * 40}"))
-    os.rmdir(f"/tmp/rc-test-{'x' * 40}")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("where", ["a setting", "user", "rc_tasks", "job", "link"])
 def test_what_somebody_else_could_have_put_there_is_refused(
+    where: str, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = {"user": memory.parent, "rc_tasks": memory}.get(where, memory / "42")
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    if where == "link":
+        planted.symlink_to("/usr")
+    else:
+        planted.mkdir()
+        os.chown(planted, 65534, 65534)
+    settings = PodmanSettings(storage=str(planted)) if where == "a setting" else PodmanSettings()
+    with pytest.raises(SettingsError, match="belongs to somebody else"):
+        node.storage(settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gone"),
+    [
+        ("echo 42; echo 43", ["41", "44"]),
+        ("echo 42; echo 410; echo 4", ["41", "43", "44"]),
+        ("", []),
+        ("echo 43", []),
+        ("echo 42; exit 1", []),
+        ("echo slurm_load_jobs error >&2; exit 1", []),
+    ],
+    ids=["one runs", "other numbers", "no answer", "without ours", "half an answer", "no controller"],
+)
+def test_only_storages_of_jobs_that_have_ended_are_dead(
+    answer: str, gone: list[str], memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("41", "42", "43", "44", "44.old", "notes"):
+        (memory / name).mkdir(parents=True)
+    (memory / "45").symlink_to(memory / "notes")
+    (memory / "46").touch()
+    squeue(memory / "bin", monkeypatch, answer)
+    assert sorted(each.name for each in storage.dead(PodmanSettings())) == gone
+    assert storage.dead(PodmanSettings(storage=str(memory / "42"))) == []
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert storage.dead(PodmanSettings()) == []
+
+
+def test_slurm_is_not_asked_where_nothing_lies(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (memory / "42").mkdir(parents=True)
+    squeue(memory.parent / "bin", monkeypatch, f"touch '{memory}/asked'")
+    assert storage.dead(PodmanSettings()) == []
+    assert not (memory / "asked").exists()
+
+
+PLAIN, NEWER, OLDER = "fuse-overlayfs", "fuse-overlayfs-1.13", "fuse-overlayfs-1.9"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "programs", "fuse", "settings", "wanted"),
+    [
+        ("", (PLAIN,), True, {}, ("overlay", "")),
+        ("no xattr", (PLAIN, NEWER), True, {}, ("overlay", PLAIN)),
+        ("no xattr", (OLDER, NEWER, "fuse-overlayfs-debug"), True, {}, ("overlay", NEWER)),
+        ("no xattr", (), True, {}, ("vfs", "")),
+        ("no xattr", (PLAIN,), False, {}, ("vfs", "")),
+        ("no xattr", (), True, {"driver": "btrfs"}, ("btrfs", "")),
+        ("no xattr", (), True, {"options": ("overlay.mount_program=/x/mine",)}, ("overlay", "mine")),
+    ],
+    ids=["kernel", "plain name", "newest", "none", "no /dev/fuse", "another driver", "a setting"],
+)
+def test_fuse_overlayfs_is_found_where_it_is_needed(
+    lacking: str,
+    programs: tuple[str, ...],
+    fuse: bool,
+    settings: dict[str, str],
+    wanted: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bins = [tmp_path / "a bin", tmp_path / "other"]
+    for number, program in enumerate(programs):
+        path = bins[number % 2] / program
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, bins)))
+    monkeypatch.setattr(storage, "_unprivileged", lambda: True)
+    monkeypatch.setattr(storage, "_lacking", lambda _storage: lacking)
+    monkeypatch.setattr(storage, "_FUSE", tmp_path if fuse else tmp_path / "nosuch")
+    found = storage.driver(PodmanSettings(**settings), tmp_path)  # type: ignore[arg-type]
+    assert (found.name, "".join(found.options).rpartition("/")[2]) == wanted
+    assert bool(found.warning) == (wanted[0] == "vfs")
+
+
+@pytest.mark.parametrize(
+    ("release", "xattr", "why"),
+    [
+        ("5.3.18-150300.59.93_11-cray", True, "Linux 5.3.18-150300.59.93_11-cray has no overlay"),
+        ("5.11.0", True, ""),
+        ("6.4.0-cray", False, "has no extended attributes"),
+        ("10.0-rc1", True, ""),
+    ],
+)
+def test_what_the_kernel_cannot_is_said(
+    release: str, xattr: bool, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def setxattr(*_: object) -> None:
+        if not xattr:
+            raise OSError(95, "Operation not supported")
+
+    names = list(os.uname())
+    names[2] = release
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(names))
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    monkeypatch.setattr(os, "removexattr", setxattr)
+    said = storage._lacking(tmp_path)
+    assert why in said and bool(said) == bool(why)
+
+
+def test_the_passwords_of_podman_login_are_found_in_the_jobs_runtime_directory(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = memory.parent.parent / "session"
+    passwords = session / "containers/auth.json"
+    passwords.parent.mkdir(parents=True)
+    passwords.write_text("{}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    monkeypatch.setattr(storage, "rootless", lambda: True)
+    for _ in range(2):
+        node.storage(PodmanSettings())
+        made = Path(os.environ["XDG_RUNTIME_DIR"])
+        assert made == memory / "42/xdg" and made.stat().st_mode & 0o777 == 0o700
+        assert (made / "containers/auth.json").samefile(passwords)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    node.storage(PodmanSettings())
+    assert os.environ["XDG_RUNTIME_DIR"] == str(session)
+
+
+def test_a_step_has_its_temporary_files_and_clears_those_of_killed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "_LONGEST_RUNROOT", 500)
-    planted = tmp_path / "images"
-    planted.mkdir()
-    os.chown(planted, 65534, 65534)
-    with pytest.raises(SettingsError, match="belongs to somebody else"):
-        node.storage(PodmanSettings(storage=str(planted)))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name in (f"rc_tasks.{os.getppid()}.alive", "rc_tasks.4194305.dead", "rc_tasks.notes"):
+        (tmp_path / name / "layer").mkdir(parents=True)
+    with node.prepared(PodmanSettings()):
+        mine = Path(os.environ["TMPDIR"])
+        assert mine.parent == tmp_path and mine.stat().st_mode & 0o777 == 0o700
+        left = {each.name for each in tmp_path.iterdir()} - {mine.name}
+        assert left == {f"rc_tasks.{os.getppid()}.alive", "rc_tasks.notes"}
+    assert os.environ["TMPDIR"] == str(tmp_path)
+    assert not mine.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+def test_mounts_are_found_whatever_their_name(tmp_path: Path) -> None:
+    import subprocess
+
+    odd = tmp_path / "a mount:\\ of\nßome kind" / "below"
+    odd.mkdir(parents=True)
+    if subprocess.run(("mount", "-t", "tmpfs", "none", odd), check=False).returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        assert storage.mounts_below(odd.parent) == [odd]
+        assert storage.mounts_below(odd) == []
+    finally:
+        subprocess.run(("umount", odd), check=True)

@@ -7,9 +7,10 @@ from textwrap import dedent
 
 import pytest
 
+from rc_tasks.errors import NodeError
 from rc_tasks.tools import slurm
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import StepRequest, explain, srun
+from rc_tasks.tools.slurm import Granted, StepRequest, explain, granted, srun
 
 INNER = Command(
     ("podman", "build", "--tag=a b"), cwd=Path("/images"), env={"A": "1"}, unset=frozenset({"B"})
@@ -301,13 +302,57 @@ EXPLAINED = {
                 controller; then run `doit` again
         """,
     ),
-    "unknown complaint": (
+    "allocation over just now": (
         1,
         "srun: error: Task launch for StepId=17.0 failed on node nid001: Job credential revoked",
         StepRequest("env:a"),
         """
-        Slurm could not run env:a
+        the allocation of env:a has ended
           | srun: error: Task launch for StepId=17.0 failed on node nid001: Job credential revoked
+          next: its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer
+                `slurm.time_limit_min` (now the partition's default)
+        """,
+    ),
+    "slurmd gone": (
+        1,
+        """
+        srun: error: Task launch for StepId=14.3 failed on node nid001: Communication connection failure
+        srun: error: Application launch failed: Communication connection failure
+        srun: Job step aborted
+        """,
+        StepRequest("env:a", node="nid001"),
+        """
+        Slurm could not start env:a on its node
+          | srun: error: Task launch for StepId=14.3 failed on node nid001: Communication connection failure
+          | srun: error: Application launch failed: Communication connection failure
+          | srun: Job step aborted
+          next: the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are
+                kept
+        """,
+    ),
+    "refused, and revoked as well": (
+        1,
+        """
+        salloc: error: Memory specification can not be satisfied
+        salloc: error: Job submit/allocate failed: Requested node configuration is not available
+        salloc: Job allocation 4 has been revoked.
+        """,
+        StepRequest("this run", account="a-demo"),
+        """
+        no node can give what this run (account a-demo, the default partition) asks for
+          | salloc: error: Memory specification can not be satisfied
+          | salloc: error: Job submit/allocate failed: Requested node configuration is not available
+          next: change `slurm.cpus` (now Slurm's default) or `slurm.extra` (now empty); what the nodes have:
+                `sinfo --Node --format='%N %P %c %m %f'`
+        """,
+    ),
+    "unknown complaint": (
+        1,
+        "srun: error: Task launch for StepId=17.0 failed on node nid001: Job prolog failed",
+        StepRequest("env:a"),
+        """
+        Slurm could not run env:a
+          | srun: error: Task launch for StepId=17.0 failed on node nid001: Job prolog failed
           next: if an option is at fault, `slurm.extra` (now empty) is the place; else ask the site
         """,
     ),
@@ -492,3 +537,30 @@ def test_what_slurm_did_is_told(returncode: int, log: str, request_: StepRequest
 )
 def test_a_failure_of_the_command_itself_is_not_slurms(returncode: int, log: str) -> None:
     assert explain(returncode, log.splitlines(), REQUEST) is None
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ("nid001", "nid001, the node of podman:a:1, failed"),
+        ("", "the node of podman:a:1 failed"),
+    ],
+)
+def test_the_node_that_failed_is_named_where_it_is_known(node: str, told: str) -> None:
+    error = explain(0, ["srun: error: Node failure on nid001"], StepRequest("podman:a:1", node=node))
+    assert isinstance(error, NodeError)
+    assert error.what == told
+
+
+@pytest.mark.parametrize(
+    ("variables", "hosts", "cpus"),
+    [
+        (["SLURM_JOB_CPUS_PER_NODE=2"], ["a"], {"a": 2}),
+        (["SLURM_JOB_CPUS_PER_NODE=72(x2),36"], ["a", "b", "c"], {"a": 72, "b": 72, "c": 36}),
+        ([], ["a", "b"], {"a": 1, "b": 1}),
+    ],
+    ids=["one node", "several", "unknown"],
+)
+def test_what_was_granted_is_read(variables: list[str], hosts: list[str], cpus: dict[str, int]) -> None:
+    lines = ["SLURM_JOB_ID=4711", *variables, "salloc: Granted job allocation 4711", "", *hosts]
+    assert granted(lines) == Granted("4711", cpus)

@@ -1,0 +1,99 @@
+"""`doit store`: what the image store holds, what each image adds to it, and what refers to it."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rc_tasks.commands import show
+from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.engine.session import Session
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.records import Step
+
+_SHORT_ID = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image in the store; `alone_bytes` is what it adds to the others.
+
+    Caches and what nothing refers to share everything with the images that they led to: they do not
+    count as others for these.
+    """
+
+    image_id: str
+    alone_bytes: int
+    size_bytes: int
+    referred_by: tuple[str, ...]
+
+
+class ShowStore(CheckoutCommand):
+    """Shows the image store."""
+
+    name = "store"
+    doc_purpose = "show what the image store holds, and what refers to it"
+    doc_usage = ""
+    doc_description = (
+        "ALONE is the size of the layers that no other image has; for an image of this checkout and for"
+        " a base from a registry, no other one of these. What nothing refers to is of no use any more."
+    )
+    cmd_options = (OPT_JSON,)
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        checkout = opened.checkout
+        images = stored(checkout)
+        size_bytes = checkout.store.size_bytes()
+        if options["json"]:
+            document = {"images": [asdict(image) for image in images], "size_bytes": size_bytes}
+            print(json.dumps(document, indent=1))
+            return 0
+        rows = [
+            (
+                image.image_id[:_SHORT_ID],
+                show.size(image.alone_bytes),
+                show.size(image.size_bytes),
+                ", ".join(image.referred_by) or "nothing",
+            )
+            for image in images
+        ]
+        show.table(
+            ("IMAGE", "ALONE", "TOTAL", "REFERRED TO BY"), rows, right=frozenset({"ALONE", "TOTAL"})
+        )
+        print(f"{show.size(size_bytes)} on disk in {checkout.shown(checkout.store.directory)}")
+        return 0
+
+
+def stored(checkout: Checkout) -> list[Stored]:
+    """Every image in the store, those first that alone take most."""
+    referred: dict[str, list[str]] = {}
+    for name in checkout.graph.images:
+        record = checkout.records.get(Step.PODMAN, name)
+        if record is not None and record.facts is not None:
+            referred.setdefault(record.facts.image_id, []).append(f"image {name}")
+    for base in checkout.store.catalogue.bases():
+        referred.setdefault(base.image_id, []).append(f"registry base {base.reference}")
+    leading = set(referred)
+    for name, cached in checkout.store.catalogue.caches():
+        for image_id in dict.fromkeys(image.image_id for image in cached):
+            # That an image is in its own cache as well says nothing.
+            if f"image {name}" not in referred.get(image_id, ()):
+                referred.setdefault(image_id, []).append(f"cache of {name}")
+    sizes = dict(checkout.store.sizes())
+    users = Counter(digest for blobs in sizes.values() for digest in blobs)
+    of_leading = Counter(digest for each in leading for digest in sizes.get(each, ()))
+    images = [
+        Stored(
+            image_id,
+            sum(
+                size
+                for digest, size in blobs.items()
+                if (of_leading if image_id in leading else users)[digest] == 1
+            ),
+            sum(blobs.values()),
+            tuple(referred.get(image_id, ())),
+        )
+        for image_id, blobs in sizes.items()
+    ]
+    return sorted(images, key=lambda image: (-image.alone_bytes, -image.size_bytes, image.image_id))

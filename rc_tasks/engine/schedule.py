@@ -1,0 +1,127 @@
+"""Which step starts next and on which node: rules alone, so that a night can be simulated."""
+
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A step that is ready to start.
+
+    `priority_s` is what `critical_paths` says of it; among equals the lower `turn` goes first. `near`
+    are the nodes that have its base already. Steps of one `group` (not empty) all run on one node.
+    """
+
+    task: str
+    cpus: int = 1
+    priority_s: float = 0.0
+    turn: int = 0
+    near: frozenset[str] = frozenset()
+    group: str = ""
+
+
+class Slots:
+    """The CPUs of some nodes, given to the steps that wait for them; at most `at_once` steps run."""
+
+    def __init__(self, cpus: Mapping[str, int], at_once: int | None = None) -> None:
+        self._cpus = dict(cpus)
+        self._free = dict(cpus)
+        self._at_once = at_once
+        # In the order in which they should start; and their names, as hundreds of threads ask again.
+        self._waiting: list[Wanted] = []
+        self._known: set[str] = set()
+        self._running: dict[str, tuple[Wanted, str]] = {}
+        self._homes: dict[str, str] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs."""
+        return not self._running
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that are still good."""
+        return tuple(self._cpus)
+
+    def want(self, wanted: Wanted) -> None:
+        """Let a step wait for its turn; asking again changes nothing."""
+        if wanted.task in self._known:
+            return
+        self._known.add(wanted.task)
+        # The longest way to the end first.
+        insort(self._waiting, wanted, key=lambda each: (-each.priority_s, each.turn))
+
+    def drop(self, task: str) -> None:
+        """Forget a step, whether it waits or runs."""
+        self._known.discard(task)
+        self._waiting = [each for each in self._waiting if each.task != task]
+        wanted, node = self._running.pop(task, (None, ""))
+        if wanted is not None and node in self._free:
+            self._free[node] += self._share(wanted, node)
+
+    def place(self) -> tuple[Wanted, str] | None:
+        """Start the next step that finds room: returns it with its node, or None when there is none."""
+        full = self._at_once is not None and len(self._running) >= self._at_once
+        if full or not any(self._free.values()):
+            return None
+        for position, wanted in enumerate(self._waiting):
+            node = self._node(wanted)
+            if node is not None:
+                del self._waiting[position]
+                self._running[wanted.task] = (wanted, node)
+                self._free[node] -= self._share(wanted, node)
+                if wanted.group:
+                    self._homes[wanted.group] = node
+                return wanted, node
+        return None
+
+    def lose(self, node: str) -> None:
+        """A node failed: nothing starts there any more."""
+        self._cpus.pop(node, None)
+        self._free.pop(node, None)
+        self._homes = {group: home for group, home in self._homes.items() if home != node}
+
+    def _node(self, wanted: Wanted) -> str | None:
+        home = self._homes.get(wanted.group)
+        open_ = [
+            node
+            for node in ([home] if home else self._free)
+            if self._free[node] >= self._share(wanted, node)
+        ]
+        return max(open_, key=lambda node: (node in wanted.near, self._free[node]), default=None)
+
+    def _share(self, wanted: Wanted, node: str) -> int:
+        # A step that asks for more than a node has gets all of one, and Slurm's own words if need be.
+        return min(wanted.cpus, self._cpus[node])
+
+
+def critical_paths(
+    seconds: Mapping[str, float], before: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """For each task the seconds from its start to the end of the longest chain that waits for it.
+
+    `before` names for each task those that must end first; both maps list tasks in such an order.
+    """
+    paths = dict.fromkeys(seconds, 0.0)
+    for task in reversed(list(seconds)):
+        paths[task] += seconds[task]
+        for earlier in before.get(task, ()):
+            if earlier in paths:
+                paths[earlier] = max(paths[earlier], paths[task])
+    return paths
+
+
+def groups(links: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Names that are linked, directly or through others, each with the first one of its group."""
+    group = {name: name for name in links}
+
+    def first(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for name, others in links.items():
+        for other in others:
+            group[first(name)] = first(other)
+    return {name: first(name) for name in links}

@@ -1,0 +1,79 @@
+"""Why a step did not do its work, read from the end of its log."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from textwrap import shorten
+
+from rc_tasks.errors import NodeError
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS
+from rc_tasks.tools import command, podman, slurm
+from rc_tasks.tools.slurm import StepRequest
+
+# How much of a log's end is read.
+_TAIL_BYTES = 64 * 1024
+_INSTRUCTION_WIDTH = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a step failed, in words, and what may be done about it.
+
+    `needs` names an image that has to be built first. `locked`: somebody else is building this one.
+    `elsewhere`: the node failed, not the step.
+    """
+
+    text: str
+    needs: str = ""
+    locked: bool = False
+    elsewhere: bool = False
+
+
+def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
+    """Our own words at the end of the log, else Slurm's, else its last lines."""
+    lines = _tail(log)
+    # Slurm's own lines can stand anywhere among those of the step.
+    own = [line for line in lines if request is None or not slurm.said(line)]
+    marks = [at for at, line in enumerate(own) if _is_mark(line)]
+    if marks:
+        mark = own[marks[-1]]
+        text = _own_words(own, marks[-1])
+        return Verdict(
+            text,
+            needs=mark.removeprefix(NEEDS) if mark.startswith(NEEDS) else "",
+            locked=mark == LOCKED,
+        )
+    if request is not None:
+        error = slurm.explain(returncode, lines, request)
+        if error is not None:
+            return Verdict(str(error), elsewhere=isinstance(error, NodeError))
+    what = command.ending(returncode) if returncode else "ended without finishing its work"
+    return Verdict("\n".join((f"the step {what}", *_quote(lines))))
+
+
+def _is_mark(line: str) -> bool:
+    return line in {FAILED, FAILED_AS_ABOVE, LOCKED} or line.startswith(NEEDS)
+
+
+def _own_words(lines: list[str], mark: int) -> str:
+    before, (first, *rest) = lines[:mark], lines[mark + 1 :] or ["the step failed"]
+    if lines[mark] != FAILED_AS_ABOVE:
+        return "\n".join((first, *rest))
+    instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
+    if instruction:
+        first = first.replace("podman build", instruction, 1)
+    # What was answered from cache before the failing instruction explains nothing.
+    steps = [number for number, line in enumerate(before) if line.startswith("STEP ")]
+    return "\n".join((first, *_quote(before[steps[-1] :] if steps else before), *rest))
+
+
+def _quote(lines: list[str]) -> list[str]:
+    """The last lines of a log, without its first one, our own command; repeated lines once."""
+    told = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
+    return [f"  | {line}" for line in told[-command.TAIL_LINES :]]
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()

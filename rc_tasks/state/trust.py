@@ -1,0 +1,108 @@
+"""Whose files may be taken over: what others could have planted is refused."""
+
+import functools
+import grp
+import os
+import pwd
+import shlex
+import stat
+
+from rc_tasks.errors import RcError
+
+
+class NotOfferedError(RcError):
+    """The official checkout has no such image for a clone to adopt."""
+
+
+class AbsentError(NotOfferedError):
+    """There is no such image at all, or no official checkout on this host."""
+
+
+class RefusedError(NotOfferedError):
+    """Something of the official checkout could have been planted, or cannot be believed."""
+
+
+class Trust:
+    """Root, the caller, and the owners that the settings name."""
+
+    def __init__(self, owners: tuple[str, ...]) -> None:
+        """`owners` are names of users, and of groups with an @ before them."""
+        self._owners = owners
+
+    def require(self, path: str, status: os.stat_result) -> None:
+        """Raise RefusedError when somebody else owns the path or may write it."""
+        if not self._is_owner(status.st_uid):
+            owner = _user(status.st_uid)
+            raise _refused(
+                "belongs to somebody whom images_owners does not name",
+                path,
+                status,
+                f'if you trust {owner}: images_owners = ["{owner}"] in pyproject.toml',
+            )
+        if status.st_mode & stat.S_IWOTH:
+            raise _refused("may be written by everybody", path, status, f"chmod o-w {shlex.quote(path)}")
+        if status.st_mode & stat.S_IWGRP and status.st_gid not in self._groups:
+            group = _group(status.st_gid)
+            raise _refused(
+                f"may be written by the group {group}",
+                path,
+                status,
+                f"chmod g-w {shlex.quote(path)}\n"
+                f'or, if you trust all its members: images_owners = ["@{group}"] in pyproject.toml',
+            )
+
+    @functools.cached_property
+    def _users(self) -> frozenset[int]:
+        names = [name for name in self._owners if not name.startswith("@")]
+        return frozenset({0, os.geteuid(), *(uid for uid in map(_uid, names) if uid is not None)})
+
+    @functools.cached_property
+    def _groups(self) -> frozenset[int]:
+        names = [name[1:] for name in self._owners if name.startswith("@")]
+        return frozenset(gid for gid in map(_gid, names) if gid is not None)
+
+    def _is_owner(self, uid: int) -> bool:
+        return uid in self._users or not self._groups.isdisjoint(_groups_of(uid))
+
+
+def _refused(what: str, path: str, status: os.stat_result, hint: str) -> RefusedError:
+    told = f"owner {_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
+    return RefusedError(f"{what} ({told})", where=path, hint=hint)
+
+
+# A user or group of another site is unknown here, and owns nothing here.
+def _uid(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def _gid(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+@functools.cache
+def _groups_of(uid: int) -> frozenset[int]:
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return frozenset()
+    return frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
