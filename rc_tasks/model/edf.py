@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from rc_tasks.errors import EdfError
-from rc_tasks.model import fields, toml_text
+from rc_tasks.model import fields, template, toml_text
 from rc_tasks.model.fields import setting, wrong
 from rc_tasks.model.toml_text import KeyPath
 
@@ -125,38 +125,13 @@ def check(text: str, where: str) -> None:
     loads(text, where)
 
 
-def render(template: str, where: str, values: EdfValues) -> str:
+def render(text: str, where: str, values: EdfValues) -> str:
     """The EDF that a template makes of the values; `where` is the template's path.
 
     Raises EdfError when the template has a mistake, uses an unknown name, or makes no valid EDF.
     """
-    import jinja2
-
-    environment = jinja2.Environment(  # noqa: S701 - TOML has its own escaping, the filters below
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # `{{ }}` and `{% %}` stand in shell code and in Go templates, which may occur in values.
-        variable_start_string="<@",
-        variable_end_string="@>",
-        block_start_string="<%",
-        block_end_string="%>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-    )
-    environment.filters["toml"] = toml_text.dump
-    environment.filters["key"] = lambda dotted: toml_text.dump_key(dotted.split("."))
     names = {name: getattr(values, name) for name in values.__slots__} | {"image": str(values.image)}
-    try:
-        rendered = environment.from_string(template).render(names)
-    except Exception as error:  # a template is a program of the user's: anything may come out of it
-        line = getattr(error, "lineno", None) or _template_line(error)
-        raise EdfError(
-            f"the template cannot be rendered: {error}",
-            where=where if line is None else f"{where}:{line}",
-            hint=f"names that can be used: {', '.join(names)}; filters: toml, key",
-        ) from None
+    rendered = template.fill(text, where, names, EdfError)
     try:
         check(rendered, "rendered text")
     except EdfError as error:
@@ -167,12 +142,3 @@ def render(template: str, where: str, values: EdfValues) -> str:
             hint="write every value through the filter toml: <@ image | toml @>",
         ) from None
     return rendered
-
-
-def _template_line(error: Exception) -> int | None:
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == "<template>":
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line

@@ -44,15 +44,24 @@ class Value:
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
-def merge(existing: str | None, rendered: str, where: str) -> str:
+def merge(
+    existing: str | None,
+    rendered: str,
+    where: str,
+    *,
+    always: frozenset[str] = frozenset({"image"}),
+    explanation: tuple[str, ...] = EXPLANATION,
+) -> str:
     """The env.toml to publish: `existing` with the generated values of `rendered`.
 
     Raises EdfError when `existing` is no valid EDF, or when a generated key cannot stand beside what a
-    person wrote; `where` is the path of env.toml.
+    person wrote; `where` is the path of env.toml. The keys in `always` are generated whatever a person
+    wrote there; `explanation` heads a file that has no record yet.
     """
     wanted = _values(rendered)
-    if existing is None or not existing.strip("\ufeff \t\r\n"):
-        return _with_record(rendered, {key: frozenset({value.hash}) for key, value in wanted.items()})
+    if existing is None or _is_nobodys(existing):
+        everything = {key: frozenset({value.hash}) for key, value in wanted.items()}
+        return _with_record(rendered, everything, explanation)
     edf.check(existing, where)
     text = existing.removeprefix("\ufeff").replace("\r\n", "\n")
     present, old = _values(text), _read_record(text)
@@ -61,7 +70,7 @@ def merge(existing: str | None, rendered: str, where: str) -> str:
     for key, value in wanted.items():
         generated = old.get(key, frozenset())
         is_new = key not in present and not generated
-        is_ours = key == "image" or (key in present and present[key].hash in generated)
+        is_ours = key in always or (key in present and present[key].hash in generated)
         if is_new or is_ours:
             if key not in present or present[key].value != value.value:
                 changes[present.get(key, value).path] = value.value
@@ -71,14 +80,14 @@ def merge(existing: str | None, rendered: str, where: str) -> str:
     for key, generated in old.items():
         if key in wanted:
             continue
-        if key in present and present[key].hash in generated:
+        if key in present and (key in always or present[key].hash in generated):
             changes[present[key].path] = None
         else:
             record[key] = generated
 
     if changes:
         text = _with_values(text, changes, where)
-    merged = _with_record(text, record)
+    merged = _with_record(text, record, explanation)
     if _values(merged) != _values(text):
         raise EdfError(
             f"a value of several lines holds a line that reads like our `{PREFIX} …`",
@@ -86,6 +95,31 @@ def merge(existing: str | None, rendered: str, where: str) -> str:
             hint="reword that line; the file is as it was",
         )
     return merged.replace("\n", "\r\n") if "\r\n" in existing else merged
+
+
+def generated_keys(text: str) -> frozenset[str]:
+    """The keys of which an EDF says that they were generated."""
+    return frozenset(_read_record(text.replace("\r\n", "\n")))
+
+
+def _is_nobodys(existing: str) -> bool:
+    """Whether a file is empty, or extends a base's EDF and holds nothing that a person wrote."""
+    text = existing.removeprefix("\ufeff").replace("\r\n", "\n")
+    if not text.strip():
+        return True
+    record = _read_record(text)
+    if "base_environment" not in record:
+        return False
+    comments = [line for line in text.splitlines() if "#" in line]
+    try:
+        values = _values(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return (
+        all(line.startswith(PREFIX) or line in EXPLANATION for line in comments)
+        and values.keys() == record.keys()
+        and all(value.hash in record[key] for key, value in values.items())
+    )
 
 
 def _values(text: str) -> dict[str, Value]:
@@ -122,7 +156,7 @@ def _read_record(text: str) -> Record:
     return record
 
 
-def _with_record(text: str, record: Record) -> str:
+def _with_record(text: str, record: Record, explanation: tuple[str, ...]) -> str:
     """The text with the record in place of the old one, or else at its head."""
     lines: list[str] = []
     for key, hashes in record.items():
@@ -134,4 +168,4 @@ def _with_record(text: str, record: Record) -> str:
     if old := _RECORD.search(text):
         block = "".join(f"{line}\n" for line in lines)
         return text[: old.start()] + block + _RECORD.sub("", text[old.start() :])
-    return "".join(f"{line}\n" for line in (*EXPLANATION, *lines, "")) + text if lines else text
+    return "".join(f"{line}\n" for line in (*explanation, *lines, "")) + text if lines else text

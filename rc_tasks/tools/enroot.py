@@ -1,7 +1,9 @@
-"""Enroot: `enroot import` of an image in podman's storage."""
+"""Enroot: importing an image from podman's storage, and starting one."""
 
 import os
+import re
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rc_tasks.tools import command
@@ -10,6 +12,9 @@ from rc_tasks.tools.command import Command
 INSTALL_HINT = (
     'install Enroot, or set `method = "direct"` in the [squash] settings, which needs no Enroot'
 )
+
+# Enroot reads its configuration from a file, on the node where it runs.
+_START = 'conf=$(mktemp) && printf %s "$1" >"$conf" && shift && exec enroot start --conf "$conf" "$@"'
 
 
 def version() -> str:
@@ -60,3 +65,74 @@ def import_podman(
             "ENROOT_MAX_PROCESSORS": str(processors),
         },
     )
+
+
+def start(
+    image: Path,
+    argv: Iterable[str],
+    *,
+    mounts: Iterable[tuple[str, str, tuple[str, ...]]],
+    env: Mapping[str, str],
+    unset: Iterable[str],
+    workdir: str,
+    entrypoint: bool,
+    writable: bool,
+) -> Command:
+    """`enroot start` of a SquashFS file; an empty `workdir` is the image's.
+
+    `mounts` are sources, destinations and flags. A value of `env` is one line, and the path of the
+    image holds no single quote. Variables that begin with ENROOT_ speak to Enroot and its hooks.
+    """
+    ours = {key: value for key, value in env.items() if not key.startswith("ENROOT_")}
+    text = configuration(mounts, ours, unset, rc_local(workdir, entrypoint=entrypoint))
+    options = ("--rw",) if writable else ()
+    hooks = {key: value for key, value in env.items() if key not in ours}
+    return Command(("sh", "-c", _START, "sh", text, *options, str(image), *argv), env=hooks)
+
+
+def rc_local(workdir: str, *, entrypoint: bool) -> str:
+    """What /etc/rc sources in the image's WORKDIR, before it runs the ENTRYPOINT with the arguments."""
+    lines = []
+    if workdir:
+        lines.append(f"cd -- {shlex.quote(workdir)} || exit 1\n")
+    if not entrypoint:
+        # Does not come back to /etc/rc.
+        lines.append('exec "$@"\n')
+    return "".join(lines)
+
+
+def configuration(
+    mounts: Iterable[tuple[str, str, tuple[str, ...]]],
+    env: Mapping[str, str],
+    unset: Iterable[str],
+    rc_local: str,
+) -> str:
+    """A configuration script (enroot's doc/cmd/start.md): the options split at colons and spaces."""
+    lines = ['rm -f -- "${BASH_SOURCE[0]}"']
+
+    def function(name: str, body: Iterable[str]) -> None:
+        if body := tuple(body):
+            lines.extend((f"{name}() {{", *body, "}"))
+
+    def told(texts: Iterable[str]) -> list[str]:
+        return [f"printf '%s\\n' {shlex.quote(text)}" for text in texts]
+
+    function("mounts", told(_fstab(*mount) for mount in mounts))
+    # One pair of quotes around a value is taken off, so that those of its own stay.
+    function("environ", told(f'{key}="{value}"' for key, value in env.items()))
+    hooks = [f"sed -i '/^{name}=/d' \"${{ENROOT_ENVIRON}}\"" for name in unset]
+    if rc_local:
+        file = '"${ENROOT_ROOTFS}/etc/rc.local"'
+        # A symlink there may lead out of the image.
+        hooks += [f"rm -f {file}", f"printf %s {shlex.quote(rc_local)} > {file}"]
+    function("hooks", hooks)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _fstab(source: str, destination: str, flags: tuple[str, ...]) -> str:
+    """A line of fstab(5), whose white space and backslashes are octal numbers."""
+    fields = (
+        re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", path)
+        for path in (source, destination)
+    )
+    return f"{' '.join(fields)} none {','.join(('x-create=auto', 'rbind', *flags))}"

@@ -1,0 +1,66 @@
+"""`doit local NAME`: a shell in the image that was built in this checkout."""
+
+import os
+import shlex
+from typing import Any
+
+from rc_tasks.commands.arguments import one_name
+from rc_tasks.commands.enter import EnterCommand, find_project, prepare, tell
+from rc_tasks.engine.session import Session
+from rc_tasks.errors import ArtifactError, RcError
+from rc_tasks.model.project import Project
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.status import State
+from rc_tasks.tools import git
+
+
+class Local(EnterCommand):
+    """Starts an interactive job from this checkout's image."""
+
+    name = "local"
+    doc_purpose = "start a shell, or CMD, in the image built here"
+    doc_description = (
+        "Writes ~/.edf/NAME.toml, which extends the project's env.toml and names this checkout's image,"
+        " and starts an interactive job with it. The settings of the job are those of [debug]."
+    )
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        checkout = opened.checkout
+        name = one_name(self, names)
+        project = find_project(checkout, name) or checkout.graph.resolve(name).project
+        _require_image(opened, project)
+        entry = prepare(checkout, project.name, self.argv, options, self.name)
+        status = entry.start(entry.write(project, project.artifact))
+        if not options["print"]:
+            tell(f"next, when it works: {_back_to_the_team(checkout, project)}")
+        return status
+
+
+def _require_image(opened: Session, project: Project) -> None:
+    """Raise ArtifactError when there is nothing to start, and say so when it is not the newest."""
+    build = f"doit build:{project.name}"
+    if not os.path.exists(project.artifact) or not os.path.exists(project.edf):
+        raise ArtifactError(
+            f"{project.name} is not built here yet", where=project.path, hint=f"build it: {build}"
+        )
+    if project.name in opened.checkout.graph.broken:
+        return  # told already
+    status = opened.judge.image(project.name)
+    if status.state is not State.FRESH:
+        reason = f": {status.reasons[0]}" if status.reasons else ""
+        tell(f"warning: {project.name} is {status.state}{reason}; `{build}` brings it up to date")
+
+
+def _back_to_the_team(checkout: Checkout, project: Project) -> str:
+    add = f"git add {shlex.quote(project.path)} && git commit && git push origin HEAD"
+    try:
+        origin = git.remote_url(checkout.root, "origin")
+    except RcError:
+        origin = ""
+    if origin and os.path.realpath(origin.removeprefix("file://")) == os.path.realpath(
+        checkout.images_root
+    ):
+        source = checkout.settings.source or "URL"
+        # A clone of the official checkout, as the old instructions had it.
+        return f"git remote set-url --push origin {source} && {add}, then open a pull request"
+    return f"{add}, then open a pull request"

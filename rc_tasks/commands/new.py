@@ -1,0 +1,195 @@
+"""`doit new NAME`: a new project directory, made from the templates."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rc_tasks.commands.arguments import one_name, options_first
+from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.engine.session import Session
+from rc_tasks.errors import EdfError, ProjectError
+from rc_tasks.model import edf, edf_merge, template
+from rc_tasks.model.graph import local_name
+from rc_tasks.model.project import DOCKERFILE, EDF, PROJECTS, Project
+from rc_tasks.model.reference import ImageReference, name_problem, near
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.files import refused, umask
+
+TEMPLATES = "templates/new"
+ENTRYPOINT = "entrypoint.sh"
+SCRATCH = "scratch"
+
+OPT_FROM = {
+    "name": "from",
+    "long": "from",
+    "type": str,
+    "default": "",
+    "help": "base image: a project, an alias or a registry reference; without it, the checkout's base",
+}
+
+
+class New(CheckoutCommand):
+    """Makes a project directory."""
+
+    name = "new"
+    doc_purpose = "make a new project directory from the templates"
+    doc_usage = "NAME [--from BASE]"
+    doc_description = "The templates are in templates/new. A name is such as reasoning:2025.2."
+    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (OPT_FROM,)
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        """Options may follow the name."""
+        return super().parse_execute(options_first(self.cmdparser, in_args))
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        name = one_name(self, names)
+        project = create(opened.checkout, name, options["from"])
+        print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
+        print(f"next: edit {project.shown(DOCKERFILE)}, then `doit build:{name}`")
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a new project is built on. `project` is None for an image of a registry."""
+
+    written: str
+    project: Project | None
+
+
+def create(checkout: Checkout, name: str, base: str = "") -> Project:
+    """Make the directory of a new project, whole or not at all.
+
+    Raises ProjectError when the name cannot be used, or is in use.
+    """
+    project = unused(checkout, name)
+    chosen = find_base(checkout, base)
+    names = {"name": name, "base": chosen.written}
+    files = {
+        DOCKERFILE: _filled(checkout, f"{DOCKERFILE}.j2", names),
+        ENTRYPOINT: _filled(checkout, f"{ENTRYPOINT}.j2", names),
+        EDF: first_edf(checkout, project, chosen),
+    }
+    parent = checkout.root / PROJECTS
+    scratch: str | None = None
+    try:
+        parent.mkdir(exist_ok=True)
+        # A name with a dot is no project's, should we be killed.
+        scratch = tempfile.mkdtemp(prefix=".new.", dir=parent)
+        for file, text in files.items():
+            if text:
+                path = Path(scratch, file)
+                path.write_text(text, encoding="utf-8")
+                path.chmod((0o777 if text.startswith("#!") else 0o666) & ~umask())
+        os.chmod(scratch, 0o777 & ~umask())
+        os.rename(scratch, project.directory)
+    except OSError as error:
+        raise refused(error, parent) or error from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return project
+
+
+def unused(checkout: Checkout, name: str) -> Project:
+    """The project that a name would make; raises ProjectError when it cannot be made."""
+    problem = name_problem(name)
+    if problem is not None:
+        raise ProjectError(
+            f"{name!r} cannot be the name of an image: it {problem}",
+            hint="choose something like reasoning:2025.2",
+        )
+    for path in (f"{PROJECTS}/{name}", name):
+        place = checkout.root / path
+        # A directory of a project's name beside projects/ is one only with a Dockerfile in it.
+        if not os.path.lexists(place) or (path == name and not (place / DOCKERFILE).exists()):
+            continue
+        if place.is_symlink():
+            points_to = os.readlink(place)
+            dangling = "" if place.exists() else ", which does not exist"
+            what, hint = f"is an alias, a symlink to {points_to}{dangling}", f"rm '{path}'"
+        elif (place / DOCKERFILE).exists():
+            what, hint = "is a project already", f"doit build:{name}"
+        else:
+            what, hint = "is in the way", "move it away, or write a Dockerfile into it"
+        raise ProjectError(what, where=path, hint=f"{hint}, or choose another name")
+    return Project(name, checkout.root, f"{PROJECTS}/{name}")
+
+
+def find_base(checkout: Checkout, written: str = "") -> Base:
+    """The base that is meant by a name, or without one the only base of the checkout."""
+    graph = checkout.graph
+    projects = {name: node.project for name, node in graph.images.items()}
+    if not written:
+        bases = [name for name, project in projects.items() if "/" not in project.path]
+        if len(bases) != 1:
+            told = f"the bases are {', '.join(bases)}" if bases else "there is no base in this checkout"
+            raise ProjectError(
+                f"it is not clear what to build on: {told}",
+                hint="name one, or an image of a registry: doit new NAME --from BASE",
+            )
+        (written,) = bases
+    name = local_name(written, graph.names())
+    if name is not None:
+        target = graph.aliases.get(name, name)
+        return Base(written, projects[target] if target in projects else graph.resolve(target).project)
+    reference = ImageReference.parse(written)
+    close = near(written.removeprefix("localhost/"), graph.names())
+    if reference.registry == "localhost" or (close and "/" not in written):
+        raise ProjectError(
+            f"there is no image named {written!r} in this checkout",
+            hint=(f"did you mean {' or '.join(close)}? " if close else "")
+            + "An image of a registry is written\nwith its host, as in docker.io/library/debian:12",
+        )
+    return Base(written, None)
+
+
+def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
+    """The env.toml of a project whose image is not built yet; empty when there is nothing to start."""
+    if base.project is None and base.written == SCRATCH:
+        return ""
+    official = f"{checkout.images_root}/{base.project.path}/{EDF}" if base.project else ""
+    if base.project and not os.path.exists(official):
+        # A base that only this clone has.
+        official = str(base.project.edf)
+    values = {
+        "base_environment": official,
+        "image": "" if base.project else _edf_image(ImageReference.parse(base.written)),
+    }
+    rendered = _filled(checkout, f"{EDF}.j2", values)
+    try:
+        edf.check(rendered, "rendered text")
+    except EdfError as error:
+        raise EdfError(
+            "the template makes no valid EDF",
+            where=f"{TEMPLATES}/{EDF}.j2",
+            quote=(f"{error.where}: {error.what}", *error.quote),
+        ) from None
+    # The env step takes out again what is noted as generated here.
+    return edf_merge.merge(None, rendered, project.shown(EDF))
+
+
+def _edf_image(reference: ImageReference) -> str:
+    """A registry reference as an EDF has it: `nvcr.io#nvidia/pytorch:25.01-py3`."""
+    written = str(reference)
+    if reference.registry is None:
+        return written
+    return f"{reference.registry}#{written.removeprefix(f'{reference.registry}/')}"
+
+
+def _filled(checkout: Checkout, name: str, values: dict[str, str]) -> str:
+    where = f"{TEMPLATES}/{name}"
+    try:
+        text = (checkout.root / where).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProjectError(
+            f"the template of a new project cannot be read: {error.strerror}",
+            where=where,
+            hint=f"`git checkout -- {TEMPLATES}` brings it back",
+        ) from None
+    except UnicodeDecodeError:
+        raise ProjectError("the template is not UTF-8", where=where, hint="save it as UTF-8") from None
+    return template.fill(text, where, values, ProjectError)

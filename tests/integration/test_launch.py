@@ -1,0 +1,279 @@
+"""A real image started from an EDF: in podman, by its ID and from its file, and in Enroot."""
+
+import os
+import pty
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from rc_tasks.model import edf_chain
+from rc_tasks.model.settings import Launcher
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.store import Store
+from rc_tasks.steps import launch, rootfs
+from rc_tasks.tools import command, slurm, squashfs
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman
+from rc_tasks.tools.slurm import StepRequest
+from tests.support.cluster import ACCOUNT, Cluster
+from tests.support.images import Layer, load
+from tests.support.tools import refuse
+
+pytestmark = pytest.mark.podman
+
+CONFIG: dict[str, object] = {
+    "Entrypoint": ["/bin/sh", "-c", 'echo "entrypoint in $(pwd)"; exec "$@"', "entrypoint"],
+    "Cmd": ["echo", "never"],
+    "Env": ["PATH=/bin", "KEPT=of the image", "CHANGED=of the image", "GONE=of the image"],
+    "WorkingDir": "/image/work dir",
+}
+REPORT = """\
+echo "arguments: $*"
+echo "in $(pwd)"
+echo "KEPT=$KEPT CHANGED=$CHANGED GONE=${GONE-unset} PATH=$PATH"
+cat "/mnt, x/file"
+cat
+(echo changed > "/mnt, x/file") 2>/dev/null || echo read-only mount
+(echo changed > /etc/new) 2>/dev/null || echo read-only root
+exit 7
+"""
+EDF = """\
+base_environment = "./base.toml"
+image = "{image}"
+mounts = ["./my data:/mnt, x:ro"]
+entrypoint = {entrypoint}
+writable = {writable}
+{workdir}
+[env]
+CHANGED = "it's \\"the\\" EDF's"
+GONE = ""
+PATH = "${{PATH}}:/more"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory with an image in podman's storage and as a file, and data to mount."""
+
+    directory: Path
+    podman: Podman
+    image_id: str
+    file: Path
+
+    def edf(
+        self, *, entrypoint: bool = False, writable: bool = True, workdir: str = "", image: str = ""
+    ) -> edf_chain.ResolvedEdf:
+        text = EDF.format(
+            image=image or self.file,
+            entrypoint=str(entrypoint).lower(),
+            writable=str(writable).lower(),
+            workdir=f'workdir = "{workdir}"' if workdir else "",
+        )
+        (self.directory / "e.toml").write_text(text)
+        return launch.resolve("./e.toml", environ=os.environ, cwd=self.directory)
+
+
+@pytest.fixture
+def place(podman_storage: Podman, tmp_path: Path) -> Place:
+    directory = tmp_path / "it's here: a, b"
+    directory.mkdir()
+    (directory / "base.toml").write_text('mounts = ["/usr:/base-usr:ro"]\nworkdir = ""\n')
+    (directory / "my data").mkdir()
+    (directory / "my data" / "file").write_text("mounted\n")
+    layer = Layer().busybox().directory("etc").directory("image").directory("image/work dir")
+    layer.directory("tmp").directory("proc").directory("sys").directory("dev").directory("var")
+    layer.directory("var/run").directory("var/lock").directory("edf work").directory("sbin")
+    image_id = load(podman_storage, tmp_path / "layout", CONFIG, layer)
+    with podman_storage.mounted(image_id, name="rc-launch") as root:
+        rootfs.prepare(root, podman_storage.inspect(image_id), ())
+        file = directory / "image.sqsh"
+        made = squashfs.mksquashfs(
+            root,
+            file,
+            compression=squashfs.Compression.GZIP,
+            level=1,
+            block_size_bytes=131072,
+            processors=1,
+            memory_bytes=64 << 20,
+        )
+        command.capture(made)
+    return Place(directory, running(podman_storage, image_id), image_id, file)
+
+
+def running(podman: Podman, image_id: str) -> Podman:
+    """podman with the first OCI runtime that works here; on old or mixed cgroups crun does not."""
+    said = ""
+    for runtime in ("", "runc"):
+        engine = replace(podman, runtime=runtime)
+        argv = engine.run(image_id, ("sh", "-c", "exit 0"), limits=launch.limits()).argv
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        if done.returncode == 0:
+            return engine
+        said += done.stderr
+    refuse(f"podman starts no containers here: {said}")
+    raise AssertionError
+
+
+# Starts what an EDF says with the arguments and standard input of every test.
+Start = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def in_podman(place: Place, *, by_id: bool) -> Start:
+    def start(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        record = place.file.with_name("image.json")
+        record.unlink(missing_ok=True)
+        if by_id:
+            record.write_text(f'{{"image_id": "{place.image_id}"}}')
+        with launch.podman_image(edf, place.podman, None) as image:
+            assert image.rootfs is not by_id
+            wanted = launch.command(
+                Launcher.PODMAN,
+                "e",
+                edf,
+                argv,
+                None,
+                interactive=False,
+                engine=place.podman,
+                image=image,
+            )
+            return run(wanted)
+
+    return start
+
+
+def in_enroot(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    return run(launch.command(Launcher.ENROOT, "e", edf, argv, None, interactive=False))
+
+
+def run(wanted: Command) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        wanted.argv,
+        env=wanted.environment(),
+        input="from standard input\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(params=["podman-image", "podman-file", "enroot"])
+def start(
+    request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Start]:
+    if request.param != "enroot":
+        temporary = place.directory / "temporary"
+        temporary.mkdir()
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        yield in_podman(place, by_id=request.param == "podman-image")
+        assert not list(temporary.iterdir())
+        return
+    if shutil.which("enroot") is None:
+        pytest.skip("no enroot on PATH")
+    plain = place.directory.parent / "image.sqsh"
+    shutil.copy(place.file, plain)
+    # Its default lies in /run, where users may not write.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.directory.parent))
+    yield lambda edf, argv: in_enroot(replace(edf, image=str(plain)), argv)
+
+
+def test_mounts_variables_directory_status_and_input(place: Place, start: Start) -> None:
+    done = start(place.edf(), ("sh", "-c", REPORT, "sh", "a b", "it's"))
+    assert done.stdout.splitlines() == [
+        "arguments: a b it's",
+        "in /image/work dir",
+        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        "mounted",
+        "from standard input",
+        "read-only mount",
+    ], done.stderr
+    assert done.returncode == 7
+    assert (place.directory / "my data" / "file").read_text() == "mounted\n"
+
+
+def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> None:
+    edf = place.edf(entrypoint=True, writable=False, workdir="/edf work")
+    done = start(edf, ("sh", "-c", REPORT, "sh"))
+    assert done.stdout.splitlines() == [
+        "entrypoint in /edf work",
+        "arguments: ",
+        "in /edf work",
+        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        "mounted",
+        "from standard input",
+        "read-only mount",
+        "read-only root",
+    ], done.stderr
+    assert done.returncode == 7
+
+
+def test_a_workdir_that_is_not_there_is_told(place: Place, start: Start) -> None:
+    done = start(place.edf(workdir="/no such"), ("echo", "never"))
+    assert done.returncode != 0
+    assert "/no such" in done.stderr
+    assert not done.stdout
+
+
+def test_a_shell_at_a_terminal(place: Place) -> None:
+    with launch.podman_image(place.edf(), place.podman, None) as image:
+        wanted = launch.command(
+            Launcher.PODMAN, "e", place.edf(), launch.SHELL, None, engine=place.podman, image=image
+        )
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            wanted.argv, env=wanted.environment(), stdin=theirs, stdout=theirs, start_new_session=True
+        ) as process:
+            os.close(theirs)
+            os.write(ours, b"test -t 0 && test -t 1 && echo at a $((40 + 2)) terminal; exit 5\n")
+            seen = b""
+            while True:
+                try:
+                    data = os.read(ours, 4096)
+                except OSError:  # the other end is closed
+                    break
+                seen += data
+                if not data:
+                    break
+            assert process.wait() == 5
+        os.close(ours)
+    assert b"at a 42 terminal" in seen
+
+
+def test_an_image_that_podman_lost_comes_from_the_store(place: Place, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.put(place.podman, place.podman.inspect(place.image_id))
+    place.podman.remove_image(place.image_id)
+    place.file.with_name("image.json").write_text(f'{{"image_id": "{place.image_id}"}}')
+    edf = place.edf()
+    with launch.podman_image(edf, place.podman, cast(Checkout, SimpleNamespace(store=store))) as image:
+        assert image.name == place.image_id
+        wanted = launch.command(
+            Launcher.PODMAN,
+            "e",
+            edf,
+            ("sh", "-c", "pwd"),
+            None,
+            interactive=False,
+            engine=place.podman,
+            image=image,
+        )
+        assert run(wanted).stdout == "/image/work dir\n"
+
+
+@pytest.mark.slurm
+def test_a_job_has_our_standard_input_and_variables(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    inner = Command(
+        ("sh", "-c", 'cat; echo "$MODE on $SLURM_JOB_NUM_NODES"; exit 7'), env={"MODE": "a, b"}
+    )
+    done = run(slurm.attached(inner, StepRequest("launch", account=ACCOUNT), terminal=False))
+    assert done.stdout == "from standard input\na, b on 1\n", done.stderr
+    assert done.returncode == 7
