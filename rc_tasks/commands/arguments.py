@@ -15,7 +15,11 @@ def options_first(parser: CmdParse, words: list[str]) -> list[str]:
     except getopt.GetoptError:
         # doit says what is wrong.
         return sorted(words, key=lambda word: not word.startswith("-"))
-    return [*(f"{key}={value}" if value else key for key, value in options), *names]
+    return [*(_joined(key, value) for key, value in options), *names]
+
+
+def _joined(key: str, value: str) -> str:
+    return f"{key}={value}" if value and key.startswith("--") else f"{key}{value}"
 
 
 def one_name(command: Command, names: list[str]) -> str:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from rc_tasks.engine.session import Session
 from rc_tasks.engine.verdict import Verdict, verdict
 from rc_tasks.errors import RcError
 from rc_tasks.model.settings import Runner, Slurm
-from rc_tasks.state import locks
+from rc_tasks.state import history, locks, logs
 from rc_tasks.state.files import refused
+from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.records import Failure, Step, edition
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
@@ -29,6 +30,8 @@ from rc_tasks.tools.slurm import StepRequest
 STEP_GRACE_S = 2 * command.GRACE_S
 # How often the lock of an image that others build is looked at.
 _LOCK_POLL_S = 1.0
+# How long the threads of a run that ends have to write down what became of their steps.
+_LAST_WORDS_S = 5.0
 
 
 class NotTried(TaskFailed):
@@ -37,9 +40,13 @@ class NotTried(TaskFailed):
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One try of a step. `verdict` is None when it did its work; `inputs` are those it began with."""
+    """One try of a step. `verdict` is None when it did its work; `inputs` are those it began with.
+
+    `entry` is what history will say of it, but for how it ended.
+    """
 
     verdict: Verdict | None
+    entry: Entry
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
     log: Path | None = None
@@ -53,6 +60,7 @@ class Dispatcher:
         self._session = session
         self._order = order
         self._keep_going = keep_going
+        self._history = history.Run(session.checkout.history)
         self._places = Places(
             session.checkout,
             runner(session.checkout.settings.runner),
@@ -60,15 +68,23 @@ class Dispatcher:
             self._tell,
         )
         self._ended = threading.Event()
+        self._at_work = 0
+        self._left = threading.Condition()
         # An image that is made again may be asked for by several steps, and by doit itself.
         self._busy: dict[str, threading.Lock] = {}
 
     def run(self, step: Step, name: str) -> TaskFailed | None:
         """doit's action of a step: None when it succeeded, else the failure with its whole text."""
+        with self._left:
+            self._at_work += 1
         try:
             failed = self._until_done(step, name)
         except ClosedError:
             return NotTried("the run was ending")
+        finally:
+            with self._left:
+                self._at_work -= 1
+                self._left.notify_all()
         if failed is not None and not self._keep_going:
             self._places.close()
         return failed
@@ -78,7 +94,11 @@ class Dispatcher:
         self._ended.set()
         self._places.close()
         command.end_all(STEP_GRACE_S)
+        with self._left:
+            # After Ctrl-C doit does not wait for them.
+            self._left.wait_for(lambda: not self._at_work, _LAST_WORDS_S)
         self._places.release()
+        history.trim(self._history.directory, self._session.checkout.settings.history.days)
 
     def _tell(self, kind: str, text: str) -> None:
         # Asked for each time: whoever shows the run comes after us.
@@ -98,12 +118,14 @@ class Dispatcher:
         checkout = self._session.checkout
         settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
         lost, needed = 0, set[str]()
+        ready_s = time.monotonic()
         while True:
             if self._waited(task, name) and self._made_meanwhile(step, name):
                 return None
-            tried = self._try(step, name, settings)
+            tried = self._try(step, name, settings, ready_s)
             found = tried.verdict
             if found is None:
+                self._note(tried, Outcome.DONE)
                 return None
             first = found.text.partition("\n")[0]
             if found.locked:
@@ -112,15 +134,19 @@ class Dispatcher:
                 continue
             if found.needs and found.needs not in needed:
                 needed.add(found.needs)
+                self._note(tried, Outcome.RETRIED)
                 tell("again", f"podman:{found.needs}  {first}")
                 failed = self._again(found.needs)
                 if failed is not None:
                     return failed
             elif found.elsewhere and lost < settings.retries:
                 lost += 1
+                self._note(tried, Outcome.RETRIED)
                 tell("retry", f"{task}  {first} (try {lost + 1} of {settings.retries + 1})")
             else:
+                self._note(tried, Outcome.FAILED)
                 return self._failed(step, name, tried)
+            ready_s = time.monotonic()
 
     def _again(self, name: str) -> TaskFailed | None:
         """Make an image again that was made and is lost, and publish it if it became another one."""
@@ -157,18 +183,20 @@ class Dispatcher:
         except RcError:
             return False  # the step itself will say what is wrong
 
-    def _try(self, step: Step, name: str, settings: Slurm) -> _Tried:
+    def _try(self, step: Step, name: str, settings: Slurm, ready_s: float) -> _Tried:
         task = f"{step}:{name}"
         wanted = self._order.wanted(self._session.checkout, step, name)
         try:
             place = self._places.take(wanted, settings, self._order.last_s.get(task))
         except RcError as error:
-            return _Tried(Verdict(str(error)))
+            return _Tried(Verdict(str(error)), self._entry(step, name, ready_s))
         try:
-            self._tell("start", f"{task}  {reason(self._session, step, name) or 'asked for'}")
-            tried = self._run(step, name, place)
+            entry = self._entry(step, name, ready_s, place)
+            self._tell("start", f"{task}  {entry.reason}")
+            tried = self._run(step, name, place, entry)
             if tried.verdict is not None:
                 if self._ended.is_set():
+                    self._note(tried, Outcome.INTERRUPTED)
                     raise ClosedError
                 if tried.verdict.elsewhere:
                     self._places.lose(place)
@@ -176,10 +204,40 @@ class Dispatcher:
             self._places.leave(place)
         return tried
 
-    def _run(self, step: Step, name: str, place: Place) -> _Tried:
+    def _entry(self, step: Step, name: str, ready_s: float, place: Place | None = None) -> Entry:
+        """What history says of a step that starts now, or cannot (no `place`)."""
+        return Entry(
+            run=self._history.id,
+            image=name,
+            step=step,
+            outcome=Outcome.FAILED,
+            started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            duration_s=0.0,
+            queued_s=round(time.monotonic() - ready_s, 3),
+            node=(place.node or os.uname().nodename) if place is not None else "",
+            job_id=(place.job_id or slurm.job_id() or "") if place is not None else "",
+            image_id_before=history.image_id(self._session.checkout.records.get(step, name)),
+            reason=reason(self._session, step, name) or "asked for",
+        )
+
+    def _note(self, tried: _Tried, outcome: Outcome) -> None:
+        """Write a try down in history."""
+        checkout, entry = self._session.checkout, tried.entry
+        if outcome is Outcome.DONE:
+            entry = entry.made(checkout.records.get(entry.step, entry.image))
+        elif outcome is not Outcome.INTERRUPTED:
+            commit = git.commit(checkout.graph.images[entry.image].project.directory)
+            if commit is not None:
+                entry = replace(entry, commit=commit.id, dirty=commit.dirty)
+        shown = checkout.shown(tried.log) if tried.log is not None and tried.log.exists() else ""
+        self._history.append(
+            replace(entry, outcome=outcome, duration_s=round(tried.took_s, 3), log=shown)
+        )
+
+    def _run(self, step: Step, name: str, place: Place, entry: Entry) -> _Tried:
         session, task, started = self._session, f"{step}:{name}", time.monotonic()
         checkout, records = session.checkout, session.checkout.records
-        log = _new_log(checkout.logs(step, name))
+        log = logs.new(checkout.logs(step, name))
         # Taken before the step starts: what failed is what was there then.
         inputs: dict[str, str] = {}
         try:
@@ -189,6 +247,7 @@ class Dispatcher:
             wanted, request = step_command(checkout.root, place, str(step), name, edition(before))
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
+                logs.point(log.with_name(logs.LATEST), log)
                 output.write(f"$ {wanted}\n".encode())
                 returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S)
             session.judge.done(step, name)
@@ -200,7 +259,7 @@ class Dispatcher:
                 if before and before.facts and before.facts == after.facts:
                     remark += " to the same image as before"
                 session.remarks[task] = remark
-                return _Tried(None)
+                return _Tried(None, entry, took_s, inputs, log)
             found = verdict(returncode, log, request)
             if found.locked:
                 log.unlink()
@@ -213,13 +272,17 @@ class Dispatcher:
             found = Verdict(str(told))
         finally:
             session.judge.done(step, name)
-        return _Tried(found, time.monotonic() - started, inputs, log)
+            logs.settle(log.parent, checkout.settings.logs)
+        return _Tried(found, entry, time.monotonic() - started, inputs, log)
 
     def _failed(self, step: Step, name: str, tried: _Tried) -> TaskFailed:
         checkout = self._session.checkout
         text = tried.verdict.text if tried.verdict else ""
         text = text.removeprefix(f"{checkout.root}/")
-        shown = checkout.shown(tried.log) if tried.log is not None and tried.log.exists() else ""
+        shown = ""
+        if tried.log is not None and tried.log.exists():
+            shown = checkout.shown(tried.log)
+            logs.point(tried.log.with_name(logs.FAILED), tried.log)
         if tried.inputs is not None:
             message = text.partition("\n")[0]
             failed_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -273,8 +336,3 @@ def _at_work(other: locks.Holder) -> str:
         since = f"{datetime.fromisoformat(since).astimezone():%d %b %H:%M}"
     where = f"{other.node}, job {other.job_id}" if other.job_id else f"{other.node}, process {other.pid}"
     return f"{other.user} is at {other.step} since {since} ({where})"
-
-
-def _new_log(directory: Path) -> Path:
-    start = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
-    return directory / f"{start}.{os.getpid()}.log"

@@ -36,14 +36,15 @@ class ImageNode:
 class ImageGraph:
     """All images of a checkout, bases before what is built on them.
 
-    `broken` holds what cannot be built, by name, and why; `problems` concerns directories whose
-    very name cannot be used.
+    `broken` holds what cannot be built, by name, and why; of these, `circular` are built on one
+    another. `problems` concerns directories whose very name cannot be used.
     """
 
     images: Mapping[str, ImageNode]
     aliases: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, RcError] = field(default_factory=dict)
     problems: tuple[RcError, ...] = ()
+    circular: Mapping[str, ImageNode] = field(default_factory=dict)
 
     def resolve(self, name: str) -> ImageNode:
         """The image with this name or alias; raises the error that breaks it, or ProjectError."""
@@ -148,7 +149,8 @@ def graph(
             kept[alias.name] = alias.target
         else:
             bad[alias.name] = _no_image(alias)
-    return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems))
+    circular = {name: node for name, node in by_name.items() if name not in good}
+    return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems), circular)
 
 
 def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> GraphError:

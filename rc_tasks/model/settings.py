@@ -21,6 +21,9 @@ RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
 # squashfs: blocks are powers of two from 4 KiB to 1 MiB.
 BLOCK_SIZES_BYTES = tuple(2**power for power in range(12, 21))
 
+# Dates have to stay within what a calendar holds.
+_MOST_DAYS = 36500
+
 
 class Runner(StrEnum):
     """Where steps run; `auto` means Slurm where there is Slurm."""
@@ -216,6 +219,23 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Logs:
+    """How long the logs of a step are kept; the newest one and that of its newest failure always are."""
+
+    keep: int = setting(20, "how many logs of a step are kept", whole(1))
+    days: int = setting(30, "days after which a log is removed", whole(1, _MOST_DAYS))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How long `doit history` remembers."""
+
+    days: int = setting(
+        90, "days after which what a run did is no longer in `doit history`", whole(1, _MOST_DAYS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class EdfSettings:
     """What stands in every env.toml."""
 
@@ -268,6 +288,8 @@ class Settings:
     podman: PodmanSettings = table(PodmanSettings)
     squash: Squash = table(Squash, shorthand="method")
     store: Store = table(Store, shorthand="enabled")
+    logs: Logs = table(Logs)
+    history: History = table(History)
     edf: EdfSettings = table(EdfSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

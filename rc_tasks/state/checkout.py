@@ -56,6 +56,11 @@ class Checkout:
         """The directory of a step's logs."""
         return self.root / GENERATED / "logs" / name / step
 
+    @property
+    def history(self) -> Path:
+        """The directory of what runs did."""
+        return self.root / GENERATED / "history"
+
     def shown(self, path: Path) -> str:
         """A path as messages name it: relative to the checkout."""
         return os.path.relpath(path, self.root)

@@ -102,7 +102,7 @@ def test_a_rebuild_on_another_node_resumes_at_the_changed_line(
     dockerfile.write_text(dockerfile.read_text().replace("echo one", "echo two"))
     shutil.rmtree(root / ".rc/logs")
     assert doit(root, "build:one", environ={**environ, "RC_SLURM_EXTRA": "--nodelist=node2"}).status == 0
-    (log,) = (root / ".rc/logs/one:1/podman").glob("*.log")
+    (log,) = (root / ".rc/logs/one:1/podman").glob("2*.log")
     assert log.read_text().count("Using cache") == 2
     assert (in_image(root, "slow"), in_image(root, "one")) == (before, "two\n")
 
@@ -140,7 +140,7 @@ def test_settings_and_project_toml_reach_slurm(
     )
     ran = doit(root, "build:one", environ=environ)
     assert ran.status == 0, ran.text
-    (log,) = (root / ".rc/logs/one:1/podman").glob("*.log")
+    (log,) = (root / ".rc/logs/one:1/podman").glob("2*.log")
     assert "--cpus-per-task=2" in log.read_text().splitlines()[0]
     # A project that asks for another partition gets an allocation of its own there.
     base, one = (job_of(root, f"podman:{name}") for name in ("base", "one:1"))

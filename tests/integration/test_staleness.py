@@ -149,7 +149,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 
 def last_log(family: Family, name: str) -> str:
-    logs = sorted((family.root / ".rc/logs" / name / Step.PODMAN).glob("*.log"))
+    logs = sorted((family.root / ".rc/logs" / name / Step.PODMAN).glob("2*.log"))
     return logs[-1].read_text() if logs else ""
 
 

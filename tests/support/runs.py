@@ -128,7 +128,7 @@ class Site:
 
     def logs(self, name: str, step: Step = Step.PODMAN) -> list[Path]:
         """The logs of a step."""
-        return sorted((self.root / ".rc/logs" / name / step).glob("*.log"))
+        return sorted((self.root / ".rc/logs" / name / step).glob("2*.log"))
 
 
 def lines(text: str, *kinds: str) -> list[str]:

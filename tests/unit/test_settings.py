@@ -143,7 +143,7 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         ("runer = 1", "pyproject.toml:3: runer is not a known key\n  next: did you mean runner?"),
         ("slurm.cpuz = 1", "slurm.cpuz is not a known key\n  next: did you mean slurm.cpus?"),
         ('partition = "x"', "partition is not a known key\n  next: did you mean slurm.partition?"),
-        ("zzz = 1", "zzz is not a known key\n  next: known here: debug, edf, images_owners,"),
+        ("zzz = 1", "zzz is not a known key\n  next: known here: debug, edf, history,"),
         ('runner = "slrm"', 'runner: expected "auto", "slurm" or "local", found "slrm"'),
         ("slurm = 3", "slurm: expected a table, found 3"),
         ('slurm.cpus = "2"', 'slurm.cpus: expected a whole number of at least 0, found "2"'),

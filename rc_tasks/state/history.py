@@ -1,0 +1,192 @@
+"""What every run did: one file per run in `.rc/history`, with a JSON line for each step that ended.
+
+A line is appended by a single write, so that the threads of a run do not mix theirs. What a killed run
+leaves of its last one is passed over when reading.
+"""
+
+import contextlib
+import heapq
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rc_tasks.state.records import Record, Step
+
+_SUFFIX = ".jsonl"
+
+
+class Outcome(StrEnum):
+    """How a try of a step ended; `retried`: by no fault of its own, so that it was tried again."""
+
+    DONE = "done"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    RETRIED = "retried"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One try of a step. `queued_s` lies between being ready and `started_at` (UTC, ISO 8601).
+
+    `image_id` is empty where no image was made or published; `size_bytes` is that of the image, for
+    `enroot` that of image.sqsh. `log` is relative to the checkout, empty when nothing was started.
+    """
+
+    run: str
+    image: str
+    step: Step
+    outcome: Outcome
+    started_at: str
+    duration_s: float
+    queued_s: float
+    node: str = ""
+    job_id: str = ""
+    image_id_before: str = ""
+    image_id: str = ""
+    size_bytes: int | None = None
+    commit: str = ""
+    dirty: bool = False
+    reason: str = ""
+    log: str = ""
+
+    @property
+    def began(self) -> datetime:
+        """`started_at` as a time."""
+        return datetime.fromisoformat(self.started_at)
+
+    def made(self, record: Record | None) -> "Entry":
+        """The entry with what the step's record says after it did its work."""
+        if record is None:
+            return self
+        made = record.artifact or record.facts
+        return replace(
+            self,
+            image_id=image_id(record),
+            size_bytes=made.size_bytes if made is not None else None,
+            commit=record.commit,
+            dirty=record.dirty,
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """The history of one run, to be written."""
+
+    directory: Path
+    id: str = field(default_factory=lambda: f"{stamp(datetime.now(UTC))}.{os.getpid()}")
+    _torn: bool = False
+
+    def append(self, entry: Entry) -> None:
+        """Add a line. That it cannot be written is no reason to fail what it tells of."""
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(self.directory / f"{self.id}{_SUFFIX}", flags, 0o666)
+            try:
+                # On a full disk half a line may be written, which must not spoil the next one.
+                whole = b"\n" + line if self._torn else line
+                self._torn = True
+                self._torn = os.write(descriptor, whole) != len(whole)
+            finally:
+                os.close(descriptor)
+
+
+def entries(directory: Path) -> Iterator[Entry]:
+    """Every step of every run, the one that began last first; files are read as they are needed."""
+    files = sorted(_files(directory), key=lambda found: -found[1])
+    waiting: list[tuple[float, int, Entry]] = []
+    count = 0
+    for path, written_s in files:
+        # What is in this file and in those after it began before its last write.
+        while waiting and -waiting[0][0] >= written_s:
+            yield heapq.heappop(waiting)[2]
+        for entry in _read(path):
+            count += 1
+            heapq.heappush(waiting, (-entry.began.timestamp(), -count, entry))
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
+def trim(directory: Path, days: int) -> None:
+    """Remove the files of runs that wrote last more than so many days ago, as far as we may."""
+    oldest = datetime.now(UTC) - timedelta(days=days)
+    for path, written_s in _files(directory):
+        if written_s < oldest.timestamp():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def image_id(record: Record | None) -> str:
+    """The image that a step made, or published; empty for one that does neither."""
+    if record is None:
+        return ""
+    return record.facts.image_id if record.facts is not None else record.inputs.get("image", "")
+
+
+def stamp(time: datetime) -> str:
+    """A UTC time for the names of files: milliseconds, and no colons."""
+    return time.strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
+
+
+def _files(directory: Path) -> list[tuple[Path, float]]:
+    """The files of all runs, with the times of their last writes."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(directory) as listing:
+        for each in listing:
+            # Another run may be trimming.
+            with contextlib.suppress(OSError):
+                if each.name.endswith(_SUFFIX) and each.is_file(follow_symlinks=False):
+                    found.append((Path(each.path), each.stat().st_mtime))
+    return found
+
+
+def _read(path: Path) -> Iterator[Entry]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        entry = parse(line)
+        if entry is not None:
+            yield entry
+
+
+def parse(line: bytes) -> Entry | None:
+    """The entry in a line; None when it is torn, damaged, or of a kind that a later version knows."""
+    try:
+        found = json.loads(line)
+        size = found.get("size_bytes")
+        entry = Entry(
+            run=str(found["run"]),
+            image=str(found["image"]),
+            step=Step(found["step"]),
+            outcome=Outcome(found["outcome"]),
+            started_at=str(found["started_at"]),
+            duration_s=_seconds(found["duration_s"]),
+            queued_s=_seconds(found["queued_s"]),
+            size_bytes=int(size) if size is not None else None,
+            dirty=bool(found.get("dirty", False)),
+            **{key: str(found.get(key) or "") for key in _TEXTS},
+        )
+        # Without a zone it could not be compared, and some years have no local time.
+        return entry if entry.began.tzinfo is not None and entry.began.astimezone() else None
+    # JSON holds more than an entry: numbers without end, years before there was time.
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, OSError):
+        return None
+
+
+_TEXTS = ("node", "job_id", "image_id_before", "image_id", "commit", "reason", "log")
+
+
+def _seconds(found: Any) -> float:
+    seconds = float(found)
+    if not math.isfinite(seconds):
+        raise ValueError(found)
+    return max(0.0, seconds)

@@ -1,0 +1,77 @@
+"""The logs of a step: a file for each try, links to the newest ones, and how long they are kept.
+
+`latest.log` leads to the newest one, `failed.log` to the newest one of a step that failed.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rc_tasks.model.settings import Logs
+from rc_tasks.state.history import stamp
+
+LATEST = "latest.log"
+FAILED = "failed.log"
+# Named so that their order is that of time.
+_LOG = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.\d+\.log")
+_DAY_S = 86400.0
+
+
+def new(directory: Path) -> Path:
+    """The path of a log that begins now."""
+    return directory / f"{stamp(datetime.now(UTC))}.{os.getpid()}.log"
+
+
+def newest(directory: Path) -> Path | None:
+    """The newest log of a step, or None."""
+    found = _logs(directory)
+    return directory / found[0] if found else None
+
+
+def failed(directory: Path) -> Path | None:
+    """The log of the step's newest failure, or None."""
+    try:
+        path = directory / os.readlink(directory / FAILED)
+    except OSError:
+        return None
+    return path if _LOG.fullmatch(path.name) and path.is_file() else None
+
+
+def point(link: Path, log: Path) -> None:
+    """Make a link lead to a log beside it; a log that cannot be linked to is a log all the same."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        try:
+            # Left by a killed process of the same number.
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(log.name)
+            os.replace(temporary, link)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def settle(directory: Path, keep: Logs) -> None:
+    """Remove old logs after a step has ended, and let `latest.log` lead to one that is there."""
+    found = _logs(directory)
+    if not found:
+        return
+    point(directory / LATEST, directory / found[0])
+    last_failed = failed(directory)
+    oldest_s = time.time() - keep.days * _DAY_S
+    for number, name in enumerate(found[1:], start=1):
+        path = directory / name
+        with contextlib.suppress(OSError):
+            if path != last_failed and (number >= keep.keep or path.stat().st_mtime < oldest_s):
+                path.unlink()
+
+
+def _logs(directory: Path) -> list[str]:
+    """The names of a step's logs, the newest first."""
+    try:
+        return sorted(filter(_LOG.fullmatch, os.listdir(directory)), reverse=True)
+    except OSError:
+        return []
