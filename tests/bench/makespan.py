@@ -33,7 +33,7 @@ RECORDED_S = {
 }
 
 
-WAIT_S = 5
+WAIT_S = 25
 
 
 def graph(images: int, levels: int, chance: random.Random) -> dict[str, list[str]]:
@@ -128,6 +128,8 @@ def on_slurm() -> None:
             "RC_RUNNER": "slurm",
             "RC_SLURM_ACCOUNT": ACCOUNT,
             "RC_SLURM_NODES": "4",
+            # Works in a container too.
+            "RC_PODMAN_ISOLATION": "chroot",
             "RC_PODMAN_STORAGE": f"{storage}/${{SLURMD_NODENAME}}",
         }
         try:
