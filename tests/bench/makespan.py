@@ -33,7 +33,8 @@ RECORDED_S = {
 }
 
 
-WAIT_S = 25
+# Of unequal length: equal steps end in waves, which no order of theirs can fill.
+WAITS_S = (10, 20, 30, 40)
 
 
 def graph(images: int, levels: int, chance: random.Random) -> dict[str, list[str]]:
@@ -107,7 +108,8 @@ def simulated(
 
 def on_slurm() -> None:
     """Build 40 images on 4 nodes with two slots each, then all of them again one after the other."""
-    bases = graph(40, 4, random.Random(1))
+    chance = random.Random(2)
+    bases = graph(40, 4, chance)
     with (
         tempfile.TemporaryDirectory(prefix="rc-", dir="/dev/shm") as storage,
         tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as scratch,
@@ -115,9 +117,9 @@ def on_slurm() -> None:
         Cluster(Path(conf), nodes=4, cpus_per_node=2) as cluster,
     ):
         files = {"rootfs/Dockerfile": "FROM scratch\nCOPY busybox /bin/busybox\n"}
-        # What takes its time is waiting, as for downloads: the nodes share this machine's CPUs.
-        wait = f'RUN ["/bin/busybox", "sleep", "{WAIT_S}"]\n'
         for name, above in bases.items():
+            # Waiting, as for downloads, takes the time: the nodes share this machine's CPUs.
+            wait = f'RUN ["/bin/busybox", "sleep", "{chance.choice(WAITS_S)}"]\n'
             copies = "".join(f"COPY --from={base} /bin/busybox /bin/again\n" for base in above[1:])
             base = above[0] if above else "rootfs"
             files[f"projects/{name}/Dockerfile"] = f"FROM {base}\n{copies}ARG TURN\n{wait}"
