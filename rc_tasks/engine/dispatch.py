@@ -251,17 +251,20 @@ class Dispatcher:
                 output.write(f"$ {wanted}\n".encode())
                 returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S)
             session.judge.done(step, name)
-            # The record is the proof, not the status: srun 22.05 returns 0 when the node fails.
+            # The record is the proof, not the status: srun 22.05 returns 0 when the node fails, and a
+            # step that has written it may be killed before it ends.
             after = records.get(step, name)
             took_s = time.monotonic() - started
-            if returncode == 0 and after and records.version(step, name) != version:
+            written = after is not None and records.version(step, name) != version
+            found = verdict(returncode, log, request) if returncode or not written else None
+            # Unless somebody else has written it.
+            if written and not (found and found.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
-                if before and before.facts and before.facts == after.facts:
+                if before and before.facts and after and before.facts == after.facts:
                     remark += " to the same image as before"
                 session.remarks[task] = remark
                 return _Tried(None, entry, took_s, inputs, log)
-            found = verdict(returncode, log, request)
-            if found.locked:
+            if found and found.locked:
                 log.unlink()
         except RcError as error:
             found = Verdict(str(error))

@@ -4,11 +4,14 @@ import contextlib
 import errno
 import glob
 import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from rc_tasks.errors import RcError
 
+_DAY_S = 86_400.0
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _IN_THE_WAY = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP})
@@ -26,10 +29,27 @@ def write_atomically(path: Path, text: str) -> None:
         raise refused(error, path) or error from None
 
 
-def sweep_temporaries(path: Path) -> None:
-    """Remove what killed writers of this file left; whoever calls keeps other writers away."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        left.unlink(missing_ok=True)
+def temporary_prefix(name: str) -> str:
+    """How temporary files of this process for `name` begin: others can tell whose they are."""
+    return f".{name}.{os.uname().nodename}.{os.getpid()}."
+
+
+def sweep_temporaries(directory: Path, name: str) -> None:
+    """Remove what killed processes of this host left for `name`, and on other hosts a day ago."""
+    for left in directory.glob(f".{glob.escape(name)}.*"):
+        with contextlib.suppress(OSError):
+            if _abandoned(left, name):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+
+def _abandoned(path: Path, name: str) -> bool:
+    node, _, rest = path.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
+    if node == os.uname().nodename and rest.isdigit():
+        return not os.path.exists(f"/proc/{rest}")
+    return path.lstat().st_mtime < time.time() - _DAY_S
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:
@@ -61,7 +81,7 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)

@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import RcError
-from rc_tasks.state.files import refused
+from rc_tasks.state.files import refused, sweep_temporaries, temporary_prefix
 
 _TOUCH_S = 5.0
 _LOOK_S = 0.5
 _LOST_S = 60.0
 _TRIES = 10
+# A file that is only there to be given the file server's time.
+_CLOCK = "clock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,9 @@ def _take_in_turn(path: Path, mine: Holder) -> int:
 def _take(path: Path, mine: Holder) -> int:
     """Create the lock, with its holder in it from the first moment; returns its open descriptor."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    for name in (path.name, _CLOCK):
+        sweep_temporaries(path.parent, name)
+    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:
         os.write(descriptor, json.dumps(asdict(mine)).encode())
         os.fchmod(descriptor, 0o644)
@@ -188,7 +192,7 @@ def _gone(holder: Holder) -> bool:
 
 def _now_s(directory: Path) -> float:
     """The file server's time: the clocks of nodes may differ from it and from one another."""
-    probe = directory / f".clock.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}"
+    probe = directory / f"{temporary_prefix(_CLOCK)}{threading.get_ident()}"
     try:
         probe.touch()
         return probe.stat().st_mtime

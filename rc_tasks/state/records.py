@@ -126,6 +126,11 @@ class Records:
         self._remove(self._path(task))
         self._remove(self._failure_path(task))
 
+    def files(self, step: Step, name: str) -> tuple[Path, ...]:
+        """Where what is known of a step is written down."""
+        task = f"{step}:{name}"
+        return self._path(task), self._failure_path(task)
+
     def reread(self, step: Step, name: str) -> None:
         """Another process may have written: look again at the next `get`."""
         self._seen.pop(f"{step}:{name}", None)

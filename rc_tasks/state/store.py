@@ -24,12 +24,13 @@ from typing import Any
 
 from rc_tasks.errors import ArtifactError, RcError
 from rc_tasks.state.catalogue import Catalogue
+from rc_tasks.state.files import sweep_temporaries, temporary_prefix
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 
 _MANIFEST = "manifest.json"
 _DOCKER = "application/vnd.docker"
-_SCRATCH = ".put."
+_SCRATCH = "put"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,11 @@ class Store:
         Nor are those that a store `beside` has: a link leads there, and when it leads nowhere any more,
         the image counts as damaged.
         """
+        self.sweep()
         if self.has(image.id):
             return
         for directory in (self.directory / "blobs/sha256", self.directory / "images"):
             directory.mkdir(parents=True, exist_ok=True)
-        self.sweep()
         for layer in image.layers if beside is not None else ():
             if beside is not None and beside._blob(layer).exists() and not self._blob(layer).exists():
                 with contextlib.suppress(FileExistsError):
@@ -95,11 +96,8 @@ class Store:
         return tuple(image_id for image_id in missing if image_id not in here)
 
     def sweep(self) -> None:
-        """Remove what killed writers left, once it is a day old."""
-        for left in self.directory.glob(f"{_SCRATCH}*"):
-            with contextlib.suppress(OSError):
-                if left.stat().st_mtime < self.directory.stat().st_mtime - 86_400:
-                    shutil.rmtree(left)
+        """Remove what killed writers left."""
+        sweep_temporaries(self.directory, _SCRATCH)
 
     def sizes(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Every image here, with its blobs and their sizes in bytes."""
@@ -111,7 +109,7 @@ class Store:
     def size_bytes(self) -> int:
         """What all blobs take on the disk, with what killed writers left."""
         total = 0
-        for directory in (self.directory / "blobs/sha256", *self.directory.glob(f"{_SCRATCH}*")):
+        for directory in (self.directory / "blobs/sha256", *self.directory.glob(f".{_SCRATCH}.*")):
             for parent, _, names in os.walk(directory):
                 for name in names:
                     with contextlib.suppress(OSError):
@@ -236,7 +234,7 @@ class Store:
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self.directory) as made:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix(_SCRATCH), dir=self.directory) as made:
             yield Path(made)
 
     def _image(self, image_id: str) -> Path:

@@ -41,8 +41,8 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
         if seen and seen != edition(checkout.records.get(step, name)):
             raise LockedError(f"{step}:{name} was done by somebody else just now")
         project = checkout.graph.images[name].project
-        for file in (project.image_json, project.edf):
-            sweep_temporaries(file)
+        for file in (project.image_json, project.edf, *checkout.records.files(step, name)):
+            sweep_temporaries(file.parent, file.name)
         match step:
             case Step.PODMAN:
                 from rc_tasks.steps.build import build

@@ -377,13 +377,22 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         subprocess.run(("umount", small), check=True)
 
 
-def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     kept = store(tmp_path)
-    for name, age_s in (("old", 90_000), ("new", 3_600)):
-        left = kept.directory / f".put.{name}"
+    here = os.uname().nodename
+    with subprocess.Popen(("true",)) as dead:
+        pass
+    living = {f".put.{here}.{os.getpid()}.a": 90_000, ".put.another-node.1.c": 3_600}
+    gone = {
+        f".put.{here}.{dead.pid}.b": 0,
+        ".put.another-node.1.d": 90_000,
+        ".put.of a version before": 90_000,
+    }
+    for name, age_s in (living | gone).items():
+        left = kept.directory / name
         left.mkdir(parents=True)
         (left / "layer").touch()
         then = time.time() - age_s
         os.utime(left, (then, then))
     kept.sweep()
-    assert [left.name for left in kept.directory.iterdir()] == [".put.new"]
+    assert {left.name for left in kept.directory.iterdir()} == living.keys()

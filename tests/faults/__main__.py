@@ -1,0 +1,123 @@
+"""`python -m tests.faults [PATTERN…]`: injects every fault, and prints one table.
+
+Needs root, for a small file system and what is mounted over it. Patterns are parts of a case's name, as
+`--list` prints them; `--times N` does each N times; `--verbose` shows what was wrong.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tests.faults.catalogue import Case, cases
+from tests.faults.ground import Ground, ground
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one injection; all three lists are empty when nothing was lost."""
+
+    wrong: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.wrong or self.lost or self.leftovers)
+
+
+def inject(case: Case, here: Ground) -> Result:
+    """Let a fault happen, look, run once more without it, and look again."""
+    result = Result()
+    before = here.records()
+    hit = case.run(here)
+    if "Traceback" in hit.text:
+        result.wrong.append(f"a traceback: {hit.text}")
+    if case.must_fail and hit.status == 0:
+        result.wrong.append(f"the run said that all is well: {hit.text}")
+    result.wrong += here.wrong()
+    done = {task for task, record in here.records().items() if before.get(task) != record}
+    following = here.run()
+    if following.status != 0:
+        result.wrong.append(f"the next run failed: {following.text}")
+    # What was done before the fault or during it is not done again.
+    result.lost += sorted(done & set(following.started) - case.again)
+    again = here.run()
+    if again.started:
+        result.lost.append(f"not up to date after the next run: {again.text}")
+    if not case.must_fail and hit.status == 0:
+        changed = done - set(hit.started)
+        result.wrong += [f"recorded without a run: {task}" for task in sorted(changed)]
+    result.wrong += [f"after the next run: {each}" for each in here.not_right()]
+    result.leftovers += here.leftovers()
+    # Counted once: the next injection begins on clean ground.
+    here.clear()
+    return result
+
+
+def table(results: Iterable[tuple[Case, Result]]) -> str:
+    """The results by fault, as Markdown."""
+    rows: dict[str, list[Result]] = {}
+    moments: dict[str, list[str]] = {}
+    for case, result in results:
+        rows.setdefault(case.fault, []).append(result)
+        known = moments.setdefault(case.fault, [])
+        if case.moment not in known:
+            known.append(case.moment)
+    lines = [
+        "| fault | moments | times | published wrong | finished work lost | left over |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault, found in rows.items():
+        numbers = _numbers(found)
+        lines.append(f"| {fault} | {len(moments[fault])} | {len(found)} | {numbers} |")
+    everything = [result for found in rows.values() for result in found]
+    count = sum(map(len, moments.values()))
+    lines.append(f"| all | {count} | {len(everything)} | {_numbers(everything)} |")
+    return "\n".join(lines)
+
+
+def _numbers(found: list[Result]) -> str:
+    wrong = sum(bool(each.wrong) for each in found)
+    lost = sum(bool(each.lost) for each in found)
+    return f"{wrong} | {lost} | {sum(bool(each.leftovers) for each in found)}"
+
+
+def main() -> int:
+    """The exit status: 0 when all is zero."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("pattern", nargs="*")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    chosen = [
+        case
+        for case in cases()
+        if all(pattern in case.name for pattern in options.pattern)
+    ] * options.times
+    if options.list:
+        print("\n".join(case.name for case in chosen))
+        return 0
+    results: list[tuple[Case, Result]] = []
+    with ground() as here:
+        for number, case in enumerate(chosen, start=1):
+            began = time.monotonic()
+            result = inject(case, here)
+            results.append((case, result))
+            word = "good" if result.good else "NOT GOOD"
+            took_s = time.monotonic() - began
+            print(f"{number}/{len(chosen)} {case.name}: {word} ({took_s:.1f} s)", file=sys.stderr)
+            if not result.good:
+                for kind in ("wrong", "lost", "leftovers"):
+                    for each in getattr(result, kind):
+                        text = each if options.verbose else each[:300]
+                        print(f"    {kind}: {text}", file=sys.stderr)
+    print(table(results))
+    return 0 if all(result.good for _, result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

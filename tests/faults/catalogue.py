@@ -1,0 +1,355 @@
+"""Every injection of the suite: what is broken, when, and what may be done again because of it."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.state.records import Step
+from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground
+from tests.faults.plan import PHASES, Action, Injection, Phase
+
+# Who waits for a hanging tool loses patience.
+_PATIENCE_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One injection. `run` lets it happen and returns the run that it hit.
+
+    `again` are finished steps that have to be done again, as the fault destroyed what they made.
+    `must_fail`: the run that was hit may not say that all is well.
+    """
+
+    fault: str
+    moment: str
+    image: str
+    run: Callable[[Ground], Ended]
+    again: frozenset[str] = frozenset()
+    must_fail: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the case is called."""
+        return f"{self.fault}, {self.moment}, {self.image}"
+
+
+def cases() -> Iterator[Case]:
+    """All injections, each once."""
+    yield from _in_steps()
+    yield from _tools()
+    yield from _damaged_images()
+    yield from _damaged_records()
+    yield from _damaged_state()
+    yield from _clock()
+    yield from _two_runs()
+
+
+def _in_steps() -> Iterator[Case]:
+    for action, (step, phases), image in itertools.product(Action, PHASES.items(), IMAGES):
+        for phase in phases:
+            if _makes_sense(action, phase):
+                yield Case(str(action), f"{step} {phase}", image, _injected(step, image, phase, action))
+
+
+def _makes_sense(action: Action, phase: Phase) -> bool:
+    if action is Action.KILL_TOOL:
+        return phase is Phase.DURING
+    # A process loses its rights thread by thread: only the one that acts can be hit.
+    return action is not Action.NO_PERMISSION or phase is not Phase.DURING
+
+
+def _injected(step: str, image: str, phase: Phase, action: Action) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        ground.change(image)
+        done = ground.scratch / f"{ground.number}.done"
+        filler = str(ground.filler)
+        wanted = Injection(step, image, phase, action, str(ground.root), filler, str(done))
+        ended = ground.run(injection=wanted)
+        ground.lift()
+        if not done.exists():
+            raise RuntimeError(f"the moment did not come: {ended.text}")
+        return ended
+
+    return run
+
+
+def _tools() -> Iterator[Case]:
+    """Tools that are slow, hang, or lie."""
+    halved = 'cut() { truncate -s 50% "$1"; }\n'
+    real = {"podman": "build", "mksquashfs": "-noappend"}
+    behaviours = {
+        "slow tool": 'sleep 1\nexec {real} "$@"',
+        "hanging tool": "exec sleep 1234.5",
+        "exit 0 with no output": "exit 0",
+        "exit 1 with a good file": '{real} "$@"\nexit 1',
+        "killed after a good file": '{real} "$@"\nkill -9 $$',
+        "half a file, exit 0": halved
+        + '{real} "$@"\nfor each; do case $each in *sqsh*) cut "$each"; esac; done',
+    }
+    for (fault, script), (tool, word), image in itertools.product(
+        behaviours.items(), real.items(), IMAGES
+    ):
+        if fault.startswith("half") and tool == "podman":
+            continue
+        yield Case(
+            fault,
+            tool,
+            image,
+            _with_tool(fault, tool, word, script, image),
+            must_fail=fault != "slow tool",
+        )
+
+
+def _with_tool(fault: str, tool: str, word: str, script: str, image: str) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        ground.change(image)
+        real = shutil.which(tool)
+        programs = ground.scratch / f"{ground.number}.bin"
+        programs.mkdir()
+        shim = programs / tool
+        told = script.format(real=real)
+        shim.write_text(
+            f'#!/bin/sh\ncase " $* " in *" {word} "*) ;; *) exec {real} "$@" ;; esac\n{told}\n'
+        )
+        shim.chmod(0o755)
+        running = ground.start(PATH=f"{programs}:{os.environ['PATH']}")
+        if fault != "hanging tool":
+            ended = running.end()
+        else:
+            running.started(f"{'podman' if tool == 'podman' else 'enroot'}:{image}")
+            time.sleep(_PATIENCE_S)
+            ended = running.end(signal.SIGINT)
+        ground.settle()
+        return ended
+
+    return run
+
+
+def _damaged_images() -> Iterator[Case]:
+    def shorter(path: Path) -> None:
+        os.truncate(path, path.stat().st_size // 2)
+
+    def empty(path: Path) -> None:
+        os.truncate(path, 0)
+
+    def other(path: Path) -> None:
+        path.write_bytes(os.urandom(path.stat().st_size))
+
+    def gone(path: Path) -> None:
+        path.unlink()
+
+    def head(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.write(b"\0" * 4096)
+
+    damages = {"truncated": shorter, "emptied": empty, "overwritten": other, "gone": gone, "head": head}
+    for (moment, damage), image in itertools.product(damages.items(), IMAGES):
+        task = f"enroot:{image}"
+        yield Case(
+            "damaged image.sqsh",
+            moment,
+            image,
+            _damaged(lambda ground, image=image: ground.artifact(image), damage),
+            frozenset({task}),
+        )
+
+
+def _damaged_records() -> Iterator[Case]:
+    def write(text: str) -> Callable[[Path], None]:
+        return lambda path: Path.write_text(path, text) and None
+
+    def foreign(path: Path) -> None:
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"task": "podman:somebody else's"}))
+
+    def later(path: Path) -> None:
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"schema": 99}))
+
+    def directory(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    damages = {
+        "empty": write(""),
+        "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+        "garbage": lambda path: path.write_bytes(os.urandom(300)) and None,
+        "endless nesting": write("[" * 100_000),
+        "another task's": foreign,
+        "of a later version": later,
+        "gone": lambda path: path.unlink(),
+        "a directory": directory,
+    }
+    for (moment, damage), step, image in itertools.product(damages.items(), Step, IMAGES):
+        # What is built on it has the same image under it as before: podman answers from its cache.
+        again = {f"{step}:{image}"}
+        if step is Step.PODMAN:
+            again |= {f"podman:{each}" for each in IMAGES}
+        yield Case(
+            "damaged record",
+            f"{step}: {moment}",
+            image,
+            _damaged(
+                lambda ground, step=step, image=image: ground.record_path(step, image),
+                damage,
+                removes=moment == "a directory",
+            ),
+            frozenset(again),
+        )
+
+
+def _damaged_state() -> Iterator[Case]:
+    """Everything else below .rc, and image.json and env.toml."""
+
+    def garbage(path: Path) -> None:
+        path.write_bytes(b'{"schema": "\xff')
+
+    def blob(ground: Ground) -> Path:
+        """The largest blob of the store: the layer that all images share."""
+        return max((ground.root / ".rc/store/blobs").iterdir(), key=lambda path: path.stat().st_size)
+
+    def inside(path: Path) -> None:
+        os.chmod(path, 0o644)
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"damage")
+
+    for image in IMAGES:
+        yield Case(
+            "damaged image.json",
+            "garbage",
+            image,
+            _damaged(lambda ground, image=image: ground.directory(image) / "image.json", garbage),
+            frozenset({f"enroot:{image}"}),
+        )
+        yield Case(
+            "damaged env.toml",
+            "gone",
+            image,
+            _damaged(lambda ground, image=image: ground.directory(image) / "env.toml", Path.unlink),
+            frozenset({f"env:{image}"}),
+        )
+    for pattern in ("store/cache/*.json", "history/*.jsonl", "digests*"):
+        yield Case("damaged notes", pattern, "all", _all_damaged(pattern, garbage))
+    yield Case(
+        "damaged blob",
+        "empty node, base rebuilt",
+        CHILD,
+        _on_an_empty_node(_damaged_then_changed(blob, inside, CHILD)),
+        frozenset({f"podman:{BASE}", f"podman:{CHILD}", f"enroot:{BASE}"}),
+    )
+    yield Case(
+        "lock of a dead process",
+        "before the run",
+        CHILD,
+        _left_lock(json.dumps(_dead_holder())),
+    )
+
+
+def _dead_holder() -> dict[str, object]:
+    gone = subprocess.Popen(("true",))
+    gone.wait()
+    return {
+        "step": f"podman:{CHILD}",
+        "user": "somebody",
+        "node": os.uname().nodename,
+        "pid": gone.pid,
+        "job_id": "",
+        "since": "2026-01-02T03:04:05+00:00",
+    }
+
+
+def _damaged(
+    where: Callable[[Ground], Path], damage: Callable[[Path], object], *, removes: bool = False
+) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        path = where(ground)
+        damage(path)
+        ended = ground.run()
+        if removes and path.is_dir():
+            # It is in the way, which the run has to say.
+            path.rmdir()
+        return ended
+
+    return run
+
+
+def _all_damaged(pattern: str, damage: Callable[[Path], None]) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        found = list((ground.root / ".rc").glob(pattern))
+        if not found:
+            raise RuntimeError(f"no file .rc/{pattern}")
+        for path in found:
+            damage(path)
+        ground.change(CHILD)
+        return ground.run()
+
+    return run
+
+
+def _damaged_then_changed(
+    where: Callable[[Ground], Path], damage: Callable[[Path], None], image: str
+) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        damage(where(ground))
+        ground.change(image)
+        return ground.run()
+
+    return run
+
+
+def _on_an_empty_node(run: Callable[[Ground], Ended]) -> Callable[[Ground], Ended]:
+    def emptied(ground: Ground) -> Ended:
+        subprocess.run(
+            ground.podman.command("system", "reset", "--force").argv, capture_output=True, check=False
+        )
+        return run(ground)
+
+    return emptied
+
+
+def _left_lock(text: str) -> Callable[[Ground], Ended]:
+    def run(ground: Ground) -> Ended:
+        ground.change(CHILD)
+        (ground.root / f".rc/locks/{CHILD}.json").write_text(text)
+        return ground.run()
+
+    return run
+
+
+def _clock() -> Iterator[Case]:
+    """The clock of the host goes back, or forth, between two runs or in one."""
+    for moment, image in itertools.product(("-2d", "+2d", "-10y"), IMAGES):
+
+        def run(ground: Ground, moment: str = moment, image: str = image) -> Ended:
+            library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+            if library is None:
+                raise RuntimeError("faketime is not installed")
+            ground.change(image)
+            return ground.run(LD_PRELOAD=str(library), FAKETIME=moment, FAKETIME_DONT_FAKE_MONOTONIC="1")
+
+        yield Case("clock", moment, image, run)
+
+
+def _two_runs() -> Iterator[Case]:
+    for image, gap_s in itertools.product(IMAGES, (0.0, 0.5, 1.0)):
+
+        def run(ground: Ground, image: str = image, gap_s: float = gap_s) -> Ended:
+            ground.change(image)
+            first = ground.start()
+            time.sleep(gap_s)
+            second = ground.start()
+            one, two = first.end(), second.end()
+            ground.settle()
+            twice = sorted(set(one.started) & set(two.started))
+            told = f"\nby both: {twice}" if twice else ""
+            return Ended(one.status or two.status or bool(twice), one.text + two.text + told)
+
+        yield Case("two runs at once", f"{gap_s:g} s apart", image, run)

@@ -1,0 +1,170 @@
+"""What runs inside a step under test: it waits for its moment, without a line in the program itself.
+
+Python tells an audit hook of every file that is opened or renamed and every process that is started
+(PEP 578), before it happens: those are the moments.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.plan import INTO_TOOL_S, VARIABLE, Action, Injection, Phase, parse
+
+_TOOLS = {"podman": "build", "enroot": "mksquashfs"}
+_PUBLISHED = {"enroot": "image.sqsh", "env": "env.toml"}
+
+
+def arm(step: str, image: str) -> None:
+    """Wait for the injection's moment if it is meant for this step."""
+    wanted = parse(os.environ[VARIABLE])
+    if (wanted.step, wanted.image) == (step, image):
+        sys.addaudithook(_Hook(wanted).see)
+
+
+class _Hook:
+    """Looks at the events until the moment has come."""
+
+    def __init__(self, wanted: Injection) -> None:
+        self._wanted = wanted
+        self._over = False
+        self._next = False
+        self._tool_ran = False
+
+    def see(self, event: str, arguments: tuple[object, ...]) -> None:
+        """Called by Python before each thing that it does."""
+        if self._over or event not in {"open", "os.rename", "os.link", "subprocess.Popen"}:
+            return
+        if self._next:
+            self._strike()
+            return
+        words = [os.fsdecode(each) for each in _flat(arguments) if isinstance(each, str | bytes)]
+        if self._comes(event, words):
+            match self._wanted.phase:
+                case Phase.AFTER_RENAME | Phase.AFTER_RECORD:
+                    # What this event announces is done when the next one comes.
+                    self._next = True
+                case Phase.DURING:
+                    self._over = True
+                    threading.Timer(INTO_TOOL_S, self._act).start()
+                case _:
+                    self._strike()
+
+    def _comes(self, event: str, words: list[str]) -> bool:
+        step, phase = self._wanted.step, self._wanted.phase
+        tool = event == "subprocess.Popen" and _TOOLS.get(step) in {Path(word).name for word in words}
+        self._tool_ran |= tool
+        match phase:
+            case Phase.START:
+                return event == "os.link" and any("/.rc/locks/" in word for word in words)
+            case Phase.BEFORE | Phase.DURING:
+                return tool
+            case Phase.STORE:
+                return event == "os.rename" and "/.rc/store/" in words[1]
+            case Phase.AFTER_WRITE:
+                # The first look at what mksquashfs has written.
+                return self._tool_ran and event == "subprocess.Popen" and "unsquashfs" in " ".join(words)
+            case Phase.BEFORE_RENAME | Phase.AFTER_RENAME:
+                return event == "os.rename" and Path(words[1]).name == _PUBLISHED[step]
+            case _:
+                return event == "os.rename" and words[1].endswith(
+                    f"/.rc/state/{step}:{self._wanted.image}.json"
+                )
+
+    def _strike(self) -> None:
+        self._over = True
+        self._act()
+
+    def _act(self) -> None:
+        wanted = self._wanted
+        Path(wanted.done).touch()
+        match wanted.action:
+            case Action.KILL_STEP:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case Action.TERM_STEP:
+                os.kill(os.getpid(), signal.SIGTERM)
+                # Not before it is noticed: Python acts upon it between two of its own instructions.
+                time.sleep(0)
+            case Action.KILL_TOOL:
+                for pid in _below(os.getpid()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            case Action.KILL_RUN | Action.TERM_RUN:
+                number = signal.SIGKILL if wanted.action is Action.KILL_RUN else signal.SIGTERM
+                os.kill(int(os.environ["TEST_RUN"]), number)
+                # The step goes on until somebody ends it.
+            case Action.FULL_DISK:
+                fill(Path(wanted.filler))
+            case Action.READ_ONLY:
+                # A second mount of the same files: the first cannot become so while a log is written.
+                root = wanted.checkout
+                subprocess.run(("mount", "--bind", root, root), check=True)
+                subprocess.run(("mount", "-o", "remount,bind,ro", root), check=True)
+            case Action.NO_PERMISSION:
+                lose_permission(Path(wanted.checkout))
+
+
+def fill(path: Path) -> None:
+    """Write a file until its file system is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * size) == size:
+                    pass
+
+
+def lose_permission(root: Path) -> None:
+    """Let the directories of a checkout belong to others, and give up root's right not to mind."""
+    for directory, _, _ in os.walk(root):
+        os.chown(directory, 65534, 65534)
+        os.chmod(directory, 0o755)
+    pr_capbset_drop, cap_chown, cap_dac_override, cap_fowner = 24, 0, 1, 3
+    libc = ctypes.CDLL(None, use_errno=True)
+    lost = (cap_chown, cap_dac_override, cap_fowner)
+    for capability in lost:
+        libc.prctl(pr_capbset_drop, capability)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset(2), version 3, for ourselves
+    sets = (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    for capability in lost:
+        for which in range(3):
+            sets[which] &= ~(1 << capability)
+    if libc.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _flat(arguments: tuple[object, ...]) -> Iterator[object]:
+    for each in arguments:
+        if isinstance(each, tuple | list):
+            yield from each
+        else:
+            yield os.fspath(each) if isinstance(each, os.PathLike) else each
+
+
+def _below(pid: int) -> list[int]:
+    """All processes that descend from one, without the shell that guards them."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path("/proc", entry, "stat").read_text(errors="replace")
+                parent = int(stat.rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry))
+    found, generation = [], [pid]
+    while generation:
+        generation = [child for each in generation for child in children.get(each, ())]
+        found += generation
+    return [each for each in found if not _is_guard(each)]
+
+
+def _is_guard(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        argv = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
+        return argv[:2] == [b"sh", b"-c"] and b"groups=" in argv[2]
+    return False

@@ -1,0 +1,94 @@
+"""One injection as a value: which fault, at which moment of which step."""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+# Where a step of a run under test finds the fault that is meant for it.
+VARIABLE = "TEST_FAULT"
+# How long a tool has been at work when something happens "during" it: a build takes half a second, and
+# squashing with xz a whole one.
+INTO_TOOL_S = 0.15
+
+
+class Phase(StrEnum):
+    """A moment of a step, in the order in which they come."""
+
+    START = "at the start"
+    BEFORE = "before the tool"
+    DURING = "during the tool"
+    STORE = "before the store"
+    AFTER_WRITE = "after the write"
+    BEFORE_RENAME = "before the rename"
+    AFTER_RENAME = "after the rename"
+    BEFORE_RECORD = "before the record"
+    AFTER_RECORD = "after the record"
+
+
+# The moments that a step has.
+PHASES = {
+    "podman": (
+        Phase.START,
+        Phase.BEFORE,
+        Phase.DURING,
+        Phase.STORE,
+        Phase.BEFORE_RECORD,
+        Phase.AFTER_RECORD,
+    ),
+    "enroot": (
+        Phase.START,
+        Phase.BEFORE,
+        Phase.DURING,
+        Phase.AFTER_WRITE,
+        Phase.BEFORE_RENAME,
+        Phase.AFTER_RENAME,
+        Phase.BEFORE_RECORD,
+        Phase.AFTER_RECORD,
+    ),
+    "env": (
+        Phase.START,
+        Phase.BEFORE_RENAME,
+        Phase.AFTER_RENAME,
+        Phase.BEFORE_RECORD,
+        Phase.AFTER_RECORD,
+    ),
+}
+
+
+class Action(StrEnum):
+    """What a step does to itself and its surroundings when its moment has come."""
+
+    KILL_STEP = "kill -9 of the step"
+    TERM_STEP = "TERM to the step"
+    KILL_TOOL = "kill -9 of the tool"
+    KILL_RUN = "kill -9 of doit"
+    TERM_RUN = "TERM to doit"
+    FULL_DISK = "full disk"
+    READ_ONLY = "read-only file system"
+    NO_PERMISSION = "permission lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """What the injected code is told. `done` is touched when the fault has happened.
+
+    `checkout` is the root of the checkout and `filler` a file on its file system, to be filled.
+    """
+
+    step: str
+    image: str
+    phase: Phase
+    action: Action
+    checkout: str
+    filler: str
+    done: str
+
+    def text(self) -> str:
+        """For the environment."""
+        return json.dumps(asdict(self))
+
+
+def parse(text: str) -> Injection:
+    """The injection in an environment."""
+    found = json.loads(text)
+    return Injection(**{**found, "phase": Phase(found["phase"]), "action": Action(found["action"])})
