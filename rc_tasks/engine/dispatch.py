@@ -42,7 +42,8 @@ class NotTried(TaskFailed):
 class _Tried:
     """One try of a step. `verdict` is None when it did its work; `inputs` are those it began with.
 
-    `entry` is what history will say of it, but for how it ended.
+    `entry` is what history will say of it, but for how it ended. `node_lost`: the node failed, be it
+    after the work was done.
     """
 
     verdict: Verdict | None
@@ -50,6 +51,7 @@ class _Tried:
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
     log: Path | None = None
+    node_lost: bool = False
 
 
 class Dispatcher:
@@ -194,12 +196,11 @@ class Dispatcher:
             entry = self._entry(step, name, ready_s, place)
             self._tell("start", f"{task}  {entry.reason}")
             tried = self._run(step, name, place, entry)
-            if tried.verdict is not None:
-                if self._ended.is_set():
-                    self._note(tried, Outcome.INTERRUPTED)
-                    raise ClosedError
-                if tried.verdict.elsewhere:
-                    self._places.lose(place)
+            if tried.verdict is not None and self._ended.is_set():
+                self._note(tried, Outcome.INTERRUPTED)
+                raise ClosedError
+            if tried.node_lost:
+                self._places.lose(place)
         finally:
             self._places.leave(place)
         return tried
@@ -263,7 +264,8 @@ class Dispatcher:
                 if before and before.facts and after and before.facts == after.facts:
                     remark += " to the same image as before"
                 session.remarks[task] = remark
-                return _Tried(None, entry, took_s, inputs, log)
+                lost = found is not None and found.elsewhere
+                return _Tried(None, entry, took_s, inputs, log, lost)
             if found and found.locked:
                 log.unlink()
         except RcError as error:
@@ -276,7 +278,8 @@ class Dispatcher:
         finally:
             session.judge.done(step, name)
             logs.settle(log.parent, checkout.settings.logs)
-        return _Tried(found, entry, time.monotonic() - started, inputs, log)
+        took_s = time.monotonic() - started
+        return _Tried(found, entry, took_s, inputs, log, bool(found and found.elsewhere))
 
     def _failed(self, step: Step, name: str, tried: _Tried) -> TaskFailed:
         checkout = self._session.checkout

@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
             return 0
         step, name, seen = Step(argv[0]), argv[1], "".join(argv[2:])
         if step is Step.ENV:
+            nodes.sweep()
             run(checkout, step, name, seen)
             return 0
         with nodes.prepared(checkout.settings.podman) as engine:

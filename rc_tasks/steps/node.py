@@ -153,16 +153,20 @@ def open_files() -> int:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A private directory on this node for one step; what killed steps left of theirs goes first."""
-    parent = temporary_files()
-    for left in parent.glob("rc_tasks.*.*"):
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"rc_tasks.{os.getpid()}.", dir=temporary_files()) as made:
+        yield Path(made)
+
+
+def sweep() -> None:
+    """Remove the temporary directories that killed steps of ours left on this node."""
+    for left in temporary_files().glob("rc_tasks.*.*"):
         with contextlib.suppress(OSError, ValueError):
             if left.lstat().st_uid == os.getuid() and not _runs(int(left.name.split(".")[1])):
                 _end_rooted_in(left)
                 # What a RUN has mounted of the host is not ours to delete.
                 if not storages.mounts_below(left):
                     shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=f"rc_tasks.{os.getpid()}.", dir=parent) as made:
-        yield Path(made)
 
 
 @contextlib.contextmanager

@@ -429,6 +429,14 @@ _REFUSALS = (
         "Slurm refused the partition of {request}",
         "set `slurm.partition` to one that is up and open to you: `sinfo --summarize`",
     ),
+    # A step asks for no more than its allocation has of the node.
+    _Cause(
+        r"create step for job \d+: Requested node configuration is not available",
+        "{node} takes no steps any more",
+        "it may be down: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept. If\n"
+        "the node is well, change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra})",
+        elsewhere=True,
+    ),
     _Cause(
         r"More processors|Memory specification|node configuration|feature spec|node name|[Nn]ode count",
         "no node can give what {request} asks for",

@@ -5,19 +5,24 @@ Needs root, for a small file system and what is mounted over it. Patterns are pa
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tests.faults.catalogue import Case, cases
+from tests.faults.catalogue import Case, Ends, cases
 from tests.faults.ground import Ground, ground
 
 
 @dataclass(slots=True)
 class Result:
-    """What became of one injection; all three lists are empty when nothing was lost."""
+    """What became of one injection; all three lists are empty when nothing was lost.
 
+    `status` is the exit status of the run that was hit.
+    """
+
+    status: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
@@ -33,10 +38,13 @@ def inject(case: Case, here: Ground) -> Result:
     result = Result()
     before = here.records()
     hit = case.run(here)
+    result.status = hit.status
     if "Traceback" in hit.text:
         result.wrong.append(f"a traceback: {hit.text}")
-    if case.must_fail and hit.status == 0:
+    if case.ends is Ends.BADLY and hit.status == 0:
         result.wrong.append(f"the run said that all is well: {hit.text}")
+    if case.ends is Ends.WELL and hit.status != 0:
+        result.lost.append(f"the run failed: {hit.text}")
     result.wrong += here.wrong()
     done = {task for task, record in here.records().items() if before.get(task) != record}
     following = here.run()
@@ -47,7 +55,7 @@ def inject(case: Case, here: Ground) -> Result:
     again = here.run()
     if again.started:
         result.lost.append(f"not up to date after the next run: {again.text}")
-    if not case.must_fail and hit.status == 0:
+    if hit.status == 0:
         changed = done - set(hit.started)
         result.wrong += [f"recorded without a run: {task}" for task in sorted(changed)]
     result.wrong += [f"after the next run: {each}" for each in here.not_right()]
@@ -85,6 +93,18 @@ def _numbers(found: list[Result]) -> str:
     return f"{wrong} | {lost} | {sum(bool(each.leftovers) for each in found)}"
 
 
+def _told(case: Case, here: Ground, verbose: bool) -> Result:
+    began = time.monotonic()
+    result = inject(case, here)
+    word = "good" if result.good else "NOT GOOD"
+    took_s = time.monotonic() - began
+    print(f"{case.name}: {word} (exit {result.status}, {took_s:.1f} s)", file=sys.stderr, flush=True)
+    for kind in ("wrong", "lost", "leftovers"):
+        for each in getattr(result, kind):
+            print(f"    {kind}: {each if verbose else each[:300]}", file=sys.stderr, flush=True)
+    return result
+
+
 def main() -> int:
     """The exit status: 0 when all is zero."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
@@ -94,27 +114,19 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     chosen = [
-        case
-        for case in cases()
-        if all(pattern in case.name for pattern in options.pattern)
+        case for case in cases() if all(pattern in case.name for pattern in options.pattern)
     ] * options.times
     if options.list:
         print("\n".join(case.name for case in chosen))
         return 0
     results: list[tuple[Case, Result]] = []
-    with ground() as here:
-        for number, case in enumerate(chosen, start=1):
-            began = time.monotonic()
-            result = inject(case, here)
-            results.append((case, result))
-            word = "good" if result.good else "NOT GOOD"
-            took_s = time.monotonic() - began
-            print(f"{number}/{len(chosen)} {case.name}: {word} ({took_s:.1f} s)", file=sys.stderr)
-            if not result.good:
-                for kind in ("wrong", "lost", "leftovers"):
-                    for each in getattr(result, kind):
-                        text = each if options.verbose else each[:300]
-                        print(f"    {kind}: {text}", file=sys.stderr)
+    # So that nothing stays mounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for on_cluster in (False, True):
+        here_too = [case for case in chosen if case.on_cluster is on_cluster]
+        if here_too:
+            with ground(on_cluster=on_cluster) as here:
+                results += [(case, _told(case, here, options.verbose)) for case in here_too]
     print(table(results))
     return 0 if all(result.good for _, result in results) else 1
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.state.records import Step
@@ -19,12 +20,20 @@ from tests.faults.plan import PHASES, Action, Injection, Phase
 _PATIENCE_S = 1.5
 
 
+class Ends(StrEnum):
+    """How a run has to end: with status 0, with another one, or as it happens."""
+
+    WELL = "well"
+    BADLY = "badly"
+    EITHER = "either"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One injection. `run` lets it happen and returns the run that it hit.
 
     `again` are finished steps that have to be done again, as the fault destroyed what they made.
-    `must_fail`: the run that was hit may not say that all is well.
+    `ends`: what the run that was hit has to say of itself. `on_cluster`: steps run through Slurm.
     """
 
     fault: str
@@ -32,7 +41,8 @@ class Case:
     image: str
     run: Callable[[Ground], Ended]
     again: frozenset[str] = frozenset()
-    must_fail: bool = False
+    ends: Ends = Ends.EITHER
+    on_cluster: bool = False
 
     @property
     def name(self) -> str:
@@ -49,10 +59,12 @@ def cases() -> Iterator[Case]:
     yield from _damaged_state()
     yield from _clock()
     yield from _two_runs()
+    yield from _dead_nodes()
 
 
 def _in_steps() -> Iterator[Case]:
-    for action, (step, phases), image in itertools.product(Action, PHASES.items(), IMAGES):
+    alone = [action for action in Action if action is not Action.WAIT]
+    for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:
             if _makes_sense(action, phase):
                 yield Case(str(action), f"{step} {phase}", image, _injected(step, image, phase, action))
@@ -65,15 +77,18 @@ def _makes_sense(action: Action, phase: Phase) -> bool:
     return action is not Action.NO_PERMISSION or phase is not Phase.DURING
 
 
+def _injection(ground: Ground, step: str, image: str, phase: Phase, action: Action) -> Injection:
+    done = ground.scratch / f"{ground.number}.done"
+    return Injection(step, image, phase, action, str(ground.root), str(ground.filler), str(done))
+
+
 def _injected(step: str, image: str, phase: Phase, action: Action) -> Callable[[Ground], Ended]:
     def run(ground: Ground) -> Ended:
         ground.change(image)
-        done = ground.scratch / f"{ground.number}.done"
-        filler = str(ground.filler)
-        wanted = Injection(step, image, phase, action, str(ground.root), filler, str(done))
+        wanted = _injection(ground, step, image, phase, action)
         ended = ground.run(injection=wanted)
         ground.lift()
-        if not done.exists():
+        if not Path(wanted.done).exists():
             raise RuntimeError(f"the moment did not come: {ended.text}")
         return ended
 
@@ -103,7 +118,7 @@ def _tools() -> Iterator[Case]:
             tool,
             image,
             _with_tool(fault, tool, word, script, image),
-            must_fail=fault != "slow tool",
+            ends=Ends.WELL if fault == "slow tool" else Ends.BADLY,
         )
 
 
@@ -158,6 +173,7 @@ def _damaged_images() -> Iterator[Case]:
             image,
             _damaged(lambda ground, image=image: ground.artifact(image), damage),
             frozenset({task}),
+            Ends.WELL,
         )
 
 
@@ -237,7 +253,7 @@ def _damaged_state() -> Iterator[Case]:
             frozenset({f"env:{image}"}),
         )
     for pattern in ("store/cache/*.json", "history/*.jsonl", "digests*"):
-        yield Case("damaged notes", pattern, "all", _all_damaged(pattern, garbage))
+        yield Case("damaged notes", pattern, "all", _all_damaged(pattern, garbage), ends=Ends.WELL)
     yield Case(
         "damaged blob",
         "empty node, base rebuilt",
@@ -335,7 +351,7 @@ def _clock() -> Iterator[Case]:
             ground.change(image)
             return ground.run(LD_PRELOAD=str(library), FAKETIME=moment, FAKETIME_DONT_FAKE_MONOTONIC="1")
 
-        yield Case("clock", moment, image, run)
+        yield Case("clock", moment, image, run, ends=Ends.WELL)
 
 
 def _two_runs() -> Iterator[Case]:
@@ -352,4 +368,31 @@ def _two_runs() -> Iterator[Case]:
             told = f"\nby both: {twice}" if twice else ""
             return Ended(one.status or two.status or bool(twice), one.text + two.text + told)
 
-        yield Case("two runs at once", f"{gap_s:g} s apart", image, run)
+        yield Case("two runs at once", f"{gap_s:g} s apart", image, run, ends=Ends.WELL)
+
+
+def _dead_nodes() -> Iterator[Case]:
+    """The node of a step dies; the step is tried again on another one, in the same run."""
+    for (step, phases), image in itertools.product(PHASES.items(), IMAGES):
+        for phase in phases:
+            if phase is Phase.DURING:
+                continue  # a step that waits beside its tool would go on when it has ended
+
+            def run(ground: Ground, step: str = step, phase: Phase = phase, image: str = image) -> Ended:
+                cluster = ground.cluster
+                assert cluster is not None
+                ground.change(image)
+                wanted = _injection(ground, step, image, phase, Action.WAIT)
+                running = ground.start(injection=wanted)
+                while not Path(wanted.done).exists() and running.process.poll() is None:
+                    time.sleep(0.05)
+                told = cluster.client("squeue", "--steps", "--noheader", "--format=%j %N").stdout
+                nodes = dict(line.split() for line in told.splitlines() if ":" in line)
+                cluster.kill_node(nodes[f"{step}:{image}"])
+                ended = running.end()
+                cluster.revive()
+                cluster.wait_ready()
+                ground.settle()
+                return ended
+
+            yield Case("dead node", f"{step} {phase}", image, run, ends=Ends.WELL, on_cluster=True)

@@ -22,6 +22,7 @@ from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
 from tests.faults.plan import VARIABLE, Injection
 from tests.support.checkouts import write_checkout
+from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import DOIT
 from tests.support.images import BUSYBOX
 from tests.support.storage import own_storage, remove_storage
@@ -56,12 +57,16 @@ class Ended:
 
 @dataclass(slots=True)
 class Ground:
-    """Two images, one built on the other, published and fresh; `marks` is what their recipes write."""
+    """Two images, one built on the other, published and fresh; `marks` is what their recipes write.
+
+    Steps run on this host, or on the nodes of `cluster`.
+    """
 
     root: Path
     podman: Podman
     environment: Mapping[str, str]
     scratch: Path
+    cluster: Cluster | None = None
     marks: dict[str, str] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
     shape: frozenset[str] = frozenset()
@@ -193,6 +198,9 @@ class Ground:
         found += [f"process {each}" for each in self.processes()]
         temporary = Path(self.environment["TMPDIR"])
         found += [f"temporary file {each}" for each in temporary.iterdir()]
+        if self.cluster is not None:
+            jobs = self.cluster.client("squeue", "--noheader", "--format=%i %j %T").stdout
+            return found + [f"job {each}" for each in jobs.splitlines()]
         storage = Path(self.podman.root)
         # podman keeps a mount of this directory onto itself.
         found += [f"mount {each}" for each in mounts_below(storage) if each != storage / "overlay"]
@@ -267,7 +275,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def ground() -> Iterator[Ground]:
+def ground(*, on_cluster: bool = False) -> Iterator[Ground]:
     """The checkout on a small file system, built once, healthy."""
     with contextlib.ExitStack() as stack:
         made, _ = stack.enter_context(own_storage())
@@ -281,10 +289,21 @@ def ground() -> Iterator[Ground]:
         root = _checkout(disk / "it's a checkout")
         storage = temporary / "storage"
         storage.mkdir()
+        cluster, where, surroundings = None, storage, {"RC_RUNNER": "local"}
+        if on_cluster:
+            conf = stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-"))
+            cluster = stack.enter_context(Cluster(Path(conf)))
+            where = storage / "${SLURMD_NODENAME}"
+            surroundings = {
+                **cluster.environment,
+                "RC_RUNNER": "slurm",
+                "RC_SLURM_ACCOUNT": ACCOUNT,
+                "RC_SLURM_NODES": "2",
+            }
         podman = Podman(root=f"{storage}/root", runroot=f"{storage}/run", driver=made.driver)
         environment = {
-            "RC_RUNNER": "local",
-            "RC_PODMAN_STORAGE": str(storage),
+            **surroundings,
+            "RC_PODMAN_STORAGE": str(where),
             "RC_PODMAN_DRIVER": made.driver,
             "RC_PODMAN_ISOLATION": "chroot",
             # So slow that squashing can be hit.
@@ -292,7 +311,7 @@ def ground() -> Iterator[Ground]:
             "HOME": str(temporary / "home"),
             "TMPDIR": str(temporary / "temporary files"),
         }
-        here = Ground(root, podman, environment, scratch)
+        here = Ground(root, podman, environment, scratch, cluster)
         here.change(BASE)
         here.change(CHILD)
         first = here.run()

@@ -4,6 +4,7 @@ Python tells an audit hook of every file that is opened or renamed and every pro
 (PEP 578), before it happens: those are the moments.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -24,8 +25,11 @@ _PUBLISHED = {"enroot": "image.sqsh", "env": "env.toml"}
 def arm(step: str, image: str) -> None:
     """Wait for the injection's moment if it is meant for this step."""
     wanted = parse(os.environ[VARIABLE])
-    if (wanted.step, wanted.image) == (step, image):
-        sys.addaudithook(_Hook(wanted).see)
+    if (wanted.step, wanted.image) == (step, image) and not os.path.exists(wanted.done):
+        hook = _Hook(wanted)
+        sys.addaudithook(hook.see)
+        # Nothing at all may come after the record.
+        atexit.register(hook.last)
 
 
 class _Hook:
@@ -55,6 +59,11 @@ class _Hook:
                     threading.Timer(INTO_TOOL_S, self._act).start()
                 case _:
                     self._strike()
+
+    def last(self) -> None:
+        """Called when the step's process ends by itself."""
+        if self._next and not self._over:
+            self._strike()
 
     def _comes(self, event: str, words: list[str]) -> bool:
         step, phase = self._wanted.step, self._wanted.phase
@@ -99,6 +108,8 @@ class _Hook:
                 number = signal.SIGKILL if wanted.action is Action.KILL_RUN else signal.SIGTERM
                 os.kill(int(os.environ["TEST_RUN"]), number)
                 # The step goes on until somebody ends it.
+            case Action.WAIT:
+                time.sleep(60)
             case Action.FULL_DISK:
                 fill(Path(wanted.filler))
             case Action.READ_ONLY:

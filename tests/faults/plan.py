@@ -66,11 +66,13 @@ class Action(StrEnum):
     FULL_DISK = "full disk"
     READ_ONLY = "read-only file system"
     NO_PERMISSION = "permission lost"
+    # Only says that the moment has come, and waits for what others do.
+    WAIT = "waits"
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """What the injected code is told. `done` is touched when the fault has happened.
+    """What the injected code is told. `done` is made when the fault happens, and then there is no more.
 
     `checkout` is the root of the checkout and `filler` a file on its file system, to be filled.
     """

@@ -40,6 +40,13 @@ VOLUME /data
 """
 
 
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman leaves its own where a disk is full; a step has a directory for them that it removes."""
+    (tmp_path / "temporary files").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary files"))
+
+
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Podman]:
     require_tools("podman", "skopeo", "busybox")

@@ -227,6 +227,17 @@ EXPLAINED = {
                 `sinfo --Node --format='%N %P %c %m %f'`
         """,
     ),
+    "node gone from the allocation": (
+        1,
+        "srun: error: Unable to create step for job 3: Requested node configuration is not available",
+        StepRequest("enroot:a", cpus=1, node="node1"),
+        """
+        node1, the node of enroot:a, takes no steps any more
+          | srun: error: Unable to create step for job 3: Requested node configuration is not available
+          next: it may be down: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept. If
+                the node is well, change `slurm.cpus` (now 1) or `slurm.extra` (now empty)
+        """,
+    ),
     "wrong option": (
         255,
         """
