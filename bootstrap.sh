@@ -20,7 +20,7 @@ TOOLS=(podman:podman skopeo:skopeo mksquashfs:squashfs-tools busybox:busybox-sta
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs) # what rootless podman needs
 TEST_TOOLS=(slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge
     mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck
-    bash-completion:bash-completion)
+    bash-completion:bash-completion chromium:chromium)
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -45,6 +45,11 @@ has() {
         # podman 5 prefers pasta.
         bash-completion) [ -e /usr/share/bash-completion/bash_completion ] ;;
         slirp4netns) command -v slirp4netns >/dev/null || command -v pasta >/dev/null ;;
+        # Ubuntu has it as a snap only: without another browser the report's tests are skipped there.
+        chromium)
+            command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+                command -v google-chrome >/dev/null || grep -qx ID=ubuntu /etc/os-release
+            ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }

@@ -47,21 +47,27 @@ _LONGEST = 44
 _ROUNDS = 4
 
 
-def svg(picture: Picture) -> str:
-    """A self-contained SVG, for a file or inside of an HTML page, light or dark as the reader has it."""
+def svg(picture: Picture, links: Mapping[str, str] | None = None) -> str:
+    """A self-contained SVG, light or dark as the reader has it.
+
+    With `links`, places in an HTML page by the names of nodes, it is a part of that page, which has to
+    hold the `style()` once.
+    """
     layout = _Layout(picture)
     nodes = {node.name: node for node in picture.nodes}
     drawn = [_path(layout, above, below, nodes) for above, below in layout.segments]
     drawn += [_back(layout, edge) for edge in picture.edges if edge.link is Link.CIRCULAR]
-    drawn += [_box(layout, node) for node in picture.nodes]
+    drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in picture.nodes]
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
     lines = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="image-graph" role="img"'
+        # As an image it would hide its links from screen readers.
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="image-graph"'
+        f' role="{"img" if links is None else "group"}"'
         f' width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         ' aria-labelledby="image-graph-title image-graph-desc">',
         '<title id="image-graph-title">Images and what they are built on</title>',
         f'<desc id="image-graph-desc">{escape(described(picture))}</desc>',
-        f"<style>{_style()}</style>",
+        *((f"<style>{style()}</style>",) if links is None else ()),
         '<rect class="page" width="100%" height="100%"/>',
         *drawn,
         "</svg>",
@@ -214,6 +220,10 @@ def _box(layout: _Layout, node: Node) -> str:
     )
 
 
+def _linked(box: str, link: str | None) -> str:
+    return f"<a href={quoteattr(link)}>{box}</a>" if link else box
+
+
 def _path(layout: _Layout, above: _Point, below: _Point, nodes: Mapping[str, Node]) -> str:
     start = layout.x[above[1]] + (layout.boxes[above[0]] if layout.is_box(above) else 0)
     edge, end = layout.right[above[1]], layout.x[below[1]]
@@ -236,17 +246,15 @@ def _back(layout: _Layout, edge: Edge) -> str:
     )
 
 
-def _style() -> str:
+def style() -> str:
     """Everything below a class of its own: in an HTML page these rules hold for the whole page."""
-    light = ["--page:#fff;--ink:#16191d;--edge:#8b93a0;"]
-    dark = ["--page:#14171b;--ink:#eef0f3;--edge:#727b88;"]
-    for selector, each in (("g", PLAIN), *((f".{state}", found) for state, found in COLOURS.items())):
-        light.append(f"}}.image-graph {selector}{{--fill:{each.fill};--line:{each.line};")
-        dark.append(f"}}.image-graph {selector}{{--fill:{each.dark_fill};--line:{each.dark_line};")
     failed = COLOURS[State.FAILED]
     return (
-        f".image-graph{{font:12px ui-monospace,Menlo,Consolas,monospace;{''.join(light)}}}"
-        f"@media (prefers-color-scheme:dark){{.image-graph{{{''.join(dark)}}}}}"
+        ".image-graph{font:12px ui-monospace,Menlo,Consolas,monospace;"
+        "--page:#fff;--ink:#16191d;--edge:#8b93a0}"
+        "@media (prefers-color-scheme:dark){"
+        ".image-graph{--page:#14171b;--ink:#eef0f3;--edge:#727b88}}"
+        f"{colours('.image-graph', 'g')}"
         ".image-graph .page{fill:var(--page)}"
         ".image-graph g rect{fill:var(--fill);stroke:var(--line);stroke-width:1.5}"
         ".image-graph .alias rect,.image-graph .registry rect{stroke-dasharray:4 3}"
@@ -256,6 +264,18 @@ def _style() -> str:
         f".image-graph .circular{{stroke:{failed.line};stroke-width:2;stroke-dasharray:7 4}}"
         f"@media (prefers-color-scheme:dark){{.image-graph .circular{{stroke:{failed.dark_line}}}}}"
     )
+
+
+def colours(scope: str, plain: str) -> str:
+    """Rules that give what has the class of a state inside of `scope` its --fill and --line.
+
+    `plain` selects there what gets the colours of no state.
+    """
+    light, dark = [], []
+    for selector, each in ((plain, PLAIN), *((f".{state}", found) for state, found in COLOURS.items())):
+        light.append(f"{scope} {selector}{{--fill:{each.fill};--line:{each.line}}}")
+        dark.append(f"{scope} {selector}{{--fill:{each.dark_fill};--line:{each.dark_line}}}")
+    return f"{''.join(light)}@media (prefers-color-scheme:dark){{{''.join(dark)}}}"
 
 
 def _sorted_by(

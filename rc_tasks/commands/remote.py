@@ -152,7 +152,7 @@ def _go_to_branch(root: Path, work: Work, name: str) -> None:
     branch = branch_name(name, _user(), datetime.now(UTC))
     git.switch(root, branch, create=branch not in work.earlier)
     came = f"from {head.branch}" if head.branch else f"from commit {head.commit[:12]}, on no branch"
-    carried = git.changes(root)
+    carried = len(git.changes(root))
     more = f", with {carried} changed file{'s' if carried > 1 else ''}" if carried else ""
     tell(f"branch {branch}: made {came}{more}")
     if work.earlier:

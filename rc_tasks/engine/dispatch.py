@@ -216,7 +216,7 @@ class Dispatcher:
             duration_s=0.0,
             queued_s=round(time.monotonic() - ready_s, 3),
             node=(place.node or os.uname().nodename) if place is not None else "",
-            job_id=(place.job_id or slurm.job_id() or "") if place is not None else "",
+            job_id=(place.job_id if place is not None else "") or slurm.job_id() or "",
             image_id_before=history.image_id(self._session.checkout.records.get(step, name)),
             reason=reason(self._session, step, name) or "asked for",
         )
@@ -232,7 +232,13 @@ class Dispatcher:
                 entry = replace(entry, commit=commit.id, dirty=commit.dirty)
         shown = checkout.shown(tried.log) if tried.log is not None and tried.log.exists() else ""
         self._history.append(
-            replace(entry, outcome=outcome, duration_s=round(tried.took_s, 3), log=shown)
+            replace(
+                entry,
+                outcome=outcome,
+                duration_s=round(tried.took_s, 3),
+                log=shown,
+                error=tried.verdict.text.partition("\n")[0] if tried.verdict is not None else "",
+            )
         )
 
     def _run(self, step: Step, name: str, place: Place, entry: Entry) -> _Tried:

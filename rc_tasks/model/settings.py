@@ -21,6 +21,8 @@ RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
 # squashfs: blocks are powers of two from 4 KiB to 1 MiB.
 BLOCK_SIZES_BYTES = tuple(2**power for power in range(12, 21))
 
+# sbatch(1), --signal.
+_MOST_SIGNAL_S = 65535
 # Dates have to stay within what a calendar holds.
 _MOST_DAYS = 36500
 
@@ -124,6 +126,12 @@ def _owner(raw: object) -> str:
     return str(raw)
 
 
+def _time_of_day(raw: object) -> str:
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", fields.text(raw), re.ASCII):
+        raise wrong('a time of day such as "02:00"', raw)
+    return str(raw)
+
+
 def _storage(raw: object) -> str:
     if (path := fields.text(raw)) not in {"", "auto"} and not path.startswith(("/", "${")):
         raise wrong('"auto", an absolute path, or an empty string', raw)
@@ -177,6 +185,34 @@ class Debug:
         0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
     )
     extra: tuple[str, ...] = setting((), "more options for its srun", each(_option))
+
+
+@dataclass(frozen=True, slots=True)
+class Nightly:
+    """The batch job of `doit nightly`."""
+
+    account: str = setting("", "account of the night's job; empty: slurm.account")
+    partition: str = setting("", "partition of the night's job; empty: slurm.partition")
+    nodes: int = setting(0, "nodes of the night's job; 0: slurm.nodes")
+    time_limit_min: int = setting(
+        0, 'of the night\'s job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes
+    )
+    extra: tuple[str, ...] = setting((), "more options for its sbatch", each(_option))
+    signal_s: int = setting(
+        300, "seconds before the time limit at which the run begins to end", whole(1, _MOST_SIGNAL_S)
+    )
+    resubmit: bool = setting(True, "a job that runs out of time with work left is followed by one more")
+    pull: bool = setting(False, "git pull --ff-only before the run")
+    allow_dirty: bool = setting(
+        False, "run also in a checkout with local changes, or diverged from its upstream"
+    )
+    at: str = setting("02:00", "the time of day in `doit nightly --cron`", _time_of_day)
+    mail_type: str = setting("", "when Slurm sends mail, as in END,FAIL; empty: never")
+    mail_user: str = setting("", "to whom; empty: who submits")
+    hook: tuple[str, ...] = setting(
+        (), "a command and its arguments; at the end it gets the summary as JSON on standard input"
+    )
+    report: str = setting(".rc/report.html", "where the report is written; empty: nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +321,7 @@ class Settings:
     )
     slurm: Slurm = table(Slurm)
     debug: Debug = table(Debug)
+    nightly: Nightly = table(Nightly)
     podman: PodmanSettings = table(PodmanSettings)
     squash: Squash = table(Squash, shorthand="method")
     store: Store = table(Store, shorthand="enabled")

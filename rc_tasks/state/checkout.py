@@ -61,6 +61,16 @@ class Checkout:
         """The directory of what runs did."""
         return self.root / GENERATED / "history"
 
+    @property
+    def nights(self) -> Path:
+        """The directory of what is known of each job of `doit nightly`."""
+        return self.root / GENERATED / "nightly"
+
+    @property
+    def night_logs(self) -> Path:
+        """The directory of the logs of those jobs."""
+        return self.root / GENERATED / "logs" / "nightly"
+
     def shown(self, path: Path) -> str:
         """A path as messages name it: relative to the checkout."""
         return os.path.relpath(path, self.root)

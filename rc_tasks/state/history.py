@@ -35,7 +35,8 @@ class Entry:
     """One try of a step. `queued_s` lies between being ready and `started_at` (UTC, ISO 8601).
 
     `image_id` is empty where no image was made or published; `size_bytes` is that of the image, for
-    `enroot` that of image.sqsh. `log` is relative to the checkout, empty when nothing was started.
+    `enroot` that of image.sqsh. `log` is relative to the checkout; it and `node` are empty when nothing
+    was started. `error` is the first line of what went wrong.
     """
 
     run: str
@@ -54,6 +55,7 @@ class Entry:
     dirty: bool = False
     reason: str = ""
     log: str = ""
+    error: str = ""
 
     @property
     def began(self) -> datetime:
@@ -114,10 +116,10 @@ def entries(directory: Path) -> Iterator[Entry]:
         yield heapq.heappop(waiting)[2]
 
 
-def trim(directory: Path, days: int) -> None:
+def trim(directory: Path, days: int, suffix: str = _SUFFIX) -> None:
     """Remove the files of runs that wrote last more than so many days ago, as far as we may."""
     oldest = datetime.now(UTC) - timedelta(days=days)
-    for path, written_s in _files(directory):
+    for path, written_s in _files(directory, suffix):
         if written_s < oldest.timestamp():
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -135,14 +137,14 @@ def stamp(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
 
 
-def _files(directory: Path) -> list[tuple[Path, float]]:
+def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
     """The files of all runs, with the times of their last writes."""
     found = []
     with contextlib.suppress(OSError), os.scandir(directory) as listing:
         for each in listing:
             # Another run may be trimming.
             with contextlib.suppress(OSError):
-                if each.name.endswith(_SUFFIX) and each.is_file(follow_symlinks=False):
+                if each.name.endswith(suffix) and each.is_file(follow_symlinks=False):
                     found.append((Path(each.path), each.stat().st_mtime))
     return found
 
@@ -182,7 +184,7 @@ def parse(line: bytes) -> Entry | None:
         return None
 
 
-_TEXTS = ("node", "job_id", "image_id_before", "image_id", "commit", "reason", "log")
+_TEXTS = ("node", "job_id", "image_id_before", "image_id", "commit", "reason", "log", "error")
 
 
 def _seconds(found: Any) -> float:

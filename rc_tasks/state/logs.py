@@ -19,6 +19,8 @@ FAILED = "failed.log"
 # Named so that their order is that of time.
 _LOG = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.\d+\.log")
 _DAY_S = 86400.0
+# Of a log's end as much as is looked at for its last lines.
+_TAIL_BYTES = 65_536
 
 
 def new(directory: Path) -> Path:
@@ -39,6 +41,19 @@ def failed(directory: Path) -> Path | None:
     except OSError:
         return None
     return path if _LOG.fullmatch(path.name) and path.is_file() else None
+
+
+def tail(path: Path, count: int) -> tuple[bytes, ...]:
+    """The last lines of a log that hold anything; none when it cannot be read."""
+    try:
+        if not path.is_file():
+            return ()
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = [line for line in log.read().split(b"\n") if line.strip()]
+    except OSError:
+        return ()
+    return tuple(lines[-count:])
 
 
 def point(link: Path, log: Path) -> None:

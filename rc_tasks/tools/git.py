@@ -39,6 +39,7 @@ _OPERATIONS = {
     "REVERT_HEAD": "revert",
     "BISECT_LOG": "bisect",
 }
+_FETCH_TIMEOUT_S = 120.0
 _NOT_IN_A_BRANCH = re.compile(r"[^A-Za-z0-9._-]|(?<=\.)\.")
 
 
@@ -101,9 +102,36 @@ def head(directory: Path) -> Head:
     )
 
 
-def changes(directory: Path) -> int:
-    """How many files of a checkout differ from its commit, those that git does not know included."""
-    return len(command.capture(_reading(directory, "status", "--porcelain")).stdout.splitlines())
+def changes(directory: Path) -> list[str]:
+    """The files of a checkout that differ from its commit, as `git status --short` lists them."""
+    return command.capture(_reading(directory, "status", "--porcelain")).stdout.splitlines()
+
+
+def upstream(directory: Path) -> str:
+    """What the branch of a checkout follows, such as `origin/main`; empty when it follows nothing."""
+    asked = _reading(directory, "rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
+    return command.capture(asked, check=False).stdout.removesuffix("\n")
+
+
+def distance_from_upstream(directory: Path) -> Distance:
+    """How far a checkout is from what its branch follows, as of the last fetch. Raises CommandError."""
+    counted = _reading(directory, "rev-list", "--left-right", "--count", "HEAD...@{upstream}")
+    ahead, behind = command.capture(counted).stdout.split()
+    return Distance(int(ahead), int(behind))
+
+
+def fetch(directory: Path) -> None:
+    """Ask the branch's remote for what is new; raises CommandError, after two minutes at the latest."""
+    wanted = _git(directory, "fetch", "--quiet")
+    if "GIT_SSH_COMMAND" not in os.environ:
+        # Without it, ssh may wait for a password.
+        wanted = replace(wanted, env={**wanted.env, "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"})
+    command.capture(wanted, timeout_s=_FETCH_TIMEOUT_S)
+
+
+def fast_forward(directory: Path) -> None:
+    """Go to the commit that was fetched; raises CommandError where that is no fast-forward."""
+    command.capture(_git(directory, "merge", "--quiet", "--ff-only", "@{upstream}"))
 
 
 def branches(directory: Path, beginning: str) -> tuple[str, ...]:

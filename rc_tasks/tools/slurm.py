@@ -97,6 +97,11 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID") or None
 
 
+def began_anew() -> bool:
+    """Whether the job that we run in was requeued, as when its node failed (sbatch(1))."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def in_step() -> bool:
     """Whether this process runs in a job step, and not in a batch script or under salloc."""
     return job_id() is not None and "SLURM_STEP_ID" in os.environ
@@ -309,6 +314,12 @@ def _step_options(request: StepRequest) -> list[str]:
     return [f"--job-name={request.job_name}", *cpus, *request.extra]
 
 
+def of_the_job_around_us() -> frozenset[str]:
+    """The variables that would be taken for options of a job that is submitted from here."""
+    inherited = {name for name in os.environ if _inherited(name)}
+    return frozenset(inherited | {"SLURM_JOB_ID", "SLURM_JOBID"} & os.environ.keys())
+
+
 def _inherited(name: str) -> bool:
     return name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SALLOC_")) and name not in _KEPT
 
@@ -459,7 +470,7 @@ _REFUSALS = (
 
 # The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host. A
 # wrong option is told with the name of the program alone.
-_SLURMS_WORDS = re.compile(r"(srun|salloc|slurmstepd\S*): ")
+_SLURMS_WORDS = re.compile(r"(srun|salloc|sbatch|slurmstepd\S*): ")
 # What Slurm says in passing and explains nothing. `Force Terminated StepId` also follows a command
 # that ended by a signal of its own, and a refused allocation is sometimes revoked as well.
 _CHATTER = re.compile(

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.state import history
+from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster, Process, processes
@@ -74,7 +76,8 @@ def site(cluster: Cluster, built: Path, storage: Path, tmp_path: Path) -> Iterat
     """A copy of that checkout; afterwards no job is left, and every node is up."""
     root = tmp_path / built.name
     subprocess.run(("cp", "-a", built, root), check=True)
-    shutil.rmtree(root / ".rc/logs")
+    for each in ("logs", "history"):
+        shutil.rmtree(root / ".rc" / each)
     signs = tmp_path / "signs"
     signs.mkdir()
     environ = {**variables(cluster, storage), "RC_PODMAN_VOLUMES": f"{signs}:/signs"}
@@ -82,6 +85,11 @@ def site(cluster: Cluster, built: Path, storage: Path, tmp_path: Path) -> Iterat
     cluster.revive()
     cluster.end_jobs()
     cluster.wait_ready()
+
+
+def tries(site: Site) -> list[Entry]:
+    """What history says of every try, in order."""
+    return [*history.entries(site.root / ".rc/history")][::-1]
 
 
 def jobs(cluster: Cluster, states: str = "pending,running") -> list[str]:
@@ -123,6 +131,9 @@ def test_one_allocation_serves_all_steps_and_is_given_back(site: Site, cluster: 
     assert found, granted
     jobs_used = {site.record(name, step).job_id for name in ("one:1", "two:1") for step in Step}
     assert jobs_used == {found[1]}
+    assert {(each.outcome, each.node, each.job_id) for each in tries(site)} == {
+        (Outcome.DONE, "node1", found[1])
+    }
     assert re.search(r"^done    podman:one:1  \d+\.\d s on node1$", text, re.MULTILINE)
     given_back(cluster, site)
     told = cluster.client("scontrol", "show", "job", found[1]).stdout
@@ -157,6 +168,10 @@ def test_a_signal_gives_the_nodes_back(site: Site, cluster: Cluster, number: sig
         "interrupted: what was finished stays finished\n"
     ) or text.endswith("interrupted: what was finished stays finished\n")
     given_back(cluster, site)
+    (tried,) = tries(site)
+    assert (tried.outcome, tried.node) == (Outcome.INTERRUPTED, "node1")
+    assert tried.job_id.isdigit()
+    assert tried.duration_s > 0
 
 
 @SIGNALS
@@ -179,8 +194,13 @@ def test_waiting_in_the_queue_is_told(site: Site, cluster: Cluster, full: Callab
     site.image("one:1", "true")
     with site.running("podman:one:1") as run:
         waiting = run.says(r"queue   job (\d+) waits for its nodes \(Resources\)")
+        said_s = time.monotonic()
         cluster.client("scancel", hog)
+        waited_s = time.monotonic() - said_s
         text = run.end()
+    (tried,) = tries(site)
+    assert 0 < waited_s <= tried.queued_s
+    assert tried.job_id == waiting[1]
     told = lines(text, "queue", "granted", "start")
     assert [line.split()[0] for line in told] == ["queue", "granted", "start"]
     assert re.fullmatch(rf"granted job {waiting[1]}: node1, {UNTIL}( after 0 min \d+ s)?", told[1])
@@ -348,7 +368,11 @@ def test_a_step_whose_node_dies_is_tried_on_another(site: Site, cluster: Cluster
         text = run.end()
     assert lines(text, "FAILED", "again") == []
     assert len(lines(text, "granted")) == 1
-    assert site.record("one:1").node in {"node1", "node2"} - {dead}
+    (lost, done) = tries(site)
+    assert (lost.outcome, lost.node, lost.job_id) == (Outcome.RETRIED, dead, done.job_id)
+    assert lost.error == f"{dead}, the node of podman:one:1, failed"
+    assert (done.outcome, done.node) == (Outcome.DONE, site.record("one:1").node)
+    assert done.node in {"node1", "node2"} - {dead}
     cluster.revive()
     given_back(cluster, site)
 
@@ -428,6 +452,9 @@ def test_in_ones_own_job_nothing_is_started_that_cannot_finish(site: Site, start
         failed,
     )
     assert "  next: run `doit` again in a job with more time: finished steps are kept" in text
+    (late,) = (each for each in tries(site) if each.outcome is Outcome.FAILED)
+    assert late.error.startswith("podman:one:1 was not started: job ")
+    assert (late.node, late.log, late.job_id) == ("", "", tries(site)[-1].job_id)
     assert [line.split()[1] for line in lines(text, "start")] == ["podman:two:1"]
     assert lines(text, "granted", "queue") == []
 

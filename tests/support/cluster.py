@@ -52,6 +52,7 @@ SlurmdPidFile={directory}/slurmd-%n.pid
 SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd-%n.log
 PlugStackConfig={directory}/plugstack.conf
+MailProg={directory}/mail
 MpiDefault=none
 SwitchType=switch/none
 # Nothing here needs a cgroup, so that it runs in a container too.
@@ -101,6 +102,13 @@ end
 function slurm_job_modify(job, record, partitions, uid)
    return slurm.SUCCESS
 end
+"""
+
+
+# In place of mail(1): what it is called with, in a line of mail.log beside it.
+MAIL = """\
+#!/bin/sh
+printf '%s\\n' "$*" >> "${0%/*}/mail.log"
 """
 
 
@@ -247,6 +255,9 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
         (self.directory / "plugstack.conf").write_text("")
+        mail = self.directory / "mail"
+        mail.write_text(MAIL)
+        mail.chmod(0o755)
         (self.directory / "job_submit.lua").write_text(
             JOB_SUBMIT.format(account=ACCOUNT, admin_account=ADMIN_ACCOUNT)
         )

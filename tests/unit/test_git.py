@@ -89,7 +89,7 @@ def test_a_new_branch_carries_all_local_changes(repository: Path) -> None:
     git.switch(repository, "work", create=True)
     assert git.head(repository).branch == "work"
     assert run(repository, "status", "--porcelain") == before
-    assert git.changes(repository) == 2
+    assert len(git.changes(repository)) == 2
 
 
 def test_a_switch_that_would_lose_changes_is_refused(repository: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_repository_of_a_calling_hook_is_not_meant(
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
     assert git.head(repository).branch == "main"
-    assert git.changes(repository) == 0
+    assert git.changes(repository) == []
 
 
 def test_the_distance_to_another_checkout_is_counted_without_writing_there_or_here(
@@ -217,3 +217,25 @@ def test_a_checkout_of_somebody_else_is_read_and_its_configuration_runs_nothing(
     found = git.commit(repository)
     assert found is not None and not found.dirty
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkout_and_what_it_follows(repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    assert git.upstream(repository) == ""
+    run(tmp_path, "clone", "--quiet", str(repository), str(clone))
+    assert git.upstream(clone) == "origin/main"
+    there = commit(repository, "new", "1\n")
+    assert git.distance_from_upstream(clone) == Distance(0, 0), "nothing was fetched"
+    git.fetch(clone)
+    assert git.distance_from_upstream(clone) == Distance(0, 1)
+    git.fast_forward(clone)
+    assert git.head(clone).commit == there
+    commit(clone, "mine", "1\n")
+    commit(repository, "new", "2\n")
+    git.fetch(clone)
+    assert git.distance_from_upstream(clone) == Distance(1, 1)
+    with pytest.raises(CommandError, match="git failed"):
+        git.fast_forward(clone)
+    repository.rename(tmp_path / "moved")
+    with pytest.raises(CommandError, match="git failed"):
+        git.fetch(clone)

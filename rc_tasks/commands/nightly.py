@@ -1,0 +1,230 @@
+"""`doit nightly`: a batch job that builds what is stale, and says in the morning what it did."""
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands import night_text, show
+from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.engine import night
+from rc_tasks.engine.session import Session
+from rc_tasks.engine.summary import Begun, Ending, Summary, as_json, gather, load_begun
+from rc_tasks.errors import CommandError, RcError
+from rc_tasks.state import logs
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.files import umask, write_atomically
+from rc_tasks.tools import command, slurm
+from rc_tasks.tools.command import Command
+
+# The hook's: the job's time may be nearly over.
+_HOOK_TIMEOUT_S = 60.0
+_SCRIPTS_OWN = "(the script's own)"
+
+
+class Nightly(CheckoutCommand):
+    """Submits the night's job, and is called by its script."""
+
+    doc_purpose = "submit a batch job that builds what is stale"
+    doc_usage = ""
+    doc_description = (
+        "The job runs `doit --continue` on its own allocation and ends with a summary, the report and"
+        " the hook. Before its time limit it ends in order, and is submitted once more if work is left."
+        " A checkout that is dirty, or has diverged from its upstream, is refused, and so is a second"
+        " night at once. The settings are those of [nightly]."
+    )
+    cmd_options = (
+        {
+            "name": "print",
+            "long": "print",
+            "type": bool,
+            "default": False,
+            "help": "print the script that would be submitted, and submit nothing",
+        },
+        {
+            "name": "cron",
+            "long": "cron",
+            "type": bool,
+            "default": False,
+            "help": "print the line that submits it every night, for crontab or scrontab",
+        },
+        {
+            "name": "begin",
+            "long": "begin",
+            "type": bool,
+            "default": False,
+            "help": f"check the checkout, and pull {_SCRIPTS_OWN}",
+        },
+        {
+            "name": "finish",
+            "long": "finish",
+            "type": int,
+            "default": -1,
+            "help": f"sum up a run that ended with this exit status {_SCRIPTS_OWN}",
+        },
+        {
+            "name": "ending",
+            "long": "ending",
+            "type": str,
+            "default": "none",
+            "help": f"what ended the run: time, cancelled or none {_SCRIPTS_OWN}",
+        },
+        {
+            "name": "after",
+            "long": "after",
+            "type": str,
+            "default": "",
+            "help": f"the job that ran out of time before this one {_SCRIPTS_OWN}",
+        },
+    )
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        if names:
+            raise InvalidCommand(
+                f"the night builds all images, not {' '.join(names)} alone\n  next: doit nightly"
+            )
+        checkout = opened.checkout
+        if options["print"]:
+            sys.stdout.write(night.script(checkout))
+        elif options["cron"]:
+            _print_cron(checkout)
+        elif options["begin"]:
+            _begin(checkout, options["after"])
+        elif options["finish"] >= 0:
+            return _finish(opened, options["finish"], options["ending"], options["after"])
+        else:
+            _submit(checkout)
+        return 0
+
+
+def _submit(checkout: Checkout) -> None:
+    submitted = night.submit(checkout)
+    count = night.nodes(checkout)
+    limit_min = night.time_limit_min(checkout)
+    limit = show.duration(60 * limit_min) if limit_min else "the partition's default time"
+    latest = shlex.quote(str(checkout.night_logs / logs.LATEST))
+    print(f"submitted job {submitted.job_id}: {count} node{'s' * (count > 1)} for {limit}")
+    print(f"  log:   {checkout.shown(submitted.log)}")
+    print(f"  watch: squeue --job={submitted.job_id}, and when it runs: tail -F {latest}")
+
+
+def _print_cron(checkout: Checkout) -> None:
+    root, at = checkout.root, checkout.settings.nightly.at
+    # Refuses what cannot be submitted.
+    night.script(checkout)
+    slurm_conf = os.environ.get("SLURM_CONF", "")
+    line = night_text.command_line(root, night.program(), umask(), night.tool_directories(), slurm_conf)
+    print("# crontab -e, on a login node")
+    print(night_text.crontab(at, line))
+    if night.has_scrontab():
+        print("# or scrontab -e, for a site that has it in place of cron")
+        print(night_text.scrontab(at, line, night.scrontab_directives(checkout)))
+    ours = sorted(key for key in os.environ if key.startswith("RC_"))
+    if ours:
+        told = f"cron does not know {', '.join(ours)}: what they set belongs into pyproject.toml"
+        sys.stderr.write(f"warning: {told}\n")
+
+
+def _begin(checkout: Checkout, after: str) -> None:
+    job_id = _job()
+    log = night.log_of(checkout, job_id)
+    if log is not None:
+        logs.point(log.with_name(logs.LATEST), log)
+    begun = night.begin(checkout, job_id, after, _warn)
+    told = f", after job {after}" if after else ""
+    print(f"night of {checkout.root}, job {job_id}{told}")
+    if begun.commit_before != begun.commit:
+        print(f"pulled from {begun.commit_before} to {begun.commit}")
+
+
+def _finish(opened: Session, status: int, ending: str, after: str) -> int:
+    checkout, job_id = opened.checkout, _job()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    begun = load_begun(night.begun_path(checkout, job_id)) or Begun(job_id, now, after)
+    first = (load_begun(night.begun_path(checkout, after)) if after else None) or begun
+    summary = gather(
+        opened, begun, first, ending=ending, status=status, ended_at=now, nodes=night.our_nodes()
+    )
+    summary = _resubmitted(checkout, summary)
+    log = night.log_of(checkout, job_id)
+    summary = replace(
+        summary, log=checkout.shown(log) if log is not None else "", report=_report(opened)
+    )
+    subject, text = night_text.subject(summary), night_text.text(summary)
+    told = json.dumps(as_json(summary, subject, text), indent=1) + "\n"
+    print(f"\n{text}", end="", flush=True)
+    try:
+        write_atomically(night.begun_path(checkout, job_id), told)
+    except RcError as error:
+        _warn(str(error))
+    _call_hook(checkout, told)
+    night.tidy(checkout)
+    return 0 if summary.is_good else 1
+
+
+def _resubmitted(checkout: Checkout, summary: Summary) -> Summary:
+    wanted = checkout.settings.nightly.resubmit and not summary.begun.after
+    if summary.ending is not Ending.TIME or not wanted:
+        return summary
+    try:
+        submitted = night.resubmit(checkout, summary.begun.job_id)
+    except RcError as error:
+        _warn(f"time ran out, and no other job can follow\n{error}")
+        return summary
+    return replace(summary, resubmitted_as=submitted.job_id)
+
+
+def _report(opened: Session) -> str:
+    """Write the report; returns its path, empty without one."""
+    from rc_tasks.commands import report
+
+    wanted = opened.checkout.settings.nightly.report
+    if not wanted:
+        return ""
+    path = opened.checkout.root / wanted
+    try:
+        report.write(opened, path)
+    except Exception as error:  # whatever it is, the summary must still be told
+        _warn(f"the report cannot be written: {error}")
+        return ""
+    return str(path) if os.path.isabs(wanted) else wanted
+
+
+def _call_hook(checkout: Checkout, told: str) -> None:
+    hook = checkout.settings.nightly.hook
+    if not hook:
+        return
+    wanted = Command(hook, cwd=checkout.root)
+    try:
+        done = command.capture(wanted, stdin=told, timeout_s=_HOOK_TIMEOUT_S, check=False)
+    except RcError as error:
+        _warn(f"the hook failed: {error}")
+        return
+    lines = (done.stdout + done.stderr).splitlines()
+    if done.returncode != 0:
+        failed = CommandError(
+            f"the hook {command.ending(done.returncode)}: {wanted}",
+            quote=tuple(lines[-command.TAIL_LINES :]),
+            hint=f"it can be tried again by hand with {shlex.quote(str(checkout.nights))}/JOB.json",
+        )
+        _warn(str(failed))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in lines[-command.TAIL_LINES :]))
+
+
+def _job() -> str:
+    job_id = slurm.job_id()
+    if job_id is None:
+        raise InvalidCommand(
+            "the script of a night calls this in its job\n  next: doit nightly, or doit --continue"
+        )
+    return job_id
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"warning: {text}\n")

@@ -1,0 +1,232 @@
+"""Overviews for the report's tests, made of values: a team's checkout, and one of 500 images.
+
+`python -m tests.support.overviews DIRECTORY` writes their pages, to be looked at.
+"""
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+from rc_tasks.model.picture import Edge, Kind, Link, Node, Picture
+from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.overview import Failed, Image, Overview, by_image
+from rc_tasks.state.records import Step
+from rc_tasks.state.status import State
+
+NIGHT = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
+COMMIT = "8bddfbc71d0e4a1b9f0c2d3e4f5a6b7c8d9e0f1a"
+EDF = """\
+# Generated values are kept current; the rest is yours.
+image = "/capstor/store/cscs/swissai/a06/reasoning/imgs/projects/{name}/image.sqsh"
+mounts = [
+    "/capstor:/capstor",
+    "/iopsstor:/iopsstor",
+    "/users:/users",
+]
+workdir = "/workspace"
+entrypoint = true
+writable = true
+
+[annotations]
+com.hooks.aws_ofi_nccl.enabled = "true"
+com.hooks.aws_ofi_nccl.variant = "cuda12"
+
+[env]
+NCCL_DEBUG = "WARN"
+"""
+PYTORCH, VLLM = "nvcr.io/nvidia/pytorch:25.01-py3", "docker.io/vllm/vllm-openai:v0.8.4"
+LOG = b"""\
+STEP 7/11: RUN pip install --no-build-isolation flash-attn==2.7.4
+Collecting flash-attn==2.7.4
+  Downloading flash_attn-2.7.4.tar.gz (2.7 MB)
+  Preparing metadata (pyproject.toml): finished with status 'done'
+Building wheels for collected packages: flash-attn
+  \x1b[31merror\x1b[0m: subprocess-exited-with-error
+  RuntimeError: Error compiling objects for extension
+  [end of output]
+ERROR: Failed building wheel for flash-attn
+Error: building at STEP "RUN pip install --no-build-isolation flash-attn==2.7.4": exit status 1"""
+# Name, bases, state, reasons, published size.
+TEAM: tuple[tuple[str, tuple[str, ...], State, tuple[str, ...], float], ...] = (
+    ("reasoning_base", (PYTORCH,), State.FRESH, (), 9.82e9),
+    ("reasoning:2024.4", ("reasoning_base",), State.FRESH, (), 11.4e9),
+    ("reasoning:2025.1", ("reasoning_base",), State.STALE, ("Dockerfile changed",), 12.9e9),
+    (
+        "reasoning-eval:1.2",
+        ("reasoning:2025.1",),
+        State.STALE,
+        ("base reasoning:2025.1 is stale",),
+        13.1e9,
+    ),
+    (
+        "reasoning-train:0.9",
+        ("reasoning:2025.1", "megatron:core-0.11"),
+        State.STALE,
+        ("base reasoning:2025.1 is stale", "train.sh changed", "requirements.txt changed"),
+        14.6e9,
+    ),
+    ("megatron:core-0.11", (PYTORCH,), State.FRESH, (), 12.2e9),
+    (
+        "verl:0.3",
+        ("reasoning_base", "vllm:0.8.4"),
+        State.FAILED,
+        ("projects/verl:0.3/Dockerfile: RUN pip install --no-build-isolation flash-attn==2.7.4 failed",),
+        0,
+    ),
+    ("vllm:0.8.4", (VLLM,), State.FRESH, (), 8.31e9),
+    ("sglang:0.4", ("reasoning_base",), State.BUILDING, ("never built",), 0),
+    ("data-tools:3", ("docker.io/library/debian:12",), State.FRESH, (), 412e6),
+    ("viewer", ("data-tools:3",), State.MISSING, ("never built",), 0),
+)
+ALIASES = {"reasoning:latest": "reasoning:2025.1", "vllm:latest": "vllm:0.8.4"}
+
+
+def team(root: Path = Path("/capstor/store/cscs/swissai/a06/reasoning/imgs")) -> Overview:
+    """Eleven images after a night on three nodes."""
+    random = Random(3)
+    entries: list[Entry] = []
+    for night in range(14, -1, -1):
+        order = [each for each in TEAM if each[4] or each[2] is State.FAILED]
+        # Not everything changes every night.
+        picked = order if night in (0, 14) else [each for each in order if random.random() < 0.6]
+        entries += _night(random, NIGHT - timedelta(days=night), [(e[0], e[4], e[2]) for e in picked], 5)
+    failed = TEAM[6]
+    log = ".rc/logs/verl:0.3/podman/2026-11-21T01-22-41.118Z.20114.log"
+    failure = Failed(
+        failed[0], State.FAILED, failed[3][0], Step.PODMAN, "2026-11-21T01:41:09+00:00", log,
+        tuple(LOG.split(b"\n")),
+    )  # fmt: skip
+    rows = [(name, bases, state, reasons, size) for name, bases, state, reasons, size in TEAM]
+    return _overview(root, rows, ALIASES, entries, (failure,))
+
+
+def crowd(count: int = 500, runs: int = 20, root: Path = Path("/imgs")) -> Overview:
+    """So many images, each with so many runs; one in twelve failed in the last one."""
+    random = Random(5)
+    rows: list[tuple[str, tuple[str, ...], State, tuple[str, ...], float]] = []
+    for number in range(count):
+        name = f"team-{number % 9}-image:{number // 9}.{number % 7}"
+        bases: tuple[str, ...] = (f"nvcr.io/nvidia/pytorch:25.{number:02}-py3",)
+        if number >= 6:
+            bases = (rows[number // 6][0],)
+        if number % 10 == 9:
+            bases = (*bases, rows[number // 9][0])
+        states = (State.FRESH, State.FRESH, State.STALE, State.FRESH, State.MISSING, State.FRESH)
+        state = State.FAILED if number % 12 == 11 else states[number % 6]
+        reasons = () if state is State.FRESH else (f"base {bases[0]} is stale", "Dockerfile changed")
+        rows.append((name, bases, state, reasons, random.uniform(0.3e9, 15e9)))
+    entries: list[Entry] = []
+    for night in range(runs - 1, -1, -1):
+        wanted = [(name, size, state if night == 0 else State.FRESH) for name, _, state, _, size in rows]
+        entries += _night(random, NIGHT - timedelta(days=night), wanted, 16)
+    aliases = {f"{name.partition(':')[0]}:latest": name for name, *_ in rows}
+    failures = tuple(
+        Failed(
+            name, state, f"projects/{name}/Dockerfile: RUN make failed with exit status 2", Step.PODMAN,
+            "2026-11-21T01:41:09+00:00", f".rc/logs/{name}/podman/x.log", tuple(LOG.split(b"\n")),
+        )
+        for name, _, state, _, _ in rows
+        if state is State.FAILED
+    )  # fmt: skip
+    return _overview(root, rows, aliases, entries, failures)
+
+
+def _overview(
+    root: Path,
+    rows: Iterable[tuple[str, tuple[str, ...], State, tuple[str, ...], float]],
+    aliases: dict[str, str],
+    entries: list[Entry],
+    failures: tuple[Failed, ...],
+) -> Overview:
+    rows = list(rows)
+    newest = sorted(entries, key=lambda entry: entry.began, reverse=True)
+    built = by_image(newest)
+    names = {name for name, *_ in rows}
+    nodes = [Node(name, Kind.IMAGE, state, reasons) for name, _, state, reasons, _ in rows]
+    bases = sorted({base for _, each, *_ in rows for base in each} - names)
+    nodes += [Node(base, Kind.REGISTRY) for base in bases]
+    nodes += [Node(alias, Kind.ALIAS) for alias in aliases]
+    edges = [Edge(base, name) for name, each, *_ in rows for base in each]
+    edges += [Edge(target, alias, Link.ALIAS) for alias, target in aliases.items()]
+    images = tuple(
+        Image(
+            name,
+            state,
+            reasons,
+            round(size) if size else None,
+            newest[0].started_at if size else "",
+            COMMIT if size else "",
+            size > 14e9,
+            each,
+            tuple(alias for alias, target in aliases.items() if target == name),
+            f"projects/{name}/env.toml" if size else "",
+            EDF.format(name=name) if size else "",
+            built.get(name, ()),
+        )
+        for name, each, state, reasons, size in rows
+    )
+    last = tuple(entry for entry in reversed(newest) if entry.run == newest[0].run)
+    return Overview(
+        root,
+        datetime(2026, 11, 21, 6, 30, tzinfo=UTC).astimezone(),
+        images,
+        Picture(tuple(sorted(nodes, key=lambda node: node.name)), tuple(edges)),
+        last,
+        failures,
+        (),
+        "main",
+        COMMIT,
+    )
+
+
+def _night(
+    random: Random, begin: datetime, wanted: list[tuple[str, float, State]], slots: int
+) -> list[Entry]:
+    """Every image through its steps, each where first something is free."""
+    free = [0.0] * slots
+    entries = []
+    run = begin.strftime("%Y-%m-%dT%H-%M-%S.000Z.77")
+    for name, size, state in wanted:
+        slot = min(range(slots), key=free.__getitem__)
+        ready = random.uniform(0.2, 1) * free[slot]
+        for step in Step:
+            start = max(free[slot], ready)
+            took = {
+                Step.PODMAN: 60 + max(size, 4e9) / 1.5e7 * random.uniform(0.7, 1.4),
+                Step.ENROOT: 12 + size / 5.5e7 * random.uniform(0.9, 1.1),
+                Step.ENV: random.uniform(2, 9),
+            }[step]
+            failed = state is State.FAILED
+            outcome = Outcome.FAILED if failed else Outcome.DONE
+            grown = round(size * random.uniform(0.93, 1.01)) if step is Step.ENROOT else None
+            started = (begin + timedelta(seconds=start)).isoformat(timespec="milliseconds")
+            node = f"nid{6400 + slot // 2 * 7:06}"
+            entries.append(
+                Entry(
+                    run, name, step, outcome, started, round(took, 3), round(start - ready, 3), node,
+                    "4711", size_bytes=grown, commit=COMMIT, reason="Dockerfile changed",
+                )
+            )  # fmt: skip
+            free[slot] = start + took
+            ready = start + took + 0.4
+            if failed:
+                break
+    return entries
+
+
+def main(directory: Path) -> None:
+    """Write a page of each."""
+    from rc_tasks.commands.report import render
+    from tests.support.checkouts import SOURCE
+
+    empty = Overview(Path("/imgs"), datetime.now().astimezone())
+    for name, shown in {"team": team(), "crowd": crowd(), "empty": empty}.items():
+        path = directory / f"{name}.html"
+        path.write_text(render(shown, SOURCE))
+        print(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
