@@ -164,7 +164,7 @@ def test_a_night_that_runs_out_of_time_goes_on_in_one_more_job(site: Site, clust
     assert second["not_tried"] == [{"name": "child:1", "because_of": "bad:1"}]
     assert (second["left"], second["images"], second["fresh"]) == ([], 4, 2)
     assert log(site, following).endswith(second["text"])
-    assert (site.root / ".rc/report.html").read_text().startswith("<!doctype html>")
+    assert (site.root / ".rc/report.html").read_text().startswith("<!DOCTYPE html>")
     assert jobs(cluster, site) == {}
 
     mail = cluster.directory / "mail.log"
