@@ -47,6 +47,10 @@ class ProjectError(RcError):
     """A project directory, its name or its symlink must be mended."""
 
 
+class PinError(RcError):
+    """bases.lock must be edited; `where` is `path:line`."""
+
+
 class GraphError(RcError):
     """The images depend on one another in a way that cannot be built."""
 

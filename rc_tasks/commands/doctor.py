@@ -17,8 +17,8 @@ from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import Runner
 from rc_tasks.state.official import Official
 from rc_tasks.state.trust import Trust
-from rc_tasks.steps import check, launch
-from rc_tasks.steps.check import Finding, Level
+from rc_tasks.steps import check, credentials, launch
+from rc_tasks.steps.finding import Finding, Level
 from rc_tasks.tools import command, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
@@ -99,6 +99,7 @@ def host_findings(opened: Session) -> Iterator[Finding]:
         )
     yield from _official(opened)
     yield from _slurm(opened)
+    yield from _bases(opened)
     yield _launcher(opened)
 
 
@@ -118,6 +119,19 @@ def _official(opened: Session) -> Iterator[Finding]:
         yield Finding(Level.WARNING, f"and {len(refused) - _MOST_REFUSALS} more paths of {root}")
     if not refused:
         yield Finding(Level.OK, f"clones can adopt what {root} has built")
+
+
+def _bases(opened: Session) -> Iterator[Finding]:
+    """Whether bases.lock can be read, and what a login node would show to a registry."""
+    checkout = opened.checkout
+    try:
+        checkout.pins.read()
+    except RcError as error:
+        told = str(error).split("\n", 1)
+        yield Finding(Level.PROBLEM, told[0], told[-1] if len(told) > 1 else "")
+    if runner(checkout.settings.runner) is Runner.SLURM:
+        # Else it is the node that is checked below.
+        yield from credentials.findings(checkout)
 
 
 def _launcher(opened: Session) -> Finding:

@@ -89,7 +89,8 @@ def _line(cause: Cause) -> str:
 
 def _short(value: str) -> str:
     """`0644 3f2a9c1b0d4e…` with the digest shortened; other values as they are."""
-    words = [word[:12] if len(word) == 64 else word for word in value.split(" ")]
+    bare = [word.removeprefix("sha256:") for word in value.split(" ")]
+    words = [word[:12] if len(word) == 64 else word for word in bare]
     return " ".join(words) or "nothing"
 
 

@@ -31,6 +31,18 @@ class ImageNode:
         """The projects that this image is built on, each once."""
         return tuple(dict.fromkeys(self.local.values()))
 
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The registry references that builds take by a pin.
+
+        Not those with a digest of their own, of a stage that is not needed, or of another platform,
+        which podman pulls itself.
+        """
+        used = [base for base in self.dockerfile.bases if base.stage in self.dockerfile.needed]
+        foreign = {base.name for base in used if base.foreign}
+        names = dict.fromkeys(base.name for base in used if base.name in self.remote)
+        return tuple(name for name in names if "@" not in name and name not in foreign)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageGraph:

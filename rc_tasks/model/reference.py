@@ -54,6 +54,11 @@ class ImageReference:
         return f"{registry}{self.repository}{tag}{digest}"
 
 
+def own_digest(reference: str) -> str | None:
+    """The digest that is written in a reference itself, if there is one."""
+    return reference.partition("@")[2] or None
+
+
 def name_problem(name: str) -> str | None:
     """Why a string cannot be the name of a project, in words that follow the name; None if it can."""
     if _NAME.fullmatch(name):

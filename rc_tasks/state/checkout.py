@@ -8,10 +8,12 @@ from pathlib import Path
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model import dockerfile, recipe
 from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
+from rc_tasks.model.pin import LOCK
 from rc_tasks.model.project import DOCKERFILE, RECIPE, Alias, Broken, Project, discover
 from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
 from rc_tasks.state.digests import Digests
+from rc_tasks.state.pins import Pins
 from rc_tasks.state.records import Records, Step
 from rc_tasks.state.store import Store
 
@@ -46,6 +48,12 @@ class Checkout:
     def lock(self, name: str) -> Path:
         """The file that the builder of an image holds."""
         return self.root / GENERATED / "locks" / f"{name}.json"
+
+    @property
+    def pins(self) -> Pins:
+        """What registry bases are pinned to."""
+        # No image has a name that begins so.
+        return Pins(self.root / LOCK, self.root / GENERATED / "locks" / "_bases.json")
 
     @property
     def allocations(self) -> Path:

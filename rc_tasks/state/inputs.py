@@ -13,9 +13,11 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state.digests import Digests, text_digest
 
-# What the names of parts begin with: files of the build context, images of this checkout.
+# What the names of parts begin with: files of the build context, images of this checkout, and digests
+# of registry bases.
 CONTEXT = "context/"
 BASE = "base/"
+PIN = "pin/"
 
 
 def build_inputs(

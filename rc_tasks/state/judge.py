@@ -1,17 +1,19 @@
 """Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state import locks
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.environment import edf_inputs
-from rc_tasks.state.inputs import build_inputs, input_files, part_of
+from rc_tasks.state.inputs import PIN, build_inputs, input_files, part_of
 from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
+from rc_tasks.state.pins import comparable
 from rc_tasks.state.records import Facts, Failure, Record, Step
 from rc_tasks.state.status import (
     OFFICIAL,
@@ -35,8 +37,11 @@ class Judge:
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
-            Offers(checkout, official, self.step, self._inputs_after_adoption) if official else None
+            Offers(checkout, official, self.step, self._inputs_after_adoption, self._pinned)
+            if official
+            else None
         )
+        self._pins: dict[str, Pin] | None = None
         # What was last read of each input file, by its path in the checkout.
         self.seen: dict[str, str] = {}
 
@@ -64,6 +69,7 @@ class Judge:
         """A step has run, perhaps in another process: what is known of it and below it is old."""
         self._checkout.records.reread(step, name)
         self._steps.clear()
+        self._pins = None
         if self.offers is not None:
             self.offers.forget()
 
@@ -122,11 +128,23 @@ class Judge:
         ids = {base: facts.image_id for base in node.bases if (facts := facts_of(base)) is not None}
         files = self.files(node)
         inputs = build_inputs(node, files, ids, checkout.architecture, checkout.digests)
+        pins = self._pinned(node)
+        inputs |= {PIN + base: pins[base].digest for base in node.pinned if base in pins}
         for path in files:
             self.seen[node.project.shown(path)] = inputs[part_of(path)]
         if checkout.settings.source:
             inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
         return inputs
+
+    def _pinned(self, node: ImageNode) -> Mapping[str, Pin]:
+        """All pins; none, and no look at the file, for an image that needs none. Raises PinError."""
+        if not node.pinned:
+            return {}
+        # Another thread may forget them at any moment.
+        pins = self._pins
+        if pins is None:
+            pins = self._pins = self._checkout.pins.read()
+        return pins
 
     def files(self, node: ImageNode) -> tuple[str, ...]:
         """The files that an image depends on, listed once; a step lists them anew in its own process."""
@@ -146,13 +164,14 @@ class Judge:
         if record is None or record.facts is None:
             return [Cause("", "never built"), *causes]
         now = self._inputs_after_adoption(node)
+        recorded = comparable(record.inputs, now, self._pinned(node))
         # The digest of a base that is stale itself says nothing that was not said.
         said = {cause.part for cause in causes}
-        parts = [part for part in {**record.inputs, **now} if part not in said]
+        parts = [part for part in {**recorded, **now} if part not in said]
         causes = [
-            Cause(part, changed(part, record.inputs.get(part), now.get(part)), old, new)
+            Cause(part, changed(part, recorded.get(part), now.get(part)), old, new)
             for part in parts
-            if (old := record.inputs.get(part, "")) != (new := now.get(part, ""))
+            if (old := recorded.get(part, "")) != (new := now.get(part, ""))
         ] + causes
         store = self._checkout.settings.store
         if record.adopted_from:
@@ -252,4 +271,8 @@ class Judge:
             inputs = self.inputs(status.step, name)
         except RcError:
             inputs = {}  # as it is written down when it is for this that the step failed
-        return failure if failure is not None and failure.inputs == inputs else None
+        if failure is None:
+            return None
+        # A step that fails may have pinned its bases before that.
+        pins = self._pins or {}
+        return failure if comparable(failure.inputs, inputs, pins) == inputs else None

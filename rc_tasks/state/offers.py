@@ -1,10 +1,11 @@
 """Which official images a clone is about to adopt, and why not the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import EDF
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.environment import edf_inputs
@@ -23,12 +24,14 @@ class Offers:
         official: Official,
         status: Callable[[Step, str], StepStatus],
         inputs: Callable[[ImageNode], dict[str, str]],
+        pins: Callable[[ImageNode], Mapping[str, Pin]],
     ) -> None:
-        """`status` and `inputs` are the judge's."""
+        """`status`, `inputs` and `pins` are the judge's."""
         self.official = official
         self._checkout = checkout
         self._status = status
         self._inputs = inputs
+        self._pins = pins
         self._found: dict[str, Offer | NotOfferedError] = {}
 
     def get(self, name: str) -> Offer | None:
@@ -86,7 +89,9 @@ class Offers:
         for base in node.bases:
             if base in self._checkout.graph.broken or not self._status(Step.PODMAN, base).settled:
                 raise NotOfferedError(f"its base {base} has to be built here")
-        offer = self.official.offer(node.project, self._inputs(node), self._checkout.digests)
+        offer = self.official.offer(
+            node.project, self._inputs(node), self._pins(node), self._checkout.digests
+        )
         environment = offer.records.get(Step.ENV)
         if environment is None:
             return offer

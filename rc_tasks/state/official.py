@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, Project
 from rc_tasks.state.catalogue import Cached, Pulled
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.digests import Digests
+from rc_tasks.state.pins import comparable
 from rc_tasks.state.records import Artifact, Facts, Record, Step, parse
 from rc_tasks.state.status import Cause, changed
 from rc_tasks.state.store import Store
@@ -55,8 +57,16 @@ class Official:
         self._trust = trust
         self._trusted: set[str] = set()
 
-    def offer(self, project: Project, inputs: Mapping[str, str], digests: Digests) -> Offer:
+    def offer(
+        self,
+        project: Project,
+        inputs: Mapping[str, str],
+        pins: Mapping[str, Pin],
+        digests: Digests,
+    ) -> Offer:
         """The image, when it was built there from these inputs and is published.
+
+        `pins` are the clone's own: where it has none, it takes what the base was pinned to there.
 
         Raises NotOfferedError; RefusedError when somebody else could have put it there.
         """
@@ -65,8 +75,9 @@ class Official:
             built = self._record(Step.PODMAN, project.name)
             if built.facts is None:
                 raise AbsentError("it was never built there")
-            if built.inputs != inputs:
-                raise OtherInputsError(tuple(_differences(built.inputs, inputs)))
+            theirs = comparable(built.inputs, inputs, pins)
+            if theirs != inputs:
+                raise OtherInputsError(tuple(_differences(theirs, inputs)))
             published = self._record(Step.ENROOT, project.name)
             status = self._file(path)
             if published.inputs.get("image") != built.facts.image_id or published.artifact is None:

@@ -92,6 +92,8 @@ def changed(part: str, old: str | None, new: str | None) -> str:
             return f"base {rest} was built anew"
         case "base":
             return f"base {rest} {'added' if old is None else 'removed'}"
+        case "pin":
+            return f"base {rest} was pinned to another digest"
         case "architecture":
             return f"built for {old}, this is {new}"
         case "context" if old is not None and new is not None:

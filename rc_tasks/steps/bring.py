@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.state.catalogue import Pulled
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.locks import held
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Step
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.outcome import NeedsError
+from rc_tasks.steps.pull import pulled
 from rc_tasks.tools.podman import Podman
 
 # How long podman may take from an image's name in its storage to its manifest: a few small files.
@@ -26,7 +25,7 @@ class Bases:
     """The images that a build starts from, in the node's podman.
 
     `ids` maps each name in the Dockerfile to an image ID, and `digests` those of registries to the
-    manifest digest there. `pulls`: there are images of another platform, which podman pulls itself.
+    digest there. `pulls`: there are images of another platform, which podman pulls itself.
     """
 
     ids: Mapping[str, str]
@@ -55,9 +54,9 @@ def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> Bases:
     remote = {base.name for base in used} - set(local) - foreign
     ids = {written: _recorded(checkout, name) for written, name in local.items()}
     _bring(checkout, podman, {ids[written]: name for written, name in local.items()})
-    pulled = {reference: _pulled(checkout, podman, reference) for reference in sorted(remote)}
-    ids |= {reference: base.image_id for reference, base in pulled.items()}
-    digests = {reference: base.digest for reference, base in pulled.items()}
+    found = {reference: pulled(checkout, podman, reference) for reference in sorted(remote)}
+    ids |= {reference: base.image_id for reference, base in found.items()}
+    digests = {reference: base.digest for reference, base in found.items()}
     digests |= {reference: podman.pull_missing(reference) for reference in _labelled(node) & foreign}
     return Bases(ids, digests, bool(foreign))
 
@@ -114,45 +113,6 @@ def _bring(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None
             " whole in the store",
             hint=f"doit forget podman:{names[image_id]} && doit build:{names[image_id]}",
         )
-
-
-def _pulled(checkout: Checkout, podman: Podman, reference: str) -> Pulled:
-    """A base of a registry: from the store when any node has pulled it before."""
-    if not checkout.settings.store.enabled:
-        return _pull(podman, reference)
-    catalogue, architecture = checkout.store.catalogue, checkout.architecture
-    found = catalogue.base(reference, architecture)
-    if found is not None and _from_store(checkout, podman, found):
-        return found
-    official = official_of(checkout)
-    theirs = official.base(reference, architecture) if official is not None else None
-    if official is not None and theirs is not None:
-        lacking = podman.lacking((theirs.image_id,))
-        if not lacking or not official.bring(podman, theirs.image_id):
-            return theirs
-    with held(catalogue.base_lock(reference, architecture), f"the pull of {reference}", wait=True):
-        found = catalogue.base(reference, architecture)
-        if found is not None and _from_store(checkout, podman, found):
-            return found
-        found = _pull(podman, reference)
-        checkout.store.put(podman, podman.inspect(found.image_id))
-        catalogue.put_base(found, architecture)
-    return found
-
-
-def _from_store(checkout: Checkout, podman: Podman, pulled: Pulled) -> bool:
-    if podman.lacking((pulled.image_id,)):
-        if not checkout.store.has(pulled.image_id):
-            return False
-        print(f"bringing {pulled.reference} ({pulled.image_id[:12]}) from the store", flush=True)
-        return not checkout.store.bring(podman, pulled.image_id)
-    return True
-
-
-def _pull(podman: Podman, reference: str) -> Pulled:
-    digest = podman.pull_missing(reference)
-    image_id = podman.inspect(reference).id
-    return Pulled(reference, digest, image_id, nodes.now(), nodes.this_node().name)
 
 
 def _labelled(node: ImageNode) -> set[str]:

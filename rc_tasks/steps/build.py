@@ -10,6 +10,7 @@ from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.inputs import PIN
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Facts, Step
@@ -36,7 +37,9 @@ def build(checkout: Checkout, name: str) -> None:
     inputs = Judge(checkout).build_inputs(node)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
-    image = _made(checkout, podman, node)
+    image, bases = _made(checkout, podman, node)
+    # What was in fact built on, also when it was pinned or moved just now.
+    inputs |= {PIN + base: bases.digests[base] for base in node.pinned}
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
@@ -47,7 +50,7 @@ def build(checkout: Checkout, name: str) -> None:
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
-def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> Image:
+def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, Bases]:
     """The image, built and in the store with all that podman's cache needs on another node."""
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
@@ -70,7 +73,7 @@ def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> Image:
     if stores:
         store.put(podman, image, beside=_beside(checkout))
         _put_cache(checkout, podman, name, made)
-    return image
+    return image, bases
 
 
 def _beside(checkout: Checkout) -> Store | None:

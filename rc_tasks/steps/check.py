@@ -6,38 +6,22 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.settings import Compression, SquashMethod
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.steps import credentials
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps import storage as storages
+from rc_tasks.steps.finding import Finding, Level
 from rc_tasks.tools import command, podman, squashfs
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
 MARK = "rc-finding "
 _WANTED_FREE_BYTES = 20_000_000_000
 _WANTED_FILES = 65_536
-
-
-class Level(StrEnum):
-    """How bad a finding is; only problems make `doit doctor` exit with an error."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at: what was found, and how to mend it."""
-
-    level: Level
-    what: str
-    hint: str = ""
 
 
 def print_findings(checkout: Checkout) -> None:
@@ -59,6 +43,7 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     yield from _podman(checkout)
     yield from _skopeo(checkout)
     yield from _squash(checkout)
+    yield from credentials.findings(checkout)
     yield from _space(checkout)
     yield from _left(checkout)
     yield _files()

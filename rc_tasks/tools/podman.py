@@ -182,6 +182,26 @@ class Podman:
         done = command.capture(self.command("image", "inspect", "--format", "{{.Digest}}", reference))
         return done.stdout.strip()
 
+    def pull_again(self, reference: str) -> bool:
+        """Ask the registry for an image that may be here; layers that are here are not loaded again."""
+        return command.capture(self.command("pull", "--quiet", reference), check=False).returncode == 0
+
+    def digests(self, reference: str) -> tuple[str, ...]:
+        """The digests that an image has been pulled by, `sha256:…`, those of indexes before its own.
+
+        They may have come with another name of the same image.
+        """
+        shown = '{{.Id}} {{.Digest}} {{join .RepoDigests " "}}'
+        wanted = self.command("image", "inspect", "--format", shown, reference)
+        image_id, *found = command.capture(wanted).stdout.split()
+        digests = dict.fromkeys(each.rpartition("@")[2] for each in found)
+        return tuple(sorted(digests, key=lambda digest: not self._is_index(image_id, digest)))
+
+    def names(self, image: str) -> tuple[str, ...]:
+        """The whole references that an image has here."""
+        wanted = self.command("image", "inspect", "--format", '{{join .RepoTags " "}}', image)
+        return tuple(command.capture(wanted).stdout.split())
+
     def pull_directories(self, directories: Iterable[Path]) -> Command:
         """`podman pull` of images in `dir:` form, all at once; they get no names here."""
         return self.command("pull", "--quiet", *(f"dir:{directory}" for directory in directories))
@@ -196,17 +216,23 @@ class Podman:
         It is read where containers/storage keeps it (its images.go), at no cost; None when it is not
         found there, as with images of an additional store.
         """
+        found = self._kept(image_id, f"sha256:{image_id}")
+        return next((text for text in found if hashlib.sha256(text).hexdigest() == image_id), None)
+
+    def _is_index(self, image_id: str, digest: str) -> bool:
+        # An index, and nothing else that is pulled, lists manifests (OCI image-spec, image-index.md).
+        return any(b'"manifests"' in text for text in self._kept(image_id, f"manifest-{digest}"))
+
+    def _kept(self, image_id: str, name: str) -> Iterator[bytes]:
+        """What containers/storage keeps of an image under a name (its images.go)."""
         root = self.root
         if not root:
             info = self.command("info", "--format", "{{.Store.GraphRoot}}")
             root = command.capture(info).stdout.removesuffix("\n")
-        name = base64.b64encode(f"sha256:{image_id}".encode()).decode()
-        for path in Path(root).glob(f"*-images/{image_id}/={name}"):
+        file = base64.b64encode(name.encode()).decode()
+        for path in Path(root).glob(f"*-images/{image_id}/={file}"):
             with contextlib.suppress(OSError):
-                found = path.read_bytes()
-                if hashlib.sha256(found).hexdigest() == image_id:
-                    return found
-        return None
+                yield path.read_bytes()
 
     def half_written(self) -> str:
         """The ID of an image that a killed podman did not finish writing, or an empty string.

@@ -252,7 +252,7 @@ def test_a_registry_base_is_pulled_once_and_named_in_the_labels(
     ran = doit(root, environ=variables)
     assert ran.status == 0, ran.text
     record = json.loads((root / "projects/app:1/image.json").read_text())
-    assert record["bases"] == {f"{registry}/base:1": None}
+    assert record["bases"] == {f"{registry}/base:1": registry.digest}
     labels = podman_storage.inspect(record["image_id"]).labels
     assert labels["org.opencontainers.image.title"] == "app"
     assert labels["org.opencontainers.image.version"] == "1"

@@ -22,7 +22,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.locks import held
 from rc_tasks.state.records import Artifact, Step
 from rc_tasks.state.status import State
-from rc_tasks.steps.check import Finding, Level
+from rc_tasks.steps.finding import Finding, Level
 from tests.support.checkouts import pretend_built, write_checkout
 
 CHILD = "projects/child:1"

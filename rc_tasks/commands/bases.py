@@ -1,0 +1,323 @@
+"""`doit bases [NAME…]`: registry bases, what they are pinned to, and whether their tags have moved."""
+
+import json
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands import show
+from rc_tasks.commands.arguments import options_first
+from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.engine.session import Session
+from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.pin import LOCK, Pin, is_digest
+from rc_tasks.model.reference import near
+from rc_tasks.state.bases import Kind, RegistryBase, built_on, registry_bases
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.inputs import PIN
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.records import Step
+from rc_tasks.tools import command, skopeo
+from rc_tasks.tools.registry import Refusal, RegistryError
+
+# How long one registry may take to answer, and how many are asked at a time.
+_ASK_S = 30.0
+_AT_ONCE = 8
+_SHORT = 12
+_MOVED = 1
+_INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+_NOT_ASKED = 2
+_MOVABLE = (Kind.PINNED, Kind.NOT_PINNED)
+
+# What a registry serves under a reference, or why that is not known.
+Answers = dict[str, str | RcError]
+
+
+class Bases(CheckoutCommand):
+    """Shows, checks and moves pins."""
+
+    doc_purpose = "show registry bases and their pins; check and move them"
+    doc_usage = "[BASE or IMAGE ...]"
+    doc_description = (
+        f"A base is pinned in {LOCK} when it is first built on: builds take that digest until the pin is"
+        " moved. A name is a base as a Dockerfile writes it, or an image, which means all registry bases"
+        " under it. The exit status of --check is 0 when no tag has moved, 1 when one has, and 2 when"
+        " none has but a registry gave no answer; of --update, 0, or 2 when a registry gave no answer."
+    )
+    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (
+        {
+            "name": "check",
+            "long": "check",
+            "type": bool,
+            "default": False,
+            "help": "ask the registries whether the tags stand for something else by now",
+        },
+        {
+            "name": "update",
+            "long": "update",
+            "type": bool,
+            "default": False,
+            "help": "pin to what the tags stand for now; the images on what moved become stale",
+        },
+        OPT_JSON,
+    )
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        """Options may follow the names."""
+        return super().parse_execute(options_first(self.cmdparser, in_args))
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        if options["check"] and options["update"]:
+            raise InvalidCommand("--check only looks, and --update moves\n  next: give one of them")
+        try:
+            return self._show(opened, options, names)
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+
+    def _show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        checkout = opened.checkout
+        found = _chosen(opened, registry_bases(checkout.graph, checkout.pins.read()), names)
+        if options["update"]:
+            # All means all that have a pin to move; a base that is named is told about.
+            wanted = found if names else tuple(base for base in found if base.kind in _MOVABLE)
+            return _update(checkout, wanted, as_json=options["json"])
+        answers = _ask(found) if options["check"] else {}
+        if options["json"]:
+            _print_json([_as_json(base, answers.get(base.reference)) for base in found])
+        elif found:
+            _table(found, answers if options["check"] else None)
+        else:
+            print("no image here is built on one from a registry")
+        _complain(answers)
+        if any(_has_moved(base, answers.get(base.reference)) for base in found):
+            return _MOVED
+        return _status(answers)
+
+
+def _chosen(
+    opened: Session, known: tuple[RegistryBase, ...], names: list[str]
+) -> tuple[RegistryBase, ...]:
+    """The bases that arguments mean."""
+    if not names:
+        return known
+    graph = opened.checkout.graph
+    wanted: set[str] = set()
+    references = {base.reference for base in known}
+    for name in names:
+        # The table shows a digest in a Dockerfile in a column of its own.
+        same = {each for each in references if name in (each, each.partition("@")[0])}
+        if same:
+            wanted |= same
+            continue
+        try:
+            under = set(graph.above(images(opened, [name])))
+        except ProjectError as error:
+            if name in graph.broken:
+                raise
+            close = near(name, (*references, *graph.names()))
+            raise ProjectError(
+                f"{name!r} is neither a registry base nor an image of this checkout",
+                hint=f"did you mean {' or '.join(close)}?" if close else "`doit bases` shows all bases",
+            ) from error
+        wanted |= {base.reference for base in known if not under.isdisjoint(base.images)}
+    return tuple(base for base in known if base.reference in wanted)
+
+
+def _ask(bases: Iterable[RegistryBase]) -> Answers:
+    """What the registries serve; those of pins that no image needs are left alone."""
+    asked = [base for base in bases if base.kind is not Kind.UNUSED]
+    if not asked:
+        return {}
+    command.require(
+        "skopeo",
+        "install skopeo, or run this in a clone on a machine that has it, and take over its"
+        f" {LOCK}.\nBuilds pin and pull without it",
+    )
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        return dict(zip((base.reference for base in asked), pool.map(_served, asked), strict=True))
+    except KeyboardInterrupt:
+        command.end_all()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _served(base: RegistryBase) -> str | RcError:
+    try:
+        return skopeo.served(base.whole, timeout_s=_ASK_S)
+    except RegistryError as error:
+        if error.refusal is Refusal.UNKNOWN and base.pin is not None:
+            error.hint = (
+                "builds go on with the pinned digest as long as the store or the registry has it;\n"
+                "name another tag in the Dockerfile"
+            )
+        return error
+    except RcError as error:
+        return error
+
+
+def _has_moved(base: RegistryBase, answer: str | RcError | None) -> bool:
+    return isinstance(answer, str) and base.pin is not None and answer != base.pin.digest
+
+
+def _status(answers: Answers) -> int:
+    return _NOT_ASKED if any(isinstance(answer, RcError) for answer in answers.values()) else 0
+
+
+def _complain(answers: Answers) -> None:
+    """Say which registries gave no answer, and what to do next once for all that it helps."""
+    sys.stdout.flush()
+    hints: dict[str | None, list[RcError]] = {}
+    for answer in answers.values():
+        if isinstance(answer, RcError):
+            hints.setdefault(answer.hint, []).append(answer)
+    for hint, errors in hints.items():
+        for error in errors[:-1]:
+            sys.stderr.write(f"{RcError(error.what, where=error.where, quote=error.quote)}\n")
+        last = errors[-1]
+        sys.stderr.write(f"{RcError(last.what, where=last.where, quote=last.quote, hint=hint)}\n")
+
+
+def _update(checkout: Checkout, bases: tuple[RegistryBase, ...], *, as_json: bool) -> int:
+    wanted = tuple(base for base in bases if base.kind in _MOVABLE)
+    answers = _ask(wanted)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    moved: dict[str, Pin] = {}
+    for base in wanted:
+        answer = answers[base.reference]
+        if isinstance(answer, str) and answer != base.digest:
+            known = checkout.store.catalogue.base(base.reference, checkout.architecture)
+            before = base.digest or (known.digest if known is not None else "")
+            name = base.pin.name if base.pin is not None else ""
+            # As it stands in the store, it may be damaged.
+            previous = before if before != answer and is_digest(before) else ""
+            moved[base.reference] = Pin(answer, now, previous, name)
+    if moved:
+        checkout.pins.move(moved)
+    stale = _stale(checkout, moved)
+    if as_json:
+        found = [
+            {
+                **_as_json(base, answers.get(base.reference)),
+                "updated": base.reference in moved,
+            }
+            for base in bases
+        ]
+        _print_json({"bases": found, "stale": stale})
+    else:
+        _tell_update(bases, answers, moved, stale)
+    _complain(answers)
+    return _status(answers)
+
+
+_WHY_NONE = {
+    Kind.IN_DOCKERFILE: "its digest is written in the Dockerfile",
+    Kind.FOREIGN: "podman pulls it itself, for another platform",
+    Kind.UNUSED: f"no image needs it; its entry in {LOCK} can go",
+}
+
+
+def _tell_update(
+    bases: tuple[RegistryBase, ...], answers: Answers, moved: dict[str, Pin], stale: list[str]
+) -> None:
+    for base in bases:
+        name, answer = show.printable(base.reference), answers.get(base.reference)
+        if base.reference in moved:
+            pin = moved[base.reference]
+            before = f"{_short(pin.previous)} → " if pin.previous else "pinned to "
+            print(f"{name}  {before}{_short(pin.digest)}")
+        elif isinstance(answer, RcError):
+            print(f"{name}  no answer: {'the pin stays' if base.pin else 'not pinned'}")
+        elif answer is None:
+            print(f"{name}  has no pin to move: {_WHY_NONE[base.kind]}")
+        else:
+            print(f"{name}  {_short(answer)}, as before")
+    if not bases:
+        print("no image here is built on one from a registry")
+    if stale:
+        print(f"stale now: {', '.join(stale)}")
+    if moved:
+        print(f"next: doit build, and commit {LOCK}")
+
+
+def _stale(checkout: Checkout, moved: Iterable[str]) -> list[str]:
+    """The images that these pins make stale, and those that are built on them."""
+    judge, parts = Judge(checkout), {PIN + reference for reference in moved}
+    found = []
+    for name, node in checkout.graph.images.items():
+        if parts.isdisjoint(PIN + base for base in node.pinned):
+            continue
+        try:
+            causes = judge.step(Step.PODMAN, name).causes
+        except RcError:
+            continue  # `doit list` tells what is wrong with it
+        if any(cause.part in parts for cause in causes):
+            found.append(name)
+    return [*found, *(name for name in built_on(checkout.graph, found))]
+
+
+def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:
+    headings = ["BASE", "PIN", "AGE", *(["TAG"] if answers is not None else []), "IMAGES"]
+    rows = []
+    for base in bases:
+        pin = _short(base.digest) if base.digest else base.kind
+        if base.kind is Kind.IN_DOCKERFILE:
+            pin += f" ({base.kind})"
+        row = [base.reference.partition("@")[0], pin, _age(base.pin.pinned_at) if base.pin else ""]
+        if answers is not None:
+            row.append(_told(base, answers.get(base.reference)))
+        rows.append([*row, ", ".join(base.images) or base.kind])
+    show.table(headings, rows, right=frozenset({"AGE"}))
+
+
+def _told(base: RegistryBase, answer: str | RcError | None) -> str:
+    if answer is None:
+        return "not asked"
+    if isinstance(answer, RcError):
+        return "no answer"
+    if base.digest is None:
+        return _short(answer)
+    if base.kind is Kind.IN_DOCKERFILE:
+        return "still there"
+    return "as pinned" if answer == base.digest else f"moved to {_short(answer)}"
+
+
+def _as_json(base: RegistryBase, answer: str | RcError | None) -> dict[str, Any]:
+    return {
+        "base": base.reference,
+        "kind": base.kind.name.lower(),
+        "digest": base.digest,
+        "pinned_at": (base.pin.pinned_at or None) if base.pin else None,
+        "previous": (base.pin.previous or None) if base.pin else None,
+        "images": list(base.images),
+        "built_on": list(base.above),
+        "served": answer if isinstance(answer, str) else None,
+        "moved": _has_moved(base, answer) if isinstance(answer, str) else None,
+        "error": str(answer) if isinstance(answer, RcError) else None,
+    }
+
+
+def _print_json(document: object) -> None:
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:_SHORT]
+
+
+def _age(iso: str) -> str:
+    """How long ago a time was, for people."""
+    if not iso:
+        return ""
+    age_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(iso)).total_seconds())
+    for unit, length_s in (("days", 86400), ("h", 3600)):
+        if age_s >= 2 * length_s:
+            return f"{age_s / length_s:.0f} {unit}"
+    return f"{age_s / 60:.0f} min"

@@ -1,0 +1,161 @@
+"""A registry on this machine, filled over HTTP: tags that move and go, indexes, passwords."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.images import Layer
+from tests.support.tools import require_tools, which
+
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+HERE = MACHINES.get(os.uname().machine, os.uname().machine)
+ELSEWHERE = "arm64" if HERE == "amd64" else "amd64"
+USER, PASSWORD = "ada", "s3cret"
+# `htpasswd -B` for them; Debian's docker-registry reads bcrypt only.
+HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK\n"
+OCI = "application/vnd.oci.image"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A running registry; `authorization` is the header that its requests need."""
+
+    address: str
+    server: "subprocess.Popen[bytes]"
+    authorization: str = ""
+
+    def __str__(self) -> str:
+        return self.address
+
+    def image(self, repository: str, tag: str, text: str, *, machine: str = HERE) -> str:
+        """Put a small image with a shell under a tag; returns the digest of its manifest."""
+        layer = Layer().busybox().directory("tmp").file("text", text.encode()).tar()
+        diff_id = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+        config = {
+            "architecture": machine,
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            # Without one for each layer, podman cannot build on it.
+            "history": [{"created": "2024-01-02T03:04:05Z", "created_by": "the test"}],
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{OCI}.manifest.v1+json",
+            "config": self._blob(repository, json.dumps(config).encode(), "config.v1+json"),
+            "layers": [self._blob(repository, layer, "layer.v1.tar")],
+        }
+        return self._manifest(repository, tag, manifest)
+
+    def index(self, repository: str, tag: str, text: str) -> str:
+        """Put an image for two machines under a tag; returns the digest of its index."""
+        manifests = []
+        for machine in (HERE, ELSEWHERE):
+            digest = self.image(repository, f"{tag}-{machine}", text, machine=machine)
+            size = int(self._call("HEAD", f"{repository}/manifests/{digest}")["Content-Length"])
+            manifests.append(
+                {
+                    "mediaType": f"{OCI}.manifest.v1+json",
+                    "digest": digest,
+                    "size": size,
+                    "platform": {"architecture": machine, "os": "linux"},
+                }
+            )
+        index = {"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": manifests}
+        return self._manifest(repository, tag, index)
+
+    def delete(self, repository: str, digest: str) -> None:
+        """Remove a manifest, and the tags that stand for it."""
+        self._call("DELETE", f"{repository}/manifests/{digest}")
+
+    def stop(self) -> None:
+        """What a host without a network sees."""
+        self.server.terminate()
+        self.server.wait()
+
+    def environ(self, directory: Path) -> dict[str, str]:
+        """A user's environment in which the registry needs no certificate."""
+        config = directory / "registries.conf"
+        config.write_text(f'[[registry]]\nlocation = "{self.address}"\ninsecure = true\n')
+        return {"CONTAINERS_REGISTRIES_CONF": str(config), "RC_RUNNER": "local"}
+
+    def _blob(self, repository: str, data: bytes, kind: str) -> dict[str, object]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        place = self._call("POST", f"{repository}/blobs/uploads/")["Location"]
+        self._call("PUT", f"{place}&digest={digest}", data, {"Content-Type": "application/octet-stream"})
+        return {"mediaType": f"{OCI}.{kind}", "digest": digest, "size": len(data)}
+
+    def _manifest(self, repository: str, tag: str, manifest: Mapping[str, object]) -> str:
+        headers = {"Content-Type": str(manifest["mediaType"])}
+        text = json.dumps(manifest).encode()
+        return self._call("PUT", f"{repository}/manifests/{tag}", text, headers)["Docker-Content-Digest"]
+
+    def _call(
+        self, method: str, path: str, data: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        url = path if path.startswith("http") else f"http://{self.address}/v2/{path}"
+        wanted = urllib.request.Request(url, data=data or None, method=method)
+        more = {"Authorization": self.authorization} if self.authorization else {}
+        accept = {"Accept": f"{OCI}.manifest.v1+json, {OCI}.index.v1+json"}
+        for key, value in {**accept, **(headers or {}), **more}.items():
+            wanted.add_header(key, value)
+        with urllib.request.urlopen(wanted, timeout=20) as answer:
+            return dict(answer.headers)
+
+
+@contextlib.contextmanager
+def serving(directory: Path, *, password: bool = False) -> Iterator[Registry]:
+    """Debian's docker-registry on a free port, with its files in a directory."""
+    require_tools("docker-registry")
+    directory.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    settings: dict[str, object] = {
+        "version": 0.1,
+        "storage": {
+            "filesystem": {"rootdirectory": str(directory / "files")},
+            "delete": {"enabled": True},
+        },
+        "http": {"addr": address},
+    }
+    authorization = ""
+    if password:
+        (directory / "htpasswd").write_text(HTPASSWD)
+        settings["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
+        authorization = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
+    config = directory / "registry.yml"
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    with subprocess.Popen(
+        [str(which("docker-registry")), "serve", config],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            _wait_for(address)
+            yield Registry(address, server, authorization)
+        finally:
+            server.terminate()
+
+
+def _wait_for(address: str, timeout_s: float = 30) -> None:
+    host, port = address.split(":")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
