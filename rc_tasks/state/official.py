@@ -207,6 +207,17 @@ class Official:
             return ()
         return tuple(image for image in found if _is_digest(image.image_id))
 
+    def files(self, directory: str) -> dict[str, bytes]:
+        """The small files in a directory of `.rc`; without those that cannot be read or believed."""
+        path = f"{self.root}/{GENERATED}/{directory}"
+        found = {}
+        with contextlib.suppress(NotOfferedError, OSError):
+            self._directory(path)
+            for name in sorted(os.listdir(path)):
+                with contextlib.suppress(NotOfferedError, OSError):
+                    found[name] = self._text(f"{path}/{name}")
+        return found
+
     def _require_manifest(self, image_id: str) -> None:
         path = self.store.directory / "images" / image_id / "manifest.json"
         try:
@@ -325,7 +336,8 @@ def _plausible(record: Record) -> Iterator[bool]:
     yield all(map(_is_time, (record.started_at, record.ended_at)))
     yield math.isfinite(record.duration_s) and 0 <= record.duration_s < 1e9
     texts = (record.node, record.job_id, record.builder, record.commit)
-    yield all(map(_is_text, (*texts, *record.tools, *record.tools.values())))
+    tables = (record.tools, record.bases)
+    yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))
     yield isinstance(record.dirty, bool)
     if record.facts is not None:
         facts = record.facts
@@ -336,6 +348,7 @@ def _plausible(record: Record) -> Iterator[bool]:
         artifact = record.artifact
         yield _is_size(artifact.size_bytes) and _is_size(artifact.mtime_ns)
         yield _is_digest(artifact.sample)
+        yield artifact.blocks_digest == "" or _is_digest(artifact.blocks_digest)
 
 
 def _is_text(value: object) -> bool:

@@ -39,11 +39,16 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published file as it was when published; `sample` is from `Digests.sample`."""
+    """A published file as it was when published; `sample` is from `Digests.sample`.
+
+    `blocks_digest` is from `blocks_digest`, of all bytes; empty when it was published before that was
+    kept.
+    """
 
     size_bytes: int
     mtime_ns: int
     sample: str
+    blocks_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Record:
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
     `commit` is empty outside git, `dirty` says that the project's directory differed from it;
-    `tools` holds versions by program.
+    `tools` holds versions by program; `bases` the digests of a built image's registry bases.
     `adopted_from`: the official checkout whose image this is; empty for one that was built here.
     """
 
@@ -68,6 +73,7 @@ class Record:
     dirty: bool = False
     tools: Mapping[str, str] = field(default_factory=dict)
     adopted_from: str = ""
+    bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,7 @@ def parse(text: bytes, task: str) -> Record | None:
             dirty=found.get("dirty", False),
             tools=dict(found.get("tools", {})),
             adopted_from=found.get("adopted_from", ""),
+            bases=dict(found.get("bases", {})),
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )
@@ -215,4 +222,5 @@ def _facts(found: dict[str, Any]) -> Facts:
 
 
 def _artifact(found: dict[str, Any]) -> Artifact:
-    return Artifact(found["size_bytes"], found["mtime_ns"], found["sample"])
+    sample, blocks_digest = found["sample"], found.get("blocks_digest", "")
+    return Artifact(found["size_bytes"], found["mtime_ns"], sample, blocks_digest)

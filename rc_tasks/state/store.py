@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -105,6 +106,24 @@ class Store:
             for entry in sorted(os.listdir(self.directory / "images")):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                     yield entry, {_hex(part["digest"]): part["size"] for part in self._parts(entry)}
+
+    def blobs(self, image_id: str) -> dict[str, int]:
+        """The blobs of an image with their sizes in bytes. Raises FileNotFoundError, or ValueError."""
+        try:
+            found = {_hex(part["digest"]): int(part["size"]) for part in self._parts(image_id)}
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(repr(error)) from None
+        if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in found):
+            raise ValueError("a blob has no digest")
+        return found
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob of this digest lies, or would lie."""
+        return self._blob(digest)
+
+    def image(self, image_id: str) -> Path:
+        """Where an image lies, or would lie."""
+        return self._image(image_id)
 
     def size_bytes(self) -> int:
         """What all blobs take on the disk, with what killed writers left."""

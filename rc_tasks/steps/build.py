@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rc_tasks.errors import CommandError, RcError
@@ -12,6 +13,7 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.inputs import PIN
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.manifests import put_origin
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Facts, Step
 from rc_tasks.state.store import Store
@@ -37,21 +39,28 @@ def build(checkout: Checkout, name: str) -> None:
     inputs = Judge(checkout).build_inputs(node)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
-    image, bases = _made(checkout, podman, node)
+    dockerfile = ""
+    with contextlib.suppress(OSError):  # gone just now: podman will say so
+        dockerfile = node.project.dockerfile.read_text(errors="replace")
+    image, digests = _made(checkout, podman, node)
     # What was in fact built on, also when it was pinned or moved just now.
-    inputs |= {PIN + base: bases.digests[base] for base in node.pinned}
+    inputs |= {PIN + base: digests[base] for base in node.pinned}
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
-    record = nodes.record(start, node.project, inputs, facts=facts, tools=tools)
+    record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
+    put_origin(checkout, node, record, dockerfile)
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
     checkout.records.put(Step.PODMAN, name, record)
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
-def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, Bases]:
-    """The image, built and in the store with all that podman's cache needs on another node."""
+def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, Mapping[str, str]]:
+    """The image, built and in the store with all that podman's cache needs on another node.
+
+    Also the digests of its bases in their registries.
+    """
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
     made = cache.Made()
@@ -73,7 +82,7 @@ def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, B
     if stores:
         store.put(podman, image, beside=_beside(checkout))
         _put_cache(checkout, podman, name, made)
-    return image, bases
+    return image, bases.digests
 
 
 def _beside(checkout: Checkout) -> Store | None:

@@ -3,9 +3,8 @@
 import json
 
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.reference import own_digest
 from rc_tasks.state.files import write_atomically
-from rc_tasks.state.inputs import BASE, PIN
+from rc_tasks.state.inputs import BASE
 from rc_tasks.state.records import Record, Step
 
 # Raised when a key changes its meaning or goes, not when one is added.
@@ -33,11 +32,12 @@ def write_image_json(node: ImageNode, built: Record, published: Record | None) -
             **{
                 part.removeprefix(BASE): value for part, value in inputs.items() if part.startswith(BASE)
             },
-            **{base: inputs.get(PIN + base) or own_digest(base) for base in node.remote},
+            **{reference: built.bases.get(reference) for reference in node.remote},
         },
         "image_size_bytes": facts.size_bytes,
         "size_bytes": artifact.size_bytes,
         "sample": artifact.sample,
+        "blocks_digest": artifact.blocks_digest or None,
         "built_at": built.ended_at,
         "published_at": published.ended_at,
         "duration_s": {Step.PODMAN: built.duration_s, Step.ENROOT: published.duration_s},

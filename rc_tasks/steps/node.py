@@ -68,6 +68,7 @@ def record(
     facts: Facts | None = None,
     artifact: Artifact | None = None,
     tools: Mapping[str, str] | None = None,
+    bases: Mapping[str, str] | None = None,
 ) -> Record:
     """The record of a step that ends now, on this node."""
     here = this_node()
@@ -83,6 +84,7 @@ def record(
         commit=commit.id if commit else "",
         dirty=commit is not None and commit.dirty,
         tools=tools or {},
+        bases=bases or {},
         facts=facts,
         artifact=artifact,
     )

@@ -8,6 +8,9 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
@@ -16,6 +19,7 @@ from rc_tasks.errors import ArtifactError
 from rc_tasks.model.settings import Compression, Squash, SquashMethod
 from rc_tasks.state.files import umask
 from rc_tasks.steps import rootfs
+from rc_tasks.steps.contents import Look
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.command import Command, Completed
 from rc_tasks.tools.podman import Image, Podman
@@ -49,11 +53,13 @@ def squash(
     settings: Squash,
     provenance: tuple[str, ...],
     log: IO[bytes] | None,
+    look: Look | None = None,
 ) -> None:
     """Write the image to `destination`, a name that does not exist; nothing is left when it fails.
 
     `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
-    tools' output goes to `log` (None: to our own output). Rootless, this runs in `podman unshare`.
+    tools' output goes to `log` (None: to our own output). `look` goes through the image meanwhile.
+    Rootless, this runs in `podman unshare`.
     Raises ArtifactError when the disk is full or the tool fails.
     """
     processors = settings.processors or len(os.sched_getaffinity(0))
@@ -65,7 +71,11 @@ def squash(
     try:
         if settings.method is SquashMethod.ENROOT:
             options = squashfs.compression_options(compression, level, settings.block_size_bytes)
-            _enroot(podman, image, destination, options, processors, log)
+            with contextlib.ExitStack() as looking:
+                if look is not None:
+                    mounted = podman.mounted(image.id, name=_container(destination))
+                    looking.enter_context(_beside(look, looking.enter_context(mounted)))
+                _enroot(podman, image, destination, options, processors, log)
             return
         with podman.mounted(image.id, name=_container(destination)) as root:
             rootfs.prepare(root, image, provenance)
@@ -80,9 +90,10 @@ def squash(
                 exclude=rootfs.EXCLUDE,
                 actions=rootfs.ACTIONS,
             )
-            done = _run(made, log)
-            if done.returncode != 0:
-                _fail(done, destination.parent, image)
+            with _beside(look, root):
+                done = _run(made, log)
+                if done.returncode != 0:
+                    _fail(done, destination.parent, image)
     except BaseException:
         destination.unlink(missing_ok=True)
         raise
@@ -145,6 +156,24 @@ def publish(temporary: Path, final: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+@contextlib.contextmanager
+def _beside(look: Look | None, root: Path) -> Iterator[None]:
+    """Let `look` go through a mounted image while the body runs; it ends before this ends."""
+    if look is None:
+        yield
+        return
+    stop = threading.Event()
+    # mksquashfs is a process of its own, and reads the same directories: each finds them in memory
+    # where the other has been before.
+    with ThreadPoolExecutor(1) as pool:
+        looked = pool.submit(look.run, root, stop)
+        try:
+            yield
+            looked.result()
+        finally:
+            stop.set()
 
 
 def _enroot(

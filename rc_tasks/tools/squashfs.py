@@ -200,3 +200,28 @@ def listing(path: Path) -> Command:
     """`unsquashfs` printing one line an entry: mode, owner, size, date, time and name."""
     # An end of options does not exist, so a name must not begin with a dash.
     return Command(("unsquashfs", "-lln", str(path.absolute())), env={"LC_ALL": "C"})
+
+
+def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
+    """The beginning of a text file in an image; symlinks are followed inside of it.
+
+    Raises ArtifactError when there is no such image or file.
+    """
+    try:
+        inspect(path)
+    except ArtifactError as error:
+        error.hint = "give the path of a whole image.sqsh"
+        raise
+    command.require("unsquashfs", INSTALL_HINT)
+    # unsquashfs would write all of it, however much that is.
+    script = 'unsquashfs -follow-symlinks -cat "$1" "$2" | head -c "$3"'
+    argv = ("sh", "-c", script, "sh", str(path.absolute()), name.lstrip("/"), str(most_bytes))
+    done = command.capture(Command(argv, env={"LC_ALL": "C"}), check=False)
+    if not done.stdout:
+        raise ArtifactError(
+            f"{name} cannot be read from this image",
+            where=path,
+            quote=tuple(done.stderr.splitlines()[-3:]),
+            hint="squashfs-tools 4.5 and newer can read it; images without it are not for Enroot",
+        )
+    return done.stdout

@@ -3,8 +3,8 @@
     python -m tests.bench.publish [MEGABYTES…]          (default: 900 2900), as root
 
 Images are made of this machine's own programs and libraries. Each way runs three times in turn and the
-medians are compared: mksquashfs alone with our options, our whole way (prepare, squash, check, publish),
-and `enroot import` with its defaults where Enroot is installed.
+medians are compared: mksquashfs alone with our options, our whole way (prepare, squash and look for
+packages, check, digest, publish), and `enroot import` with its defaults where Enroot is installed.
 """
 
 import os
@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rc_tasks.model.settings import Squash
+from rc_tasks.state.blocks import blocks_digest
 from rc_tasks.steps import squash
+from rc_tasks.steps.contents import Look
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.storage import own_storage
@@ -108,8 +110,11 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
         final = scratch / "image.sqsh"
         made = squash.temporary(final)
         with (scratch / "log").open("wb") as log:
-            squash.squash(podman, image, made, settings=settings, provenance=("bench",), log=log)
+            squash.squash(
+                podman, image, made, settings=settings, provenance=("bench",), log=log, look=Look()
+            )
         squash.check(made)
+        blocks_digest(str(made))
         squash.publish(made, final)
         return final
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -252,8 +253,11 @@ def test_a_registry_base_is_pulled_once_and_named_in_the_labels(
     ran = doit(root, environ=variables)
     assert ran.status == 0, ran.text
     record = json.loads((root / "projects/app:1/image.json").read_text())
-    assert record["bases"] == {f"{registry}/base:1": registry.digest}
     labels = podman_storage.inspect(record["image_id"]).labels
+    digest = labels["org.opencontainers.image.base.digest"]
+    assert record["bases"] == {f"{registry}/base:1": digest}
+    told = doit(root, "manifest", "projects/app:1/image.sqsh").text
+    assert re.search(rf"(?m)^base +{registry}/base:1 \({digest}\)$", told)
     assert labels["org.opencontainers.image.title"] == "app"
     assert labels["org.opencontainers.image.version"] == "1"
     assert labels["org.opencontainers.image.base.name"] == f"{registry}/base:1"

@@ -1,0 +1,141 @@
+"""`doit verify NAME…`: re-reads published images against their records."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands import show
+from rc_tasks.commands.arguments import options_first
+from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.engine.dispatch import runner
+from rc_tasks.engine.session import Session
+from rc_tasks.model.settings import Runner
+from rc_tasks.state.blocks import threads
+from rc_tasks.state.verification import Verdict, Verification, Verified, verifiable
+from rc_tasks.tools import slurm
+
+# On a login node others work too.
+_SHARED_THREADS = 2
+_NICE = 10
+_INTERRUPTED = 130
+
+
+class Verify(CheckoutCommand):
+    """Verifies published images."""
+
+    doc_purpose = "re-read published images against their records, and name what is damaged"
+    doc_usage = "TASK ..."
+    doc_description = (
+        "Reads all of image.sqsh and of the layers in the store that the image is made of, and compares"
+        " image.json and env.toml with the record. The exit status is 1 when something is damaged."
+        " On a login node it reads slowly on purpose: `srun doit verify --all` uses a whole node."
+    )
+    cmd_options = (
+        {
+            "name": "all",
+            "long": "all",
+            "type": bool,
+            "default": False,
+            "help": "every image that has been published",
+        },
+    )
+
+    def parse_execute(self, in_args: list[str]) -> Any:
+        """Options may also follow the names."""
+        return super().parse_execute(options_first(self.cmdparser, in_args))
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        if bool(names) == options["all"]:
+            what = "either names or --all" if names else "which image?"
+            raise InvalidCommand(f"{what}\n  next: doit verify NAME…, or doit verify --all")
+        wanted = verifiable(opened.checkout) if options["all"] else images(opened, names)
+        broken = opened.checkout.graph.broken
+        for name in [each for each in wanted if each in broken]:
+            sys.stderr.write(f"{name} is passed over: {broken[name]}\n")
+        known = [each for each in wanted if each not in broken]
+        began_s, read = time.monotonic(), _Sum()
+        done: list[Verified] = []
+        try:
+            with _progress() as (begin, tell):
+                verification = Verification(opened.checkout, _both(read, tell), _threads(opened))
+                begin(verification.size_bytes(known))
+                for name in known:
+                    done.append(verification.verify(name))
+                    _print(done[-1])
+        except KeyboardInterrupt:
+            print(f"interrupted: {len(done)} of {len(known)} images were verified")
+            return _INTERRUPTED
+        damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
+        took = show.duration(time.monotonic() - began_s)
+        count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
+        print(f"{_images(count)}, {len(damaged)} damaged; {show.size(read.bytes)} read in {took}")
+        return 1 if damaged or len(known) < len(wanted) else 0
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, size_bytes: int) -> None:
+        self.bytes += size_bytes
+
+
+def _both(*told: Callable[[int], None]) -> Callable[[int], None]:
+    def tell(size_bytes: int) -> None:
+        for each in told:
+            each(size_bytes)
+
+    return tell
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'} verified"
+
+
+def _print(verified: Verified) -> None:
+    print(f"{verified.name}  {verified.verdict}")
+    for damage in verified.damages:
+        print(f"  {show.printable(damage.where)} {show.printable(damage.what)}")
+        print(f"    next: {damage.hint}")
+    for note in verified.notes:
+        print(f"  note: {note}")
+    # A bar may stand below; and in a log each image is there when it is done.
+    sys.stdout.flush()
+
+
+def _threads(opened: Session) -> int:
+    """How many threads may read here; where others work too, they also give way to these."""
+    login = runner(opened.checkout.settings.runner) is Runner.SLURM and slurm.job_id() is None
+    if login:
+        os.nice(_NICE)
+    return min(_SHARED_THREADS, threads()) if login else threads()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Two functions, one for the size of all that is to be read, one for each piece of it."""
+    if not sys.stdout.isatty():
+        yield lambda _bytes: None, lambda _bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    # What is printed meanwhile comes out above the bar.
+    with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
+        bar = progress.add_task("verify")
+        yield (
+            lambda size_bytes: progress.update(bar, total=size_bytes),
+            lambda size_bytes: progress.advance(bar, size_bytes),
+        )

@@ -1,0 +1,75 @@
+"""The digest of all bytes of a large file, by blocks: several threads read and hash at once."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+# A part of the digest's definition (docs/image.json.md).
+BLOCK_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20
+
+
+# Beyond that a file system gives no more, and a node has more to do.
+_MOST_THREADS = 32
+
+
+def threads() -> int:
+    """How many threads read at once here."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+
+
+def blocks_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
+    """SHA-256, in hex, over the SHA-256s (32 bytes each) of a file's blocks of 64 MiB.
+
+    `read` is told the size of every piece that was read, by any thread. `at_once`: how many threads;
+    0: as many as are good here.
+    """
+    stop = threading.Event()
+    with open(path, "rb") as file:
+        descriptor = file.fileno()
+        size_bytes = os.fstat(descriptor).st_size
+
+        def block(start: int) -> bytes:
+            digest = hashlib.sha256()
+            end = min(start + BLOCK_BYTES, size_bytes)
+            for at in range(start, end, _PIECE_BYTES):
+                if stop.is_set():
+                    break
+                piece = os.pread(descriptor, min(_PIECE_BYTES, end - at), at)
+                digest.update(piece)
+                read(len(piece))
+            return digest.digest()
+
+        with ThreadPoolExecutor(at_once or threads()) as pool:
+            try:
+                digests = list(pool.map(block, range(0, size_bytes, BLOCK_BYTES)))
+            finally:
+                # When we are interrupted, the threads leave their blocks half read.
+                stop.set()
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def file_digests(
+    paths: Iterable[str], read: Callable[[int], None], at_once: int
+) -> Iterator[tuple[str, str | OSError]]:
+    """The SHA-256 of each file, in hex, or why it cannot be read; several files are read at once."""
+    stop = threading.Event()
+
+    def digest(path: str) -> tuple[str, str | OSError]:
+        found = hashlib.sha256()
+        try:
+            with open(path, "rb", buffering=0) as file:
+                while not stop.is_set() and (piece := file.read(_PIECE_BYTES)):
+                    found.update(piece)
+                    read(len(piece))
+        except OSError as error:
+            return path, error
+        return path, found.hexdigest()
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield from pool.map(digest, paths)
+        finally:
+            stop.set()

@@ -1,0 +1,260 @@
+"""Published images re-read against their records: what is damaged, and how to mend it.
+
+Only what was published is asked about. Whether it is stale is the judge's affair.
+"""
+
+import json
+import shlex
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.state import locks
+from rc_tasks.state.blocks import blocks_digest, file_digests
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.digests import sample_digest
+from rc_tasks.state.history import image_id as image_id_of
+from rc_tasks.state.official import official_of
+from rc_tasks.state.records import Artifact, Record, Step
+from rc_tasks.state.store import Store
+
+_SHORT_ID = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that is not as it was published; `where` is relative to the checkout."""
+
+    where: str
+    what: str
+    hint: str
+
+
+class Verdict(StrEnum):
+    """What was found; `building`: it is being published just now, so that nothing can be said."""
+
+    WHOLE = "whole"
+    DAMAGED = "damaged"
+    UNPUBLISHED = "was never published"
+    BUILDING = "is being built: verify it again later"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An image that was verified. `notes` tell what could only be verified in part."""
+
+    name: str
+    verdict: Verdict
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Verification:
+    """Verifies images of a checkout; a blob that several need is read once.
+
+    `read` is told the size of every piece that was read; `at_once`: how many threads read.
+    """
+
+    checkout: Checkout
+    read: Callable[[int], None]
+    at_once: int
+    _blobs: dict[Path, str] = field(default_factory=dict)
+
+    def size_bytes(self, names: Iterable[str]) -> int:
+        """How much there is to read."""
+        total = 0
+        blobs: dict[Path, int] = {}
+        for name in names:
+            record = self._record(name)
+            if record is not None and record.artifact is not None:
+                total += record.artifact.size_bytes if record.artifact.blocks_digest else 0
+                for store, image_id in self._chain(name, record):
+                    blobs |= {store.blob(each): size for each, size in _blobs(store, image_id).items()}
+        return total + sum(blobs.values())
+
+    def verify(self, name: str) -> Verified:
+        """Re-read one image."""
+        node = self.checkout.graph.images[name]
+        for _ in range(2):
+            version = self.checkout.records.version(Step.ENROOT, name)
+            self.checkout.records.reread(Step.ENROOT, name)
+            record = self._record(name)
+            if record is None or record.artifact is None:
+                return Verified(name, Verdict.UNPUBLISHED)
+            notes: list[str] = []
+            damages = [
+                *self._artifact(node, record, record.artifact, notes),
+                *self._image_json(node, record, record.artifact),
+                *self._edf(node),
+                *self._stored(node, record, notes),
+            ]
+            holder = locks.holder(self.checkout.lock(name))
+            if not damages or (
+                holder is None and version == self.checkout.records.version(Step.ENROOT, name)
+            ):
+                verdict = Verdict.DAMAGED if damages else Verdict.WHOLE
+                return Verified(name, verdict, tuple(damages), tuple(notes))
+            if holder is not None:
+                break
+        # What is damaged now may be whole in a moment.
+        return Verified(name, Verdict.BUILDING)
+
+    def _record(self, name: str) -> Record | None:
+        return self.checkout.records.get(Step.ENROOT, name)
+
+    def _artifact(
+        self, node: ImageNode, record: Record, published: Artifact, notes: list[str]
+    ) -> Iterator[Damage]:
+        path = node.project.artifact
+        where = node.project.shown(ARTIFACT)
+        # What is sampled at every start may be whole.
+        hint = f"rm -f {shlex.quote(where)} && doit build:{node.project.name}    (it is squashed again)"
+        if record.adopted_from:
+            hint = f"ask those who own it to `doit verify {node.project.name}` in {record.adopted_from}"
+        try:
+            size_bytes = path.stat().st_size
+            if size_bytes != published.size_bytes:
+                yield Damage(
+                    where, f"has {size_bytes} bytes, and {published.size_bytes} when published", hint
+                )
+            elif published.blocks_digest:
+                found = blocks_digest(str(path), self.read, self.at_once)
+                if found != published.blocks_digest:
+                    digests = f"{found[:_SHORT_ID]}, and was {published.blocks_digest[:_SHORT_ID]}"
+                    yield Damage(
+                        where, f"has another content than when published: digest {digests}", hint
+                    )
+            else:
+                notes.append(
+                    "published before digests of the whole file were kept: only 1 MiB of it was read"
+                )
+                if sample_digest(str(path)) != published.sample:
+                    yield Damage(where, "has another content than when published", hint)
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except OSError as error:
+            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+
+    def _image_json(self, node: ImageNode, record: Record, published: Artifact) -> Iterator[Damage]:
+        where = node.project.shown(IMAGE_JSON)
+        hint = f"rm -f {shlex.quote(where)} && doit build:{node.project.name}    (it is written again)"
+        try:
+            found = json.loads(node.project.image_json.read_bytes())
+            wanted = {
+                "name": node.project.name,
+                "image_id": record.inputs.get("image", ""),
+                "size_bytes": published.size_bytes,
+                "sample": published.sample,
+            }
+            if published.blocks_digest:
+                wanted["blocks_digest"] = published.blocks_digest
+            differ = [key for key, value in wanted.items() if found.get(key) != value]
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except OSError as error:
+            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+        except (ValueError, AttributeError, RecursionError):
+            yield Damage(where, "is no JSON object", hint)
+        else:
+            if differ:
+                yield Damage(where, f"says something else than the record: {', '.join(differ)}", hint)
+
+    def _edf(self, node: ImageNode) -> Iterator[Damage]:
+        if self.checkout.records.get(Step.ENV, node.project.name) is None:
+            return
+        where = node.project.shown(EDF)
+        hint = f"doit env:{node.project.name}    (what people changed in it stays)"
+        wanted = f"{self.checkout.images_root}/{node.project.path}/{ARTIFACT}"
+        try:
+            found = tomllib.loads(node.project.edf.read_text(encoding="utf-8")).get("image")
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except OSError as error:
+            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+        except (ValueError, RecursionError) as error:
+            yield Damage(where, f"is no TOML: {error}", f"mend it, then doit env:{node.project.name}")
+        else:
+            if found != wanted:
+                yield Damage(where, f"names {found!r} as the image, and not {wanted}", hint)
+
+    def _stored(self, node: ImageNode, record: Record, notes: list[str]) -> Iterator[Damage]:
+        if not self.checkout.settings.store.enabled:
+            notes.append("the store is switched off: no layers were verified")
+            return
+        name = node.project.name
+        users: dict[Path, list[tuple[Store, str]]] = {}
+        for store, image_id in self._chain(name, record):
+            where = self.checkout.shown(store.image(image_id))
+            try:
+                for digest in store.blobs(image_id):
+                    users.setdefault(store.blob(digest), []).append((store, image_id))
+            except FileNotFoundError:
+                yield Damage(where, "is not in the store any more", _rebuild(store, name))
+            except (OSError, ValueError):
+                yield Damage(where, "cannot be read as an image", _rebuild(store, name, where))
+        new = [str(path) for path in users if path not in self._blobs]
+        for file, found in file_digests(new, self.read, self.at_once):
+            self._blobs[Path(file)] = _words(Path(file).name, found)
+        for path, having in users.items():
+            if self._blobs[path]:
+                where = self.checkout.shown(path)
+                # Without their images: what is there is not made again.
+                images = [self.checkout.shown(store.image(image_id)) for store, image_id in having]
+                shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
+                hint = _rebuild(having[0][0], name, where, *images)
+                yield Damage(where, f"{self._blobs[path]}; it is a part of {shown}", hint)
+
+    def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
+        """The image that is published, and the images that it is built on, each with its store."""
+        checkout = self.checkout
+        official = official_of(checkout)
+        found: dict[tuple[Store, str], None] = {}
+        for each in reversed(checkout.graph.above([name])):
+            built = checkout.records.get(Step.PODMAN, each)
+            # It may have been built anew since.
+            record = published if each == name else built
+            image_id = image_id_of(record)
+            theirs = official is not None and record is not None and record.adopted_from
+            if image_id:
+                found[official.store if official and theirs else checkout.store, image_id] = None
+            for reference in checkout.graph.images[each].remote:
+                base = checkout.store.catalogue.base(reference, checkout.architecture)
+                # One that is not there is pulled when it is needed.
+                if base is not None and checkout.store.has(base.image_id):
+                    found[checkout.store, base.image_id] = None
+        return found
+
+
+def _words(digest: str, found: str | OSError) -> str:
+    """What is wrong with a blob; empty when nothing is."""
+    if isinstance(found, FileNotFoundError):
+        return "is missing"
+    if isinstance(found, OSError):
+        return f"cannot be read: {found.strerror}"
+    return "" if found == digest else f"has another content, whose digest is {found[:_SHORT_ID]}"
+
+
+def _rebuild(store: Store, name: str, *damaged: str) -> str:
+    if store.read_only:
+        return f"that store is not this checkout's: ask its owners to `doit verify {name}` there"
+    remove = f"rm -rf {' '.join(map(shlex.quote, damaged))} && " if damaged else ""
+    return f"{remove}doit build:{name}    (what is missing is made again)"
+
+
+def _blobs(store: Store, image_id: str) -> dict[str, int]:
+    try:
+        return store.blobs(image_id)
+    except (OSError, ValueError):
+        return {}
+
+
+def verifiable(checkout: Checkout) -> list[str]:
+    """The images that have been published."""
+    return [
+        name for name in checkout.graph.images if checkout.records.get(Step.ENROOT, name) is not None
+    ]
