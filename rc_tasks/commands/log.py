@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from rc_tasks.commands.arguments import options_first
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, ToolNotFoundError
+from rc_tasks.model.readable import log_line
 from rc_tasks.model.reference import near
 from rc_tasks.state import locks, logs
 from rc_tasks.state.checkout import Checkout
@@ -30,8 +30,6 @@ _PAGER = ("less", "-R")
 _POLL_S = 0.5
 # A step takes so long until it has its lock: Python starts, on a busy node.
 _STARTING_S = 15.0
-# ECMA-48: colours, cursor movements and titles, which are of no use in a file.
-_CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _INTERRUPTED = 130
 
 
@@ -88,10 +86,8 @@ class Log(CheckoutCommand):
 
 
 def readable(line: bytes) -> str:
-    """A line of a log for a terminal: without colours, and of a progress bar only its last state."""
-    text = _CONTROL_SEQUENCE.sub("", line.decode(errors="replace").rstrip("\r\n"))
-    last = next((part for part in reversed(text.split("\r")) if part), "")
-    return show.printable(last.expandtabs()) + "\n"
+    """A line of a log for a terminal."""
+    return log_line(line) + "\n"
 
 
 def _wanted(opened: Session, words: list[str]) -> tuple[list[str], tuple[Step, ...]]:

@@ -1,6 +1,5 @@
 """`doit [TASK…]`: builds what is stale."""
 
-import contextlib
 import fnmatch
 import functools
 import signal
@@ -16,14 +15,17 @@ from rc_tasks.commands.at_root import AtRoot, unknown
 from rc_tasks.commands.base import images
 from rc_tasks.engine import adopt
 from rc_tasks.engine.dispatch import Dispatcher
+from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.order import order
 from rc_tasks.engine.places import release_abandoned
-from rc_tasks.engine.session import Session, remember_digests, session
+from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
 from rc_tasks.errors import RcError
 
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
 _MOST_THREADS = 512
+# doit's verbosity with which everything is shown at once.
+_STREAMS = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -58,8 +60,6 @@ class Run(AtRoot, DoitRun):
             status = _INTERRUPTED
         finally:
             remember_digests()
-        if status == _INTERRUPTED:
-            _say("interrupted: what was finished stays finished")
         return status
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
@@ -69,17 +69,19 @@ class Run(AtRoot, DoitRun):
             print(f"release job {job_id}, left by a run that was killed", flush=True)
         if not kwargs["always"]:
             _adopt(opened, names)
-        expected = order(opened.checkout, opened.judge, names)
+        expected = order(opened.checkout, opened.judge, names, everything=kwargs["always"])
         dispatcher = Dispatcher(
             opened, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
         )
-        opened.run_step = dispatcher.run
+        opened.run_step, opened.expected = dispatcher.run, expected
+        opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
         # Every step that is ready gets a thread, in which it waits for its place.
-        ready = expected.images if kwargs["always"] else expected.stale_images
-        kwargs |= {"num_process": min(max(1, ready), _MOST_THREADS), "par_type": "thread"}
+        threads = min(max(1, expected.stale_images), _MOST_THREADS)
+        kwargs |= {"num_process": threads, "par_type": "thread"}
         try:
             status: int = super()._execute(*args, **kwargs)
         finally:
+            opened.tell(Event(Kind.OVER))
             dispatcher.end()
         return status
 
@@ -108,11 +110,6 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     for number in _SIGNALS:
         # Once is enough: a second one must not break the cleaning up.
         signal.signal(number, signal.SIG_IGN)
-    _say("interrupted: ending what is running")
+    tell = session().tell if session.cache_info().currsize else alone
+    tell(Event(Kind.INTERRUPTED, words=NOTHING_LOST))
     raise KeyboardInterrupt
-
-
-def _say(line: str) -> None:
-    # The terminal may be gone: that is what HUP says.
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"{line}\n")

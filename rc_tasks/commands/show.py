@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TextIO
 
+from rc_tasks.model.readable import duration, printable
 from rc_tasks.state.status import State
+
+__all__ = ["STYLES", "duration", "printable", "size", "table", "when"]
 
 # What the last column, the one with sentences, needs at least.
 _LAST_COLUMN = 24
@@ -84,20 +87,3 @@ def size(size_bytes: int | None) -> str:
 def when(iso: str | None) -> str:
     """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M") if iso else ""
-
-
-def duration(duration_s: float) -> str:
-    """A duration for people: `0.4 s`, `48 s`, `3 min 20 s`, `2 h 5 min`."""
-    if duration_s < 10:
-        return f"{duration_s:.1f} s"
-    whole_s = round(duration_s)
-    if whole_s < 60:
-        return f"{whole_s} s"
-    if whole_s < 3600:
-        return f"{whole_s // 60} min {whole_s % 60} s"
-    return f"{whole_s // 3600} h {whole_s % 3600 // 60} min"
-
-
-def printable(text: str) -> str:
-    """A text without what would break a table or command the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from doit.exceptions import TaskFailed
 
+from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.order import Order
 from rc_tasks.engine.places import ClosedError, Place, Places
 from rc_tasks.engine.session import Session
@@ -36,6 +37,14 @@ _LAST_WORDS_S = 5.0
 
 class NotTried(TaskFailed):
     """doit's result of a step that was not started, as the run is ending."""
+
+
+class StepFailed(TaskFailed):
+    """doit's result of a step that failed; `log` is the path of its log, if there is one."""
+
+    def __init__(self, text: str, log: str = "") -> None:
+        super().__init__(text)
+        self.log = log
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,9 @@ class Dispatcher:
         self._places.release()
         history.trim(self._history.directory, self._session.checkout.settings.history.days)
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _tell(self, event: Event) -> None:
         # Asked for each time: whoever shows the run comes after us.
-        self._session.tell(kind, text)
+        self._session.tell(event)
 
     def _until_done(self, step: Step, name: str) -> TaskFailed | None:
         """Do a step unless another thread does it first."""
@@ -116,7 +125,7 @@ class Dispatcher:
             return self._do(step, name)
 
     def _do(self, step: Step, name: str) -> TaskFailed | None:
-        tell, task = self._tell, f"{step}:{name}"
+        task = f"{step}:{name}"
         checkout = self._session.checkout
         settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
         lost, needed = 0, set[str]()
@@ -137,14 +146,15 @@ class Dispatcher:
             if found.needs and found.needs not in needed:
                 needed.add(found.needs)
                 self._note(tried, Outcome.RETRIED)
-                tell("again", f"podman:{found.needs}  {first}")
+                self._tell(Event(Kind.AGAIN, f"podman:{found.needs}", first))
                 failed = self._again(found.needs)
                 if failed is not None:
                     return failed
             elif found.elsewhere and lost < settings.retries:
                 lost += 1
                 self._note(tried, Outcome.RETRIED)
-                tell("retry", f"{task}  {first} (try {lost + 1} of {settings.retries + 1})")
+                told = f"{first} (try {lost + 1} of {settings.retries + 1})"
+                self._tell(Event(Kind.RETRY, task, told))
             else:
                 self._note(tried, Outcome.FAILED)
                 return self._failed(step, name, tried)
@@ -157,7 +167,8 @@ class Dispatcher:
                 failed = self._until_done(step, name)
                 if failed is not None:
                     return failed
-                self._tell("done", f"{step}:{name}  {self._session.remarks.get(f'{step}:{name}', '')}")
+                task = f"{step}:{name}"
+                self._tell(Event(Kind.DONE, task, self._session.remarks.get(task, "")))
         return None
 
     def _waited(self, task: str, name: str) -> bool:
@@ -166,7 +177,7 @@ class Dispatcher:
         while (other := locks.holder(lock)) is not None:
             if (other.step, other.pid) != told:
                 told = other.step, other.pid
-                self._tell("wait", f"{task}  {_at_work(other)}")
+                self._tell(Event(Kind.WAIT, task, _at_work(other)))
             if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
                 raise ClosedError
         return told is not None
@@ -186,23 +197,28 @@ class Dispatcher:
             return False  # the step itself will say what is wrong
 
     def _try(self, step: Step, name: str, settings: Slurm, ready_s: float) -> _Tried:
-        task = f"{step}:{name}"
-        wanted = self._order.wanted(self._session.checkout, step, name)
+        task, checkout = f"{step}:{name}", self._session.checkout
+        wanted, last_s = self._order.wanted(checkout, step, name), self._order.last_s.get(task)
+        self._tell(Event(Kind.READY, task))
         try:
-            place = self._places.take(wanted, settings, self._order.last_s.get(task))
-        except RcError as error:
-            return _Tried(Verdict(str(error)), self._entry(step, name, ready_s))
-        try:
-            entry = self._entry(step, name, ready_s, place)
-            self._tell("start", f"{task}  {entry.reason}")
-            tried = self._run(step, name, place, entry)
-            if tried.verdict is not None and self._ended.is_set():
-                self._note(tried, Outcome.INTERRUPTED)
-                raise ClosedError
-            if tried.node_lost:
-                self._places.lose(place)
+            try:
+                place = self._places.take(wanted, settings, last_s)
+            except RcError as error:
+                return _Tried(Verdict(str(error)), self._entry(step, name, ready_s))
+            try:
+                entry = self._entry(step, name, ready_s, place)
+                log = logs.new(checkout.logs(step, name))
+                self._tell(Event(Kind.START, task, entry.reason, place.node, log, last_s))
+                tried = self._run(step, name, place, entry, log)
+                if tried.verdict is not None and self._ended.is_set():
+                    self._note(tried, Outcome.INTERRUPTED)
+                    raise ClosedError
+                if tried.node_lost:
+                    self._places.lose(place)
+            finally:
+                self._places.leave(place)
         finally:
-            self._places.leave(place)
+            self._tell(Event(Kind.LEFT, task))
         return tried
 
     def _entry(self, step: Step, name: str, ready_s: float, place: Place | None = None) -> Entry:
@@ -241,10 +257,9 @@ class Dispatcher:
             )
         )
 
-    def _run(self, step: Step, name: str, place: Place, entry: Entry) -> _Tried:
+    def _run(self, step: Step, name: str, place: Place, entry: Entry, log: Path) -> _Tried:
         session, task, started = self._session, f"{step}:{name}", time.monotonic()
         checkout, records = session.checkout, session.checkout.records
-        log = logs.new(checkout.logs(step, name))
         # Taken before the step starts: what failed is what was there then.
         inputs: dict[str, str] = {}
         try:
@@ -303,7 +318,12 @@ class Dispatcher:
                 checkout.records.put_failure(
                     step, name, Failure(tried.inputs, failed_at, message, shown)
                 )
-        return TaskFailed(f"{text}\n  log:  {shown} (after {tried.took_s:.1f} s)" if shown else text)
+        if shown:
+            text += f"\n  log:  {shown} (after {tried.took_s:.1f} s)"
+            # Most words on what to do next name the command already.
+            if "`doit" not in text:
+                text += f"\n  run:  doit build:{name}"
+        return StepFailed(text, shown)
 
 
 def step_command(

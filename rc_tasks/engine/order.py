@@ -1,6 +1,6 @@
 """What a run expects of its steps: how long each takes, and how much waits for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,17 +18,23 @@ _GUESS_S = {Step.PODMAN: 120.0, Step.ENROOT: 30.0, Step.ENV: 1.0}
 class Order:
     """What is known of a run's steps before it begins, by task such as `podman:reasoning:2025.1`.
 
-    `last_s` holds the steps that have run before; `paths_s` what `critical_paths` says of each,
-    and `turns` counts them, bases first; `images` and `stale_images` count.
+    `last_s` holds the steps that have run before; `stale_s` what each is taken for that is stale, and
+    `guesses` the kinds of which none has ever run; `before` names what must end first; `paths_s` is
+    what `critical_paths` says of each, and `turns` counts them, bases first.
     """
 
-    images: int
-    stale_images: int
-
     last_s: Mapping[str, float]
+    stale_s: Mapping[str, float]
+    guesses: frozenset[Step]
+    before: Mapping[str, Sequence[str]]
     paths_s: Mapping[str, float]
     turns: Mapping[str, int]
     groups: Mapping[str, str]
+
+    @property
+    def stale_images(self) -> int:
+        """How many images have something to do."""
+        return len({task.partition(":")[2] for task in self.stale_s})
 
     def wanted(self, checkout: Checkout, step: Step, name: str) -> Wanted:
         """A step as one that is ready to start."""
@@ -45,9 +51,27 @@ class Order:
             group=self.groups.get(name, ""),
         )
 
+    def left_s(self, left: Collection[str], since_s: Mapping[str, float], slots: int) -> float | None:
+        """How long the steps that are left will take; None when nothing is known of their kind.
 
-def order(checkout: Checkout, judge: Judge, names: Iterable[str]) -> Order:
-    """What is to be expected of a run that makes these images and all that they are built on."""
+        `since_s` says how long ago those that run were started, `slots` how many run at a time.
+        """
+        if any(task.partition(":")[0] in self.guesses for task in left):
+            return None
+        seconds = {
+            task: max(0.0, taken_s - since_s.get(task, 0.0))
+            for task, taken_s in self.stale_s.items()
+            if task in left
+        }
+        longest_s = max(critical_paths(seconds, self.before).values(), default=0.0)
+        return max(longest_s, sum(seconds.values()) / max(1, slots))
+
+
+def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything: bool = False) -> Order:
+    """What is to be expected of a run that makes these images and all that they are built on.
+
+    `everything`: also what is fresh is done again.
+    """
     graph = checkout.graph
     last_s: dict[str, float] = {}
     before: dict[str, list[str]] = {}
@@ -64,7 +88,7 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str]) -> Order:
             if record is not None:
                 last_s[task] = record.duration_s
                 kinds[step].append(record.duration_s)
-            if not _fresh(judge, step, name):
+            if everything or not _fresh(judge, step, name):
                 stale[task] = step
     usual = {step: median(kinds[step]) if kinds[step] else _GUESS_S[step] for step in Step}
     seconds = {task: last_s.get(task, usual[stale[task]]) if task in stale else 0.0 for task in before}
@@ -72,9 +96,10 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str]) -> Order:
     kept = not checkout.settings.store.enabled
     together = groups({name: node.bases for name, node in graph.images.items()}) if kept else {}
     return Order(
-        images=len(before) // len(Step),
-        stale_images=len({task.partition(":")[2] for task in stale}),
         last_s=last_s,
+        stale_s={task: seconds[task] for task in stale},
+        guesses=frozenset(step for step in Step if not kinds[step]),
+        before=before,
         paths_s=critical_paths(seconds, before),
         turns={task: turn for turn, task in enumerate(before)},
         groups=together,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.schedule import Slots, Wanted
 from rc_tasks.errors import SlurmError
 from rc_tasks.model.settings import Runner, Slurm
@@ -34,7 +35,7 @@ _SETTLE_S = 0.02
 # How often a job that is ending is asked how it ended.
 _ENDING_POLL_S = 0.5
 
-Tell = Callable[[str, str], None]
+Tell = Callable[[Event], None]
 
 
 class ClosedError(Exception):
@@ -287,9 +288,8 @@ class Places:
             time.strftime("%H:%M", time.localtime(time.time() + pool.limit_s)) if pool.limit_s else ""
         )
         nodes = ", ".join(granted.cpus)
-        self._tell(
-            "granted", f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
-        )
+        told = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
+        self._tell(Event(Kind.GRANTED, words=told))
 
     def _again(self, job_id: str, pool: _Pool) -> None:
         """Let go of an allocation for another one. Raises SlurmError when it was ended on purpose."""
@@ -303,7 +303,8 @@ class Places:
                 f"job {job_id}, the allocation of this run, was cancelled",
                 hint="run `doit` again: finished steps are kept",
             )
-        self._tell("again", f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one")
+        told = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
+        self._tell(Event(Kind.AGAIN, words=told))
 
     def _enter(self, pool: _Pool, granted: slurm.Granted) -> None:
         limit_s = slurm.time_left_s(granted.job_id)
@@ -316,7 +317,8 @@ class Places:
 
     def _queued(self, job_id: str) -> None:
         reason = slurm.state(job_id)[1].removeprefix("None")
-        self._tell("queue", f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}")
+        told = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
+        self._tell(Event(Kind.QUEUE, words=told))
 
 
 def release_abandoned(checkout: Checkout) -> list[str]:

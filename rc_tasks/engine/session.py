@@ -1,34 +1,53 @@
 """The checkout that this run of doit is about, opened once."""
 
+import contextlib
 import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doit.exceptions import TaskFailed
 
+from rc_tasks.engine.events import Event, Kind
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Step
 
+if TYPE_CHECKING:
+    from rc_tasks.engine.order import Order
+
 # What the names of tasks begin with.
 TASK_KINDS = frozenset({"build", *Step})
+NOTHING_LOST = "what is finished stays finished"
 
 
 @dataclass(slots=True)
 class Session:
     """A checkout and its judge, and what a run adds to them.
 
-    `run_step` runs a step. `tell` shows an event of a run (a word for its kind, and the rest);
-    `remarks` are words on tasks that have run, for the reporter.
+    `run_step` runs a step. `tell` is told what happens in a run, and `remarks` are words on tasks that
+    have run, for the reporter; `expected` is what it may count on, and `streams` says that it shows the
+    output of the steps as well.
     """
 
     checkout: Checkout
     judge: Judge
     remarks: dict[str, str] = field(default_factory=dict)
     run_step: Callable[[Step, str], TaskFailed | None] = lambda _step, _name: None
-    tell: Callable[[str, str], None] = lambda _kind, _text: None
+    tell: Callable[[Event], None] = field(default_factory=lambda: alone)
+    expected: "Order | None" = None
+    streams: bool = False
+
+
+def alone(event: Event) -> None:
+    """What is told while nobody shows the run, as before its beginning."""
+    if event.kind is Kind.INTERRUPTED:
+        # The terminal may be gone: that is what HUP says.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{event.kind} {NOTHING_LOST}\n")
 
 
 @functools.cache

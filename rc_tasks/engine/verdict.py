@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from rc_tasks.errors import NodeError
+from rc_tasks.model.readable import log_line
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS
 from rc_tasks.tools import command, podman, slurm
 from rc_tasks.tools.slurm import StepRequest
@@ -76,4 +77,4 @@ def _quote(lines: list[str]) -> list[str]:
 def _tail(log: Path) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()
+        return [log_line(line) for line in file.read().removesuffix(b"\n").split(b"\n")]

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -91,7 +92,7 @@ def squash(
                 actions=rootfs.ACTIONS,
             )
             with _beside(look, root):
-                done = _run(made, log)
+                done = _draw(made, log)
                 if done.returncode != 0:
                     _fail(done, destination.parent, image)
     except BaseException:
@@ -215,6 +216,35 @@ def _enroot(
         started = "Creating squashfs filesystem" in done.stderr
         full = destination.parent if started else Path(place or tempfile.gettempdir())
         _fail(done, full, image)
+
+
+def _draw(made: Command, log: IO[bytes] | None) -> Completed:
+    """Run mksquashfs; the log gets its percentage in one line, of which the last state counts."""
+    output = log if log is not None else sys.stdout.buffer
+    lines: list[str] = []
+    told = -1
+
+    def write(text: str) -> None:
+        output.write(text.encode(errors="surrogateescape"))
+        output.flush()
+
+    def see(line: str) -> None:
+        nonlocal told
+        percent = squashfs.drawn_percent(line)
+        if percent is None:
+            write("\n" * (told >= 0) + f"{line}\n")
+            if squashfs.explains(line):
+                lines.append(line)
+            told = -1
+        elif percent != told:
+            write(f"{squashfs.tell_percent(percent)}\r")
+            told = percent
+
+    write(f"+ {made}\n")
+    started = time.monotonic()
+    returncode = command.watch_drawing(made, see)
+    write("\n" * (told >= 0))
+    return Completed(made, returncode, "\n".join(lines), "", time.monotonic() - started)
 
 
 def _run(made: Command, log: IO[bytes] | None) -> Completed:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import select
 import shlex
 import shutil
@@ -163,6 +164,47 @@ def watch(command: Command, seen: Callable[[str], None]) -> int:
         assert process.stdout is not None  # noqa: S101 - for mypy
         _pass_lines(process, process.stdout, sys.stdout, seen)
         return process.wait()
+
+
+def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
+    """Run a command that shows its progress on terminals alone, at one of its own.
+
+    `seen` is given each line of its output and errors, and each state of one that is drawn anew, without
+    blank ones. Returns the exit status, negative for a signal.
+    """
+    import pty
+    import termios
+    import tty
+
+    terminal, end = pty.openpty()
+    rest = b""
+    try:
+        # Line ends as they are written; and a width, without which nothing is drawn.
+        tty.setraw(end)
+        termios.tcsetwinsize(end, (24, 80))
+        with (
+            open(end, "wb", buffering=0) as output,
+            _started(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+        ):
+            # Or reading would not fail when the command has ended.
+            output.close()
+            while True:
+                ended = process.poll() is not None
+                if select.select([terminal], [], [], 0 if ended else 0.2)[0]:
+                    try:
+                        *lines, rest = re.split(rb"[\r\n]", rest + os.read(terminal, 1 << 16))
+                    except OSError:
+                        break
+                    for line in lines:
+                        if line.strip():
+                            seen(line.decode(errors="replace"))
+                elif ended:
+                    break
+            if rest.strip():
+                seen(rest.decode(errors="replace"))
+            return process.wait()
+    finally:
+        os.close(terminal)
 
 
 def interact(command: Command, seen: Callable[[str], None] | None = None) -> int:

@@ -17,6 +17,8 @@ from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 
 INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
+# Where there are several stages, the line begins with the number of the stage.
+_STEP = re.compile(r"((?:\[\d+/\d+\] )?STEP \d+/\d+):? (.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +372,15 @@ def failed_instruction(lines: list[str]) -> str:
         if found is not None:
             return found[1]
     return ""
+
+
+def doing(line: str) -> str:
+    """What `podman build` says in a line that it is at: `STEP 4/9 RUN pip install x`; else empty."""
+    found = _STEP.match(line)
+    if found is not None:
+        return f"{found[1]} {found[2]}"
+    # The image has to be kept then, which takes a while.
+    return line if line.startswith("COMMIT ") else ""
 
 
 def parse_inspect(text: str) -> tuple[Image, ...]:

@@ -15,6 +15,8 @@ INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
 # mksquashfs fills the file up to this, so that it can be mounted through a loop device.
 PADDING_BYTES = 4096
 
+_BAR = re.compile(r"\[=*[-/|\\] *\] *\d+/\d+ +(\d+)%")
+_TOLD = re.compile(r"mksquashfs +(\d+)%")
 _MAGIC = 0x73717368
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 
@@ -180,8 +182,6 @@ def mksquashfs(
         "-no-xattrs",
         # A file that cannot be read would be stored empty, with a warning and exit status 0.
         "-exit-on-error",
-        # The bar is redrawn in place and fills a log.
-        "-no-progress",
         *compression_options(compression, level, block_size_bytes),
         *("-processors", str(processors)),
         # By default a quarter of the machine's memory, whatever the job may use of it.
@@ -194,6 +194,32 @@ def mksquashfs(
         argv += ["-wildcards", "-e", *exclude]
     # Errors are recognised by their words.
     return Command(tuple(argv), env={"LC_ALL": "C"})
+
+
+def drawn_percent(line: str) -> int | None:
+    """How much is done, by a state of the bar that mksquashfs draws on a terminal; None: another line.
+
+    Elsewhere it draws the bar at multiples of 100 blocks only, which it never looks at in time, and
+    `-percentage` is not known to versions before 4.6 (squashfs-tools, progressbar.c).
+    """
+    found = _BAR.fullmatch(line)
+    return int(found[1]) if found is not None else None
+
+
+def explains(line: str) -> bool:
+    """Whether a line of mksquashfs may say why it failed: not those with which it begins."""
+    return not line.startswith(("Parallel mksquashfs: ", "Creating 4.0 filesystem on "))
+
+
+def tell_percent(percent: int) -> str:
+    """A line for a log, to be followed by a carriage return: the next one takes its place."""
+    return f"mksquashfs {percent:3}%"
+
+
+def told_percent(line: str) -> int | None:
+    """The percentage in a line of `tell_percent`."""
+    found = _TOLD.fullmatch(line)
+    return int(found[1]) if found is not None else None
 
 
 def listing(path: Path) -> Command:

@@ -25,6 +25,7 @@ from tests.support.cluster import ACCOUNT, Cluster, Process, processes
 from tests.support.doit import DOIT, doit
 from tests.support.runs import Running, Site, lines, until
 from tests.support.storage import remove_storage
+from tests.support.terminal import Terminal
 
 pytestmark = [pytest.mark.podman, pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -162,11 +163,10 @@ def test_a_signal_gives_the_nodes_back(site: Site, cluster: Cluster, number: sig
         until(lambda: site.begun("one:1"), lambda: run.text)
         run.process.send_signal(number)
         text = run.end(130)
-    assert text.endswith(
-        "interrupted: ending what is running\n"
-        "nothing to do\n"
-        "interrupted: what was finished stays finished\n"
-    ) or text.endswith("interrupted: what was finished stays finished\n")
+    assert lines(text, "interrupted:") == [
+        "interrupted: ending podman:one:1 on node1; what is finished stays finished"
+    ]
+    assert text.endswith("2 images: 1 fresh; 1 not finished\n")
     given_back(cluster, site)
     (tried,) = tries(site)
     assert (tried.outcome, tried.node) == (Outcome.INTERRUPTED, "node1")
@@ -298,6 +298,34 @@ def test_steps_spread_over_the_nodes(site: Site, cluster: Cluster) -> None:
         site.go()
         text = run.end()
     assert len(lines(text, "done")) == 7
+
+
+def test_on_a_terminal_it_is_seen_what_runs_where(site: Site, cluster: Cluster) -> None:
+    names = [f"image{number}:1" for number in range(5)]
+    for name in names[:-1]:
+        site.waiting(name)
+    site.image(names[-1], "until [ -e /signs/fail ]; do sleep 0.1; done; exit 3")
+    tasks = [f"podman:{name}" for name in names]
+    environ = {**site.environ, "RC_SLURM_NODES": "2"}
+    with Terminal((DOIT, "--continue", *tasks), site.root, environ, 80, 24) as shown:
+        drawn = shown.shows(lambda text: text.count("STEP 2/") == 4).splitlines()
+        assert re.fullmatch(r"  queued 1: podman:image\d:1", drawn[-2])
+        assert drawn[-1].startswith("  0 of 5 steps done; 4 running, 1 queued")
+        seen = [
+            re.fullmatch(r"  (\S+)  (node\d)  0:\d\d +STEP 2/\d RUN .*", row) for row in drawn[-6:-2]
+        ]
+        assert {row[1]: row[2] for row in seen if row is not None} == steps(cluster)
+        (site.signs / "fail").touch()
+        site.go()
+        status, text = shown.end()
+    assert status != 0
+    assert len(lines(text, "granted")) == len(lines(text, "FAILED")) == 1
+    assert len(lines(text, "start")) == 5 and len(lines(text, "done")) == 4
+    assert "steps done" not in text
+    assert re.search(
+        r"^6 images: 4 built; 1 fresh; (1 failed|failed: podman:image4:1)\Z", text, re.MULTILINE
+    )
+    given_back(cluster, site)
 
 
 def test_no_more_run_at_once_than_asked_for(site: Site, cluster: Cluster) -> None:

@@ -31,6 +31,7 @@ from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.locks import held
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
+from tests.support.doit import unstamped
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
@@ -477,7 +478,9 @@ class Runner:
 
 def normalised(text: str, root: Path) -> str:
     """A text without temporary paths, times, durations, sizes, hosts and image IDs."""
-    text = text.replace(os.path.realpath(root), "CHECKOUT").replace(str(root.parent), "PARENT")
+    text = (
+        unstamped(text).replace(os.path.realpath(root), "CHECKOUT").replace(str(root.parent), "PARENT")
+    )
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.\d+\.log", "START.log", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\+00:00)?", "TIME", text)
     # chroot isolation says it anywhere among the lines of the RUN, and says it twice.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import pip_environment
+from tests.support.doit import unstamped
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 from tests.support.users import ordinary_user
@@ -50,7 +51,7 @@ class Demo:
             check=False,
         )
         assert done.returncode == 0, done.stdout
-        return done.stdout
+        return unstamped(done.stdout)
 
     def bootstrap(self, *arguments: str) -> str:
         return self.run(self.clone / "bootstrap.sh", *arguments)

@@ -11,9 +11,14 @@ from pathlib import Path
 DOIT = str(Path(sys.executable).with_name("doit"))
 
 
+def unstamped(text: str) -> str:
+    """What a run has said, without the times at which it said so."""
+    return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?=\w)", "", text, flags=re.MULTILINE)
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A finished run of doit; `started` lists the steps that ran, in order."""
+    """A finished run of doit, its text `unstamped`; `started` lists the steps that ran, in order."""
 
     status: int
     text: str
@@ -39,7 +44,7 @@ def doit(
         timeout=timeout_s,
         check=False,
     )
-    return Ran(done.returncode, done.stdout)
+    return Ran(done.returncode, unstamped(done.stdout))
 
 
 def start(root: Path, *argv: str, environ: Mapping[str, str]) -> "subprocess.Popen[str]":

@@ -15,6 +15,7 @@ from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.records import Record, Records, Step
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
+from tests.support.doit import unstamped
 from tests.support.images import BUSYBOX
 
 DOIT = Path(sys.executable).with_name("doit")
@@ -146,7 +147,7 @@ class Family:
 
 def started(output: str) -> dict[str, str]:
     """The steps that a run of doit started, each with its reason."""
-    return dict(re.findall(r"^start   (\S+)  (.*)$", output, re.MULTILINE))
+    return dict(re.findall(r"^start   (\S+)  (.*)$", unstamped(output), re.MULTILINE))
 
 
 def published(path: Path) -> tuple[int, int, int]:

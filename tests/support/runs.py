@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.state.records import Record, Records, Step
-from tests.support.doit import DOIT
+from tests.support.doit import DOIT, unstamped
 
 # How long something may take that needs no more than a busy machine's time.
 PATIENCE_S = 60.0
@@ -33,8 +33,8 @@ class Running:
 
     @property
     def text(self) -> str:
-        """What it has said so far."""
-        return self.output.read_text()
+        """What it has said so far, unstamped."""
+        return unstamped(self.output.read_text())
 
     def says(self, pattern: str) -> re.Match[str]:
         """Wait for a line that matches as a whole; fails when the run ends without it."""

@@ -333,7 +333,7 @@ def test_the_summary_says_what_became_of_each_image(checkout: Checkout) -> None:
         "podman",
         "projects/b:1/Dockerfile: RUN make failed",
     )
-    assert bad.last_lines == ("STEP 2/2: RUN make", "make: \x1b[31m*** no rule")
+    assert bad.last_lines == ("STEP 2/2: RUN make", "make: *** no rule")
     assert (broken.name, broken.step) == ("wrong:1", "")
     assert [(each.name, each.because_of) for each in found.not_tried] == [("c:1", "b:1"), ("d:1", "b:1")]
     assert found.left == (Left("e:1", State.MISSING, ("e:1 was not started: too late", "never built")),)

@@ -156,3 +156,20 @@ def test_patterns_stand_last() -> None:
     assert made.argv[:3] == ("mksquashfs", "/in put", "/out.sqsh")
     assert made.argv[-4:] == ("-wildcards", "-e", "dev/*", ".dockerenv")
     assert made.argv[-10:-4] == ("-processors", "3", "-mem", "1024M", "-action", "chmod(u+r)@true")
+
+
+@pytest.mark.parametrize(
+    ("line", "percent"),
+    [
+        ("[=====|                          ]  1100/12345   8%", 8),
+        ("[=============================================/] 3/3 100%", 100),
+        ("[\\                                 ] 0/1   0%", 0),
+        ("Creating 4.0 filesystem on x.sqsh, block size 131072.", None),
+        ("Number of files 9", None),
+    ],
+)
+def test_a_drawn_bar_tells_the_percentage(line: str, percent: int | None) -> None:
+    found = squashfs.drawn_percent(line)
+    assert found == percent
+    if found is not None:
+        assert squashfs.told_percent(squashfs.tell_percent(found)) == percent

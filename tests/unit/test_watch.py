@@ -47,3 +47,21 @@ def test_what_a_command_leaves_behind_does_not_hold_us(
 def test_a_command_that_does_not_exist_is_told() -> None:
     with pytest.raises(ToolNotFoundError, match="no-such-tool"):
         command.watch(Command(("no-such-tool",)), print)
+
+
+def test_what_is_drawn_on_terminals_alone_is_seen_state_by_state() -> None:
+    seen: list[str] = []
+    script = (
+        "[ -t 1 ] && [ -t 2 ] && echo at a terminal; printf '\\r[=|  ] 1/3  33%%';"
+        " printf '\\r[===/] 3/3 100%%\\n\\n'; echo gone wrong >&2; printf 'no end'; exit 3"
+    )
+    assert command.watch_drawing(sh(script), seen.append) == 3
+    assert seen == ["at a terminal", "[=|  ] 1/3  33%", "[===/] 3/3 100%", "gone wrong", "no end"]
+
+
+def test_what_a_drawing_command_leaves_behind_does_not_hold_us() -> None:
+    seen: list[str] = []
+    started = time.monotonic()
+    assert command.watch_drawing(sh("setsid sleep 30 & echo $!"), seen.append) == 0
+    assert time.monotonic() - started < 20
+    os.kill(int(seen[0]), 9)

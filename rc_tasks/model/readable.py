@@ -1,0 +1,46 @@
+"""Words for people: text that cannot command a terminal, lengths of time, many names."""
+
+import re
+from collections.abc import Sequence
+
+# ECMA-48: colours, cursor movements and titles, which are of no use in a file.
+_CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+
+
+def printable(text: str) -> str:
+    """A text without what would break a table or command the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def log_line(line: bytes) -> str:
+    """A line of a log: without colours, and of a progress bar only its last state."""
+    text = _CONTROL_SEQUENCE.sub("", line.decode(errors="replace").rstrip("\r\n"))
+    last = next((part for part in reversed(text.split("\r")) if part), "")
+    return printable(last.expandtabs())
+
+
+def duration(duration_s: float) -> str:
+    """A duration for people: `0.4 s`, `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    if duration_s < 10:
+        return f"{duration_s:.1f} s"
+    whole_s = round(duration_s)
+    if whole_s < 60:
+        return f"{whole_s} s"
+    if whole_s < 3600:
+        return f"{whole_s // 60} min {whole_s % 60} s"
+    return f"{whole_s // 3600} h {whole_s % 3600 // 60} min"
+
+
+def clock(duration_s: float) -> str:
+    """A duration that is looked at while it grows: `0:07`, `12:30`, `2:05:10`."""
+    minutes, seconds = divmod(int(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names in a sentence, the first ones and the number of the others."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
