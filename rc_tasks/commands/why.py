@@ -72,6 +72,11 @@ def _tell_official(opened: Session, status: ImageStatus) -> None:
     if status.state is State.FRESH and record is not None and record.adopted_from:
         return
     error = offers.refusal(status.name)
+    offer = offers.get(status.name)
+    if offer is not None and Step.ENROOT not in offer.records:
+        sys.stdout.write(
+            f"  note    the image of {offers.official.root} did not pass these smoke tests\n"
+        )
     if error is None or isinstance(error, AbsentError):
         return
     lines = [f"not adopted from {offers.official.root}: {error}"]

@@ -149,6 +149,11 @@ def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None
         return None
 
 
+def parse_contents(text: bytes) -> Contents:
+    """The contents alone, as `document` gives them; raises ValueError, KeyError or TypeError."""
+    return _contents(_document(text))
+
+
 def parse_origin(text: bytes) -> Origin | None:
     """The origin in a file; None when it is damaged or of a later version."""
     try:

@@ -51,13 +51,31 @@ def _secret(raw: object) -> str:
     return str(raw)
 
 
+def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(raw, list) or not all(isinstance(each, list) and each for each in raw):
+        raise wrong('a list of commands, each a list of words: [["python3", "-c", "import torch"]]', raw)
+    commands = tuple(fields.each(fields.text)(each) for each in raw)
+    for program, *_ in commands:
+        if not program or program.startswith("-"):
+            # What starts containers would take it for an option of its own.
+            raise ValueError(f"{toml_text.dump(program)} cannot be the name of a program")
+    return commands
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`."""
+    """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`.
+
+    `smoke` is None where nothing is said; an empty one turns off what would be inherited.
+    """
 
     build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
     target: str | None = setting(None, "build stage to stop at; else the last one", _target)
     secrets: tuple[str, ...] = setting((), "podman's --secret texts", fields.each(_secret))
+    smoke: tuple[tuple[str, ...], ...] | None = setting(
+        None, "commands that have to succeed in the image before it is published", _smoke
+    )
+    smoke_timeout_s: int = setting(300, "how long each of them may take", fields.whole(1))
     slurm: Overrides[Slurm] = overrides(Slurm)
     edf: Overrides[EdfSettings] = overrides(EdfSettings)
 

@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Mapping
 
 from rc_tasks.errors import EdfError, RcError
+from rc_tasks.model import smoke
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state import locks
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
 from rc_tasks.state.inputs import PIN, build_inputs, input_files, part_of
 from rc_tasks.state.offers import Offers
@@ -17,6 +19,7 @@ from rc_tasks.state.pins import comparable
 from rc_tasks.state.records import Facts, Failure, Record, Step
 from rc_tasks.state.status import (
     OFFICIAL,
+    SMOKE,
     Cause,
     ImageStatus,
     State,
@@ -112,7 +115,9 @@ class Judge:
             case Step.PODMAN:
                 return self.build_inputs(node)
             case Step.ENROOT:
-                return {"image": record.facts.image_id if record and record.facts else ""}
+                inputs = {"image": record.facts.image_id if record and record.facts else ""}
+                tests = smoke.wanted(self._checkout.graph, node)
+                return inputs | ({SMOKE: text_digest(repr(tests))} if tests else {})
             case Step.ENV:
                 return edf_inputs(self._checkout, node, record.facts) if record and record.facts else {}
 
@@ -198,6 +203,12 @@ class Judge:
             causes.append(Cause("image.sqsh", damage))
         elif not os.path.exists(f"{node.project.base}/{IMAGE_JSON}"):
             causes.append(Cause("image.json", "image.json is missing"))
+        tests = smoke.wanted(self._checkout.graph, node)
+        if tests:
+            # What is not wanted any more leaves the image as good as it was.
+            passed = {each.argv for each in record.smoke}
+            lacking = smoke.lacking(tests, passed)
+            causes += [Cause(SMOKE, "smoke tests changed", new=str(test)) for test in lacking]
         return causes
 
     def _damage(self, node: ImageNode, record: Record) -> str | None:

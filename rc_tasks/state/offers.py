@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rc_tasks.errors import RcError
+from rc_tasks.model import smoke
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import EDF
@@ -92,6 +93,10 @@ class Offers:
         offer = self.official.offer(
             node.project, self._inputs(node), self._pins(node), self._checkout.digests
         )
+        passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
+        if smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
+            # Nothing has to be built, but what is published here has passed the tests of this checkout.
+            return replace(offer, records={Step.PODMAN: offer.records[Step.PODMAN]})
         environment = offer.records.get(Step.ENV)
         if environment is None:
             return offer

@@ -339,6 +339,9 @@ def _plausible(record: Record) -> Iterator[bool]:
     tables = (record.tools, record.bases)
     yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))
     yield isinstance(record.dirty, bool)
+    for each in record.smoke:
+        yield all(isinstance(word, str) and len(word) <= _RECORD_BYTES for word in each.argv)
+        yield _is_text(each.launcher) and math.isfinite(each.duration_s)
     if record.facts is not None:
         facts = record.facts
         yield _is_digest(facts.image_id)

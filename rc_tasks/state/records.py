@@ -52,11 +52,21 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """A smoke test that a published image has passed, and what started the container for it."""
+
+    argv: tuple[str, ...]
+    launcher: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
     `commit` is empty outside git, `dirty` says that the project's directory differed from it;
-    `tools` holds versions by program; `bases` the digests of a built image's registry bases.
+    `tools` holds versions by program; `bases` the digests of a built image's registry bases, and `smoke`
+    what a published image has passed.
     `adopted_from`: the official checkout whose image this is; empty for one that was built here.
     """
 
@@ -74,6 +84,7 @@ class Record:
     tools: Mapping[str, str] = field(default_factory=dict)
     adopted_from: str = ""
     bases: Mapping[str, str] = field(default_factory=dict)
+    smoke: tuple[Passed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +213,7 @@ def parse(text: bytes, task: str) -> Record | None:
             tools=dict(found.get("tools", {})),
             adopted_from=found.get("adopted_from", ""),
             bases=dict(found.get("bases", {})),
+            smoke=tuple(_passed(each) for each in found.get("smoke", ())),
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )
@@ -219,6 +231,10 @@ def _facts(found: dict[str, Any]) -> Facts:
         workdir=found["workdir"],
         sets_entrypoint=found["sets_entrypoint"],
     )
+
+
+def _passed(found: dict[str, Any]) -> Passed:
+    return Passed(tuple(found["argv"]), found["launcher"], float(found["duration_s"]))
 
 
 def _artifact(found: dict[str, Any]) -> Artifact:

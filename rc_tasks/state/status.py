@@ -19,6 +19,8 @@ class State(StrEnum):
 
 # The part of a cause that a run settles without building.
 OFFICIAL = "official"
+# The part of a cause that is settled by testing the published image, as long as it is the only one.
+SMOKE = "smoke"
 
 
 @dataclass(frozen=True, slots=True)

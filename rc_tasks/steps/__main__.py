@@ -1,10 +1,12 @@
 """`python -m rc_tasks.steps podman|enroot|env NAME`: one step, here and now, in the current checkout.
 
 `python -m rc_tasks.steps check` checks this node instead, and `clear` removes what this job has of
-podman's images on it.
+podman's images on it. `squash NAME FILE CONTENTS` is the part of the enroot step that needs podman's
+namespace.
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -17,9 +19,8 @@ from rc_tasks.state.files import refused, sweep_temporaries
 from rc_tasks.state.locks import LockedError, held
 from rc_tasks.state.records import Step, edition
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError
-from rc_tasks.tools import command, podman
-from rc_tasks.tools.command import Command
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError, ToldError
+from rc_tasks.tools import command
 
 
 def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
@@ -61,7 +62,9 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
 
 def main(argv: list[str]) -> int:
     """The exit status: 0 done, 1 failed and said why, 2 wrong arguments."""
-    if argv not in (["check"], ["clear"]) and (len(argv) not in {2, 3} or argv[0] not in set(Step)):
+    inner = argv[:1] == ["squash"] and len(argv) == 4
+    alone = argv in (["check"], ["clear"])
+    if not (inner or alone or (len(argv) in {2, 3} and argv[0] in set(Step))):
         print(
             "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, or clear", file=sys.stderr
         )
@@ -80,17 +83,22 @@ def main(argv: list[str]) -> int:
         if argv == ["clear"]:
             nodes.clear(checkout.settings.podman)
             return 0
+        if inner:
+            from rc_tasks.model.manifest import document
+            from rc_tasks.steps.publish import squash_into
+
+            contents = squash_into(checkout, argv[1], Path(argv[2]))
+            Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")
+            return 0
         step, name, seen = Step(argv[0]), argv[1], "".join(argv[2:])
         if step is Step.ENV:
             nodes.sweep()
             run(checkout, step, name, seen)
             return 0
-        with nodes.prepared(checkout.settings.podman) as engine:
-            if step is Step.ENROOT and podman.rootless():
-                # Only in podman's user namespace can an image be mounted and all of its files be read.
-                inner = Command((sys.executable, "-m", "rc_tasks.steps", *argv), cwd=checkout.root)
-                return command.stream(engine.unshare(inner), None)
+        with nodes.prepared(checkout.settings.podman):
             run(checkout, step, name, seen)
+    except ToldError as error:
+        return error.status
     except RcError as error:
         sys.stdout.flush()
         print(f"{_mark(error)}\n{error}", file=sys.stderr, flush=True)

@@ -10,10 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rc_tasks.errors import RcError
+from rc_tasks.model import smoke
 from rc_tasks.model.settings import Compression, SquashMethod
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.steps import credentials
 from rc_tasks.steps import node as nodes
+from rc_tasks.steps import smoke as smoke_tests
 from rc_tasks.steps import storage as storages
 from rc_tasks.steps.finding import Finding, Level
 from rc_tasks.tools import command, podman, squashfs
@@ -44,6 +46,7 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     yield from _skopeo(checkout)
     yield from _squash(checkout)
     yield from credentials.findings(checkout)
+    yield from _smoke(checkout)
     yield from _space(checkout)
     yield from _left(checkout)
     yield _files()
@@ -128,6 +131,19 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
                 "ask for 4.7.5 or newer (squashfs-tools' CHANGES, March 2026)",
             )
         yield Finding(Level.OK, f"mksquashfs {version}, compression {found}")
+
+
+def _smoke(checkout: Checkout) -> Iterator[Finding]:
+    tested = [node for node in checkout.graph.images.values() if smoke.wanted(checkout.graph, node)]
+    if not tested:
+        return
+    try:
+        launcher = smoke_tests.choose(checkout)
+    except RcError as error:
+        yield Finding(Level.PROBLEM, error.what, error.hint or "")
+        return
+    images = "1 image" if len(tested) == 1 else f"{len(tested)} images"
+    yield Finding(Level.OK, f"smoke tests of {images}: {launcher}")
 
 
 def _space(checkout: Checkout) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model import edf, edf_merge
+from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import EDF
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs, edf_values
 from rc_tasks.state.files import write_atomically
-from rc_tasks.state.records import Step
+from rc_tasks.state.records import Facts, Step
 from rc_tasks.steps import node as nodes
 
 
@@ -19,8 +20,26 @@ def write_environment(checkout: Checkout, name: str) -> None:
     if record is None or record.facts is None:
         raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")
     inputs = edf_inputs(checkout, node, record.facts)
-    values = edf_values(checkout, node, record.facts)
     where = node.project.shown(EDF)
+    existing, merged = texts(checkout, node, record.facts)
+    if merged != existing:
+        write_atomically(node.project.edf, merged)
+        print(f"{where} written", flush=True)
+    if text_digest(merged) != text_digest(node.project.edf.read_bytes().decode("utf-8")):
+        raise EdfError(
+            "reads back differently from what was written", where=where, hint="is the disk full?"
+        )
+    inputs[EDF] = text_digest(merged)
+    checkout.records.put(Step.ENV, name, nodes.record(start, node.project, inputs))
+
+
+def texts(checkout: Checkout, node: ImageNode, facts: Facts) -> tuple[str | None, str]:
+    """A project's env.toml as it is, None where there is none, and as it is to be.
+
+    Raises EdfError.
+    """
+    where = node.project.shown(EDF)
+    values = edf_values(checkout, node, facts)
     rendered = edf.render(checkout.template.read_text(encoding="utf-8"), TEMPLATE, values)
     try:
         existing = node.project.edf.read_bytes().decode("utf-8")
@@ -32,12 +51,4 @@ def write_environment(checkout: Checkout, name: str) -> None:
         ) from None
     merged = edf_merge.merge(existing, rendered, where)
     edf.check(merged, where)
-    if merged != existing:
-        write_atomically(node.project.edf, merged)
-        print(f"{where} written", flush=True)
-    if text_digest(merged) != text_digest(node.project.edf.read_bytes().decode("utf-8")):
-        raise EdfError(
-            "reads back differently from what was written", where=where, hint="is the disk full?"
-        )
-    inputs[EDF] = text_digest(merged)
-    checkout.records.put(Step.ENV, name, nodes.record(start, node.project, inputs))
+    return existing, merged

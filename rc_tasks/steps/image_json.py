@@ -47,5 +47,9 @@ def write_image_json(node: ImageNode, built: Record, published: Record | None) -
         "node": built.node,
         "job_id": built.job_id or None,
         "tools": {**built.tools, **published.tools},
+        "smoke": [
+            {"command": each.argv, "launcher": each.launcher, "duration_s": each.duration_s}
+            for each in published.smoke
+        ],
     }
     write_atomically(node.project.image_json, json.dumps(told, indent=2) + "\n")

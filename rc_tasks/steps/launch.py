@@ -128,12 +128,15 @@ def command(
     interactive: bool = True,
     engine: Podman | None = None,
     image: PodmanImage | None = None,
+    name: str = "",
+    limit_s: int = 0,
 ) -> Command:
     """The command that runs `argv` in a container; nothing is started.
 
     `reference` is what --environment gets: a name to search for, or a path. `request` is what the job
     needs of Slurm, None where there is none. `interactive` gives it a terminal. podman needs `engine`
-    and `image`, see `podman_image`. Raises EdfError for what the launcher cannot express.
+    and `image`, see `podman_image`, and takes a container's `name` and time limit. Raises EdfError for
+    what the launcher cannot express.
     """
     if launcher in _SRUN_KNOWS:
         if request is None:
@@ -150,38 +153,38 @@ def command(
     if launcher is Launcher.ENROOT:
         wanted = _enroot(resolved, argv)
     else:
-        wanted = _podman(resolved, argv, engine or Podman(), image, terminal=interactive)
+        engine = engine or Podman()
+        wanted = _podman(resolved, argv, engine, image, terminal=interactive, name=name, limit_s=limit_s)
     return wanted if request is None else slurm.attached(wanted, request, terminal=interactive)
 
 
 @contextlib.contextmanager
 def podman_image(
-    resolved: ResolvedEdf, engine: Podman, checkout: Checkout | None
+    resolved: ResolvedEdf, engine: Podman, checkout: Checkout | None, *, from_file: bool = False
 ) -> Iterator[PodmanImage]:
     """The EDF's image as podman can start it, for as long as the container runs.
 
-    An image of a checkout of ours is brought from its store; another SquashFS file is unpacked into a
-    private directory, which is removed at the end.
+    An image of a checkout of ours is brought from its store; another SquashFS file, or with `from_file`
+    any, is unpacked into a private directory, which is removed at the end.
     """
     path = _need_image(resolved)
     if not path.startswith("/"):
         yield PodmanImage(podman_reference(path))
         return
-    image_id = _recorded_id(Path(path))
+    image_id = "" if from_file else _recorded_id(Path(path))
     if image_id and _brought(image_id, engine, checkout):
         yield PodmanImage(image_id)
         return
     squashfs.inspect(Path(path))
     require("unsquashfs", squashfs.INSTALL_HINT)
-    parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  (an image can be larger than /tmp)
-    directory = Path(tempfile.mkdtemp(prefix="rc_tasks.rootfs.", dir=parent))
-    root = directory / "root"
-    try:
+    with private_directory("rootfs", engine) as directory:
+        root = directory / "root"
         unpack = Command(
             ("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(root), path),
             env={"LC_ALL": "C"},
         )
-        print(f"unpacking {path}, which is no image of podman's here", flush=True)
+        why = "" if from_file else ", which is no image of podman's here"
+        print(f"unpacking {path}{why}", flush=True)
         done = capture(unpack, check=False)
         # 2: something small, such as a device that only root may make (unsquashfs 4.5).
         if done.returncode not in (0, 2) or not root.is_dir():
@@ -192,6 +195,15 @@ def podman_image(
             text = enroot.rc_local(resolved.workdir, entrypoint=resolved.entrypoint)
             rc_local.write_text(text, encoding="utf-8")
         yield PodmanImage(str(root), rootfs=True, env=image_environ(path), rc_local=rc_local)
+
+
+@contextlib.contextmanager
+def private_directory(name: str, engine: Podman) -> Iterator[Path]:
+    """A directory of our own on this node for what a container may write; removed at the end."""
+    parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  (an image can be larger than /tmp)
+    directory = Path(tempfile.mkdtemp(prefix=f"rc_tasks.{name}.", dir=parent))
+    try:
+        yield directory
     finally:
         remove = Command(("rm", "-rf", str(directory)))
         # Rootless, what the container made belongs to subordinate IDs.
@@ -307,6 +319,8 @@ def _podman(
     image: PodmanImage | None,
     *,
     terminal: bool,
+    name: str,
+    limit_s: int,
 ) -> Command:
     image = image or PodmanImage(_need_image(resolved))
     mounts = [_podman_mount(mount) for mount in resolved.mounts]
@@ -329,6 +343,8 @@ def _podman(
         devices=resolved.devices,
         limits=limits(),
         terminal=terminal,
+        name=name,
+        limit_s=limit_s,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from rc_tasks.errors import ToolNotFoundError
 from rc_tasks.model.project import Project
 from rc_tasks.model.settings import PodmanSettings
-from rc_tasks.state.records import Artifact, Facts, Record
+from rc_tasks.state.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps import storage as storages
 from rc_tasks.tools import command, git, podman, slurm
 from rc_tasks.tools.podman import Podman
@@ -69,6 +69,7 @@ def record(
     artifact: Artifact | None = None,
     tools: Mapping[str, str] | None = None,
     bases: Mapping[str, str] | None = None,
+    smoke: tuple[Passed, ...] = (),
 ) -> Record:
     """The record of a step that ends now, on this node."""
     here = this_node()
@@ -87,6 +88,7 @@ def record(
         bases=bases or {},
         facts=facts,
         artifact=artifact,
+        smoke=smoke,
     )
 
 

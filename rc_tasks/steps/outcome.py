@@ -12,6 +12,14 @@ LOCKED = "== locked"
 NEEDS = "== needs "
 
 
+class ToldError(RcError):
+    """A part of the step in a process of its own has said all there is to say; `status` is its own."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("the step failed, as told above")
+        self.status = status
+
+
 class NeedsError(RcError):
     """A base that was built is nowhere to be had any more: it has to be built again first."""
 

@@ -1,10 +1,15 @@
 """The enroot step: from an image in the store to a published image.sqsh and its image.json."""
 
 import getpass
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rc_tasks.errors import CommandError
+from rc_tasks.model import smoke
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.manifest import Contents, Manifest
+from rc_tasks.model.manifest import Contents, Manifest, parse_contents
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.settings import SquashMethod
 from rc_tasks.state import manifests
@@ -13,17 +18,34 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import bases
-from rc_tasks.state.records import Artifact, Facts, Record, Step
+from rc_tasks.state.records import Artifact, Facts, Passed, Record, Step
+from rc_tasks.state.status import SMOKE
 from rc_tasks.steps import node as nodes
+from rc_tasks.steps import smoke as smoke_tests
 from rc_tasks.steps import squash
 from rc_tasks.steps.bring import bring
 from rc_tasks.steps.contents import Look
 from rc_tasks.steps.image_json import write_image_json
-from rc_tasks.tools import squashfs
+from rc_tasks.steps.outcome import ToldError
+from rc_tasks.tools import command, podman, squashfs
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What is known of an image.sqsh that was just put in place."""
+
+    blocks_digest: str
+    contents: Contents
+    passed: tuple[Passed, ...]
 
 
 def publish(checkout: Checkout, name: str) -> None:
-    """Squash the image, check it, and put it in place of the old one; the old one stays on any error."""
+    """Squash the image, check and test it, and put it in place of the old one, which stays on any error.
+
+    Where nothing but the smoke tests changed, the published image is tested.
+    """
     node = checkout.graph.resolve(name)
     project = node.project
     start = nodes.begin()
@@ -32,52 +54,89 @@ def publish(checkout: Checkout, name: str) -> None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
     causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
     record = checkout.records.get(Step.ENROOT, name)
-    # A missing image.json alone is no reason to squash again.
-    if record is None or not causes or any(cause.part != IMAGE_JSON for cause in causes):
-        look = Look()
-        digest = _squash(checkout, node, built, look)
+    tests = smoke.wanted(checkout.graph, node)
+    parts = {cause.part for cause in causes}
+    # Neither a missing image.json nor another smoke test is a reason to squash again.
+    if record is None or not parts or parts - {IMAGE_JSON, SMOKE}:
+        made = _squash(checkout, node, built.facts, tests)
         status = project.artifact.stat()
         sample = sample_digest(str(project.artifact))
         record = nodes.record(
             start,
             project,
             {"image": built.facts.image_id},
-            artifact=Artifact(status.st_size, status.st_mtime_ns, sample, digest),
+            artifact=Artifact(status.st_size, status.st_mtime_ns, sample, made.blocks_digest),
             tools={"mksquashfs": squashfs.version()},
+            smoke=made.passed,
         )
-        manifests.put(checkout, _manifest(name, built.facts, record, look.contents))
+        manifests.put(checkout, _manifest(name, built.facts, record, made.contents))
         print(f"{project.shown(ARTIFACT)}, {status.st_size / 1e6:.1f} MB", flush=True)
+    elif SMOKE in parts:
+        lacking = smoke.lacking(tests, {each.argv for each in record.smoke})
+        passed = smoke_tests.run(checkout, node, built.facts, project.artifact, lacking)
+        record = replace(record, smoke=(*record.smoke, *passed))
     write_image_json(node, built, record)
     checkout.records.put(Step.ENROOT, name, record)
 
 
-def _squash(checkout: Checkout, node: ImageNode, built: Record, look: Look) -> str:
-    """Publish image.sqsh; returns the digest of its blocks."""
+def squash_into(checkout: Checkout, name: str, temporary: Path) -> Contents:
+    """Squash the image to `temporary`; rootless, this runs in podman's user namespace."""
+    node, built = checkout.graph.images[name], checkout.records.get(Step.PODMAN, name)
+    if built is None or built.facts is None:
+        raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
+    engine, look = nodes.storage(checkout.settings.podman), Look()
+    squash.squash(
+        engine,
+        engine.inspect(built.facts.image_id),
+        temporary,
+        settings=checkout.settings.squash,
+        provenance=_provenance(node, built),
+        log=None,
+        look=look,
+    )
+    return look.contents
+
+
+def _squash(
+    checkout: Checkout,
+    node: ImageNode,
+    facts: Facts,
+    tests: tuple[smoke.SmokeTest, ...],
+) -> _Published:
     project = node.project
     nodes.require("mksquashfs", "squashfs-tools")
     if checkout.settings.squash.method is SquashMethod.ENROOT:
         nodes.require("enroot", "enroot")
     engine = nodes.storage(checkout.settings.podman)
-    image = engine.inspect(bring(checkout, engine, project.name))
+    bring(checkout, engine, project.name)
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
-        squash.squash(
-            engine,
-            image,
-            temporary,
-            settings=checkout.settings.squash,
-            provenance=_provenance(node, built),
-            log=None,
-            look=look,
-        )
+        contents = _contents(checkout, engine, project.name, temporary)
         squash.check(temporary)
         # Now, while what was written is still in memory.
         digest = blocks_digest(str(temporary))
+        passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         squash.publish(temporary, project.artifact)
     finally:
         temporary.unlink(missing_ok=True)
-    return digest
+    return _Published(digest, contents, passed)
+
+
+def _contents(checkout: Checkout, engine: Podman, name: str, temporary: Path) -> Contents:
+    """Squash the image to `temporary`; what is in it."""
+    if not podman.rootless():
+        return squash_into(checkout, name, temporary)
+    # Only in podman's user namespace can an image be mounted and all of its files be read; and only
+    # outside of it are we the user whom Slurm knows, and start containers as others do.
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch, "contents.json")
+        argv = ("-m", "rc_tasks.steps", "squash", name, str(temporary), str(told))
+        inner = Command((sys.executable, *argv), cwd=checkout.root)
+        status = command.stream(engine.unshare(inner), None)
+        if status != 0:
+            raise ToldError(status)
+        return parse_contents(told.read_bytes())
 
 
 def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Manifest:

@@ -22,6 +22,9 @@ from rc_tasks.errors import CommandError, ToolNotFoundError
 
 # How long a process group may take to end after TERM before it gets KILL.
 GRACE_S = 10.0
+# How often a command whose output nobody writes is looked at, and how long it is read after its end.
+_POLL_S = 0.2
+_LAST_WORDS_S = 1.0
 # How many of a failed tool's last lines an error shows.
 TAIL_LINES = 15
 # Ends what we have started when we are killed and can do it no more: a shell that we tell the groups of
@@ -205,6 +208,43 @@ def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
             return process.wait()
     finally:
         os.close(terminal)
+
+
+def pour(
+    command: Command, into: Callable[[bytes], None], *, timeout_s: float, grace_s: float = GRACE_S
+) -> int | None:
+    """Run a command and give `into` what it prints, errors too, as it comes.
+
+    Returns the exit status, negative for a signal, or None after `timeout_s`, when it has `grace_s` more
+    to end. What it has started and left behind in its session is ended with it. Raises
+    ToolNotFoundError when it does not exist.
+    """
+    deadline = time.monotonic() + timeout_s
+    with _started(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        grace_s=grace_s,
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - for mypy
+        ended_s: float | None = None
+        while (left_s := deadline - time.monotonic()) > 0:
+            if select.select([process.stdout], [], [], min(left_s, _POLL_S))[0]:
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        return process.wait(max(0.0, deadline - time.monotonic()))
+                    break
+                into(chunk)
+            elif process.poll() is not None:
+                return process.returncode
+            # What is left behind may hold the pipe open, and write into it for ever.
+            if process.poll() is not None:
+                ended_s = ended_s or time.monotonic()
+                if time.monotonic() > ended_s + _LAST_WORDS_S:
+                    return process.returncode
+    return None
 
 
 def interact(command: Command, seen: Callable[[str], None] | None = None) -> int:

@@ -315,10 +315,14 @@ class Podman:
         devices: Iterable[str] = (),
         limits: Mapping[str, str] | None = None,
         terminal: bool = False,
+        name: str = "",
+        limit_s: int = 0,
     ) -> Command:
         """`podman run` for a person: standard input is theirs, and nothing is left when it ends.
 
         `image` is an ID, a reference, or with `rootfs` a directory. `mounts` are values of --mount.
+        A container with a `name` takes the place of one that a killed run left; `limit_s` ends one even
+        when we cannot.
         """
         flags = [
             "run",
@@ -348,6 +352,11 @@ class Podman:
             flags.append("--entrypoint=")
         if not writable:
             flags.append("--read-only")
+        if name:
+            # Whoever removes it has asked its programs to end already.
+            flags += [f"--name={name}", "--replace", "--stop-timeout=0"]
+        if limit_s:
+            flags.append(f"--timeout={limit_s}")
         if rootfs:
             flags.append("--rootfs")
         return self.command(*flags, image, *argv)

@@ -14,6 +14,7 @@ from rc_tasks.tools.podman import Podman
 from tests.support import ngc
 from tests.support.checkouts import SOURCE
 from tests.support.cluster import ACCOUNT, Cluster
+from tests.support.containers import working_runtime
 from tests.support.doit import doit
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
@@ -43,15 +44,17 @@ def test_the_shipped_images_are_built_published_and_started(scratch: Path, clust
     # A stand-in under the name of the NGC image; it can take a while to make, so it may be kept.
     stand_in = Path(os.environ.get("NGC_DIRECTORY") or scratch / "ngc")
     storage = scratch / "node1"
-    ngc.make(
-        stand_in, Podman(root=str(storage / "root"), runroot=str(storage / "run"), driver="overlay")
-    )
+    podman = Podman(root=str(storage / "root"), runroot=str(storage / "run"), driver="overlay")
+    ngc.make(stand_in, podman)
     environ = {
         **cluster.environment,
         "RC_SLURM_ACCOUNT": ACCOUNT,
         "RC_SLURM_TIME_LIMIT_MIN": "30",
         "RC_SLURM_EXTRA": "--nodelist=node1",
         "RC_PODMAN_STORAGE": f"{scratch}/${{SLURMD_NODENAME}}",
+        # For the smoke tests, which run in the squashed images.
+        "RC_LAUNCHER": "podman",
+        "RC_PODMAN_RUNTIME": working_runtime(podman, scratch / "rootfs"),
         "RC_PODMAN_VOLUMES": json.dumps(list(ngc.host_volumes(stand_in))),
     }
 

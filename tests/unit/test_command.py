@@ -135,6 +135,44 @@ def test_what_a_killed_command_leaves_is_ended(tmp_path: Path) -> None:
     assert not lives(int(pid.read_text()))
 
 
+@pytest.mark.parametrize(
+    ("script", "returncode", "output"),
+    [
+        pytest.param("echo out; echo err >&2; exit 7", 7, b"out\nerr\n", id="status"),
+        pytest.param("kill -SEGV $$", -signal.SIGSEGV, b"", id="signal"),
+        pytest.param("exec >&- 2>&-; sleep 0.2; exit 3", 3, b"", id="closes its output"),
+        pytest.param("sleep 300 & echo out", 0, b"out\n", id="leaves a process"),
+        pytest.param("printf '\\377\\0'", 0, b"\xff\0", id="no text"),
+    ],
+)
+def test_output_is_poured(script: str, returncode: int, output: bytes) -> None:
+    said: list[bytes] = []
+    assert command.pour(sh(script), said.append, timeout_s=60) == returncode
+    assert b"".join(said) == output
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param('echo $$ > "$1"; sleep 300', id="waits"),
+        pytest.param('trap "" TERM; echo $$ > "$1"; while :; do sleep 1; done', id="ignores TERM"),
+        pytest.param('echo $$ > "$1"; while :; do echo noise; done', id="talks for ever"),
+        pytest.param('echo $$ > "$1"; exec >&- 2>&-; sleep 300', id="closes its output"),
+    ],
+)
+def test_what_takes_too_long_is_ended(script: str, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    assert command.pour(sh(script, str(pid)), lambda _: None, timeout_s=1, grace_s=0.2) is None
+    assert not lives(int(pid.read_text()))
+
+
+def test_what_is_left_behind_cannot_talk_for_ever(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = sh('(while :; do echo noise; done) & echo $! > "$1"', str(pid))
+    assert command.pour(script, lambda _: None, timeout_s=60) == 0
+    assert not lives(int(pid.read_text()))
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs; the dead are there until somebody collects them."""
     try:

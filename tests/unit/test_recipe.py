@@ -29,6 +29,8 @@ def test_everything(tmp_path: Path) -> None:
         """
         target = "runtime"
         secrets = ["id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY"]
+        smoke = [["python3", "-c", "import torch"], ["it's", "", "-x", "é\\n"]]
+        smoke_timeout_s = 30
         [build_args]
         TORCH = "2.6"
         JOBS = 8
@@ -45,6 +47,8 @@ def test_everything(tmp_path: Path) -> None:
     assert found.build_args == {"TORCH": "2.6", "JOBS": "8", "DEBUG": "false", "EMPTY": ""}
     assert found.target == "runtime"
     assert found.secrets == ("id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY")
+    assert found.smoke == (("python3", "-c", "import torch"), ("it's", "", "-x", "é\n"))
+    assert found.smoke_timeout_s == 30
 
     slurm = found.slurm.apply(Slurm(partition="debug", time_limit_min=30))
     assert slurm == Slurm(partition="debug", time_limit_min=240)
@@ -71,6 +75,18 @@ def test_everything(tmp_path: Path) -> None:
         ("build_args = ['A=1']", 'expected a table of build arguments, found ["A=1"]'),
         ("target = ''", "target: expected the name of a build stage"),
         ("edf.entrypoint = 'maybe'", 'edf.entrypoint: expected "auto", "true" or "false"'),
+        (
+            "smoke = 'true'",
+            'smoke: expected a list of commands, each a list of words: [["python3", "-c"',
+        ),
+        ("smoke = ['python3', '-c', 'import torch']", "smoke: expected a list of commands, each a list"),
+        ("smoke = [[]]", "smoke: expected a list of commands, each a list of words"),
+        ("smoke = [['true'], ['sleep', 1]]", "smoke: expected a string, found 1"),
+        ("smoke = [['']]", 'smoke: "" cannot be the name of a program'),
+        ("smoke = [['--help']]", 'smoke: "--help" cannot be the name of a program'),
+        ("smoke = [['true', \"a\\u0000\"]]", "smoke: expected a string of UTF-8 without NUL"),
+        ("smoke_timeout_s = 0", "smoke_timeout_s: expected a whole number of at least 1, found 0"),
+        ("smoke_timeout = 1", "smoke_timeout is not a known key\n  next: did you mean smoke_timeout_s?"),
         ("= 1", f"{WHERE}:2: not valid TOML"),
     ],
 )
