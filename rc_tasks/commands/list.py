@@ -111,6 +111,7 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
         "size_bytes": published.stat().st_size if published else None,
         "built_at": enroot.ended_at if enroot else None,
         "adopted_from": (enroot.adopted_from or None) if enroot else None,
+        "rolled_back": opened.judge.rolled_back(name),
         "bases": [*node.bases, *node.remote] if node else [],
         "aliases": _aliases(opened, name),
         "log": status.failure.log if status.failure else None,

@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TextIO
 
-from rc_tasks.model.readable import duration, printable
+from rc_tasks.model.readable import duration, local_time, printable
 from rc_tasks.state.status import State
 
 __all__ = ["STYLES", "duration", "printable", "size", "table", "when"]
@@ -86,4 +85,4 @@ def size(size_bytes: int | None) -> str:
 
 def when(iso: str | None) -> str:
     """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
-    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M") if iso else ""
+    return local_time(iso) if iso else ""

@@ -10,7 +10,7 @@ from rc_tasks.commands.base import CheckoutCommand
 from rc_tasks.commands.list import OPT_JSON
 from rc_tasks.engine.session import Session
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.records import Step
+from rc_tasks.state.references import references
 
 _SHORT_ID = 12
 
@@ -37,7 +37,8 @@ class ShowStore(CheckoutCommand):
     doc_usage = ""
     doc_description = (
         "ALONE is the size of the layers that no other image has; for an image of this checkout and for"
-        " a base from a registry, no other one of these. What nothing refers to is of no use any more."
+        " a base from a registry, no other one of these. What nothing refers to is of no use any more:"
+        " `doit gc` removes it."
     )
     cmd_options = (OPT_JSON,)
 
@@ -67,19 +68,8 @@ class ShowStore(CheckoutCommand):
 
 def stored(checkout: Checkout) -> list[Stored]:
     """Every image in the store, those first that alone take most."""
-    referred: dict[str, list[str]] = {}
-    for name in checkout.graph.images:
-        record = checkout.records.get(Step.PODMAN, name)
-        if record is not None and record.facts is not None:
-            referred.setdefault(record.facts.image_id, []).append(f"image {name}")
-    for base in checkout.store.catalogue.bases():
-        referred.setdefault(base.image_id, []).append(f"registry base {base.reference}")
-    leading = set(referred)
-    for name, cached in checkout.store.catalogue.caches():
-        for image_id in dict.fromkeys(image.image_id for image in cached):
-            # That an image is in its own cache as well says nothing.
-            if f"image {name}" not in referred.get(image_id, ()):
-                referred.setdefault(image_id, []).append(f"cache of {name}")
+    needed = references(checkout)
+    referred, leading = needed.words, needed.leading
     sizes = dict(checkout.store.sizes())
     users = Counter(digest for blobs in sizes.values() for digest in blobs)
     of_leading = Counter(digest for each in leading for digest in sizes.get(each, ()))

@@ -13,6 +13,11 @@ from rc_tasks.state.records import Step
 from rc_tasks.state.status import Cause, ImageStatus, State
 from rc_tasks.state.trust import AbsentError
 
+_ROLLED_BACK = (
+    "it was rolled back, and stays so until something else is built; doit rollback {name} 0 puts the"
+    " newest back"
+)
+
 
 class Why(CheckoutCommand):
     """Explains the state of images."""
@@ -53,6 +58,8 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
                 sys.stdout.write(f"  {step.step if number == 0 else '':8}{_line(cause)}\n")
         for note in opened.checkout.graph.images[name].notes:
             sys.stdout.write(f"  note    {note}\n")
+        if opened.judge.rolled_back(name):
+            sys.stdout.write(f"  note    {_ROLLED_BACK.format(name=name)}\n")
         _tell_official(opened, status)
         todo += [
             cause.part.removeprefix("base/")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 
 # ECMA-48: colours, cursor movements and titles, which are of no use in a file.
 _CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
@@ -44,3 +45,8 @@ def listed(names: Sequence[str], most: int) -> str:
     """Names in a sentence, the first ones and the number of the others."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def local_time(iso: str) -> str:
+    """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
+    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M")

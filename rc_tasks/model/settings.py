@@ -252,6 +252,12 @@ class Store:
     """The image store on the shared file system."""
 
     enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
+    previous: int = setting(2, "how many earlier image.sqsh of an image are kept for `doit rollback`")
+    previous_days: int = setting(
+        2,
+        "days that an image.sqsh stays after another took its place: longer than jobs may run",
+        whole(0, _MOST_DAYS),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,14 @@ class Catalogue:
 
     def bases(self) -> Iterator[Pulled]:
         """Every base that was pulled."""
+        for _, found in self.base_files():
+            yield found
+
+    def base_files(self) -> Iterator[tuple[Path, Pulled]]:
+        """Every base that was pulled, with the file that says so."""
         for path in sorted(self.directory.glob("references/*/*.json")):
             if (found := _pulled(_read(path))) is not None:
-                yield found
+                yield path, found
 
     def cache(self, name: str) -> tuple[Cached, ...]:
         """The intermediate images of the last build that ended well, and of failed ones since."""

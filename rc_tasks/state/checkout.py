@@ -14,6 +14,7 @@ from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
 from rc_tasks.state.digests import Digests
 from rc_tasks.state.pins import Pins
+from rc_tasks.state.previous import Previous
 from rc_tasks.state.records import Records, Step
 from rc_tasks.state.store import Store
 
@@ -44,6 +45,11 @@ class Checkout:
     def template(self) -> Path:
         """The template of every env.toml."""
         return self.root / TEMPLATE
+
+    @property
+    def previous(self) -> Previous:
+        """The images that were published before."""
+        return Previous(self.root / GENERATED / "previous")
 
     def lock(self, name: str) -> Path:
         """The file that the builder of an image holds."""

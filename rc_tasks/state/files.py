@@ -4,14 +4,18 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rc_tasks.errors import RcError
 
 _DAY_S = 86_400.0
+# See `temporary_prefix`; what follows is tempfile's.
+_TEMPORARY = re.compile(r"(\..+)\.(\d+)\.\w+")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP})
@@ -36,19 +40,44 @@ def temporary_prefix(name: str) -> str:
 
 def sweep_temporaries(directory: Path, name: str) -> None:
     """Remove what killed processes of this host left for `name`, and on other hosts a day ago."""
+    for left in temporaries(directory, name):
+        with contextlib.suppress(OSError):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def temporaries(directory: Path, name: str) -> list[Path]:
+    """What `sweep_temporaries` would remove."""
+    found = []
     for left in directory.glob(f".{glob.escape(name)}.*"):
         with contextlib.suppress(OSError):
             if _abandoned(left, name):
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+                found.append(left)
+    return found
 
 
 def _abandoned(path: Path, name: str) -> bool:
-    node, _, rest = path.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
-    if node == os.uname().nodename and rest.isdigit():
-        return not os.path.exists(f"/proc/{rest}")
+    node, _, pid = path.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
+    # Somebody's editor has temporary files of its own there.
+    return pid.isdigit() and _left(path, node == os.uname().nodename, pid)
+
+
+def abandoned(directory: Path) -> Iterator[Path]:
+    """What killed processes left in a directory of ours, whatever for, as in `sweep_temporaries`."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(directory)):
+            found = _TEMPORARY.fullmatch(name)
+            with contextlib.suppress(OSError):
+                here = found is not None and found[1].endswith(f".{os.uname().nodename}")
+                if found is not None and _left(directory / name, here, found[2]):
+                    yield directory / name
+
+
+def _left(path: Path, here: bool, pid: str) -> bool:
+    if here:
+        return not os.path.exists(f"/proc/{pid}")
     return path.lstat().st_mtime < time.time() - _DAY_S
 
 

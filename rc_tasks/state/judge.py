@@ -8,6 +8,7 @@ from rc_tasks.model import smoke
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.model.readable import local_time
 from rc_tasks.state import locks
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
@@ -105,7 +106,14 @@ class Judge:
             published = self._checkout.records.get(Step.ENROOT, name)
             if published is not None and published.adopted_from:
                 reasons = (f"adopted from {published.adopted_from}",)
+            elif self.rolled_back(name) and published is not None:
+                reasons = (f"rolled back to the image published {local_time(published.ended_at)}",)
         return ImageStatus(name, state, reasons, steps, failure)
+
+    def rolled_back(self, name: str) -> bool:
+        """Whether an older image is published in place of the newest."""
+        published, newest = self._checkout.records.get(Step.ENROOT, name), self._recorded(name)
+        return bool(published and newest and published.instead_of == newest.image_id)
 
     def inputs(self, step: Step, name: str) -> dict[str, str]:
         """What a step would be made from now; for a failed step, what it failed with."""
@@ -194,7 +202,8 @@ class Judge:
             return [Cause("image.sqsh", "never published"), *causes]
         facts = self._facts(name)
         old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
-        if new and old != new:
+        # What was put back stays until something else has been built than what it took the place of.
+        if new and new not in {old, record.instead_of}:
             causes.append(Cause("image", "the image was built anew", old, new))
         # Also where only the file is the official one, because the image has been built here since.
         gone = self._gone(node, record, old) if record.adopted_from else None

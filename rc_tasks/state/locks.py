@@ -80,7 +80,7 @@ def holder(path: Path) -> Holder | None:
     """Who holds the lock now, or None: free, or its holder is gone."""
     try:
         found = Holder(**json.loads(path.read_bytes()))
-        untouched_s = _now_s(path.parent) - path.stat().st_mtime
+        untouched_s = server_time_s(path.parent) - path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError):
@@ -160,7 +160,7 @@ def _clear(path: Path) -> None:
             os.link(path, claim)
         except FileExistsError:
             # Another heir is at it, unless it was killed in between.
-            if _now_s(path.parent) - claim.stat().st_ctime > _LOST_S:
+            if server_time_s(path.parent) - claim.stat().st_ctime > _LOST_S:
                 claim.unlink()
             return
         found = claim.stat()
@@ -190,7 +190,7 @@ def _gone(holder: Holder) -> bool:
     return False
 
 
-def _now_s(directory: Path) -> float:
+def server_time_s(directory: Path) -> float:
     """The file server's time: the clocks of nodes may differ from it and from one another."""
     probe = directory / f"{temporary_prefix(_CLOCK)}{threading.get_ident()}"
     try:
@@ -205,6 +205,6 @@ def _now_s(directory: Path) -> float:
 
 def _age_s(path: Path) -> float:
     try:
-        return _now_s(path.parent) - path.stat().st_mtime
+        return server_time_s(path.parent) - path.stat().st_mtime
     except OSError:
         return 0.0

@@ -75,13 +75,22 @@ def settle(directory: Path, keep: Logs) -> None:
     if not found:
         return
     point(directory / LATEST, directory / found[0])
+    for path in surplus(directory, keep):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def surplus(directory: Path, keep: Logs) -> list[Path]:
+    """The old logs of a step that the settings let go."""
     last_failed = failed(directory)
     oldest_s = time.time() - keep.days * _DAY_S
-    for number, name in enumerate(found[1:], start=1):
+    found = []
+    for number, name in enumerate(_logs(directory)[1:], start=1):
         path = directory / name
         with contextlib.suppress(OSError):
             if path != last_failed and (number >= keep.keep or path.stat().st_mtime < oldest_s):
-                path.unlink()
+                found.append(path)
+    return found
 
 
 def _logs(directory: Path) -> list[str]:

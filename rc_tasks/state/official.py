@@ -80,6 +80,8 @@ class Official:
                 raise OtherInputsError(tuple(_differences(theirs, inputs)))
             published = self._record(Step.ENROOT, project.name)
             status = self._file(path)
+            if published.instead_of == built.facts.image_id:
+                raise NotOfferedError("an older image was put back in its place there (doit rollback)")
             if published.inputs.get("image") != built.facts.image_id or published.artifact is None:
                 raise NotOfferedError("it is not published there yet")
             if not _is_same(path, status, published.artifact, digests):
@@ -95,7 +97,7 @@ class Official:
         artifact = replace(published.artifact, mtime_ns=status.st_mtime_ns)
         records = {
             Step.PODMAN: replace(built, adopted_from=self.root),
-            Step.ENROOT: replace(published, artifact=artifact, adopted_from=self.root),
+            Step.ENROOT: replace(published, artifact=artifact, adopted_from=self.root, instead_of=""),
         }
         try:
             environment = self._record(Step.ENV, project.name)
@@ -335,7 +337,7 @@ def _plausible(record: Record) -> Iterator[bool]:
     yield all(isinstance(key, str) and isinstance(value, str) for key, value in record.inputs.items())
     yield all(map(_is_time, (record.started_at, record.ended_at)))
     yield math.isfinite(record.duration_s) and 0 <= record.duration_s < 1e9
-    texts = (record.node, record.job_id, record.builder, record.commit)
+    texts = (record.node, record.job_id, record.builder, record.commit, record.instead_of)
     tables = (record.tools, record.bases)
     yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))
     yield isinstance(record.dirty, bool)

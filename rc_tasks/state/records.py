@@ -68,6 +68,7 @@ class Record:
     `tools` holds versions by program; `bases` the digests of a built image's registry bases, and `smoke`
     what a published image has passed.
     `adopted_from`: the official checkout whose image this is; empty for one that was built here.
+    `instead_of`: an older image was put back in place of this image ID; empty for the newest.
     """
 
     inputs: Mapping[str, str]
@@ -85,6 +86,7 @@ class Record:
     adopted_from: str = ""
     bases: Mapping[str, str] = field(default_factory=dict)
     smoke: tuple[Passed, ...] = ()
+    instead_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,7 @@ class Records:
     def put(self, step: Step, name: str, record: Record) -> None:
         """Write down that a step is done; nothing before it is lost when this is interrupted."""
         task = f"{step}:{name}"
-        text = json.dumps({"schema": SCHEMA, "task": task, **asdict(record)}, indent=1)
-        write_atomically(self._path(task), text + "\n")
+        write_atomically(self._path(task), as_text(record, task))
         self._seen[task] = record
         self._remove(self._failure_path(task))
 
@@ -185,6 +186,11 @@ class Records:
             os.unlink(path)
 
 
+def as_text(record: Record, task: str) -> str:
+    """A record as a file of a task's; `parse` reads it."""
+    return json.dumps({"schema": SCHEMA, "task": task, **asdict(record)}, indent=1) + "\n"
+
+
 def edition(record: Record | None) -> str:
     """A short digest that tells a record from those of all other endings of its step."""
     return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
@@ -214,6 +220,7 @@ def parse(text: bytes, task: str) -> Record | None:
             adopted_from=found.get("adopted_from", ""),
             bases=dict(found.get("bases", {})),
             smoke=tuple(_passed(each) for each in found.get("smoke", ())),
+            instead_of=found.get("instead_of", ""),
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )

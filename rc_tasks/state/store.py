@@ -32,6 +32,8 @@ from rc_tasks.tools.podman import Image, Podman
 _MANIFEST = "manifest.json"
 _DOCKER = "application/vnd.docker"
 _SCRATCH = "put"
+# What a writer relies on, one digest a line: `store_garbage` leaves that alone.
+_WANTED = "wanted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,21 @@ class Store:
         """Whether the image is here; one `stat`."""
         return os.path.exists(f"{self.directory}/images/{image_id}/{_MANIFEST}")
 
+    def use(self, image_id: str) -> bool:
+        """Whether the image is here; if so, it stays for a while though nothing refers to it."""
+        # One of another member's that we may not touch is as old as it was.
+        with contextlib.suppress(OSError):
+            os.utime(self._image(image_id))
+        return self.has(image_id)
+
+    def wanted(self) -> set[str]:
+        """The images and blobs that are just being put here, which nothing may refer to yet."""
+        found: set[str] = set()
+        for path in self.directory.glob(f".{_SCRATCH}.*/{_WANTED}"):
+            with contextlib.suppress(OSError):
+                found.update(path.read_text().split())
+        return found
+
     def put(self, podman: Podman, image: Image, *, beside: "Store | None" = None) -> None:
         """Bring an image in from a podman storage; layers that are here already are not kept twice.
 
@@ -57,7 +74,7 @@ class Store:
         the image counts as damaged.
         """
         self.sweep()
-        if self.has(image.id):
+        if self.use(image.id):
             return
         for directory in (self.directory / "blobs/sha256", self.directory / "images"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -65,7 +82,9 @@ class Store:
             if beside is not None and beside._blob(layer).exists() and not self._blob(layer).exists():
                 with contextlib.suppress(FileExistsError):
                     os.symlink(beside._blob(layer), self._blob(layer))
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
+            # Before the first look: what is there then, stays.
+            (scratch / _WANTED).write_text("\n".join((image.id, *map(_hex, image.layers))))
             # An intermediate image has no layer that the one built on it has not.
             if any(not self._blob(layer).exists() for layer in image.layers):
                 self._put_layers(podman, image, scratch)
@@ -76,7 +95,12 @@ class Store:
             # Not of the mode 0700 of temporary directories: others read the store.
             view = scratch / "view"
             view.mkdir()
-            self._write_view(view, image, len(config))
+            try:
+                self._write_view(view, image, len(config))
+            except ArtifactError:
+                # A layer may be taken out and put back within a moment by `doit gc`.
+                self._put_layers(podman, image, scratch)
+                self._write_view(view, image, len(config))
             self._put_view(view, image.id)
 
     def bring(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
@@ -87,6 +111,8 @@ class Store:
         """
         missing = podman.lacking(image_ids)
         here = [image_id for image_id in missing if self._usable(image_id, _size_is_right)]
+        for image_id in here if not self.read_only else ():
+            self.use(image_id)
         if here:
             done = command.capture(podman.pull_directories(map(self._image, here)), check=False)
             for image_id in podman.lacking(here) if done.returncode != 0 else ():
@@ -245,14 +271,15 @@ class Store:
             images |= {image for image in every if os.path.lexists(image / damaged.name)}
         print(f"{told}; removed, with every image that has it ({len(images)})", flush=True)
         path.unlink(missing_ok=True)
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
             for image in images:
                 # Renamed first: an image that is half removed must not look like one.
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(image, scratch / image.name)
 
     @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Iterator[Path]:
+        """A directory in the store that goes again, after a kill with the next `sweep`."""
         with tempfile.TemporaryDirectory(prefix=temporary_prefix(_SCRATCH), dir=self.directory) as made:
             yield Path(made)
 

@@ -52,6 +52,10 @@ def build(checkout: Checkout, name: str) -> None:
     put_origin(checkout, node, record, dockerfile)
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
+    before = checkout.records.get(Step.PODMAN, name)
+    if before is not None and before.facts is not None:
+        # Somebody may just be building on it.
+        checkout.store.use(before.facts.image_id)
     checkout.records.put(Step.PODMAN, name, record)
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 

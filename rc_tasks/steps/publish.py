@@ -1,5 +1,6 @@
 """The enroot step: from an image in the store to a published image.sqsh and its image.json."""
 
+import contextlib
 import getpass
 import sys
 import tempfile
@@ -12,10 +13,11 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.manifest import Contents, Manifest, parse_contents
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.settings import SquashMethod
-from rc_tasks.state import manifests
+from rc_tasks.state import edfs, manifests, previous
 from rc_tasks.state.blocks import blocks_digest
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import sample_digest
+from rc_tasks.state.files import write_atomically
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import bases
 from rc_tasks.state.records import Artifact, Facts, Passed, Record, Step
@@ -75,8 +77,16 @@ def publish(checkout: Checkout, name: str) -> None:
         lacking = smoke.lacking(tests, {each.argv for each in record.smoke})
         passed = smoke_tests.run(checkout, node, built.facts, project.artifact, lacking)
         record = replace(record, smoke=(*record.smoke, *passed))
-    write_image_json(node, built, record)
+    if record.instead_of:
+        text = checkout.previous.restore_image_json(project, record)
+        write_atomically(project.image_json, text)
+    else:
+        write_image_json(node, built, record)
     checkout.records.put(Step.ENROOT, name, record)
+    # What cannot be removed stays for `doit gc` to tell.
+    with contextlib.suppress(OSError):
+        for entry in checkout.previous.surplus(project, checkout.settings.store, edfs.naming(checkout)):
+            previous.remove(entry)
 
 
 def squash_into(checkout: Checkout, name: str, temporary: Path) -> Contents:
@@ -117,6 +127,7 @@ def _squash(
         # Now, while what was written is still in memory.
         digest = blocks_digest(str(temporary))
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
+        _keep(checkout, node)
         squash.publish(temporary, project.artifact)
     finally:
         temporary.unlink(missing_ok=True)
@@ -137,6 +148,15 @@ def _contents(checkout: Checkout, engine: Podman, name: str, temporary: Path) ->
         if status != 0:
             raise ToldError(status)
         return parse_contents(told.read_bytes())
+
+
+def _keep(checkout: Checkout, node: ImageNode) -> None:
+    """Let the image that is about to be replaced be found by `doit rollback`."""
+    if checkout.settings.store.previous:
+        published = checkout.records.get(Step.ENROOT, node.project.name)
+        why = checkout.previous.keep(node.project, published)
+        if why:
+            print(f"warning: the image before cannot be kept for doit rollback: {why}", flush=True)
 
 
 def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Manifest:

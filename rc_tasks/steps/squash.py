@@ -38,12 +38,20 @@ def temporary(final: Path) -> Path:
 
 def sweep(directory: Path) -> None:
     """Remove what killed steps left in a project directory; whoever calls holds the image's lock."""
+    for path in left(directory):
+        path.unlink(missing_ok=True)
+
+
+def left(directory: Path) -> list[Path]:
+    """What steps write or have left in a project directory; only the lock tells which of both."""
     with os.scandir(directory) as entries:
-        left = [each for each in entries if _TEMPORARY.fullmatch(each.name)]
-    for each in left:
-        # Of an adopted image only the link goes.
-        if each.is_symlink() or each.is_file(follow_symlinks=False):
-            Path(each.path).unlink(missing_ok=True)
+        return [
+            Path(each.path)
+            for each in entries
+            # Of an adopted image there is a link.
+            if _TEMPORARY.fullmatch(each.name)
+            and (each.is_symlink() or each.is_file(follow_symlinks=False))
+        ]
 
 
 def squash(

@@ -35,6 +35,8 @@ _SOURCE = Path(__file__).resolve().parents[2]
 _GONE_S = 60.0
 # What differs from one healthy tree to the next.
 _NAMES = (
+    # Of a kept image; which of them there are is a setting.
+    (re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.[0-9a-f]{12}\b"), "KEPT"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "DIGEST"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.\d+"), "TIME"),
     # The newest log of a failure is kept on purpose.
@@ -308,6 +310,8 @@ def ground(*, on_cluster: bool = False) -> Iterator[Ground]:
             "RC_PODMAN_ISOLATION": "chroot",
             # So slow that squashing can be hit.
             "RC_SQUASH_COMPRESSION": "xz",
+            # Two days of images would fill the disk.
+            "RC_STORE_PREVIOUS_DAYS": "0",
             "HOME": str(temporary / "home"),
             "TMPDIR": str(temporary / "temporary files"),
         }

@@ -272,6 +272,42 @@ def test_what_became_of_an_adopted_image(
     assert judge.step(Step.PODMAN, "base").certain
 
 
+def test_an_official_image_that_was_rolled_back_is_not_adopted(official: Path, clone: Path) -> None:
+    """Its file is that of other inputs; who has adopted it before notices."""
+    second = clone_of(official, clone.with_name("second"))
+    assert adopted(second) == NAMES
+    session = opened(official)
+    project = session.checkout.graph.images["child:1"].project
+    published = session.checkout.records.get(Step.ENROOT, "child:1")
+    assert published is not None
+    assert session.checkout.previous.keep(project, published) == ""
+    made = project.artifact.with_name("made")
+    made.write_bytes(b"hsqs of the image before")
+    os.replace(made, project.artifact)
+    status = project.artifact.stat()
+    sample = sample_digest(str(project.artifact))
+    artifact = Artifact(status.st_size, status.st_mtime_ns, sample)
+    before = replace(
+        published,
+        inputs={"image": "1" * 64},
+        artifact=artifact,
+        instead_of=published.inputs["image"],
+    )
+    session.checkout.records.put(Step.ENROOT, "child:1", before)
+    state, reasons = states(official)["child:1"]
+    assert state is State.FRESH and reasons[0].startswith(
+        "rolled back to the image published 2026-01-02"
+    )
+    assert adopted(clone) == ["base"]
+    offers = opened(clone).judge.offers
+    assert offers is not None
+    assert (
+        str(offers.refusal("child:1"))
+        == "an older image was put back in its place there (doit rollback)"
+    )
+    assert states(second)["child:1"][0] is State.STALE
+
+
 def test_another_images_root_makes_it_stale(official: Path, clone: Path, tmp_path: Path) -> None:
     adopted(clone)
     (clone / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/elsewhere"\n')

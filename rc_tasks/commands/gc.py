@@ -1,0 +1,112 @@
+"""`doit gc`: removes what nothing needs any more, after it has said what and how much."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from doit.exceptions import InvalidCommand
+
+from rc_tasks.commands import show
+from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.engine.garbage import GONE_DAYS, Collector, Garbage, Item, Kind, freed_bytes, measure
+from rc_tasks.engine.session import Session
+from rc_tasks.errors import RcError
+from rc_tasks.state.locks import LockedError, held
+
+# More than a screen of lines tells less than their number.
+_MOST_LEFT = 10
+
+
+class Gc(CheckoutCommand):
+    """Frees space."""
+
+    doc_purpose = "remove what nothing needs any more, and say what and how much"
+    doc_usage = ""
+    doc_description = (
+        "Nothing is removed that an image of this checkout, an image kept for `doit rollback`, or an EDF"
+        " in reach needs, nor what is younger than a day: a step may just be about to refer to it. It"
+        " can run beside builds."
+    )
+    cmd_options = (
+        {
+            "name": "dry_run",
+            "short": "n",
+            "long": "dry-run",
+            "type": bool,
+            "default": False,
+            "help": "only say what would be removed",
+        },
+        {
+            "name": "verbose",
+            "short": "v",
+            "long": "verbose",
+            "type": bool,
+            "default": False,
+            "help": "name every file and directory",
+        },
+    )
+
+    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        if names:
+            raise InvalidCommand(
+                f"it is for the whole checkout, not for {' '.join(names)}\n  next: doit gc --dry-run"
+            )
+        collector = Collector(opened.checkout)
+        if options["dry_run"]:
+            found = collector.find()
+            _tell(opened, found, measure(found.items), verbose=options["verbose"])
+            return 0
+        try:
+            with held(collector.lock, "gc"):
+                found = collector.find()
+                measured = measure(found.items)
+                _tell(opened, found, measured, verbose=options["verbose"])
+                told = len(found.left)
+                removed = collector.remove(found)
+        except LockedError as error:
+            raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
+        if found.items:
+            print(f"freed {show.size(sum(freed_bytes(measured, removed).values()))}")
+        _tell_left(found.left[told:])
+        return 0
+
+
+def _tell(
+    opened: Session,
+    found: Garbage,
+    measured: Mapping[Item, tuple[os.stat_result, ...]],
+    *,
+    verbose: bool,
+) -> None:
+    """Say what can go, and what stays though it looks so."""
+    if found.items:
+        sizes = freed_bytes(measured, found.items)
+        rows = [
+            (str(count), show.size(sizes[kind]), str(kind))
+            for kind in Kind
+            if (count := found.count(kind))
+        ]
+        rows.append(("", show.size(sum(sizes.values())), "in all"))
+        show.table(("COUNT", "SIZE", "WHAT"), rows, right=frozenset({"COUNT", "SIZE"}))
+    else:
+        print("nothing to remove")
+    for item in found.items if verbose else ():
+        print(f"  {show.printable(opened.checkout.shown(item.path))}")
+    gone = {item.image for item in found.items if item.kind is Kind.GONE}
+    if gone:
+        print(f"projects that are gone: {', '.join(sorted(gone))}")
+    soon = sorted(set(found.gone) - gone)
+    if soon:
+        print(f"not here, and kept for {GONE_DAYS} days: {', '.join(soon)}")
+    if found.young:
+        print(f"images of the store that nothing refers to, younger than a day: {found.young}")
+    _tell_left(found.left)
+    sys.stdout.flush()
+
+
+def _tell_left(left: list[str]) -> None:
+    for line in left[:_MOST_LEFT]:
+        sys.stderr.write(f"left alone: {show.printable(line)}\n")
+    if len(left) > _MOST_LEFT:
+        sys.stderr.write(f"left alone: {len(left) - _MOST_LEFT} more\n")
