@@ -19,7 +19,7 @@ from rc_tasks.state.official import Official
 from rc_tasks.state.trust import Trust
 from rc_tasks.steps import check, credentials, launch
 from rc_tasks.steps.finding import Finding, Level
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
@@ -176,7 +176,7 @@ def _node(opened: Session) -> Iterator[Finding]:
         lines = log.read_text(errors="replace").splitlines()
     yield from check.parse_findings(lines)
     if returncode != 0:
-        refused = slurm.explain(returncode, lines, request) if request is not None else None
+        refused = slurm_words.explain(returncode, lines, request) if request is not None else None
         if refused is not None:
             yield Finding(Level.PROBLEM, refused.what, "\n".join((*refused.quote, refused.hint or "")))
         else:

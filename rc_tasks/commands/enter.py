@@ -20,7 +20,7 @@ from rc_tasks.model.settings import Launcher, Runner
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.user_edf import UserEdf, workdir
 from rc_tasks.steps import launch
-from rc_tasks.tools import command, sacctmgr, slurm
+from rc_tasks.tools import command, sacctmgr, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
@@ -112,7 +112,7 @@ class Entry:
             return command.interact(wanted)
         lines: list[str] = []
         status = command.interact(wanted, lines.append)
-        refused = slurm.explain(status, lines, self.request)
+        refused = slurm_words.explain(status, lines, self.request)
         if refused is not None:
             hint = refused.hint or ""
             for key in _OWN_SETTINGS:

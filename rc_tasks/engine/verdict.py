@@ -8,7 +8,7 @@ from textwrap import shorten
 from rc_tasks.errors import NodeError
 from rc_tasks.model.readable import log_line
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS
-from rc_tasks.tools import command, podman, slurm
+from rc_tasks.tools import command, podman, slurm_words
 from rc_tasks.tools.slurm import StepRequest
 
 # How much of a log's end is read.
@@ -34,7 +34,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
     """Our own words at the end of the log, else Slurm's, else its last lines."""
     lines = _tail(log)
     # Slurm's own lines can stand anywhere among those of the step.
-    own = [line for line in lines if request is None or not slurm.said(line)]
+    own = [line for line in lines if request is None or not slurm_words.said(line)]
     marks = [at for at, line in enumerate(own) if _is_mark(line)]
     if marks:
         mark = own[marks[-1]]
@@ -45,7 +45,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
             locked=mark == LOCKED,
         )
     if request is not None:
-        error = slurm.explain(returncode, lines, request)
+        error = slurm_words.explain(returncode, lines, request)
         if error is not None:
             return Verdict(str(error), elsewhere=isinstance(error, NodeError))
     what = command.ending(returncode) if returncode else "ended without finishing its work"

@@ -24,7 +24,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.records import Facts, Passed
 from rc_tasks.steps import environment, launch
 from rc_tasks.steps import node as nodes
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
@@ -186,7 +186,7 @@ def _run(wanted: Command, test: SmokeTest, request: StepRequest | None, node: Im
     if status is None:
         how = f"did not end within {test.timeout_s} s"
     else:
-        refused = slurm.explain(status, list(said.last), request) if request is not None else None
+        refused = slurm_words.explain(status, list(said.last), request) if request is not None else None
         how = f"could not run: {refused.what}" if refused is not None else command.ending(status)
     raise _failed(test, node, how, tuple(said.last))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.errors import CommandError, SlurmError
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
@@ -53,7 +53,7 @@ def submit(script: str, directory: Path, request: StepRequest) -> str:
     done = command.capture(wanted, stdin=script, timeout_s=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         lines = done.stderr.splitlines()
-        raise slurm.explain(done.returncode, lines, request) or SlurmError(
+        raise slurm_words.explain(done.returncode, lines, request) or SlurmError(
             f"Slurm did not take {request}",
             quote=tuple(lines[-command.TAIL_LINES :]),
             hint="`scontrol ping` tells how Slurm is",

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, NodeError, SlurmError, ToolNotFoundError
-from rc_tasks.tools import command
+from rc_tasks.errors import CommandError, SlurmError, ToolNotFoundError
+from rc_tasks.tools import command, slurm_words
 from rc_tasks.tools.command import Command
 
 INSTALL_HINT = "install Slurm's clients (Debian: apt-get install slurm-client), or ask the site for them"
@@ -164,7 +164,7 @@ class Allocation:
                     queued(found[1])
         # Its end by Ctrl-C and the like is ours, and told elsewhere.
         returncode = self._process.close() or 1
-        error = explain(returncode, self._lines, self._request)
+        error = slurm_words.explain(returncode, self._lines, self._request)
         raise error or SlurmError(
             f"Slurm gave no allocation for {self._request}",
             quote=tuple(self._lines[-command.TAIL_LINES :]),
@@ -198,7 +198,7 @@ def granted(lines: Iterable[str]) -> Granted:
         if line.startswith("SLURM_"):
             key, _, value = line.partition("=")
             variables[key] = value
-        elif line and not said(line):
+        elif line and not slurm_words.said(line):
             nodes.append(line)
     # Such as `72(x2),36`, in the order of the nodes (salloc(1), SLURM_JOB_CPUS_PER_NODE).
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_JOB_CPUS_PER_NODE", ""))
@@ -322,199 +322,3 @@ def of_the_job_around_us() -> frozenset[str]:
 
 def _inherited(name: str) -> bool:
     return name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SALLOC_")) and name not in _KEPT
-
-
-@dataclass(frozen=True, slots=True)
-class _Cause:
-    """One way in which Slurm fails: its words, ours, and what to do next.
-
-    `elsewhere`: the step may be tried again, on another node or in another allocation.
-    """
-
-    words: str
-    what: str
-    hint: str
-    elsewhere: bool = False
-
-
-# How Slurm ends what has started, whatever the exit status: srun 22.05 returns 0 when a node fails.
-# The first that matches counts, as an ending by time or memory is told as a cancellation as well.
-_ENDINGS = (
-    _Cause(
-        r"DUE TO TIME LIMIT",
-        "{step} ran out of time",
-        "raise `slurm.time_limit_min` (now {time_limit}), up to what the partition allows:\n"
-        "`sinfo --format='%P %l'`",
-    ),
-    _Cause(
-        r"exceeded (virtual )?memory limit|Exceeded job memory limit|oom[-_]kill|Out Of Memory",
-        "{step} ran out of memory",
-        'ask for more with `slurm.extra`, as in ["--mem=64G"]',
-    ),
-    _Cause(
-        r"DUE TO NODE FAILURE|Node failure on",
-        "{node} failed",
-        "run `doit` again: finished steps are kept. If the same node fails again, leave it out with\n"
-        '`slurm.extra`, as in ["--exclude=NODE"], and tell the site',
-        elsewhere=True,
-    ),
-    _Cause(
-        r"DUE TO PREEMPTION|DUE TO JOB REQUEUE",
-        "{step} had to make room for another job",
-        "run `doit` again: finished steps are kept",
-        elsewhere=True,
-    ),
-    _Cause(
-        r"forcing job termination",
-        "{step} was ended because its srun was told to end",
-        "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n"
-        "run `doit` again: finished steps are kept",
-    ),
-    _Cause(
-        r"CANCELLED AT|Job has been cancelled|srun: Job allocation \d+ has been revoked"
-        r"|Force Terminated job",
-        "{step} was cancelled, by somebody's scancel or by the site",
-        "run `doit` again: finished steps are kept",
-    ),
-    _Cause(
-        r"Task launch for \S+ failed on node \S+: (Communication|Socket|Unable to contact)",
-        "Slurm could not start {step} on its node",
-        "the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are\n"
-        "kept",
-        elsewhere=True,
-    ),
-    _Cause(
-        r"Timed out waiting for job step to complete",
-        "Slurm lost sight of {step}",
-        "its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps\n"
-        "are kept",
-        elsewhere=True,
-    ),
-)
-
-# Said of a command that ran: it failed by itself, and what srun complained of before did not stop it.
-_RAN = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
-
-_NO_DIRECTORY = _Cause(
-    r"couldn't chdir to",
-    "{step} did not find its working directory on the compute node",
-    "put the checkout on a file system that the compute nodes share; /tmp is not one",
-)
-
-# How Slurm refuses to start something. The more special words come first.
-_REFUSALS = (
-    _Cause(
-        r"contact slurm controller|controller not responding|[Mm]unge|authentication"
-        r"|configuration source|process configuration file",
-        "Slurm cannot be reached for {step}",
-        "see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the\n"
-        "controller; then run `doit` again",
-    ),
-    _Cause(
-        r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
-        "the allocation of {step} has ended",
-        "its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer\n"
-        "`slurm.time_limit_min` (now {time_limit})",
-        elsewhere=True,
-    ),
-    _Cause(
-        r"QOS|qos",
-        "a limit of Slurm refuses {request}",
-        "a quality of service (QOS) limits the number, the size and the length of jobs: wait for your\n"
-        "other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in `slurm.extra`",
-    ),
-    _Cause(
-        r"[Aa]ccount",
-        "Slurm refused the account of {request}",
-        "set `slurm.account` to one that may use this partition, or change `slurm.partition`; yours:\n"
-        "`sacctmgr show associations user=$USER format=account,partition,qos`",
-    ),
-    _Cause(
-        r"time limit",
-        "Slurm refused the time limit of {request}",
-        "lower `slurm.time_limit_min` (now {time_limit}), or change `slurm.partition`; what each\n"
-        "allows: `sinfo --format='%P %l'`",
-    ),
-    _Cause(
-        r"[Pp]artition",
-        "Slurm refused the partition of {request}",
-        "set `slurm.partition` to one that is up and open to you: `sinfo --summarize`",
-    ),
-    # A step asks for no more than its allocation has of the node.
-    _Cause(
-        r"create step for job \d+: Requested node configuration is not available",
-        "{node} takes no steps any more",
-        "it may be down: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept. If\n"
-        "the node is well, change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra})",
-        elsewhere=True,
-    ),
-    _Cause(
-        r"More processors|Memory specification|node configuration|feature spec|node name|[Nn]ode count",
-        "no node can give what {request} asks for",
-        "change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra}); what the nodes have:\n"
-        "`sinfo --Node --format='%N %P %c %m %f'`",
-    ),
-    _Cause(
-        r"(unrecognized|unknown|invalid|ambiguous) option|option .* (requires|doesn't allow) an argument"
-        r"|error: Invalid ",
-        "Slurm does not understand an option of {step}",
-        "change `slurm.extra` (now {extra}); `srun --help` lists the options",
-    ),
-    _NO_DIRECTORY,
-    _Cause(
-        r"^(srun|salloc): (error|fatal): ",
-        "Slurm could not run {step}",
-        "if an option is at fault, `slurm.extra` (now {extra}) is the place; else ask the site",
-    ),
-)
-
-# The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host. A
-# wrong option is told with the name of the program alone.
-_SLURMS_WORDS = re.compile(r"(srun|salloc|sbatch|slurmstepd\S*): ")
-# What Slurm says in passing and explains nothing. `Force Terminated StepId` also follows a command
-# that ended by a signal of its own, and a refused allocation is sometimes revoked as well.
-_CHATTER = re.compile(
-    r"salloc: Job allocation \d+ has been revoked"
-    r"|(srun|salloc): (job \d+ |Job \d+ step creation |Step created |Job step aborted: "
-    r"|Force Terminated StepId|Granted |Pending |Waiting |Relinquishing |Nodes )"
-)
-
-
-def said(line: str) -> bool:
-    """Whether Slurm itself wrote this line of a log; it may stand between any two of the command."""
-    return _SLURMS_WORDS.match(line) is not None
-
-
-def explain(returncode: int, lines: Sequence[str], request: StepRequest) -> SlurmError | None:
-    """What Slurm did to a step whose log ends with `lines`; None when the command failed by itself.
-
-    Ask this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05).
-    """
-    words = (line.rstrip() for line in lines if said(line))
-    told = list(dict.fromkeys(line for line in words if not _CHATTER.match(line)))
-    cause = _first(_ENDINGS, told)
-    if cause is None and returncode != 0:
-        ran = any(_RAN.match(line) for line in told)
-        cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, told)
-    if cause is None:
-        return None
-    values = {
-        "step": request.job_name,
-        "node": f"{request.node}, the node of {request.job_name},"
-        if request.node
-        else f"the node of {request.job_name}",
-        "request": str(request),
-        "time_limit": request.time_limit_min or "the partition's default",
-        "cpus": request.cpus or "Slurm's default",
-        "extra": " ".join(request.extra) or "empty",
-    }
-    kind = NodeError if cause.elsewhere else SlurmError
-    return kind(
-        cause.what.format(**values),
-        quote=tuple(told[-command.TAIL_LINES :]),
-        hint=cause.hint.format(**values),
-    )
-
-
-def _first(causes: Sequence[_Cause], lines: Sequence[str]) -> _Cause | None:
-    return next((cause for cause in causes if any(re.search(cause.words, line) for line in lines)), None)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import SlurmError
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import Allocation, Granted, StepRequest, explain, srun
+from rc_tasks.tools.slurm import Allocation, Granted, StepRequest, srun
+from rc_tasks.tools.slurm_words import explain
 from tests.support.cluster import ACCOUNT, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -126,7 +127,7 @@ def test_output_and_exit_status_come_back(run: Run, script: str, status: int) ->
     )
     assert returncode == status
     # srun's own line about the exit status comes by another way, and so anywhere.
-    out, err, on, *shell = (line for line in lines if not slurm.said(line))
+    out, err, on, *shell = (line for line in lines if not slurm_words.said(line))
     assert (out, err) == ("out", "err")
     assert re.fullmatch("on node[123]", on)
     assert shell == (["Killed"] if status == 137 else ["Terminated"] if status == 143 else [])
@@ -236,12 +237,12 @@ def test_steps_of_an_allocation_share_its_node(
 
 def own(lines: list[str]) -> list[str]:
     """The lines of the command: srun's words can stand anywhere among them."""
-    return [line for line in lines if not slurm.said(line)]
+    return [line for line in lines if not slurm_words.said(line)]
 
 
 NESTED = """
 import sys
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
 print("in step:", slurm.in_step(), flush=True)
 show = "echo $SLURM_JOB_NAME in $SLURM_JOB_ID; env | grep SLURM_NTASKS_PER_NODE; exit 5"

@@ -10,7 +10,8 @@ import pytest
 from rc_tasks.errors import NodeError
 from rc_tasks.tools import slurm
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import Granted, StepRequest, explain, granted, srun
+from rc_tasks.tools.slurm import Granted, StepRequest, granted, srun
+from rc_tasks.tools.slurm_words import explain
 
 INNER = Command(
     ("podman", "build", "--tag=a b"), cwd=Path("/images"), env={"A": "1"}, unset=frozenset({"B"})
