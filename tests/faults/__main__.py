@@ -1,7 +1,8 @@
 """`python -m tests.faults [PATTERN…]`: injects every fault, and prints one table.
 
 Needs root, for a small file system and what is mounted over it. Patterns are parts of a case's name, as
-`--list` prints them; `--times N` does each N times; `--verbose` shows what was wrong.
+`--list` prints them; `--times N` does each N times; `--part 1/2` and `2/2` are two halves, by fault, that
+can run side by side; `--verbose` shows all that was wrong.
 """
 
 import argparse
@@ -112,10 +113,14 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--part", default="1/1")
     options = parser.parse_args()
     chosen = [
         case for case in cases() if all(pattern in case.name for pattern in options.pattern)
     ] * options.times
+    part, parts = map(int, options.part.split("/"))
+    faults = list(dict.fromkeys(case.fault for case in chosen))[part - 1 :: parts]
+    chosen = [case for case in chosen if case.fault in faults]
     if options.list:
         print("\n".join(case.name for case in chosen))
         return 0

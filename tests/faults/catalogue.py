@@ -97,7 +97,7 @@ def _injected(step: str, image: str, phase: Phase, action: Action) -> Callable[[
 
 def _tools() -> Iterator[Case]:
     """Tools that are slow, hang, or lie."""
-    halved = 'cut() { truncate -s 50% "$1"; }\n'
+    halved = 'cut() { truncate -s -1000000 "$1"; }\n'
     real = {"podman": "build", "mksquashfs": "-noappend"}
     behaviours = {
         "slow tool": 'sleep 1\nexec {real} "$@"',
@@ -129,7 +129,7 @@ def _with_tool(fault: str, tool: str, word: str, script: str, image: str) -> Cal
         programs = ground.scratch / f"{ground.number}.bin"
         programs.mkdir()
         shim = programs / tool
-        told = script.format(real=real)
+        told = script.replace("{real}", str(real))
         shim.write_text(
             f'#!/bin/sh\ncase " $* " in *" {word} "*) ;; *) exec {real} "$@" ;; esac\n{told}\n'
         )

@@ -1,0 +1,45 @@
+"""One injection of each kind of the fault suite, which docs/faults.md describes."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.__main__ import Result, inject
+from tests.faults.catalogue import Case, cases
+from tests.faults.ground import Ground, ground
+from tests.support.tools import require_tools
+
+pytestmark = pytest.mark.podman
+
+CHOSEN = (
+    "kill -9 of the step, enroot after the rename, left:1",
+    "full disk, enroot before the rename, left:1",
+    "read-only file system, podman before the record, left:1",
+    "permission lost, env before the rename, left:1",
+    "exit 0 with no output, mksquashfs, left:1",
+    "half a file, exit 0, mksquashfs, left:1",
+    "damaged record, enroot: another task's, left:1",
+    "clock, -2d, left:1",
+)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Ground]:
+    require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "faketime")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a file system of its own that can be filled")
+    with ground() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "case", [each for each in cases() if each.name in CHOSEN], ids=lambda each: each.name
+)
+def test_nothing_is_wrong_lost_or_left(here: Ground, case: Case) -> None:
+    result = inject(case, here)
+    assert result == Result(result.status), result
+
+
+def test_every_chosen_case_exists() -> None:
+    assert set(CHOSEN) <= {each.name for each in cases()}
