@@ -448,7 +448,7 @@ def test_a_damaged_store_mends_itself(family: Family, damage: str) -> None:
     with elsewhere(family) as other:
         output = other.doit("build:left:1")
         assert re.search(
-            r"^again   podman:base  image \w{12} of base is neither on \S+ nor whole in the store$",
+            r"^.{19} again   podman:base  image \w{12} of base is neither on \S+ nor whole in the store$",
             output,
             re.MULTILINE,
         )
