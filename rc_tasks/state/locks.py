@@ -67,12 +67,13 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()
-        toucher.join()
-        # Whoever was stopped for a minute has lost the lock: the file there may be an heir's.
+        # First of all: a signal may end us at any of these lines. Whoever was stopped for a minute has
+        # lost the lock: the file there may be an heir's.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 path.unlink()
+        stop.set()
+        toucher.join()
         os.close(descriptor)
 
 

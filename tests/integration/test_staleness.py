@@ -20,6 +20,7 @@ from rc_tasks.state.records import Artifact, Step
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 from tests.support.checkouts import pretend_built
+from tests.support.doit import unstamped
 from tests.support.family import ALL, NAMES, Family, published, started, write_family
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
@@ -446,9 +447,9 @@ def test_a_damaged_store_mends_itself(family: Family, damage: str) -> None:
         os.truncate(blob, 100)
     family.write("projects/left:1/data/one file.txt", "new\n")
     with elsewhere(family) as other:
-        output = other.doit("build:left:1")
+        output = unstamped(other.doit("build:left:1"))
         assert re.search(
-            r"^.{19} again   podman:base  image \w{12} of base is neither on \S+ nor whole in the store$",
+            r"^again   podman:base  image \w{12} of base is neither on \S+ nor whole in the store$",
             output,
             re.MULTILINE,
         )
