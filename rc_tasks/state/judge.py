@@ -1,5 +1,6 @@
 """Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 
@@ -210,8 +211,8 @@ class Judge:
         damage = gone or self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
-        elif not os.path.exists(f"{node.project.base}/{IMAGE_JSON}"):
-            causes.append(Cause("image.json", "image.json is missing"))
+        elif (damage := self._public_damage(node)) is not None:
+            causes.append(Cause(IMAGE_JSON, damage))
         tests = smoke.wanted(self._checkout.graph, node)
         if tests:
             # What is not wanted any more leaves the image as good as it was.
@@ -237,6 +238,23 @@ class Judge:
         if self._checkout.digests.sample(path, status) != published.sample:
             return "image.sqsh was changed after it was published"
         return None
+
+    def _public_damage(self, node: ImageNode) -> str | None:
+        path, name = f"{node.project.base}/{IMAGE_JSON}", node.project.name
+        try:
+            written_ns = os.stat(path).st_mtime_ns
+        except OSError:
+            return "image.json is missing"
+        versions = (self._checkout.records.version(step, name) for step in (Step.PODMAN, Step.ENROOT))
+        # A step writes its record after it: only what was written later is worth reading.
+        if written_ns <= max(version[1] for version in versions if version is not None):
+            return None
+        try:
+            with open(path, "rb") as file:
+                readable = isinstance(json.load(file), dict)
+        except (OSError, ValueError, RecursionError):
+            readable = False
+        return None if readable else "image.json is damaged"
 
     def _env(self, node: ImageNode) -> list[Cause]:
         name = node.project.name

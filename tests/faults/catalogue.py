@@ -364,7 +364,7 @@ def _two_runs() -> Iterator[Case]:
             second = ground.start()
             one, two = first.end(), second.end()
             ground.settle()
-            twice = sorted(set(one.started) & set(two.started))
+            twice = sorted(one.done & two.done)
             told = f"\nby both: {twice}" if twice else ""
             return Ended(one.status or two.status or bool(twice), one.text + two.text + told)
 

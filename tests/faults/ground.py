@@ -56,6 +56,11 @@ class Ended:
         """The steps that it started, in order."""
         return re.findall(r"\bstart   (\S+)  ", self.text)
 
+    @property
+    def done(self) -> set[str]:
+        """The steps that it did itself."""
+        return set(re.findall(r"\bdone    (\S+)  \d", self.text))
+
 
 @dataclass(slots=True)
 class Ground:
