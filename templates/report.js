@@ -157,17 +157,76 @@
     return picture;
   }
 
+  // Of a value, what a line has to move to be seen to move.
+  const LEAST_SPAN = 0.1;
+
+  // A small line through values, each as far from the next; null for fewer than two.
+  function spark(values) {
+    if (values.length < 2) return null;
+    const [width, height] = [64, 16];
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const span = Math.max(high - low, LEAST_SPAN * high) || 1;
+    const points = values.map((value, number) => {
+      const y = height / 2 - ((value - (low + high) / 2) / span) * (height - 4);
+      return `${Math.round(2 + (number * (width - 4)) / (values.length - 1))},${y.toFixed(1)}`;
+    });
+    const picture = drawn("svg", { class: "spark", width, height, "aria-hidden": "true" });
+    picture.append(drawn("polyline", { points: points.join(" ") }));
+    return picture;
+  }
+
+  // Rows of [time, seconds of podman, seconds of enroot, bytes, whether it failed], from columns.
+  function runsOf(image) {
+    if (!image.runs) return [];
+    const [minutes, build, squash, sizes, unit, failed] = image.runs;
+    let time = 0;
+    return minutes.map((more, at) => {
+      time += more * 60;
+      return [time, build[at], squash[at], sizes[at] === null ? null : sizes[at] * unit, failed.includes(at)];
+    });
+  }
+
+  function sparks(row, image) {
+    const runs = runsOf(image).filter((run) => run[1] !== null || run[2] !== null);
+    const small = { size: runs.map((run) => run[3]).filter((bytes) => bytes !== null), took: runs.map((run) => run[1] + run[2]) };
+    for (const [name, values] of Object.entries(small)) {
+      const cell = row.querySelector(`td.${name}`);
+      const line = cell.textContent && spark(values);
+      if (line) cell.append(line);
+    }
+  }
+
   function part(title, ...children) {
     return element("div", {}, element("h3", {}, ...title), ...children);
   }
 
+  function longText(label, text) {
+    const shown = element("pre", { textContent: text, tabIndex: 0 });
+    shown.setAttribute("role", "region");
+    shown.setAttribute("aria-label", label);
+    return shown;
+  }
+
+  // What has one name stands below it once.
+  function factList(facts) {
+    const list = element("dl");
+    let before = "";
+    for (const [name, text] of facts) {
+      if (name !== before) list.append(element("dt", { textContent: name }));
+      list.append(element("dd", { textContent: text }));
+      before = name;
+    }
+    return list;
+  }
+
   function details(name, image) {
-    const runs = image.runs;
+    const runs = runsOf(image);
     const failed = runs.filter((run) => run[4]).map((run) => run[0]);
     const points = (column) => runs.filter((run) => run[column] !== null).map((run) => [run[0], run[column]]);
     const [build, squash, sizes] = [points(1), points(2), points(3)];
     const last = (found, words) => (found.length ? `, last ${words(found.at(-1)[1])}` : "");
-    const text = image.edf.map((line) => data.lines[line]).join("\n");
+    const texts = (numbers = []) => numbers.map((line) => data.lines[line]);
+    const text = texts(image.edf).join("\n");
     const parts = [];
     if (build.length || squash.length) {
       const label = `Durations of ${runs.length} runs: build${last(build, duration)}; squash${last(squash, duration)}; ${failed.length} failed`;
@@ -188,12 +247,19 @@
       parts.push(part(["Size"], element("p", { textContent: "No published image is in the history." })));
     }
     if (text) {
-      const shown = element("pre", { textContent: text, tabIndex: 0 });
-      shown.setAttribute("role", "region");
-      shown.setAttribute("aria-label", `EDF of ${name}`);
-      parts.push(part(["EDF", copyButton("Copy EDF", name, text)], shown));
+      parts.push(part(["EDF", copyButton("Copy EDF", name, text)], longText(`EDF of ${name}`, text)));
     } else {
       parts.push(part(["EDF"], element("p", { textContent: "There is no env.toml yet: the first build writes it." })));
+    }
+    parts.at(-1).className = "edf";
+    const facts = (image.facts ?? []).map(texts);
+    if (facts.length) parts.push(part(["Inside"], factList(facts)));
+    const [between, ...changes] = texts(image.changed);
+    if (between) {
+      const title = facts.some(([each]) => each === "Rolled back") ? "Changed by the rollback" : "Changed by the last rebuild";
+      const builds = element("span", { textContent: between });
+      parts.push(part([title, builds], longText(`${title} of ${name}`, changes.join("\n"))));
+      parts.at(-1).className = "changed";
     }
     return element("div", { className: "details" }, ...parts);
   }
@@ -244,6 +310,7 @@
       button.setAttribute("aria-expanded", "false");
       button.addEventListener("click", () => toggle(each, button.getAttribute("aria-expanded") === "false"));
       head.replaceChildren(button);
+      sparks(each.row, data.images[each.number]);
       const edf = each.row.querySelector("td.edf");
       if (edf.firstElementChild) {
         edf.replaceChildren(copyButton("Copy path", button.textContent, `${data.root}/${edf.textContent}`));

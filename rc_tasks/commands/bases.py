@@ -266,14 +266,19 @@ def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:
     headings = ["BASE", "PIN", "AGE", *(["TAG"] if answers is not None else []), "IMAGES"]
     rows = []
     for base in bases:
-        pin = _short(base.digest) if base.digest else base.kind
-        if base.kind is Kind.IN_DOCKERFILE:
-            pin += f" ({base.kind})"
-        row = [base.reference.partition("@")[0], pin, _age(base.pin.pinned_at) if base.pin else ""]
+        row = [*words(base), age(base.pin.pinned_at) if base.pin else ""]
         if answers is not None:
             row.append(_told(base, answers.get(base.reference)))
         rows.append([*row, ", ".join(base.images) or base.kind])
     show.table(headings, rows, right=frozenset({"AGE"}))
+
+
+def words(base: RegistryBase) -> tuple[str, str]:
+    """A base, and what builds take of it."""
+    pin = _short(base.digest) if base.digest else str(base.kind)
+    if base.kind is Kind.IN_DOCKERFILE:
+        pin += f" ({base.kind})"
+    return base.reference.partition("@")[0], pin
 
 
 def _told(base: RegistryBase, answer: str | RcError | None) -> str:
@@ -312,11 +317,11 @@ def _short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:_SHORT]
 
 
-def _age(iso: str) -> str:
-    """How long ago a time was, for people."""
+def age(iso: str, now: datetime | None = None) -> str:
+    """How long ago a time was, for people; empty for none."""
     if not iso:
         return ""
-    age_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(iso)).total_seconds())
+    age_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(iso)).total_seconds())
     for unit, length_s in (("days", 86400), ("h", 3600)):
         if age_s >= 2 * length_s:
             return f"{age_s / length_s:.0f} {unit}"

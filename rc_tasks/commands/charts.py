@@ -1,4 +1,4 @@
-"""The geometry of the report's pictures: the timeline of a run, and small lines in a table."""
+"""The geometry of the report's timeline of a run."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,9 +16,6 @@ _STEPS_S = (
     *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
     *(3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800),
 )
-SPARK_WIDTH, SPARK_HEIGHT = 64, 16
-# Of a value, what a line has to move to be seen to move.
-_LEAST_SPAN = 0.1
 NOT_STARTED = "not started"
 
 
@@ -94,21 +91,6 @@ def timeline(tries: Sequence[Entry]) -> Timeline:
         lanes.append(Lane(node, y, bottom, tuple(bars)))
         y = bottom
     return Timeline(begin, end, y, tuple(lanes), tuple(_ticks(begin, span_s)))
-
-
-def spark(values: Sequence[float]) -> str:
-    """The points of a line through the values, each as far from the next; empty for fewer than two."""
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    span = max(high - low, _LEAST_SPAN * high) or 1.0
-    middle = (low + high) / 2
-    room = SPARK_HEIGHT - 4
-    return " ".join(
-        f"{2 + round(number * (SPARK_WIDTH - 4) / (len(values) - 1))},"
-        f"{round(SPARK_HEIGHT / 2 - (value - middle) / span * room, 1):g}"
-        for number, value in enumerate(values)
-    )
 
 
 def _free(tracks: list[datetime], entry: Entry) -> int:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -107,11 +107,22 @@ def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
 def lines(changes: Changes) -> Iterator[str]:
     """What is different, for people; lines of the Dockerfile's diff stand behind two blanks."""
     old, new = changes.old, changes.new
-    yield f"{new.name}: {_build(old)} → {_build(new)}"
+    yield f"{new.name}: {between(changes)}"
     if old.image_id == new.image_id:
         yield "it is the same image"
         return
-    told = list(_recipe(changes))
+    yield from differences(changes)
+
+
+def between(changes: Changes) -> str:
+    """Which builds are compared."""
+    return f"{_build(changes.old)} → {_build(changes.new)}"
+
+
+def differences(changes: Changes, most: int | None = None) -> Iterator[str]:
+    """What is different; at most so many packages, and lines of the Dockerfile."""
+    old, new = changes.old, changes.new
+    told = list(_recipe(changes, most))
     if not changes.from_origins:
         yield "recipe      not known: one of them was built before Dockerfiles were kept"
     elif not told:
@@ -125,10 +136,10 @@ def lines(changes: Changes) -> Iterator[str]:
     counts = Counter(change.how for change in changes.packages)
     summary = ", ".join(f"{counts[how]} {how}" for how in How if counts[how])
     yield f"packages    {summary or 'the same'}"
-    yield from _packages(changes.packages)
+    yield from _packages(changes.packages, most)
 
 
-def _recipe(changes: Changes) -> Iterator[str]:
+def _recipe(changes: Changes, most: int | None) -> Iterator[str]:
     for base, values in changes.bases.items():
         yield f"base        {base}: {_values(values, 'no base')}"
     if changes.target is not None:
@@ -142,23 +153,31 @@ def _recipe(changes: Changes) -> Iterator[str]:
         yield f"{'':12}and {len(files) - _MOST_FILES} more files"
     if changes.dockerfile:
         yield "Dockerfile"
-        for line in changes.dockerfile:
+        for line in changes.dockerfile[:most]:
             yield f"  {line}"
+        yield from _more(changes.dockerfile, most)
 
 
-def _packages(changes: tuple[PackageChange, ...]) -> Iterator[str]:
+def _packages(changes: tuple[PackageChange, ...], most: int | None) -> Iterator[str]:
     by_place: dict[tuple[Kind, str], list[PackageChange]] = {}
     for change in changes:
         by_place.setdefault((change.package.kind, change.package.place), []).append(change)
-    for (kind, place), found in by_place.items():
+    room = max(1, most // max(1, len(by_place))) if most is not None else None
+    for (kind, place), found in list(by_place.items())[:most]:
         yield ""
         yield f"{kind}{'' if place == '/' else f' in {place}'}"
-        width = max(len(change.package.name) for change in found)
-        for how in How:
-            for change in found:
-                if change.how is how:
-                    name = change.package.name.ljust(width)
-                    yield f"  {how:10}  {name}  {_versions(change)}"
+        ways = list(How)
+        shown = sorted(found, key=lambda change: ways.index(change.how))[:room]
+        width = max(len(change.package.name) for change in shown)
+        for change in shown:
+            yield f"  {change.how:10}  {change.package.name.ljust(width)}  {_versions(change)}"
+        yield from _more(found, room)
+    yield from _more(list(by_place), most, " places")
+
+
+def _more(all_of_them: Sequence[object], most: int | None, what: str = "") -> Iterator[str]:
+    if most is not None and len(all_of_them) > most:
+        yield f"  … and {len(all_of_them) - most} more{what}"
 
 
 def _versions(change: PackageChange) -> str:

@@ -209,11 +209,11 @@ def label(node: Node) -> str:
 def _box(layout: _Layout, node: Node) -> str:
     point = node.name, layout.level[node.name]
     x, y, width = layout.x[point[1]], layout.y[point] - _BOX / 2, layout.boxes[node.name]
-    word = printable(node.state or node.kind)
+    kind, word = printable(node.state or node.kind), printable(node.words)
     # The browser shows it when the mouse rests on the box.
     told = "\n".join([f"{printable(node.name)}: {word}", *map(printable, node.reasons)])
     return (
-        f"<g class={quoteattr(f'{node.kind} {word}')}><title>{escape(told)}</title>"
+        f"<g class={quoteattr(f'{node.kind} {kind}')}><title>{escape(told)}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOX}" rx="5"/>'
         f'<text x="{x + _PADDING:.1f}" y="{y + 16:.1f}">{escape(label(node))}</text>'
         f'<text class="word" x="{x + _PADDING:.1f}" y="{y + 30:.1f}">{escape(word)}</text></g>'
@@ -293,7 +293,7 @@ def _places(column: Sequence[_Point]) -> dict[_Point, int]:
 
 
 def _width(node: Node) -> float:
-    word = _SMALL_LETTER * len(node.state or node.kind)
+    word = _SMALL_LETTER * len(node.words)
     return 2 * _PADDING + max(_LETTER * _cells(label(node)), word)
 
 

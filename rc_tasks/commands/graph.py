@@ -69,7 +69,10 @@ def judged(opened: Session, names: list[str]) -> Picture:
     """The picture around these images, with their states."""
     graph = opened.checkout.graph
     statuses = [opened.judge.image(name) for name in around(graph, names)]
-    return picture(graph, {status.name: (status.state, status.reasons) for status in statuses})
+    rolled_back = opened.judge.rolled_back
+    return picture(
+        graph, {each.name: (each.state, each.reasons, rolled_back(each.name)) for each in statuses}
+    )
 
 
 def print_tree(shown: Picture, out: TextIO) -> None:
@@ -105,6 +108,7 @@ def as_json(shown: Picture) -> str:
                 "kind": node.kind,
                 "state": node.state or None,
                 "reasons": list(node.reasons),
+                "rolled_back": node.rolled_back,
                 "bases": shown.bases(node.name),
                 "aliases": aliases.get(node.name, []),
             }
@@ -121,7 +125,7 @@ def as_dot(shown: Picture) -> str:
     lines = ['node [shape=box, style="filled,rounded", fontname="monospace"]']
     for node in shown.nodes:
         colours = COLOURS.get(node.state, PLAIN)
-        text = rf"{_dot_text(label(node))}\n{_dot_text(node.state or node.kind)}"
+        text = rf"{_dot_text(label(node))}\n{_dot_text(node.words)}"
         looks = "" if node.kind is Kind.IMAGE else ', style="filled,rounded,dashed"'
         lines.append(
             f'n{numbers[node.name]} [label="{text}", tooltip="{_dot_text(show.printable(node.name))}",'
@@ -143,7 +147,7 @@ def as_mermaid(shown: Picture) -> str:
     numbers = {node.name: number for number, node in enumerate(shown.nodes)}
     lines = []
     for node in shown.nodes:
-        text = f"{_mermaid_text(label(node))}<br/>{_mermaid_text(node.state or node.kind)}"
+        text = f"{_mermaid_text(label(node))}<br/>{_mermaid_text(node.words)}"
         lines.append(f'n{numbers[node.name]}["{text}"]:::{node.state or node.kind}')
     arrows = {Link.BASE: "-->", Link.CIRCULAR: "-. circular .->", Link.ALIAS: "-.-"}
     for edge in shown.edges:
@@ -174,7 +178,7 @@ def _words(row: Row, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, st
             yield " (a circle)", _STYLES[State.FAILED]
         return
     yield f"{name}  ", ""
-    yield node.state or node.kind, _STYLES.get(node.state, "dim")
+    yield node.words, _STYLES.get(node.state, "dim")
     if node.name in aliases:
         named = ", ".join(map(show.printable, aliases[node.name]))
         yield f"  {'alias' if len(aliases[node.name]) == 1 else 'aliases'} {named}", "dim"

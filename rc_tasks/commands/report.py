@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
+from rc_tasks.commands import bases, details, show
 from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.commands.charts import SPARK_HEIGHT, SPARK_WIDTH, spark, timeline
+from rc_tasks.commands.charts import timeline
 from rc_tasks.commands.drawing import colours, style, svg
 from rc_tasks.commands.log import readable
 from rc_tasks.engine.session import Session
@@ -27,7 +27,6 @@ from rc_tasks.model.picture import Kind, Link
 from rc_tasks.state.checkout import GENERATED
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.overview import Built, Image, Overview, overview
-from rc_tasks.state.records import Step
 from rc_tasks.state.status import State
 
 USUAL = f"{GENERATED}/report.html"
@@ -103,12 +102,11 @@ def render(shown: Overview, root: Path) -> str:
         "run": timeline(shown.tries) if shown.tries else None,
         "outcomes": list(Counter(str(entry.outcome) for entry in shown.tries).items()),
         "graph": _safe(svg(shown.picture, _links(shown))),
-        "spark_size": (SPARK_WIDTH, SPARK_HEIGHT),
         "policy": f"default-src 'none'; style-src {style_hash}; script-src {script_hash};"
         " base-uri 'none'; form-action 'none'",
         "style": style_element,
         "script": script,
-        "data": _safe(in_script(_data(shown, images))),
+        "data": _safe(in_script(details.data(shown, images))),
     }
     return template.fill_page(_template(root, TEMPLATE), TEMPLATE, values, _FILTERS, RcError)
 
@@ -116,44 +114,6 @@ def render(shown: Overview, root: Path) -> str:
 def in_script(value: object) -> str:
     """JSON that may stand in a script element."""
     return json.dumps(value, separators=(",", ":")).translate(_IN_SCRIPTS)
-
-
-def _data(shown: Overview, images: Sequence[Image]) -> dict[str, object]:
-    """What the page's program needs beside the table: what it shows of an image on demand.
-
-    Most EDFs have most lines in common, so each is told as the numbers of its lines.
-    """
-    lines: dict[str, int] = {}
-    return {
-        "root": str(shown.root),
-        "images": [
-            {
-                "edf": [lines.setdefault(line, len(lines)) for line in image.edf_text.split("\n")],
-                "runs": [_run(built) for built in image.built],
-            }
-            for image in images
-        ],
-        "lines": list(lines),
-    }
-
-
-def _run(built: Built) -> list[object]:
-    """When, as our own clock shows it, in seconds; seconds of podman and enroot; bytes; if it failed."""
-    began = built.began.astimezone()
-    offset = began.utcoffset()
-    durations = dict(built.durations_s)
-    return [
-        round(began.timestamp() + (offset.total_seconds() if offset else 0)),
-        *(_rounded(durations.get(step)) for step in (Step.PODMAN, Step.ENROOT)),
-        built.size_bytes,
-        int(built.failed),
-    ]
-
-
-def _rounded(duration_s: float | None) -> float | None:
-    if duration_s is None:
-        return None
-    return round(duration_s, 1) if duration_s < 10 else round(duration_s)
 
 
 def _links(shown: Overview) -> dict[str, str]:
@@ -210,12 +170,6 @@ def _name(name: str) -> Any:
     return _safe("<wbr>").join(re.split(r"(?<=[/:@-])", show.printable(name)))
 
 
-def _sparkline(image: Image, value: str) -> str:
-    """The points of an image's past durations or sizes."""
-    found = [getattr(built, value) for built in image.built if built.durations_s]
-    return spark([each for each in found if each is not None])
-
-
 def _local(time: datetime, form: str) -> str:
     return time.astimezone().strftime(form)
 
@@ -244,7 +198,9 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "row_id": _row_id,
     "row_link": lambda name: f"#{quote(_row_id(name))}",
     "short": lambda commit: commit[:_SHORT_ID],
-    "sparkline": _sparkline,
+    "pin": lambda base: bases.words(base)[1],
+    "base_name": lambda base: _name(bases.words(base)[0]),
+    "pinned": details.pinned,
     "last": _last,
     "lines": lambda text: [show.printable(line) for line in text.split("\n")],
 }

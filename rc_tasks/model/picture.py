@@ -28,12 +28,21 @@ class Link(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A name in the picture; only images have a state, a word as in `doit list`, and reasons for it."""
+    """A name in the picture; only images have a state, a word as in `doit list`, and reasons for it.
+
+    `rolled_back`: an older image is published in place of the newest.
+    """
 
     name: str
     kind: Kind
     state: str = ""
     reasons: tuple[str, ...] = ()
+    rolled_back: bool = False
+
+    @property
+    def words(self) -> str:
+        """What stands below its name."""
+        return f"{self.state or self.kind}{', rolled back' if self.rolled_back else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +98,8 @@ def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
     return [name for name in (*graph.images, *graph.broken) if name in wanted]
 
 
-def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...]]]) -> Picture:
-    """The picture of the images in `states`, which gives the state of each and the reasons for it."""
+def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> Picture:
+    """The picture of the images in `states`: the state of each, why, and whether it is rolled back."""
     nodes = {name: Node(name, Kind.IMAGE, *state) for name, state in states.items()}
     edges = []
     for name in sorted(states):

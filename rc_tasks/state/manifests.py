@@ -117,6 +117,29 @@ def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
     return tuple(sorted(newest, key=lambda build: not build.present))
 
 
+def kept(checkout: Checkout, name: str) -> list[Path]:
+    """The files of this checkout's manifests: of the present image, then as written, the newest first.
+
+    None at all when there is none of the present image.
+    """
+    found = []
+    for path in _directory(checkout, name).glob(f"*{_SUFFIX}"):
+        if not path.name.endswith(_ORIGIN):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path))
+    present = present_id(checkout, name)
+    newest = [path for _, path in sorted(found, reverse=True)]
+    newest.sort(key=lambda path: path.stem != present)
+    return newest if newest and newest[0].stem == present else []
+
+
+def origin_of(manifest: Path) -> Origin | None:
+    """The origin that belongs to the file of a manifest."""
+    with contextlib.suppress(OSError):
+        return parse_origin((manifest.parent / f"{manifest.stem}{_ORIGIN}").read_bytes())
+    return None
+
+
 def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:
     for file, text in files.items():
         if file.endswith(_ORIGIN) or not file.endswith(_SUFFIX):

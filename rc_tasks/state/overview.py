@@ -1,5 +1,6 @@
 """A checkout at one moment, as values: images, past runs, what failed. `doit report` shows them."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,10 +12,12 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.picture import Picture, picture
 from rc_tasks.model.project import EDF
 from rc_tasks.state import history, logs
+from rc_tasks.state.bases import RegistryBase, registry_bases
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.inside import Inside, inside
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Step
+from rc_tasks.state.records import Passed, Step
 from rc_tasks.state.status import ImageStatus, State
 from rc_tasks.tools import git
 
@@ -50,6 +53,8 @@ class Image:
 
     `commit` is that of the build, `bases` are local and registry ones, `built` are the runs that had
     work with it, the oldest first. `edf` is relative to the checkout and empty when there is no file.
+    `smoke` has the tests that the published image passed. `instead_of` is the image ID in place of which
+    it was put back, empty for one that was not.
     """
 
     name: str
@@ -64,6 +69,9 @@ class Image:
     edf: str = ""
     edf_text: str = ""
     built: tuple[Built, ...] = ()
+    smoke: tuple[Passed, ...] = ()
+    instead_of: str = ""
+    inside: Inside | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,7 @@ class Overview:
     picture: Picture = field(default_factory=lambda: Picture((), ()))
     tries: tuple[Entry, ...] = ()
     failures: tuple[Failed, ...] = ()
+    bases: tuple[RegistryBase, ...] = ()
     problems: tuple[str, ...] = ()
     branch: str = ""
     commit: str = ""
@@ -110,15 +119,19 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
     past = list(history.entries(checkout.history))
     last = tuple(entry for entry in reversed(past) if entry.run == past[0].run)
     built = by_image(past)
-    shown = picture(graph, {status.name: (status.state, status.reasons) for status in statuses})
+    states = {each.name: (each.state, each.reasons, judge.rolled_back(each.name)) for each in statuses}
     head, changes = _git(checkout.root)
     return Overview(
         root=checkout.root,
         made_at=datetime.now().astimezone(),
-        images=tuple(_image(checkout, status, built.get(status.name, ())) for status in statuses),
-        picture=shown,
+        images=tuple(
+            _image(checkout, status, built.get(status.name, ()), rolled_back=states[status.name][2])
+            for status in statuses
+        ),
+        picture=picture(graph, states),
         tries=last,
         failures=tuple(_failures(checkout, statuses, last)),
+        bases=_bases(checkout),
         problems=tuple(map(str, graph.problems)),
         branch=head.branch,
         commit=head.commit,
@@ -174,7 +187,9 @@ def _moved(time: datetime, seconds: float) -> datetime:
         return time
 
 
-def _image(checkout: Checkout, status: ImageStatus, built: tuple[Built, ...]) -> Image:
+def _image(
+    checkout: Checkout, status: ImageStatus, built: tuple[Built, ...], *, rolled_back: bool
+) -> Image:
     graph, name = checkout.graph, status.name
     node = graph.images.get(name) or graph.circular.get(name)
     aliases = tuple(alias for alias, target in graph.aliases.items() if target == name)
@@ -182,6 +197,7 @@ def _image(checkout: Checkout, status: ImageStatus, built: tuple[Built, ...]) ->
         return Image(name, status.state, status.reasons, aliases=aliases, built=built)
     podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))
     edf = _text(node.project.edf)
+    instead_of = enroot.instead_of if enroot and rolled_back else ""
     return Image(
         name,
         status.state,
@@ -195,7 +211,23 @@ def _image(checkout: Checkout, status: ImageStatus, built: tuple[Built, ...]) ->
         edf=node.project.shown(EDF) if edf is not None else "",
         edf_text=edf or "",
         built=built,
+        smoke=tuple(filter(_plausible, enroot.smoke)) if enroot else (),
+        instead_of=instead_of,
+        inside=inside(checkout, name, instead_of),
     )
+
+
+def _plausible(test: Passed) -> bool:
+    """Whether what a file says of a test can be shown: of types nothing is certain."""
+    return all(isinstance(word, str) for word in test.argv) and math.isfinite(test.duration_s)
+
+
+def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:
+    # What is wrong with the pins stands as the reason of every image that needs one.
+    try:
+        return registry_bases(checkout.graph, checkout.pins.read())
+    except RcError:
+        return ()
 
 
 def _failures(

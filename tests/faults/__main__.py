@@ -7,6 +7,7 @@ can run side by side; `--verbose` shows all that was wrong.
 
 import argparse
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -96,7 +97,11 @@ def _numbers(found: list[Result]) -> str:
 
 def _told(case: Case, here: Ground, verbose: bool) -> Result:
     began = time.monotonic()
-    result = inject(case, here)
+    try:
+        result = inject(case, here)
+    except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError) as error:
+        # What cannot even be looked at is wrong, and the others still have to be tried.
+        result = Result(wrong=[repr(error)])
     word = "good" if result.good else "NOT GOOD"
     took_s = time.monotonic() - began
     print(f"{case.name}: {word} (exit {result.status}, {took_s:.1f} s)", file=sys.stderr, flush=True)

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.commands.report import render
+from rc_tasks.state.overview import Built, Image, Overview
+from rc_tasks.state.records import Step
+from rc_tasks.state.status import State
 from tests.support.browser import Browser, running_browser
 from tests.support.checkouts import SOURCE
-from tests.support.overviews import crowd, team
+from tests.support.overviews import NIGHT, crowd, team
 
 NAMES = (
     "[...document.querySelectorAll('#table tbody tr:not(.more):not([hidden])')]"
@@ -141,6 +145,85 @@ def test_a_row_opens_to_charts_with_units_and_the_edf(page: Browser) -> None:
     assert not page.run("document.querySelector('tr.more').checkVisibility()")
 
 
+def test_an_opened_row_says_what_is_inside_and_what_was_changed(page: Browser) -> None:
+    page.run("document.querySelectorAll('.open')[6].click()")
+    facts = page.run(
+        "[...document.querySelectorAll('.details dl > *')].map(e => `${e.localName} ${e.textContent}`)"
+    )
+    assert facts[:7] == [
+        "dt System",
+        "dd Ubuntu 24.04.1 LTS",
+        "dt Packages",
+        "dd 712 dpkg, 298 python",
+        "dt Largest",
+        "dd /usr 15.8 GB, /opt 4.9 GB, /root 10 kB",
+        "dt Smoke test",
+    ]
+    assert facts[8].startswith("dd nvcc --version passed"), "two tests have one heading"
+    assert facts[-1].startswith("dd nvcr.io/nvidia/pytorch:25.01-py3: ")
+    changed = page.run("document.querySelector('.changed pre').textContent").split("\n")
+    assert changed[0].startswith("base        nvcr.io/nvidia/pytorch:25.01-py3: sha256:")
+    assert "  COPY train.sh /" not in changed and "   COPY train.sh /" in changed
+    packages = [line for line in changed[changed.index("dpkg") :] if line.startswith("  ")]
+    assert 0 < len([line for line in packages if "…" not in line]) <= 12
+    assert page.run("document.querySelector('.changed h3 span').textContent").count(" of 2026-11-") == 2
+    # One that was never built has nothing of this, and no heading for it.
+    page.run("document.querySelectorAll('tr.more').forEach(row => row.remove())")
+    page.run("[...document.querySelectorAll('.open')].find(b => b.textContent === 'viewer').click()")
+    assert page.run("document.querySelectorAll('.details .changed').length") == 0
+    assert page.run("[...document.querySelectorAll('.details dt')].map(e => e.textContent)") == [
+        "Registry base"
+    ]
+
+
+def test_small_lines_rise_with_their_values(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "sparks.html"
+    sizes = {"rising": [1e9, 2e9, 1.5e9], "noise": [1e9, 1.001e9], "once": [1e9], "nothing": [0, 0, 0]}
+    images = tuple(
+        Image(
+            name,
+            State.FRESH,
+            size_bytes=1,
+            built=tuple(built(day, size) for day, size in enumerate(found)),
+        )
+        for name, found in sizes.items()
+    )
+    path.write_text(render(Overview(Path("/imgs"), NIGHT, images), SOURCE))
+    browser.open(path.as_uri())
+
+    def heights(name: str) -> list[float]:
+        row = f"document.getElementById('image:{name}')"
+        points = browser.run(f"{row}.querySelector('.size polyline')?.getAttribute('points') ?? ''")
+        return [float(point.split(",")[1]) for point in points.split()]
+
+    low, high, middle = heights("rising")
+    assert low > middle > high, "down is up in SVG"
+    assert abs(heights("noise")[0] - heights("noise")[1]) < 1, "noise is no change"
+    assert heights("once") == []
+    assert len(heights("nothing")) == 3
+    browser.run("document.querySelector('.open').click()")
+    texts = browser.run("[...document.querySelectorAll('.chart text')].map(t => t.textContent)")
+    assert {"21 Nov", "1 min 0 s"} <= set(texts), "as precise as before they were packed"
+    assert browser.complaints == []
+
+
+def built(day: int, size: float) -> Built:
+    began = (NIGHT + timedelta(days=day)).astimezone()
+    return Built(str(day), began, ((Step.PODMAN, 60.0), (Step.ENROOT, 6.25)), round(size))
+
+
+def test_the_registry_bases_lead_to_their_images(page: Browser) -> None:
+    rows = page.run("[...document.querySelectorAll('#bases tbody tr')].map(r => r.innerText)")
+    assert [row.split("\t")[0] for row in rows] == [
+        "docker.io/library/debian:12",
+        "docker.io/vllm/vllm-openai:v0.8.4",
+        "nvcr.io/nvidia/pytorch:25.01-py3",
+    ]
+    assert rows[2].endswith("reasoning_base, megatron:core-0.11 and 6 built on them")
+    page.click("#bases a")
+    page.until(f"{FOCUS} === 'data-tools:3'")
+
+
 def test_it_copies_and_says_how_where_it_may_not(page: Browser) -> None:
     path = "/capstor/store/cscs/swissai/a06/reasoning/imgs/projects/data-tools:3/env.toml"
     page.allow("clipboard-write", "granted")
@@ -195,6 +278,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_texts_can_be_read_in_the_light_and_in_the_dark(page: Browser, dark: bool) -> None:
     page.media(dark=dark)
+    page.run("document.querySelectorAll('.open')[6].click()")
     background = page.run("getComputedStyle(document.body).backgroundColor")
     assert (luminance(background) < 0.1) == dark
     found: list[tuple[str, str, str]] = page.run(COLOURS)
@@ -224,8 +308,8 @@ def test_screen_readers_get_a_table_with_its_names(page: Browser) -> None:
     page.size(390, 844)
     found = page.accessible()
     roles = [role for role, _ in found]
-    assert roles.count("rowheader") == 11, "cards on a phone are still rows"
-    assert roles.count("columnheader") == 9, "what is not shown there is not told either"
+    assert roles.count("rowheader") == 11 + 3, "cards on a phone are still rows"
+    assert roles.count("columnheader") == 9 + 4, "what is not shown there is not told either"
     assert ("button", "Copy path of data-tools:3") in found
     assert ("searchbox", "Filter by name, state, reason, base, alias or commit") in found
     assert ("button", "3 stale") in found
@@ -261,5 +345,7 @@ def test_500_images_are_a_small_page_that_is_there_soon(browser: Browser, tmp_pa
     sizes = [int(size) for size in browser.run(SIZES)]
     assert len(sizes) == 500
     assert sizes == sorted(sizes)
+    browser.run("[...document.querySelectorAll('.open')].at(-1).click()")
+    assert browser.run("document.querySelector('.changed pre').textContent")
     assert browser.complaints == []
     assert json.loads(browser.run("document.getElementById('data').textContent"))["root"] == "/imgs"

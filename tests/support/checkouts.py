@@ -1,9 +1,13 @@
 """Checkouts for tests: written file by file, and made to look built without building."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from rc_tasks.engine.session import session
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.digests import content_digest, sample_digest
 from rc_tasks.state.environment import edf_inputs
@@ -30,6 +34,19 @@ def write_checkout(root: Path, files: Mapping[str, str], settings: str = "") -> 
             path.write_text(text)
             path.chmod(0o755 if text.startswith("#!") else 0o644)
     return root
+
+
+@contextmanager
+def entered(
+    root: Path, files: Mapping[str, str], built: Iterable[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A checkout in which commands run as in a process of their own, with some images built."""
+    made = write_checkout(root, files)
+    pretend_built(made, built)
+    monkeypatch.chdir(made)
+    session.cache_clear()
+    yield made
+    session.cache_clear()
 
 
 def pretend_built(root: Path, names: Iterable[str] | None = None) -> None:

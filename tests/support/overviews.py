@@ -6,13 +6,21 @@
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+from rc_tasks.model.changes import compared
+from rc_tasks.model.manifest import Contents, Distribution, Manifest, Origin, Package
+from rc_tasks.model.manifest import Kind as Keeper
 from rc_tasks.model.picture import Edge, Kind, Link, Node, Picture
+from rc_tasks.model.pin import Pin
+from rc_tasks.state.bases import Kind as How
+from rc_tasks.state.bases import RegistryBase
 from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.inside import Inside
 from rc_tasks.state.overview import Failed, Image, Overview, by_image
-from rc_tasks.state.records import Step
+from rc_tasks.state.records import Passed, Step
 from rc_tasks.state.status import State
 
 NIGHT = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
@@ -80,6 +88,12 @@ TEAM: tuple[tuple[str, tuple[str, ...], State, tuple[str, ...], float], ...] = (
     ("data-tools:3", ("docker.io/library/debian:12",), State.FRESH, (), 412e6),
     ("viewer", ("data-tools:3",), State.MISSING, ("never built",), 0),
 )
+SITE = "/usr/local/lib/python3.12/dist-packages"
+UBUNTU = Distribution("ubuntu", "24.04", "Ubuntu 24.04.1 LTS")
+TESTS = (
+    Passed(("python", "-c", "import torch; print(torch.__version__)"), "pyxis", 6.4),
+    Passed(("nvcc", "--version"), "pyxis", 0.8),
+)
 ALIASES = {"reasoning:latest": "reasoning:2025.1", "vllm:latest": "vllm:0.8.4"}
 
 
@@ -133,6 +147,72 @@ def crowd(count: int = 500, runs: int = 20, root: Path = Path("/imgs")) -> Overv
     return _overview(root, rows, aliases, entries, failures)
 
 
+def inside_of(name: str, size: float, random: Random, most: int = 40) -> Inside:
+    """A manifest's summary, after a rebuild that changed up to so many packages."""
+    dpkgs, pythons = random.sample(range(900), most // 2), random.sample(range(400), most // 2)
+
+    def build(number: int) -> Manifest:
+        packages = [
+            Package(
+                Keeper.DPKG,
+                f"libsomething{at}-dev",
+                f"{at}.4.{number + at % 2}-2ubuntu{at % 7}",
+                "/",
+                "arm64",
+            )
+            for at in dpkgs[: random.randint(1, most // 2)]
+        ]
+        packages += [
+            Package(Keeper.PYTHON, f"some-package-{at}", f"{at % 9}.{number}.{at % 5}", SITE)
+            for at in pythons[: random.randint(1, most // 2)]
+        ]
+        sizes = {
+            "/usr": round(size * 1.6) + number * 21_300_000,
+            "/opt": round(size / 2),
+            "/root": 5_120 * number,
+        }
+        instruction = f"RUN pip install some-package-{pythons[0]}=={number}.0"
+        return Manifest(
+            name,
+            f"{random.getrandbits(256):064x}",
+            "arm64",
+            (NIGHT + timedelta(days=number - 2)).isoformat(),
+            round(size * (1 + number / 90)),
+            round(size * 2.2),
+            Contents(UBUNTU, tuple(packages), sizes, 91_000),
+            Origin(
+                f"FROM {PYTORCH}\nWORKDIR /workspace\n{instruction}\nCOPY train.sh /\n", {}, "",
+                {PYTORCH: f"sha256:{sha256(bytes(number)).hexdigest()}"}, {"train.sh": str(number)},
+                NIGHT.isoformat(), "ada", "nid006400", COMMIT,
+            ),
+        )  # fmt: skip
+
+    changes = compared(build(1), build(2))
+    counts = {Keeper.DPKG: 712, Keeper.PYTHON: 298}
+    largest = sorted(changes.new.contents.sizes_bytes.items(), key=lambda each: -each[1])
+    return Inside(changes.new.contents.distribution.title, counts, tuple(largest), changes)
+
+
+def _registry_bases(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[RegistryBase, ...]:
+    """The bases that are no images, each pinned."""
+    images = dict(rows)
+    found = []
+    for number, base in enumerate(
+        sorted({each for bases in images.values() for each in bases} - {*images})
+    ):
+        users = tuple(name for name, bases in images.items() if base in bases)
+        reached = set(users)
+        above = []
+        for name, bases in images.items():
+            if name not in reached and reached.intersection(bases):
+                reached.add(name)
+                above.append(name)
+        digest = sha256(base.encode()).hexdigest()
+        pin = Pin(f"sha256:{digest}", (NIGHT - timedelta(days=9 * number + 4)).isoformat())
+        found.append(RegistryBase(base, How.PINNED, pin, users, tuple(above)))
+    return tuple(found)
+
+
 def _overview(
     root: Path,
     rows: Iterable[tuple[str, tuple[str, ...], State, tuple[str, ...], float]],
@@ -140,13 +220,12 @@ def _overview(
     entries: list[Entry],
     failures: tuple[Failed, ...],
 ) -> Overview:
-    rows = list(rows)
+    rows, random = list(rows), Random(7)
     newest = sorted(entries, key=lambda entry: entry.began, reverse=True)
     built = by_image(newest)
-    names = {name for name, *_ in rows}
     nodes = [Node(name, Kind.IMAGE, state, reasons) for name, _, state, reasons, _ in rows]
-    bases = sorted({base for _, each, *_ in rows for base in each} - names)
-    nodes += [Node(base, Kind.REGISTRY) for base in bases]
+    bases = _registry_bases((name, each) for name, each, *_ in rows)
+    nodes += [Node(base.reference, Kind.REGISTRY) for base in bases]
     nodes += [Node(alias, Kind.ALIAS) for alias in aliases]
     edges = [Edge(base, name) for name, each, *_ in rows for base in each]
     edges += [Edge(target, alias, Link.ALIAS) for alias, target in aliases.items()]
@@ -164,6 +243,8 @@ def _overview(
             f"projects/{name}/env.toml" if size else "",
             EDF.format(name=name) if size else "",
             built.get(name, ()),
+            TESTS if size else (),
+            inside=inside_of(name, size, random) if size else None,
         )
         for name, each, state, reasons, size in rows
     )
@@ -175,6 +256,7 @@ def _overview(
         Picture(tuple(sorted(nodes, key=lambda node: node.name)), tuple(edges)),
         last,
         failures,
+        bases,
         (),
         "main",
         COMMIT,

@@ -17,7 +17,7 @@ from rc_tasks.commands.drawing import svg
 from rc_tasks.commands.graph import Graph, as_dot, as_json, as_mermaid, print_tree
 from rc_tasks.engine.session import session
 from rc_tasks.model.picture import Edge, Kind, Link, Node, Picture, levels, tree
-from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.checkouts import entered
 
 SVG = "{http://www.w3.org/2000/svg}"
 FILES = {
@@ -51,19 +51,10 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    session.cache_clear()
-    yield
-    session.cache_clear()
-
-
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = write_checkout(tmp_path / "imgs", FILES)
-    pretend_built(made, ["base:1", "tools"])
-    monkeypatch.chdir(made)
-    return made
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with entered(tmp_path / "imgs", FILES, ["base:1", "tools"], monkeypatch) as made:
+        yield made
 
 
 def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -135,6 +126,7 @@ def test_json_has_the_keys_of_the_listing(root: Path, capsys: pytest.CaptureFixt
         "kind": "image",
         "state": "missing",
         "reasons": ["never built"],
+        "rolled_back": False,
         "bases": ["base:1", "tools"],
         "aliases": [],
     }
@@ -175,11 +167,11 @@ def test_dot_and_mermaid(root: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_an_empty_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(write_checkout(tmp_path, {}))
-    assert ran(capsys).startswith("there are no images yet")
-    assert json.loads(ran(capsys, "--format", "json")) == {"nodes": [], "edges": []}
-    ElementTree.fromstring(ran(capsys, "--format", "svg"))
-    assert ran(capsys, "--format", "mermaid") == "flowchart LR\n"
+    with entered(tmp_path, {}, [], monkeypatch):
+        assert ran(capsys).startswith("there are no images yet")
+        assert json.loads(ran(capsys, "--format", "json")) == {"nodes": [], "edges": []}
+        ElementTree.fromstring(ran(capsys, "--format", "svg"))
+        assert ran(capsys, "--format", "mermaid") == "flowchart LR\n"
 
 
 def test_what_cannot_be_shown_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,10 +190,9 @@ def test_an_alias_of_no_image_is_a_base_that_nothing_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"projects/app/Dockerfile": "FROM old:latest\n", "projects/old:latest": "-> old:1"}
-    made = write_checkout(tmp_path, files)
-    (made / "projects/old:1/tmp").mkdir(parents=True)
-    monkeypatch.chdir(made)
-    assert ran(capsys) == "old:1  unknown\n└─ app  failed\nold:latest  failed\n"
+    with entered(tmp_path, files, [], monkeypatch) as made:
+        (made / "projects/old:1/tmp").mkdir(parents=True)
+        assert ran(capsys) == "old:1  unknown\n└─ app  failed\nold:latest  failed\n"
 
 
 def test_the_svg_is_one_that_screen_readers_and_dark_pages_can_use(

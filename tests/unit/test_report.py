@@ -12,18 +12,27 @@ from pathlib import Path
 import pytest
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands.charts import NOT_STARTED, spark, timeline
+from rc_tasks.commands import details
+from rc_tasks.commands.charts import NOT_STARTED, timeline
 from rc_tasks.commands.report import Report, in_script, render, write
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
+from rc_tasks.model.changes import compared
+from rc_tasks.model.manifest import Contents, Distribution, Manifest, Origin, Package, document
+from rc_tasks.model.manifest import Kind as Keeper
 from rc_tasks.model.picture import Edge, Kind, Link, Node, Picture
-from rc_tasks.state.checkout import open_checkout
+from rc_tasks.model.pin import Pin
+from rc_tasks.state import manifests
+from rc_tasks.state.bases import Kind as How
+from rc_tasks.state.bases import RegistryBase
+from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.history import Entry, Outcome, Run
+from rc_tasks.state.inside import Inside, inside
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.overview import Built, Failed, Image, Overview, overview
-from rc_tasks.state.records import Failure, Step
+from rc_tasks.state.records import Failure, Passed, Step
 from rc_tasks.state.status import State
-from tests.support.checkouts import SOURCE, pretend_built, write_checkout
+from tests.support.checkouts import SOURCE, entered
 from tests.support.overviews import team
 
 FILES = {
@@ -58,19 +67,10 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    session.cache_clear()
-    yield
-    session.cache_clear()
-
-
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = write_checkout(tmp_path / "im gs", FILES)
-    pretend_built(made, ["base:1"])
-    monkeypatch.chdir(made)
-    return made
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with entered(tmp_path / "im gs", FILES, ["base:1"], monkeypatch) as made:
+        yield made
 
 
 def gathered(root: Path) -> Overview:
@@ -226,6 +226,26 @@ def test_a_damaged_history_still_makes_a_page(root: Path, line: str) -> None:
     assert "Last run" in render(gathered(root), SOURCE)
 
 
+def manifest(number: int, *packages: Package, text: str = "usual") -> Manifest:
+    """A build of base:1; `text` stands wherever an image can have put one."""
+    contents = Contents(Distribution(text, text, text), packages, {text: 2000 + number, "/usr": 1000}, 7)
+    origin = Origin(
+        f"FROM {text}\nRUN {text}{number}\n", {text: f"{text}{number}"}, f"{text}{number}",
+        {text: f"{text}{number}"}, {text: f"{text}{number}"}, BEGIN.isoformat(), text, text, text,
+    )  # fmt: skip
+    published_at = (BEGIN + timedelta(days=number)).isoformat()
+    name, image_id = "base:1", f"{number:064x}"
+    return Manifest(name, image_id, "arm64", published_at, 100 + number, 900, contents, origin)
+
+
+def hostile_inside(text: str) -> Inside:
+    old, new = (
+        manifest(number, Package(keeper, text, f"{text}{number}", text), text=text)
+        for number, keeper in ((1, Keeper.PYTHON), (2, Keeper.PYTHON))
+    )
+    return Inside(text, {Keeper.DPKG: 3}, ((text, 1000),), compared(old, new))
+
+
 def hostile(text: str) -> Overview:
     """A page's worth of one text, wherever a file or a tool could have put it."""
     tries = tuple(
@@ -247,6 +267,9 @@ def hostile(text: str) -> Overview:
         text,
         text,
         (built, built),
+        (Passed((text, text), text, 1.0),),
+        text,
+        hostile_inside(text),
     )
     nodes = (Node(text, Kind.IMAGE, "failed", (text,)), Node(f"{text}2", Kind.ALIAS))
     picture = Picture(nodes, (Edge(text, f"{text}2", Link.ALIAS),))
@@ -256,8 +279,148 @@ def hostile(text: str) -> Overview:
     )
     return Overview(
         Path("/tmp") / text.replace("/", "_").replace("\x00", "_"),
-        BEGIN, (image,), picture, tries, failures, (text,), text, text, 3,
+        BEGIN, (image,), picture, tries, failures,
+        (RegistryBase(text, How.PINNED, Pin(text, BEGIN.isoformat()), (text, text), (text,)),),
+        (text,), text, text, 3,
     )  # fmt: skip
+
+
+def keep(root: Path, *found: Manifest) -> Checkout:
+    """Leave manifests as builds would have, the last of them of what is published."""
+    checkout = open_checkout(root, {})
+    published = checkout.records.get(Step.ENROOT, "base:1")
+    assert published is not None
+    for number, each in enumerate(found):
+        last = each is found[-1]
+        image_id = published.inputs["image"] if last else each.image_id
+        manifests.put(checkout, replace(each, image_id=image_id))
+        path = root / f".rc/manifests/base:1/{image_id}"
+        assert each.origin is not None
+        origin = {"name": each.name, "image_id": image_id, **document(each.origin)}
+        Path(f"{path}.origin.json").write_text(json.dumps(origin))
+        os.utime(f"{path}.json", (number, number))
+    return checkout
+
+
+def dpkg(name: str, version: str) -> Package:
+    return Package(Keeper.DPKG, name, version)
+
+
+SAME = tuple(dpkg(f"same{number}", "1") for number in range(50))
+
+
+def shown_of(root: Path, name: str = "base:1") -> tuple[dict[str, list[str]], list[str]]:
+    """The facts of an image by their names, and the lines of what changed."""
+    found = gathered(root)
+    (image,) = (each for each in found.images if each.name == name)
+    facts: dict[str, list[str]] = {}
+    for key, text in details.facts(image, found):
+        facts.setdefault(key, []).append(text)
+    return facts, list(details.changed(image))
+
+
+def test_an_image_tells_what_is_inside_and_what_its_last_rebuild_changed(root: Path) -> None:
+    twice = (dpkg("twice", "1"), dpkg("twice", "1"))
+    many = [dpkg(f"p{number:02}", "1") for number in range(42)]
+    keep(
+        root,
+        manifest(1, dpkg("older", "1")),
+        manifest(2, *SAME, *twice, dpkg("libc6", "2.36-9")),
+        manifest(3, *SAME, *many, twice[0], dpkg("libc6", "2.36-10")),
+    )
+    facts, (between, *lines) = shown_of(root)
+    assert facts["System"] == ["usual"]
+    assert facts["Packages"] == ["94 dpkg"]
+    assert facts["Largest"] == ["usual 2 kB, /usr 1 kB"]
+    assert between.startswith("000000000000 of 2026-11-23 ")
+    assert "  -RUN usual2" in lines
+    assert "  +RUN usual3" in lines
+    assert "packages    1 upgraded, 42 added, 1 removed" in lines
+    at = lines.index("dpkg")
+    assert lines[at + 1] == "  upgraded    libc6  2.36-9 → 2.36-10"
+    assert lines[at + 2] == "  added       p00    1"
+    assert lines[-1] == "  … and 32 more"
+    assert len(lines) - at == 14
+
+
+def test_a_summary_is_the_same_as_that_of_whole_manifests(root: Path) -> None:
+    old = manifest(1, *SAME, dpkg("a", "1"), dpkg("a", "2"), dpkg("b", "1"))
+    new = manifest(2, *SAME, dpkg("a", "2"), dpkg("a", "3"), dpkg("c", "1"), dpkg("c", "1"))
+    checkout = keep(root, old, new)
+    found = inside(checkout, "base:1")
+    assert found is not None and found.changes is not None
+    assert found.changes.packages == compared(old, new).packages
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("new", b"{"),
+        ("new", b'{"schema": 1}'),
+        ("new", b"[[[["),
+        ("old", b"null"),
+        ("old", b'{"contents": {"packages": [[]]}}'),
+        ("new", b"[" * 100_000),
+        ("old", b'{"contents": {"packages": [{"kind": {}}]}}'),
+        ("old", b"soon"),
+    ],
+)
+def test_a_damaged_manifest_leaves_the_page_whole(root: Path, file: str, damage: bytes) -> None:
+    checkout = keep(root, manifest(1, dpkg("a", "1")), manifest(2, dpkg("a", "2")))
+    present = manifests.present_id(checkout, "base:1")
+    image_id = present if file == "new" else f"{1:064x}"
+    path = root / f".rc/manifests/base:1/{image_id}.json"
+    if damage == b"soon":
+        damage = path.read_bytes().replace(b'"published_at":"2026', b'"published_at":"soon')
+    path.write_bytes(damage)
+    facts, changed = shown_of(root)
+    assert changed == []
+    assert ("System" in facts) == (file == "old")
+    render(gathered(root), SOURCE)
+
+
+def test_a_rolled_back_image_says_so_everywhere(root: Path) -> None:
+    newest, latest = manifest(3, dpkg("a", "3")), manifest(4, dpkg("a", "4"))
+    checkout = keep(root, newest, latest, manifest(2, dpkg("a", "2")))
+    published = checkout.records.get(Step.ENROOT, "base:1")
+    built = checkout.records.get(Step.PODMAN, "base:1")
+    assert published is not None and built is not None and built.facts is not None
+    facts = replace(built.facts, image_id=newest.image_id)
+    checkout.records.put(Step.PODMAN, "base:1", replace(built, facts=facts))
+    tests = (
+        Passed(("python", "-c", "import it's"), "podman", 2.5),
+        Passed(("endless",), "podman", float("inf")),
+    )
+    rolled_back = replace(published, instead_of=newest.image_id, smoke=tests)
+    checkout.records.put(Step.ENROOT, "base:1", rolled_back)
+    told, (between, *_) = shown_of(root)
+    assert told["Rolled back"][0].startswith("from the build 000000000000 of 2026-11-24 ")
+    assert told["Smoke test"] == ["python -c 'import it'\"'\"'s' passed (2.5 s, podman)"]
+    assert between.startswith(f"{newest.image_id[:12]} of 2026-11-24 "), "what it stands in place of"
+    found = gathered(root)
+    (node,) = (each for each in found.picture.nodes if each.name == "base:1")
+    assert node.words.endswith(", rolled back")
+    (image,) = (each for each in found.images if each.name == "base:1")
+    assert image.state == node.state
+    page = Parsed(render(found, SOURCE)).text
+    assert ", rolled back" in page
+
+
+def test_registry_bases_are_told_with_their_pins_and_only_where_there_are_some(root: Path) -> None:
+    reference = "nvcr.io/nvidia/pytorch:25.01-py3"
+    (root / "bases.lock").write_text(
+        f'["{reference}"]\ndigest = "sha256:{"ab" * 32}"\npinned_at = "2026-01-02T12:00:00+00:00"\n'
+    )
+    for name in ("base:1", "app:2"):
+        (told,) = shown_of(root, name)[0]["Registry base"]
+        assert told.startswith(f"{reference}: abababababab, 2026-01-02, ")
+        assert told.endswith(" days ago")
+    assert "Registry base" not in shown_of(root, "left")[0]
+    text = Parsed(render(gathered(root), SOURCE)).text
+    assert "base:1 and 2 built on it" in text
+    (root / "bases.lock").write_text("<<<<<<< ours\n")
+    assert "Registry bases" not in Parsed(render(gathered(root), SOURCE)).text
+    assert "Registry bases" not in Parsed(render(EMPTY, SOURCE)).text
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -269,7 +432,11 @@ def test_no_value_becomes_an_element_an_attribute_or_a_program(text: str) -> Non
     assert found.inside["script"] == plain.inside["script"]
     assert found.inside["style"] == plain.inside["style"]
     data = json.loads(found.inside["scriptdata"])
-    assert "\n".join(data["lines"]) == text
+    (image,) = data["images"]
+    assert "\n".join(data["lines"][number] for number in image["edf"]) == text
+    others = {number for _, *rest in image["facts"] for number in rest} | {*image["changed"]}
+    assert all(data["lines"][number].isprintable() for number in others), "names of packages too"
+    assert max(len(data["lines"][number]) for number in others) <= 201
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\u2069]", page)
     page.encode()  # no lone surrogate
 
@@ -356,15 +523,6 @@ def test_bars_of_one_node_that_overlap_stand_below_one_another() -> None:
     labels = [tick.label for tick in shown.ticks]
     assert 4 <= len(labels) <= 8
     assert all(0 <= tick.x <= 96 for tick in shown.ticks)
-
-
-def test_a_small_line_rises_with_its_values() -> None:
-    assert spark([1.0]) == ""
-    heights = [float(point.split(",")[1]) for point in spark([1e9, 2e9, 1.5e9]).split()]
-    assert heights[0] > heights[2] > heights[1], "down is up in SVG"
-    nearly = [float(point.split(",")[1]) for point in spark([1000, 1001]).split()]
-    assert abs(nearly[0] - nearly[1]) < 1, "noise is no change"
-    assert spark([0, 0, 0])
 
 
 def ran(*argv: str) -> int:
