@@ -252,7 +252,7 @@ def _damaged_state() -> Iterator[Case]:
             _damaged(lambda ground, image=image: ground.directory(image) / "env.toml", Path.unlink),
             frozenset({f"env:{image}"}),
         )
-    for pattern in ("store/cache/*.json", "history/*.jsonl", "digests*"):
+    for pattern in ("store/cache/*.json", "history/*.jsonl", "cache/*", "manifests/*/*.json"):
         yield Case("damaged notes", pattern, "all", _all_damaged(pattern, garbage), ends=Ends.WELL)
     yield Case(
         "damaged blob",
