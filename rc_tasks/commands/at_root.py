@@ -1,5 +1,6 @@
 """doit's own commands, made to work from any folder of the checkout and to speak clearly."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.told import Told
 from rc_tasks.engine.session import TASK_KINDS
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.model.reference import near
 from rc_tasks.state.checkout import find_root
 
@@ -83,10 +85,17 @@ class Info(AtRoot, DoitInfo):
     """`doit info TASK`."""
 
     doc_purpose = "show what a task depends on and why it would run"
+    outstream: Any
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
         checked(self, pos_args)
-        return super()._execute(pos_args, hide_status)
+        out, self.outstream = self.outstream, io.StringIO()
+        try:
+            return super()._execute(pos_args, hide_status)
+        finally:
+            # It has names of files in it.
+            out.write(printable_lines(self.outstream.getvalue()))
+            self.outstream = out
 
 
 class Forget(AtRoot, DoitForget):

@@ -9,6 +9,7 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
+from rc_tasks.commands import show
 from rc_tasks.commands.base import CheckoutCommand
 from rc_tasks.engine.dispatch import runner, step_command
 from rc_tasks.engine.places import Place
@@ -61,9 +62,9 @@ def _tell(heading: str, findings: Iterator[Finding]) -> int:
     print(heading)
     problems = 0
     for finding in findings:
-        print(f"  {finding.level:8} {finding.what}")
+        print(f"  {finding.level:8} {show.printable(finding.what)}")
         for line in finding.hint.splitlines():
-            print(f"           {line}")
+            print(f"           {show.printable(line)}")
         problems += finding.level is Level.PROBLEM
         sys.stdout.flush()
     return problems

@@ -3,13 +3,14 @@
 import gc
 import io
 import sys
-import tomllib
 from pathlib import Path
 
 from doit.doit_cmd import DoitMain
 
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import toml_text
+from rc_tasks.model.readable import printable_lines
+from rc_tasks.state.files import with_careful_umask
 
 # They look into doit's own database, and we have none.
 _WITHOUT_MEANING = frozenset({"dumpdb", "reset-dep", "strace"})
@@ -37,13 +38,14 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with_careful_umask()
     try:
         status: int = _Main().run(sys.argv[1:])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError):
+    except (ValueError, RecursionError, OSError):
         problem = _settings_problem()
         if problem is None:
             raise
-        sys.stderr.write(f"ERROR: {problem}\n")
+        sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
         return 3
     return status
 

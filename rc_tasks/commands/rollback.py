@@ -19,6 +19,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import refused, write_atomically
 from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.locks import held
+from rc_tasks.state.own import require_own
 from rc_tasks.state.previous import Published, put_back
 from rc_tasks.state.records import Record, Step
 from rc_tasks.steps import squash
@@ -56,6 +57,7 @@ class Rollback(CheckoutCommand):
 
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         name, number = _wanted(opened, names)
+        require_own(opened.checkout)
         checkout = opened.checkout
         project = checkout.graph.resolve(name).project
         if options["list"]:

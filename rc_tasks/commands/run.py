@@ -20,6 +20,7 @@ from rc_tasks.engine.order import order
 from rc_tasks.engine.places import release_abandoned
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
 from rc_tasks.errors import RcError
+from rc_tasks.state.own import require_own
 
 # What a shell reports for a program that Ctrl-C ended.
 _INTERRUPTED = 130
@@ -65,6 +66,7 @@ class Run(AtRoot, DoitRun):
     def _run(self, *args: Any, **kwargs: Any) -> int:
         opened = session()
         names = self._images(opened, [task.name for task in self.task_list])
+        require_own(opened.checkout)
         for job_id in release_abandoned(opened.checkout):
             print(f"release job {job_id}, left by a run that was killed", flush=True)
         if not kwargs["always"]:

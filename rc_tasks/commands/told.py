@@ -10,6 +10,7 @@ from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.errors import RcError
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.files import refused
 
 # What a shell reports for a program that SIGPIPE ended.
@@ -30,7 +31,7 @@ class Told(Command):
         except CmdParseError as error:
             raise InvalidCommand(self._option(str(error))) from None
         except RcError as error:
-            raise InvalidCommand(str(error)) from None
+            raise InvalidCommand(printable_lines(str(error))) from None
         except BrokenPipeError:
             reader_left()
             return _BROKEN_PIPE
@@ -38,7 +39,7 @@ class Told(Command):
             told = refused(error)
             if told is None:
                 raise
-            raise InvalidCommand(str(told)) from None
+            raise InvalidCommand(printable_lines(str(told))) from None
         return status
 
     def _option(self, text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.verdict import verdict
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state import history
 from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.records import Step
@@ -276,9 +277,9 @@ def _adopted(opened: Session, first: Begun) -> list[str]:
 def load_begun(path: Path) -> Begun | None:
     """What is known of a job, from its file, also from that with its summary."""
     try:
-        found: Mapping[str, Any] = json.loads(path.read_bytes())
+        found: Mapping[str, Any] = json.loads(read_bytes(path))
         begun = Begun(**{key: str(found.get(key) or "") for key in Begun.__slots__})
         datetime.fromisoformat(begun.started_at)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return begun

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import ProjectError
+from rc_tasks.model.regular import read_bytes
 
 # In podman's order: the first that exists is the only one that counts.
 IGNORE_FILES = (
@@ -181,7 +182,7 @@ def _rules(directory: Path, names: Collection[str]) -> tuple[_Rule, ...]:
         if name not in names:
             continue
         try:
-            content = (directory / name).read_bytes()
+            content = read_bytes(directory / name)
         except OSError as error:
             raise ProjectError(
                 f"cannot be read: {error.strerror}", where=directory / name, hint="mend its permissions"

@@ -28,6 +28,8 @@ _ARCHITECTURES = {
     "i686": ("386", ""),
 }
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
+# Python does not read numbers of thousands of digits.
+_MOST_DIGITS = 9
 _NO_SOURCE = frozenset({"tmpfs", "secret", "ssh"})  # mounts that come from no image
 _NOT_ON_BUILD = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
 
@@ -320,7 +322,7 @@ class _Reader:
         if isinstance(use, Base):
             return use
         if use.name.isascii() and use.name.isdecimal():
-            if int(use.name) < use.stage:
+            if len(use.name) <= _MOST_DIGITS and int(use.name) < use.stage:
                 return None
             raise self.error(
                 use.line,

@@ -13,6 +13,7 @@ from pathlib import Path
 from rc_tasks.errors import EdfError
 from rc_tasks.model import fields, toml_text
 from rc_tasks.model.edf import Edf
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.toml_text import KeyPath
 
 # An EDF and nine below it (raster counts the first one too).
@@ -215,7 +216,7 @@ class _Resolver:
             if not path.is_file():
                 # A FIFO would be waited for, and a device be read without end.
                 raise EdfError("is not a file", where=shown, hint="name the .toml file itself")
-            text = toml_text.decode(path.read_bytes(), shown, EdfError)
+            text = toml_text.decode(read_bytes(path), shown, EdfError)
         except OSError as error:
             raise EdfError(
                 f"cannot be read: {error.strerror}",

@@ -20,7 +20,7 @@ Parse = Callable[[object], object]
 
 SHOWN_CHARACTERS = 60
 # A variable with stray bytes reaches us with surrogates in it.
-_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def text(raw: object) -> str:
     """A string; NUL is refused, as neither a path nor an argument can hold it."""
     if not isinstance(raw, str):
         raise wrong("a string", raw)
-    if _NOT_TEXT.search(raw):
+    if NOT_TEXT.search(raw):
         raise wrong("a string of UTF-8 without NUL", raw)
     return raw
 

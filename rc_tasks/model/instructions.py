@@ -199,5 +199,5 @@ def _is_list(value: str) -> bool:
         return False
     try:
         return all(isinstance(item, str) for item in json.loads(value))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def log_line(line: bytes) -> str:
     """A line of a log: without colours, and of a progress bar only its last state."""
     text = _CONTROL_SEQUENCE.sub("", line.decode(errors="replace").rstrip("\r\n"))

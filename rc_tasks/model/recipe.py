@@ -11,6 +11,8 @@ from rc_tasks.model.fields import Overrides, overrides, setting, wrong
 from rc_tasks.model.settings import EdfSettings, Slurm
 
 _ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# It is a file name, in /run/secrets of the RUN.
+_SECRET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def _build_args(raw: object) -> dict[str, str]:
@@ -34,21 +36,42 @@ def _target(raw: object) -> str:
     return str(raw)
 
 
-def _secret(raw: object) -> str:
-    """podman-build(1), --secret: id=ID,src=PATH or id=ID,env=VARIABLE."""
-    pairs = dict(part.partition("=")[::2] for part in fields.text(raw).split(","))
-    has_source = bool(pairs.get("src") or pairs.get("source") or pairs.get("env"))
-    if (
-        not pairs.get("id")
-        or not has_source
-        or not pairs.keys() <= {"id", "src", "source", "env", "type"}
-    ):
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A build secret: its ID in the Dockerfile, and the variable or else the file that holds it."""
+
+    id: str
+    variable: str = ""
+    file: str = ""
+
+
+def _secrets(raw: object) -> tuple[Secret, ...]:
+    if not isinstance(raw, list):
         # The text may be the secret itself: it is not shown.
+        raise wrong('a list such as ["id=ID,env=VARIABLE"]', "***")
+    found = tuple(map(_secret, raw))
+    for number, secret in enumerate(found):
+        if any(secret.id == before.id for before in found[:number]):
+            raise ValueError(f"{toml_text.dump(secret.id)} is given twice")
+    return found
+
+
+def _secret(raw: object) -> Secret:
+    """podman-build(1), --secret: id=ID,src=PATH or id=ID,env=VARIABLE."""
+    words = [part.partition("=")[::2] for part in raw.split(",")] if isinstance(raw, str) else []
+    pairs = dict(words)
+    kind, name = pairs.pop("type", ""), pairs.pop("id", "")
+    key, value = pairs.popitem() if len(pairs) == 1 else ("", "")
+    in_variable = key == "env" or (key in {"src", "source"} and kind == "env")
+    in_file = key in {"src", "source"} and kind in {"", "file"}
+    known = _SECRET_ID.fullmatch(name) and kind in {"", "file", "env"} and (in_variable or in_file)
+    if not known or not value or len(dict(words)) != len(words) or fields.NOT_TEXT.search(value):
+        # Again not shown.
         raise ValueError(
             "expected id=ID,src=PATH or id=ID,env=VARIABLE; "
             "the secret itself must not stand in this file"
         )
-    return str(raw)
+    return Secret(name, variable=value) if in_variable else Secret(name, file=value)
 
 
 def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
@@ -71,7 +94,7 @@ class Recipe:
 
     build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
     target: str | None = setting(None, "build stage to stop at; else the last one", _target)
-    secrets: tuple[str, ...] = setting((), "podman's --secret texts", fields.each(_secret))
+    secrets: tuple[Secret, ...] = setting((), "build secrets, and where they are", _secrets)
     smoke: tuple[tuple[str, ...], ...] | None = setting(
         None, "commands that have to succeed in the image before it is published", _smoke
     )

@@ -11,6 +11,7 @@ from typing import Any
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import fields, toml_text
 from rc_tasks.model.fields import Leaf, Problem, wrong
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.toml_text import KeyPath
 
 
@@ -37,7 +38,7 @@ def from_file(schema: type, path: Path, shown: str, above: KeyPath = ()) -> Foun
     `shown` is how its path is told; `above` is the path of the table that holds the schema's keys.
     """
     try:
-        text = toml_text.decode(path.read_bytes(), shown, SettingsError)
+        text = toml_text.decode(read_bytes(path), shown, SettingsError)
         raw: Any = toml_text.loads(text, shown, SettingsError)
     except (FileNotFoundError, NotADirectoryError):
         return Found()

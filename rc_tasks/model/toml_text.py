@@ -11,6 +11,8 @@ KeyPath = tuple[str, ...]
 
 _AT_LINE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _KEY_OF_LINE = re.compile(r"\s*(?:\[+([^\]]+)\]|([^=#\[]+)=)")
+# Python writes no number of thousands of digits in decimal.
+_MOST_BITS = 10_000
 _NOT_IN_A_NAME = re.compile(r"[\s\"']")
 
 
@@ -33,6 +35,9 @@ def loads(text: str, where: str, error: type[RcError]) -> dict[str, object]:
             quote=tuple(text.splitlines()[number - 1 : number]),
             hint="mend this line; strings need quotes, and a key may be given only once",
         ) from None
+    except ValueError as found:
+        # A number that Python does not read, having thousands of digits.
+        raise error(f"not valid TOML: {str(found).partition(';')[0]}", where=where) from None
     except RecursionError:
         raise error("the TOML is nested too deeply", where=where) from None
 
@@ -94,6 +99,8 @@ def dump(value: object) -> str:
         return f"[{', '.join(map(dump, value))}]"
     if isinstance(value, dict):
         return dump_inline(((key,), item) for key, item in value.items())
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return hex(value)
     return str(value)
 
 

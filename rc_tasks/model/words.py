@@ -35,7 +35,10 @@ def expand(word: str, escape: str, lookup: Callable[[str], Value | None]) -> Val
     """
     if not any(special in word for special in ("$", "'", '"', escape)):
         return Value(word)
-    return _Reader(word, escape, lookup).until("")
+    try:
+        return _Reader(word, escape, lookup).until("")
+    except RecursionError:
+        raise WordError("its variables are nested too deeply") from None
 
 
 def split(value: str, escape: str) -> list[str]:

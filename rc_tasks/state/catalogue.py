@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import write_atomically
 
 # A file name has 255 bytes at most, and `write_atomically` adds some for its temporary one.
@@ -107,8 +108,8 @@ class Catalogue:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty when it is not there or damaged, which costs only time."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -10,6 +10,7 @@ from rc_tasks.model import dockerfile, recipe
 from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
 from rc_tasks.model.pin import LOCK
 from rc_tasks.model.project import DOCKERFILE, RECIPE, Alias, Broken, Project, discover
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
 from rc_tasks.state.digests import Digests
@@ -163,8 +164,7 @@ def _node(
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
     options = recipe.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
     try:
-        with open(f"{project.base}/{DOCKERFILE}", "rb") as file:
-            text = file.read()
+        text = read_bytes(f"{project.base}/{DOCKERFILE}")
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rc_tasks.errors import RcError
+from rc_tasks.model.regular import open_regular, read_bytes
 from rc_tasks.state.files import write_atomically
 
 # A file changed this recently may change again without a new time stamp: do not remember it yet.
@@ -59,21 +60,21 @@ class Digests:
     def _load(self) -> dict[str, list[int | str]]:
         if self._known is None:
             try:
-                self._known = dict(json.loads(self._file.read_bytes()))
-            except (OSError, ValueError, TypeError):
+                self._known = dict(json.loads(read_bytes(self._file)))
+            except (OSError, ValueError, TypeError, RecursionError):
                 self._known = {}
         return self._known
 
 
 def content_digest(path: str) -> str:
     """SHA-256 of a file, in hex, reading it in pieces."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sample_digest(path: str) -> str:
     """SHA-256, in hex, of the size and up to 256 blocks of 4 KiB, first, middle and last among them."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(str(size_bytes).encode())
         last = max(0, size_bytes - _BLOCK_BYTES)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.edf_chain import SUFFIX, search_path
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout
 
 # What stands in quotes; TOML's strings of several lines hold no path.
@@ -61,5 +62,5 @@ def _text(path: str) -> str:
     # A pipe would be waited for.
     with contextlib.suppress(OSError):
         if os.path.isfile(path) and os.path.getsize(path) <= _MOST_BYTES:
-            return Path(path).read_text(encoding="utf-8", errors="replace")
+            return read_bytes(path).decode(errors="replace")
     return ""

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -122,6 +123,11 @@ def _write(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def with_careful_umask() -> None:
+    """Let nothing that this process makes be written by everybody, whatever the caller's umask."""
+    os.umask(umask() | stat.S_IWOTH)
 
 
 def umask() -> int:

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.records import Record, Step
 
 _SUFFIX = ".jsonl"
@@ -151,7 +152,7 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
 
 def _read(path: Path) -> Iterator[Entry]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_bytes(path).split(b"\n")
     except OSError:
         return
     for line in lines:

@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import RcError
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import refused, sweep_temporaries, temporary_prefix
 
 _TOUCH_S = 5.0
 _LOOK_S = 0.5
 _LOST_S = 60.0
 _TRIES = 10
+_MOST_PID = (1 << 31) - 1
 # A file that is only there to be given the file server's time.
 _CLOCK = "clock"
 
@@ -80,15 +82,23 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
 def holder(path: Path) -> Holder | None:
     """Who holds the lock now, or None: free, or its holder is gone."""
     try:
-        found = Holder(**json.loads(path.read_bytes()))
+        found = _parse(read_bytes(path))
         untouched_s = server_time_s(path.parent) - path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         # Damaged, or written by a version that we do not know: judge by its age alone.
         found, untouched_s = Holder("?", "?", "?", 0, "", "?"), _age_s(path)
     if untouched_s > _LOST_S or _gone(found):
         return None
+    return found
+
+
+def _parse(text: bytes) -> Holder:
+    found = Holder(**json.loads(text))
+    # Not true, nor a number that kill(2) does not take.
+    if type(found.pid) is not int or abs(found.pid) > _MOST_PID:
+        raise TypeError(found.pid)
     return found
 
 
@@ -195,8 +205,12 @@ def server_time_s(directory: Path) -> float:
     """The file server's time: the clocks of nodes may differ from it and from one another."""
     probe = directory / f"{temporary_prefix(_CLOCK)}{threading.get_ident()}"
     try:
-        probe.touch()
-        return probe.stat().st_mtime
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            os.utime(descriptor)
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
     except OSError:
         return datetime.now(UTC).timestamp()
     finally:

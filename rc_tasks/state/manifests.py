@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.manifest import Manifest, Origin, document, parse_manifest, parse_origin
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.files import sweep_temporaries, write_atomically
 from rc_tasks.state.inputs import BASE, CONTEXT
@@ -90,8 +91,8 @@ def bases(node: ImageNode, record: Record) -> dict[str, str]:
 
 def present_id(checkout: Checkout, name: str) -> str:
     """The image ID of what is published now; empty when nothing is."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(checkout.graph.images[name].project.image_json.read_bytes())["image_id"]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
         if isinstance(found, str):
             return found
     record = checkout.records.get(Step.ENROOT, name)
@@ -156,7 +157,7 @@ def _files(directory: Path) -> dict[str, bytes]:
     with contextlib.suppress(OSError):
         for path in sorted(directory.iterdir()):
             with contextlib.suppress(OSError):
-                found[path.name] = path.read_bytes()
+                found[path.name] = read_bytes(path)
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rc_tasks.errors import PinError
 from rc_tasks.model import toml_text
 from rc_tasks.model.pin import LOCK, Pin, parse, with_pin
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import refused, sweep_temporaries, write_atomically
 from rc_tasks.state.inputs import PIN
 from rc_tasks.state.locks import held
@@ -50,7 +51,7 @@ class Pins:
 
     def _text(self) -> str:
         try:
-            return toml_text.decode(self.file.read_bytes(), LOCK, PinError)
+            return toml_text.decode(read_bytes(self.file), LOCK, PinError)
         except FileNotFoundError:
             return ""
         except OSError as error:

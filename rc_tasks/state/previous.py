@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON, Project
+from rc_tasks.model.regular import read_bytes, read_text
 from rc_tasks.model.settings import Store
 from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.files import sweep_temporaries, temporary_prefix, umask
@@ -161,7 +162,7 @@ class Previous:
         """The image.json of a kept image, or the little that its record says."""
         try:
             entry = self.directory / project.name / _entry_name(record)
-            return (entry / IMAGE_JSON).read_text(encoding="utf-8")
+            return read_text(entry / IMAGE_JSON)
         except (OSError, ValueError):
             return _little(project, record)
 
@@ -204,7 +205,7 @@ def _task(name: str) -> str:
 
 def _read(entry: Path, name: str) -> Record | None:
     try:
-        record = parse((entry / RECORD).read_bytes(), _task(name))
+        record = parse(read_bytes(entry / RECORD), _task(name))
         return record if record is not None and record.artifact and entry.is_dir() else None
     except OSError:
         return None
@@ -213,7 +214,7 @@ def _read(entry: Path, name: str) -> Record | None:
 def _image_json(project: Project, record: Record) -> str:
     """The image.json beside an image if it is of that image, else the little that the record says."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        text = project.image_json.read_text(encoding="utf-8")
+        text = read_text(project.image_json)
         found = json.loads(text)
         if isinstance(found, dict) and found.get("image_id") == record.inputs.get("image"):
             return text

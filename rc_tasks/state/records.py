@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import write_atomically
 
 SCHEMA = 1
@@ -156,9 +157,10 @@ class Records:
     def failure(self, step: Step, name: str) -> Failure | None:
         """How the step failed since it last ended well, or None."""
         try:
-            found = json.loads(self._failure_path(f"{step}:{name}").read_bytes())
-            return Failure(**found)
-        except (OSError, ValueError, TypeError):
+            found = json.loads(read_bytes(self._failure_path(f"{step}:{name}")))
+            inputs = {str(part): str(value) for part, value in found["inputs"].items()}
+            return Failure(inputs, *(str(found[key]) for key in ("failed_at", "message", "log")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def put_failure(self, step: Step, name: str, failure: Failure) -> None:
@@ -169,8 +171,7 @@ class Records:
 
     def _read(self, task: str) -> Record | None:
         try:
-            with open(f"{self.directory}/{task}.json", "rb") as file:
-                return parse(file.read(), task)
+            return parse(read_bytes(f"{self.directory}/{task}.json"), task)
         except OSError:
             return None
 

@@ -249,7 +249,7 @@ class Store:
             wrong = [part["digest"] for part in self._parts(image_id) if not right(view, part)]
         except FileNotFoundError:
             return False
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             wrong = [_MANIFEST]
         for name in dict.fromkeys(map(_hex, wrong)):
             self._discard(view / name)

@@ -31,8 +31,8 @@ class Trust:
 
     def require(self, path: str, status: os.stat_result) -> None:
         """Raise RefusedError when somebody else owns the path or may write it."""
-        if not self._is_owner(status.st_uid):
-            owner = _user(status.st_uid)
+        if not self.owns(status.st_uid):
+            owner = user(status.st_uid)
             raise _refused(
                 "belongs to somebody whom images_owners does not name",
                 path,
@@ -61,12 +61,13 @@ class Trust:
         names = [name[1:] for name in self._owners if name.startswith("@")]
         return frozenset(gid for gid in map(_gid, names) if gid is not None)
 
-    def _is_owner(self, uid: int) -> bool:
-        return uid in self._users or not self._groups.isdisjoint(_groups_of(uid))
+    def owns(self, uid: int) -> bool:
+        """Whether a user is one of them."""
+        return uid in self._users or not self._groups.isdisjoint(groups_of(uid))
 
 
 def _refused(what: str, path: str, status: os.stat_result, hint: str) -> RefusedError:
-    told = f"owner {_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
+    told = f"owner {user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
     return RefusedError(f"{what} ({told})", where=path, hint=hint)
 
 
@@ -86,7 +87,8 @@ def _gid(name: str) -> int | None:
 
 
 @functools.cache
-def _groups_of(uid: int) -> frozenset[int]:
+def groups_of(uid: int) -> frozenset[int]:
+    """The groups of a user; none of one who is unknown here."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
@@ -94,7 +96,8 @@ def _groups_of(uid: int) -> frozenset[int]:
     return frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
 
 
-def _user(uid: int) -> str:
+def user(uid: int) -> str:
+    """The name of a user, or else the number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

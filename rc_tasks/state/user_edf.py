@@ -11,6 +11,7 @@ from typing import Self
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model import edf, edf_merge, toml_edit, toml_text
 from rc_tasks.model.project import ARTIFACT, EDF
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import refused, write_atomically
 
 DIRECTORY = ".edf"
@@ -57,7 +58,7 @@ class UserEdf:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise EdfError("is not a file", where=shown, hint="move it away")
-            text = toml_text.decode(path.read_bytes(), shown, EdfError)
+            text = toml_text.decode(read_bytes(path), shown, EdfError)
         except FileNotFoundError:
             return cls(path, shown, None, force)
         except OSError as error:

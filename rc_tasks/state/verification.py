@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.model.regular import read_bytes, read_text
 from rc_tasks.state import locks
 from rc_tasks.state.blocks import blocks_digest, file_digests
 from rc_tasks.state.checkout import Checkout
@@ -144,7 +145,7 @@ class Verification:
         where = node.project.shown(IMAGE_JSON)
         hint = f"rm -f {shlex.quote(where)} && doit build:{node.project.name}    (it is written again)"
         try:
-            found = json.loads(node.project.image_json.read_bytes())
+            found = json.loads(read_bytes(node.project.image_json))
             wanted = {
                 "name": node.project.name,
                 "image_id": record.inputs.get("image", ""),
@@ -171,7 +172,7 @@ class Verification:
         hint = f"doit env:{node.project.name}    (what people changed in it stays)"
         wanted = f"{self.checkout.images_root}/{node.project.path}/{ARTIFACT}"
         try:
-            found = tomllib.loads(node.project.edf.read_text(encoding="utf-8")).get("image")
+            found = tomllib.loads(read_text(node.project.edf)).get("image")
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
         except OSError as error:
@@ -195,7 +196,7 @@ class Verification:
                     users.setdefault(store.blob(digest), []).append((store, image_id))
             except FileNotFoundError:
                 yield Damage(where, "is not in the store any more", _rebuild(store, name))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 yield Damage(where, "cannot be read as an image", _rebuild(store, name, where))
         new = [str(path) for path in users if path not in self._blobs]
         for file, found in file_digests(new, self.read, self.at_once):
@@ -249,7 +250,7 @@ def _rebuild(store: Store, name: str, *damaged: str) -> str:
 def _blobs(store: Store, image_id: str) -> dict[str, int]:
     try:
         return store.blobs(image_id)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -15,8 +15,9 @@ from types import FrameType
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
-from rc_tasks.state.files import refused, sweep_temporaries
+from rc_tasks.state.files import refused, sweep_temporaries, with_careful_umask
 from rc_tasks.state.locks import LockedError, held
+from rc_tasks.state.own import require_own
 from rc_tasks.state.records import Step, edition
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError, ToldError
@@ -29,6 +30,7 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
     `seen` is the `edition` of the record that the caller knows: when there is another one by now,
     somebody else has done the step, and LockedError is raised.
     """
+    require_own(checkout)
     project = checkout.graph.resolve(name).project
     name = project.name
     if not os.access(project.directory, os.W_OK):
@@ -73,6 +75,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     command.end_with_parent()
+    with_careful_umask()
     try:
         checkout = open_checkout(find_root(Path.cwd()))
         if argv == ["check"]:

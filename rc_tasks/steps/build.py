@@ -10,6 +10,7 @@ from pathlib import Path
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.inputs import PIN
 from rc_tasks.state.judge import Judge
@@ -20,6 +21,7 @@ from rc_tasks.state.store import Store
 from rc_tasks.steps import cache
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import Bases, bring_bases, bring_cache, mend
+from rc_tasks.steps.build_secrets import Mask, Secrets, find
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
@@ -41,7 +43,7 @@ def build(checkout: Checkout, name: str) -> None:
     mend(podman)
     dockerfile = ""
     with contextlib.suppress(OSError):  # gone just now: podman will say so
-        dockerfile = node.project.dockerfile.read_text(errors="replace")
+        dockerfile = read_bytes(node.project.dockerfile).decode(errors="replace")
     image, digests = _made(checkout, podman, node)
     # What was in fact built on, also when it was pinned or moved just now.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
@@ -68,13 +70,15 @@ def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, M
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
     made = cache.Made()
+    # Better now than after an hour of pulling bases.
+    secrets = find(node)
     try:
         bases = bring_bases(checkout, podman, node)
         labels = _labels(checkout, node, bases)
         made.keys = cache.keys(node, bases.ids, labels)
         if stores:
             bring_cache(checkout, podman, name, itertools.chain(*made.keys))
-        image = _build(checkout, podman, node, bases, labels, made)
+        image = _build(checkout, podman, node, bases, labels, secrets, made)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
         error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
@@ -114,6 +118,7 @@ def _build(
     node: ImageNode,
     bases: Bases,
     labels: dict[str, str],
+    secrets: Secrets,
     made: cache.Made,
 ) -> Image:
     project = node.project
@@ -133,12 +138,12 @@ def _build(
             target=(node.dockerfile.final.name or str(node.dockerfile.final.index))
             if node.recipe.target is not None
             else None,
-            secrets=node.recipe.secrets,
+            secrets=secrets.sources(Path(scratch)),
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
             open_files=nodes.open_files(),
         )
-        returncode = command.watch(wanted, made.see)
+        returncode = command.watch(wanted, made.see, Mask(secrets.values))
         if returncode != 0:
             raise CommandError(
                 f"podman build {command.ending(returncode)}",

@@ -4,6 +4,7 @@ from rc_tasks.errors import EdfError
 from rc_tasks.model import edf, edf_merge
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import EDF
+from rc_tasks.model.regular import read_text
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs, edf_values
@@ -25,7 +26,7 @@ def write_environment(checkout: Checkout, name: str) -> None:
     if merged != existing:
         write_atomically(node.project.edf, merged)
         print(f"{where} written", flush=True)
-    if text_digest(merged) != text_digest(node.project.edf.read_bytes().decode("utf-8")):
+    if text_digest(merged) != text_digest(read_text(node.project.edf)):
         raise EdfError(
             "reads back differently from what was written", where=where, hint="is the disk full?"
         )
@@ -40,9 +41,9 @@ def texts(checkout: Checkout, node: ImageNode, facts: Facts) -> tuple[str | None
     """
     where = node.project.shown(EDF)
     values = edf_values(checkout, node, facts)
-    rendered = edf.render(checkout.template.read_text(encoding="utf-8"), TEMPLATE, values)
+    rendered = edf.render(read_text(checkout.template), TEMPLATE, values)
     try:
-        existing = node.project.edf.read_bytes().decode("utf-8")
+        existing = read_text(node.project.edf)
     except FileNotFoundError:
         existing = None
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ from rc_tasks.errors import CommandError, EdfError, RcError, ToolNotFoundError
 from rc_tasks.model import edf_chain
 from rc_tasks.model.edf_chain import Mount, ResolvedEdf
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
+from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Launcher
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.official import official_of
@@ -390,7 +391,7 @@ def _recorded_id(image: Path) -> str:
     """The image ID that the public record beside a published image tells, or an empty string."""
     image = image.resolve()
     try:
-        found = json.loads((image.parent / IMAGE_JSON).read_bytes())["image_id"]
+        found = json.loads(read_bytes(image.parent / IMAGE_JSON))["image_id"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
     is_id = isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found)

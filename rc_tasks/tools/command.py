@@ -158,14 +158,17 @@ def stream(command: Command, log: IO[bytes] | None, *, grace_s: float = GRACE_S)
         return process.wait()
 
 
-def watch(command: Command, seen: Callable[[str], None]) -> int:
-    """As `stream` to our own output; each line of it, standard error too, is also given to `seen`."""
+def watch(command: Command, seen: Callable[[str], None], shown: Callable[[bytes], bytes] = bytes) -> int:
+    """As `stream` to our own output; each line of it, standard error too, is also given to `seen`.
+
+    `shown` makes of each piece what may be shown, and is given an empty one at the end.
+    """
     sys.stdout.flush()
     with _started(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None  # noqa: S101 - for mypy
-        _pass_lines(process, process.stdout, sys.stdout, seen)
+        _pass_lines(process, process.stdout, sys.stdout, seen, shown)
         return process.wait()
 
 
@@ -483,19 +486,26 @@ def _popen(
 
 
 def _pass_lines(
-    process: subprocess.Popen[bytes], pipe: IO[bytes], out: TextIO, seen: Callable[[str], None]
+    process: subprocess.Popen[bytes],
+    pipe: IO[bytes],
+    out: TextIO,
+    seen: Callable[[str], None],
+    shown: Callable[[bytes], bytes] = bytes,
 ) -> None:
     """Copy what comes through a pipe, until its end or that of the process."""
     rest = b""
-    while True:
-        if not select.select([pipe], [], [], 0.2)[0]:
-            # What the command started and left behind may hold the pipe open for ever.
-            if process.poll() is not None:
-                return
+    ended = False
+    while not ended:
+        chunk = b""
+        if select.select([pipe], [], [], 0.2)[0]:
+            chunk = os.read(pipe.fileno(), 1 << 16)
+            ended = not chunk
+        # What the command started and left behind may hold the pipe open for ever.
+        elif process.poll() is not None:
+            ended = True
+        else:
             continue
-        chunk = os.read(pipe.fileno(), 1 << 16)
-        if not chunk:
-            return
+        chunk = shown(chunk)
         out.buffer.write(chunk)
         out.flush()
         *lines, rest = (rest + chunk).split(b"\n")

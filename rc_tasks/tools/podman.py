@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,15 @@ class Podman:
         build_args: Mapping[str, str],
         labels: Mapping[str, str],
         target: str | None = None,
-        secrets: Iterable[str] = (),
+        secrets: Mapping[str, str] | None = None,
         volumes: Iterable[str] = (),
         pulls: bool = False,
         open_files: int = 0,
     ) -> Command:
         """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs.
 
-        `pulls`: podman pulls the images that are not among them. `open_files`: how many a RUN may have.
+        `secrets` maps IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls the images that are not
+        among the bases. `open_files`: how many a RUN may have.
         """
         argv = [
             "build",
@@ -109,7 +110,8 @@ class Podman:
             f"--pull={'missing' if pulls else 'never'}",
             *("--tag", tag),
             *("--iidfile", str(iidfile)),
-            *("--file", str(dockerfile)),
+            # Relative, as commas in it would make several files of it.
+            *("--file", os.path.relpath(dockerfile, context)),
             *("--ignorefile", str(ignorefile)),
         ]
         if self.network:
@@ -128,11 +130,11 @@ class Podman:
         if open_files:
             # podman's own default for RUN can be 1024, whatever the limit outside.
             argv += ["--ulimit", f"nofile={open_files}:{open_files}"]
-        for secret in secrets:
-            argv += ["--secret", secret]
+        for secret_id, source in (secrets or {}).items():
+            argv += ["--secret", f"id={secret_id},{source}"]
         for volume in volumes:
             argv += ["--volume", volume]
-        return self.command(*argv, str(context))
+        return replace(self.command(*argv, str(context)), cwd=context)
 
     def exists(self, image_id: str) -> bool:
         """Whether this storage holds the image."""

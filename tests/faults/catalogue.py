@@ -15,6 +15,7 @@ from pathlib import Path
 from rc_tasks.state.records import Step
 from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground
 from tests.faults.plan import PHASES, Action, Injection, Phase
+from tests.support.storage import remove_storage
 
 # Who waits for a hanging tool loses patience.
 _PATIENCE_S = 1.5
@@ -229,7 +230,9 @@ def _damaged_state() -> Iterator[Case]:
 
     def blob(ground: Ground) -> Path:
         """The largest blob of the store: the layer that all images share."""
-        return max((ground.root / ".rc/store/blobs").iterdir(), key=lambda path: path.stat().st_size)
+        return max(
+            (ground.root / ".rc/store/blobs/sha256").iterdir(), key=lambda path: path.stat().st_size
+        )
 
     def inside(path: Path) -> None:
         os.chmod(path, 0o644)
@@ -323,9 +326,9 @@ def _damaged_then_changed(
 
 def _on_an_empty_node(run: Callable[[Ground], Ended]) -> Callable[[Ground], Ended]:
     def emptied(ground: Ground) -> Ended:
-        subprocess.run(
-            ground.podman.command("system", "reset", "--force").argv, capture_output=True, check=False
-        )
+        storage = Path(ground.podman.root).parent
+        remove_storage(storage)
+        storage.mkdir()
         return run(ground)
 
     return emptied

@@ -407,7 +407,8 @@ def _kill(chosen: Callable[[Process], bool]) -> None:
         left = doomed & by_pid.keys()
         if not left:
             return
-        for pid in left:
+        # The daemon of a step first: it would tell that its task was killed, which a dead node does not.
+        for pid in sorted(left, key=lambda pid: not by_pid[pid].argv[0].startswith("slurmstepd")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)

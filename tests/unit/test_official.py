@@ -264,7 +264,7 @@ def test_what_became_of_an_adopted_image(
 ) -> None:
     adopted(clone)
     change(official)
-    told = reason.format(official=official, owner=trust._user(os.geteuid()))
+    told = reason.format(official=official, owner=trust.user(os.geteuid()))
     found = states(clone)["base"]
     assert (found[0], found[1][0]) == (state, told)
     assert adopted(clone) == []
@@ -439,7 +439,7 @@ def test_a_refusal_is_told_once(official: Path, clone: Path) -> None:
     (official / ".rc").chmod(0o777)
     told = adopt.warnings(opened(clone), NAMES)
     assert [str(error) for error in told] == [
-        f"{official}/.rc: may be written by everybody (owner {trust._user(os.geteuid())}, mode 0777), so"
+        f"{official}/.rc: may be written by everybody (owner {trust.user(os.geteuid())}, mode 0777), so"
         f" {NAMES[0]} cannot be adopted\n  next: chmod o-w '{official}/.rc'"
     ]
 

@@ -6,7 +6,7 @@ import pytest
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model import recipe
-from rc_tasks.model.recipe import Recipe
+from rc_tasks.model.recipe import Recipe, Secret
 from rc_tasks.model.settings import EdfSettings, Entrypoint, Slurm
 
 WHERE = "projects/a:1/project.toml"
@@ -46,7 +46,10 @@ def test_everything(tmp_path: Path) -> None:
     )
     assert found.build_args == {"TORCH": "2.6", "JOBS": "8", "DEBUG": "false", "EMPTY": ""}
     assert found.target == "runtime"
-    assert found.secrets == ("id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY")
+    assert found.secrets == (
+        Secret("hf", file="/home/me/.token"),
+        Secret("wandb", variable="WANDB_API_KEY"),
+    )
     assert found.smoke == (("python3", "-c", "import torch"), ("it's", "", "-x", "é\n"))
     assert found.smoke_timeout_s == 30
 
@@ -98,12 +101,33 @@ def test_mistake(tmp_path: Path, line: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["hf_S3CR3T", "id=hf", "id=hf,value=hf_S3CR3T", "id=hf,src=", "src=/x", "HF_TOKEN=hf_S3CR3T"],
+    [
+        "hf_S3CR3T",
+        "id=hf",
+        "id=hf,value=hf_S3CR3T",
+        "id=hf,src=",
+        "src=/x",
+        "HF_TOKEN=hf_S3CR3T",
+        "id=hf,env=S3CR3T,src=/x",
+        "id=hf,env=S3CR3T,env=OTHER",
+        "id=../S3CR3T,env=TOKEN",
+        "id=hf,type=S3CR3T,src=/x",
+    ],
 )
 def test_secret_that_stands_in_the_file_is_refused_and_not_shown(tmp_path: Path, secret: str) -> None:
     with pytest.raises(SettingsError, match="must not stand in this file") as caught:
         load(tmp_path, f"secrets = ['{secret}']\n")
     assert "S3CR3T" not in str(caught.value)
+
+
+def test_secret_as_podman_also_takes_it(tmp_path: Path) -> None:
+    found = load(tmp_path, 'secrets = ["type=env,src=TOKEN,id=a", "id=b,type=file,source=~/b c=d"]\n')
+    assert found.secrets == (Secret("a", variable="TOKEN"), Secret("b", file="~/b c=d"))
+
+
+def test_secret_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match='secrets: "a" is given twice'):
+        load(tmp_path, 'secrets = ["id=a,env=ONE", "id=a,env=TWO"]\n')
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
