@@ -6,6 +6,7 @@ What is read may be another version's, or damaged: `parse` believes nothing abou
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -139,7 +140,7 @@ def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None
             name=_text(found, "name"),
             image_id=_text(found, "image_id"),
             architecture=_text(found, "architecture"),
-            published_at=_text(found, "published_at"),
+            published_at=_time(found, "published_at"),
             size_bytes=_number(found, "size_bytes"),
             image_size_bytes=_number(found, "image_size_bytes"),
             contents=_contents(found["contents"]),
@@ -205,6 +206,13 @@ def _text(found: dict[str, Any], key: str) -> str:
     value = found[key]
     if not isinstance(value, str):
         raise TypeError(key)
+    return value
+
+
+def _time(found: dict[str, Any], key: str) -> str:
+    value = _text(found, key)
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError(value)
     return value
 
 

@@ -328,6 +328,11 @@ def test_a_damaged_manifest_is_none(case: str) -> None:
     assert parse_origin(DAMAGED[case]) is None
 
 
+@pytest.mark.parametrize("when", ["soon", "", "2026-11-21T02:00:00"])
+def test_a_manifest_without_a_time_is_none(when: str) -> None:
+    assert parse_manifest(json.dumps(document(replace(NEW, published_at=when))).encode()) is None
+
+
 def test_a_damaged_manifest_is_as_good_as_none(root: Path) -> None:
     keep(root, OLD, NEW, present=NEW)
     (root / f".rc/manifests/{NAME}/{NEW.image_id}.json").write_bytes(DAMAGED["kind"])
