@@ -135,6 +135,19 @@ def test_an_image_of_tricks(place: Place, tmp_path: Path) -> None:
     assert edf["mounts"] == ["/a b/$(x)<i>:/c"] and edf["workdir"] == "/a b<i>$(x)"
     json.loads((place.root / "projects/trick:1/image.json").read_text())
 
+    # What somebody planted in the place of what is published is replaced, and not followed.
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    planted = [place.root / "projects/trick:1" / name for name in ("image.sqsh", "image.json")]
+    planted += [place.root / f".rc/state/{step}:trick:1.json" for step in ("podman", "enroot")]
+    for path in planted:
+        path.unlink()
+        path.symlink_to(victim)
+    ran = doit(place.root, environ=place.environment)
+    assert ran.status == 0, ran.text
+    assert victim.read_text() == "precious\n"
+    assert not any(path.is_symlink() for path in planted)
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
