@@ -215,6 +215,9 @@ class Dispatcher:
                     raise ClosedError
                 if tried.node_lost:
                     self._places.lose(place)
+                elif tried.verdict is not None and tried.verdict.final and not self._keep_going:
+                    # Before the place is free for another one.
+                    self._places.close()
             finally:
                 self._places.leave(place)
         finally:

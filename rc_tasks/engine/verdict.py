@@ -29,6 +29,11 @@ class Verdict:
     locked: bool = False
     elsewhere: bool = False
 
+    @property
+    def final(self) -> bool:
+        """Whether trying again would not help."""
+        return not (self.needs or self.locked or self.elsewhere)
+
 
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
     """Our own words at the end of the log, else Slurm's, else its last lines."""
