@@ -16,6 +16,7 @@ from rc_tasks.engine import night
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.summary import Begun, Ending, Summary, as_json, gather, load_begun
 from rc_tasks.errors import CommandError, RcError
+from rc_tasks.model.settings import RESERVED
 from rc_tasks.state import logs
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import umask, write_atomically
@@ -124,7 +125,7 @@ def _print_cron(checkout: Checkout) -> None:
     if night.has_scrontab():
         print("# or scrontab -e, for a site that has it in place of cron")
         print(night_text.scrontab(at, line, night.scrontab_directives(checkout)))
-    ours = sorted(key for key in os.environ if key.startswith("RC_"))
+    ours = sorted(key for key in os.environ if key.startswith("RC_") and key not in RESERVED)
     if ours:
         told = f"cron does not know {', '.join(ours)}: what they set belongs into pyproject.toml"
         sys.stderr.write(f"warning: {told}\n")
