@@ -77,8 +77,9 @@ class Run(AtRoot, DoitRun):
         )
         opened.run_step, opened.expected = dispatcher.run, expected
         opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
-        # Every step that is ready gets a thread, in which it waits for its place.
-        threads = min(max(1, expected.stale_images), _MOST_THREADS)
+        # Every step that is ready gets a thread, in which it waits for its place. Where nothing is
+        # stale there is none, as a queue between threads would take a third of such a run.
+        threads = min(expected.stale_images, _MOST_THREADS)
         kwargs |= {"num_process": threads, "par_type": "thread"}
         try:
             status: int = super()._execute(*args, **kwargs)
