@@ -13,11 +13,15 @@ _NO_FILE = "a socket, a pipe or a device, not a file"
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; raises OSError, also for a pipe or a device."""
     # Opening a pipe to which nobody writes would wait for ever.
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()
     raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -30,10 +34,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
         if status.st_size > _MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-        pieces = []
-        while piece := os.read(descriptor, status.st_size + 1):
-            pieces.append(piece)
-        return b"".join(pieces)
+        found = os.read(descriptor, status.st_size + 1)
+        # Less than was asked for is all that there is; more, and it has grown since.
+        while len(found) > status.st_size and (more := os.read(descriptor, 1 << 16)):
+            found += more
+        return found
     finally:
         os.close(descriptor)
 

@@ -201,7 +201,7 @@ def podman_image(
 @contextlib.contextmanager
 def private_directory(name: str, engine: Podman) -> Iterator[Path]:
     """A directory of our own on this node for what a container may write; removed at the end."""
-    parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  (an image can be larger than /tmp)
+    parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - an image can be larger than /tmp
     directory = Path(tempfile.mkdtemp(prefix=f"rc_tasks.{name}.", dir=parent))
     try:
         yield directory

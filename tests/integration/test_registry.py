@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from rc_tasks.state.records import Step
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.checkouts import write_checkout
 from tests.support.doit import doit
+from tests.support.registry import wait_for
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools, which
 
@@ -314,18 +314,3 @@ def files(directory: Path) -> Iterator[Path]:
     """Every regular file below a directory."""
     for parent, _, names in os.walk(directory):
         yield from (path for name in names if (path := Path(parent, name)).is_file())
-
-
-def wait_for(address: str, timeout_s: float = 20) -> None:
-    """Return when something listens there."""
-    host, port = address.split(":")
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return

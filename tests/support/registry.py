@@ -141,13 +141,14 @@ def serving(directory: Path, *, password: bool = False) -> Iterator[Registry]:
         stderr=subprocess.DEVNULL,
     ) as server:
         try:
-            _wait_for(address)
+            wait_for(address)
             yield Registry(address, server, authorization)
         finally:
             server.terminate()
 
 
-def _wait_for(address: str, timeout_s: float = 30) -> None:
+def wait_for(address: str, timeout_s: float = 30) -> None:
+    """Return when something listens there."""
     host, port = address.split(":")
     deadline = time.monotonic() + timeout_s
     while True:
