@@ -25,18 +25,20 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """All of a regular file; raises OSError, also when it is larger than anything that we read."""
+    """All that a regular file holds now; raises OSError, also when it is larger than any we read."""
     # As `open_regular`, but thousands of small files are read at each start, and a reader costs more.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
         if status.st_size > _MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-        found = os.read(descriptor, status.st_size + 1)
-        # Less than was asked for is all that there is; more, and it has grown since.
-        while len(found) > status.st_size and (more := os.read(descriptor, 1 << 16)):
+        found = os.read(descriptor, status.st_size)
+        # What is added meanwhile is left to the next reader: a fast writer would keep us here for ever.
+        while len(found) < status.st_size and (more := os.read(descriptor, status.st_size - len(found))):
             found += more
         return found
     finally:

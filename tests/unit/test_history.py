@@ -168,7 +168,8 @@ from pathlib import Path
 from rc_tasks.state.history import Run
 from tests.unit.test_history import ENTRY
 print("ready", flush=True)
-while True:
+# An end, so that a disk is not filled when the test does not come to killing them.
+for _ in range(20_000):
     Run(Path(sys.argv[1]), sys.argv[2]).append(replace(ENTRY, reason=sys.argv[2] * 5000))
 """
 

@@ -59,6 +59,26 @@ def test_what_is_a_file(tmp_path: Path) -> None:
         assert file.read(3) == b"xxx"
 
 
+def test_of_a_directory_is_said_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        read_bytes(tmp_path)
+
+
+def test_a_file_that_grows_all_the_time_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a", os.read
+    path.write_bytes(b"x" * 1000)
+
+    def read(descriptor: int, size_bytes: int) -> bytes:
+        with path.open("ab") as file:
+            file.write(b"y" * 1000)
+        return real(descriptor, min(size_bytes, 700))
+
+    monkeypatch.setattr(os, "read", read)
+    assert read_bytes(path) == b"x" * 1000
+
+
 @odd
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
