@@ -4,6 +4,7 @@ import fnmatch
 import functools
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,8 @@ from rc_tasks.engine.dispatch import Dispatcher
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.order import order
 from rc_tasks.engine.places import release_abandoned
+from rc_tasks.engine.reporter import Reporter
+from rc_tasks.engine.selection import selection
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
 from rc_tasks.errors import RcError
 from rc_tasks.state.own import require_own
@@ -34,6 +37,7 @@ class Run(AtRoot, DoitRun):
     """doit's `run`, which ends in order on TERM and HUP and knows the nearest name."""
 
     doc_purpose = "build what is stale (the default command)"
+    sel_tasks: Any
 
     # doit reads from the signature which options it has to pass.
     @functools.wraps(DoitRun._execute)
@@ -65,7 +69,9 @@ class Run(AtRoot, DoitRun):
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
         opened = session()
-        names = self._images(opened, [task.name for task in self.task_list])
+        tasks = {task.name: task for task in self.task_list}
+        asked = [each for name in self.sel_tasks or tasks for each in _matching(name, tasks)]
+        names = _images(opened, asked)
         require_own(opened.checkout)
         for job_id in release_abandoned(opened.checkout):
             print(f"release job {job_id}, left by a run that was killed", flush=True)
@@ -77,6 +83,12 @@ class Run(AtRoot, DoitRun):
         )
         opened.run_step, opened.expected = dispatcher.run, expected
         opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
+        opened.asked = tuple(asked)
+        # `--single` is about what was named, other reporters tell what is fresh as well, and files are
+        # names for their tasks too.
+        if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):
+            chosen = selection(tasks, asked, expected.stale_s)
+            self.sel_tasks, opened.fresh = list(chosen.tasks), chosen.fresh
         # Every step that is ready gets a thread, in which it waits for its place. Where nothing is
         # stale there is none, as a queue between threads would take a third of such a run.
         threads = min(expected.stale_images, _MOST_THREADS)
@@ -86,19 +98,20 @@ class Run(AtRoot, DoitRun):
         finally:
             opened.tell(Event(Kind.OVER))
             dispatcher.end()
-        return status
+        # doit's 2 says that something was not tried because of what failed: no other news than 1.
+        return min(status, 1)
 
-    def _images(self, opened: Session, known: list[str]) -> list[str]:
-        """The images that the run is asked for."""
-        names: list[str] = []
-        for name in self.sel_tasks or ():
-            names += fnmatch.filter(known, name) if "*" in name else [name]
-        if "build" in names:
-            names = []
-        try:
-            return images(opened, names)
-        except RcError:
-            return []  # a name that doit will refuse
+
+def _matching(name: str, known: Iterable[str]) -> list[str]:
+    return fnmatch.filter(known, name) if "*" in name else [name]
+
+
+def _images(opened: Session, names: list[str]) -> list[str]:
+    """The images that a run is asked for."""
+    try:
+        return images(opened, [] if "build" in names else names)
+    except RcError:
+        return []  # a name that doit will refuse
 
 
 def _adopt(opened: Session, names: list[str]) -> None:

@@ -13,6 +13,7 @@ from doit.task import Task
 from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.dispatch import NotTried, StepFailed
 from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.selection import reach
 from rc_tasks.engine.session import alone, session
 from rc_tasks.model.readable import listed, printable
 from rc_tasks.state.records import Step
@@ -57,9 +58,11 @@ class Reporter:
         self._last: Kind | None = None
 
     def initialize(self, tasks: Mapping[str, Task], selected_tasks: list[str]) -> None:
-        """Called once, before anything is judged."""
-        session().tell = self._tell
+        """Called once, before any task runs."""
+        opened = session()
+        opened.tell = self._tell
         self._tasks, self._selected = tasks, selected_tasks
+        self._images = dict.fromkeys(opened.fresh, "fresh")
 
     def get_status(self, task: Task) -> None:
         """A task is about to be judged."""
@@ -71,11 +74,11 @@ class Reporter:
         """A step ended well."""
         found = step_of(task.name)
         if found is not None:
-            self._images.setdefault(
-                found[1], "built" if found[0] is not Step.ENV else "env.toml written"
-            )
-            if found[0] is not Step.ENV:
-                self._images[found[1]] = "built"
+            step, name = found
+            if step is not Step.ENV:
+                self._images[name] = "built"
+            elif self._images.get(name) != "built":
+                self._images[name] = "env.toml written"
             self._settled.add(task.name)
             self._tell(Event(Kind.DONE, task.name, session().remarks.get(task.name, "")))
 
@@ -191,18 +194,14 @@ class Reporter:
         """The steps that the run was to take and has not settled, bases first."""
         expected = session().expected
         stale = expected.stale_s if expected is not None else {}
-        todo, wanted = list(self._selected), set[str]()
-        while todo and stale:
-            name = todo.pop()
-            if name not in wanted and name in self._tasks:
-                wanted.add(name)
-                todo += self._tasks[name].task_dep
+        wanted = reach(self._tasks, self._selected) if stale else {}
         return [task for task in stale if task in wanted and task not in self._settled]
 
     def _next(self) -> Iterator[str]:
         """What somebody does who has built one image of his own."""
-        if len(self._selected) == 1 and self._selected[0].startswith("build:"):
-            name = self._selected[0].removeprefix("build:")
+        asked = session().asked
+        if len(asked) == 1 and asked[0].startswith("build:"):
+            name = asked[0].removeprefix("build:")
             if self._images.get(session().checkout.graph.aliases.get(name, name)) == "built":
                 yield f"next: doit local {name}"
 

@@ -28,13 +28,16 @@ NOTHING_LOST = "what is finished stays finished"
 class Session:
     """A checkout and its judge, and what a run adds to them.
 
-    `run_step` runs a step. `tell` is told what happens in a run, and `remarks` are words on tasks that
-    have run, for the reporter; `expected` is what it may count on, and `streams` says that it shows the
-    output of the steps as well.
+    `asked` are the tasks that the user named, and `fresh` the images of theirs in which there is nothing
+    to do. `run_step` runs a step. `tell` is told what happens in a run, and `remarks` are words on tasks
+    that have run, for the reporter; `expected` is what it may count on, and `streams` says that it shows
+    the output of the steps as well.
     """
 
     checkout: Checkout
     judge: Judge
+    asked: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     remarks: dict[str, str] = field(default_factory=dict)
     run_step: Callable[[Step, str], TaskFailed | None] = lambda _step, _name: None
     tell: Callable[[Event], None] = field(default_factory=lambda: alone)

@@ -375,6 +375,15 @@ def test_always_runs_every_step_of_the_image_and_its_bases(family: Family) -> No
     assert family.run() == {}
 
 
+def test_the_summary_counts_what_was_done(family: Family) -> None:
+    last = len(NAMES)
+    family.doit("forget", "env:left:1")
+    assert family.doit().splitlines()[-1] == f"{last} images: 1 env.toml written; {last - 1} fresh"
+    family.edit("projects/left:1/Dockerfile", "RUN", "# why\nRUN")
+    assert family.doit().splitlines()[-1] == f"{last} images: 1 built; {last - 1} fresh"
+    assert family.doit().splitlines()[-1] == f"{last} images: {last} fresh"
+
+
 def test_an_edit_while_the_build_runs_is_stale_afterwards(family: Family) -> None:
     recipe = "projects/user:1/Dockerfile"
     family.write(recipe, "FROM tool:current\nRUN touch /started && sleep 2 && echo first > /etc/user\n")
@@ -391,7 +400,7 @@ def test_an_edit_while_the_build_runs_is_stale_afterwards(family: Family) -> Non
 
 def test_a_failed_edit_that_is_taken_back_needs_no_run(family: Family) -> None:
     family.edit("projects/left:1/Dockerfile", "echo $FLAVOUR", "false; exit 3 #")
-    output = family.doit("--continue", status=2)
+    output = family.doit("--continue", status=1)
     assert set(started(output)) == {"podman:left:1"}
     assert family.states() == dict.fromkeys(NAMES, "fresh") | {"left:1": "failed", "top:1": "stale"}
     family.edit("projects/left:1/Dockerfile", "false; exit 3 #", "echo $FLAVOUR")
