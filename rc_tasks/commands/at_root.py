@@ -88,6 +88,8 @@ class Info(AtRoot, DoitInfo):
     outstream: Any
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
+        if len(pos_args) != 1:
+            raise InvalidCommand("which task?\n  next: doit info podman:NAME, or enroot, env or build")
         checked(self, pos_args)
         out, self.outstream = self.outstream, io.StringIO()
         try:

@@ -22,6 +22,9 @@ _COLLECT_AFTER = 100_000
 # doit adds a dump of all its options, which is longer than a screen.
 _NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
 _WRONG_VALUE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
+_NO_CHOICE = re.compile(
+    r"Error parsing parameter '(\w+)'. Provided (.*) but available choices are: (.*)\."
+)
 
 
 class Told(Command):
@@ -54,8 +57,13 @@ class Told(Command):
         wrong = _WRONG_VALUE.search(text)
         if wrong is not None:
             name, kind, value = wrong.groups()
-            option = next(option for option in self.cmdparser.options if option.name == name)
-            return f"--{option.long}: {value} is not of type {kind}\n  next: `doit help {self.name}`"
+            return (
+                f"--{self._long(name)}: {value} is not of type {kind}\n  next: `doit help {self.name}`"
+            )
+        no_choice = _NO_CHOICE.fullmatch(text)
+        if no_choice is not None:
+            name, value, choices = no_choice.groups()
+            return f"--{self._long(name)}: {value} is none of {choices}\n  next: `doit help {self.name}`"
         found = _NOISE.fullmatch(text)
         if found is None:
             return text
@@ -67,6 +75,10 @@ class Told(Command):
             else f"`doit help {self.name}` lists the options"
         )
         return f"{what}\n  next: {hint}"
+
+    def _long(self, name: str) -> str:
+        found: str = next(option.long for option in self.cmdparser.options if option.name == name)
+        return found
 
 
 def reader_left() -> None:

@@ -228,10 +228,16 @@ CASES = (
     Case(
         "option-unknown",
         GOOD,
-        {"list --fresh": 3, "build:good --continue": 3, "--contniue build": 3, "-n two": 3},
+        {
+            "list --fresh": 3,
+            "build:good --continue": 3,
+            "--contniue build": 3,
+            "-n two": 3,
+            "graph --format xml": 3,
+        },
     ),
     Case("command-mistyped", GOOD, {"lst": 3, "setings": 3, "dumpdb": 3}),
-    Case("no-name", GOOD, {"forget": 3, "clean": 3, "why": 3}, built=("good",)),
+    Case("no-name", GOOD, {"forget": 3, "clean": 3, "why": 3, "info": 3}, built=("good",)),
     Case("glob-empty", GOOD, {"'podman:rea*'": 3}),
     Case("outside", GOOD, {"": 3, "list": 3, "build:good": 3, "info good": 3}, cwd=".."),
     # aliases
