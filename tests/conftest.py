@@ -1,6 +1,7 @@
 """What every test gets: a home of its own, and tools that are there."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,11 @@ FOREIGN = (
 )
 
 
+def pytest_configure() -> None:
+    """Have Ctrl-C end programs: what a shell starts in the background ignores it, and so would they."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ask for the tools of a test's marks, before any of its fixtures."""
     for mark, tools in TOOLS.items():
@@ -51,6 +57,8 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    # As users have it; and it takes minutes to compile for each of a thousand programs anew.
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     # Works everywhere: in a container, without cgroups, as any user. The demo's test, like a user,
     # takes what podman chooses.
     monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
