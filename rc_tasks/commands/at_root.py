@@ -12,10 +12,11 @@ from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.told import Told
-from rc_tasks.engine.session import TASK_KINDS
+from rc_tasks.engine.session import TASK_KINDS, session
 from rc_tasks.model.readable import printable_lines
 from rc_tasks.model.reference import near
 from rc_tasks.state.checkout import find_root
+from rc_tasks.state.own import require_own
 
 
 class AtRoot(Told, DoitCmdBase):
@@ -107,6 +108,7 @@ class Forget(AtRoot, DoitForget):
     sel_tasks: Any
 
     def _execute(self, forget_sub: bool, forget_disable_default: bool, forget_all: bool) -> Any:
+        require_own(session().checkout)
         if not forget_all:
             names = None if self.sel_default_tasks else self.sel_tasks
             self.sel_tasks = steps_of(self, names, "--all")
@@ -121,6 +123,7 @@ class Clean(AtRoot, DoitClean):
     def _execute(
         self, dryrun: bool, cleandep: bool, cleanall: bool, cleanforget: bool, pos_args: Any = None
     ) -> Any:
+        require_own(session().checkout)
         if not cleanall:
             pos_args = steps_of(self, pos_args, "--clean-all")
         return super()._execute(dryrun, cleandep, cleanall, cleanforget, pos_args)

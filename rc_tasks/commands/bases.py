@@ -30,7 +30,6 @@ _ASK_S = 30.0
 _AT_ONCE = 8
 _SHORT = 12
 _MOVED = 1
-_INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 _NOT_ASKED = 2
 _MOVABLE = (Kind.PINNED, Kind.NOT_PINNED)
 
@@ -74,12 +73,6 @@ class Bases(CheckoutCommand):
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         if options["check"] and options["update"]:
             raise InvalidCommand("--check only looks, and --update moves\n  next: give one of them")
-        try:
-            return self._show(opened, options, names)
-        except KeyboardInterrupt:
-            return _INTERRUPTED
-
-    def _show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         checkout = opened.checkout
         found = _chosen(opened, registry_bases(checkout.graph, checkout.pins.read()), names)
         if options["update"]:

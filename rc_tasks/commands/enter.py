@@ -51,14 +51,10 @@ class EnterCommand(CheckoutCommand):
     argv: tuple[str, ...] = ()
 
     def parse_execute(self, in_args: list[str]) -> Any:
-        """Take the command to run from behind `--`; Ctrl-C before it runs is no defect."""
+        """Take the command to run from behind `--`."""
         at = in_args.index("--") if "--" in in_args else len(in_args)
         self.argv = tuple(in_args[at + 1 :])
-        try:
-            return super().parse_execute(options_first(self.cmdparser, in_args[:at]))
-        except KeyboardInterrupt:
-            tell("interrupted")
-            return 130
+        return super().parse_execute(options_first(self.cmdparser, in_args[:at]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from rc_tasks.engine.garbage import GONE_DAYS, Collector, Garbage, Item, Kind, f
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
 from rc_tasks.state.locks import LockedError, held
+from rc_tasks.state.own import require_own
 
 # More than a screen of lines tells less than their number.
 _MOST_LEFT = 10
@@ -52,6 +53,7 @@ class Gc(CheckoutCommand):
             raise InvalidCommand(
                 f"it is for the whole checkout, not for {' '.join(names)}\n  next: doit gc --dry-run"
             )
+        require_own(opened.checkout)
         collector = Collector(opened.checkout)
         if options["dry_run"]:
             found = collector.find()
@@ -95,10 +97,10 @@ def _tell(
         print(f"  {show.printable(opened.checkout.shown(item.path))}")
     gone = {item.image for item in found.items if item.kind is Kind.GONE}
     if gone:
-        print(f"projects that are gone: {', '.join(sorted(gone))}")
+        print(f"projects that are gone: {show.printable(', '.join(sorted(gone)))}")
     soon = sorted(set(found.gone) - gone)
     if soon:
-        print(f"not here, and kept for {GONE_DAYS} days: {', '.join(soon)}")
+        print(f"not here, and kept for {GONE_DAYS} days: {show.printable(', '.join(soon))}")
     if found.young:
         print(f"images of the store that nothing refers to, younger than a day: {found.young}")
     _tell_left(found.left)

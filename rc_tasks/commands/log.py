@@ -14,6 +14,7 @@ from doit.exceptions import InvalidCommand
 from rc_tasks.commands import show
 from rc_tasks.commands.arguments import options_first
 from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.told import INTERRUPTED
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.readable import log_line
@@ -30,7 +31,6 @@ _PAGER = ("less", "-R")
 _POLL_S = 0.5
 # A step takes so long until it has its lock: Python starts, on a busy node.
 _STARTING_S = 15.0
-_INTERRUPTED = 130
 
 
 class Log(CheckoutCommand):
@@ -79,7 +79,7 @@ class Log(CheckoutCommand):
                 try:
                     _follow(log, checkout.lock(name), f"{step}:{name}")
                 except KeyboardInterrupt:
-                    return _INTERRUPTED
+                    return INTERRUPTED
             elif not (sys.stdout.isatty() and _paged(log, path.name)):
                 sys.stdout.writelines(map(readable, log))
         return 0

@@ -20,6 +20,7 @@ from rc_tasks.model.settings import RESERVED
 from rc_tasks.state import logs
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import umask, write_atomically
+from rc_tasks.state.own import require_own
 from rc_tasks.tools import command, slurm
 from rc_tasks.tools.command import Command
 
@@ -104,6 +105,7 @@ class Nightly(CheckoutCommand):
 
 
 def _submit(checkout: Checkout) -> None:
+    require_own(checkout)
     submitted = night.submit(checkout)
     count = night.nodes(checkout)
     limit_min = night.time_limit_min(checkout)

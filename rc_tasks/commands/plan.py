@@ -6,6 +6,7 @@ from rc_tasks.commands import show
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.records import Step
 
 
@@ -64,5 +65,5 @@ class Plan(CheckoutCommand):
         # The images of a cycle share one error.
         for text in dict.fromkeys(map(str, broken.values())):
             sharing = [name for name, error in broken.items() if str(error) == text]
-            print(f"{', '.join(sharing)} cannot be built:\n{text}")
+            print(f"{', '.join(sharing)} cannot be built:\n{printable_lines(text)}")
         return 1 if broken else 0

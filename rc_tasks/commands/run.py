@@ -2,31 +2,31 @@
 
 import fnmatch
 import functools
+import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 from doit import doit_cmd
 from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
+from doit.task import Task
 
 from rc_tasks.commands.at_root import AtRoot, unknown
-from rc_tasks.commands.base import images
+from rc_tasks.commands.told import INTERRUPTED
 from rc_tasks.engine import adopt
+from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.dispatch import Dispatcher
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.order import order
 from rc_tasks.engine.places import release_abandoned
 from rc_tasks.engine.reporter import Reporter
-from rc_tasks.engine.selection import selection
+from rc_tasks.engine.selection import reach, selection
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
-from rc_tasks.errors import RcError
 from rc_tasks.state.own import require_own
 
-# What a shell reports for a program that Ctrl-C ended.
-_INTERRUPTED = 130
 _MOST_THREADS = 512
 # doit's verbosity with which everything is shown at once.
 _STREAMS = 2
@@ -51,10 +51,21 @@ class Run(AtRoot, DoitRun):
             if "*" in name and not fnmatch.filter(known, name):
                 # doit takes a pattern without a match for nothing to do.
                 raise InvalidCommand(f"no task matches {name!r}\n  next: `doit list` shows all images")
+        if kwargs["num_process"] < 0:
+            raise InvalidCommand(
+                "-n is at least 1, or 0 for as many as there is room for\n  next: doit -n 4"
+            )
+        out = kwargs["outfile"]
+        if isinstance(out, str) and not os.path.isdir(os.path.dirname(out) or "."):
+            raise InvalidCommand(
+                f"{out}: there is no such directory\n  next: make it, or name another file"
+            )
         # The record of the last success stays when a step fails: only `doit forget` removes it.
         self.dep_manager.remove_success = lambda _task: None
         for number in _SIGNALS:
-            signal.signal(number, _interrupt)
+            # A run under nohup(1) outlives its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         try:
             status = self._run(*args, **kwargs)
         except InvalidCommand as error:
@@ -62,7 +73,7 @@ class Run(AtRoot, DoitRun):
                 raise
             raise unknown(error.not_found, known, self.loader.cmd_names) from None
         except KeyboardInterrupt:
-            status = _INTERRUPTED
+            status = INTERRUPTED
         finally:
             remember_digests()
         return status
@@ -70,8 +81,9 @@ class Run(AtRoot, DoitRun):
     def _run(self, *args: Any, **kwargs: Any) -> int:
         opened = session()
         tasks = {task.name: task for task in self.task_list}
-        asked = [each for name in self.sel_tasks or tasks for each in _matching(name, tasks)]
-        names = _images(opened, asked)
+        asked = [each for name in self.sel_tasks or tasks for each in _tasks(name, tasks)]
+        found = reach(tasks, asked)
+        names = list(dict.fromkeys(step[1] for task in found if (step := step_of(task))))
         require_own(opened.checkout)
         for job_id in release_abandoned(opened.checkout):
             print(f"release job {job_id}, left by a run that was killed", flush=True)
@@ -84,10 +96,10 @@ class Run(AtRoot, DoitRun):
         opened.run_step, opened.expected = dispatcher.run, expected
         opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
         opened.asked = tuple(asked)
-        # `--single` is about what was named, other reporters tell what is fresh as well, and files are
-        # names for their tasks too.
+        # `--single` is about what was named, and other reporters tell what is fresh as well. What is no
+        # task may be an option of one.
         if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):
-            chosen = selection(tasks, asked, expected.stale_s)
+            chosen = selection(tasks, found, expected.stale_s)
             self.sel_tasks, opened.fresh = list(chosen.tasks), chosen.fresh
         # Every step that is ready gets a thread, in which it waits for its place. Where nothing is
         # stale there is none, as a queue between threads would take a third of such a run.
@@ -102,16 +114,13 @@ class Run(AtRoot, DoitRun):
         return min(status, 1)
 
 
-def _matching(name: str, known: Iterable[str]) -> list[str]:
-    return fnmatch.filter(known, name) if "*" in name else [name]
-
-
-def _images(opened: Session, names: list[str]) -> list[str]:
-    """The images that a run is asked for."""
-    try:
-        return images(opened, [] if "build" in names else names)
-    except RcError:
-        return []  # a name that doit will refuse
+def _tasks(name: str, known: Mapping[str, Task]) -> list[str]:
+    """The tasks that doit takes a name for: a task's own, a pattern, or a file that one makes."""
+    if "*" in name:
+        return fnmatch.filter(known, name)
+    if name in known:
+        return [name]
+    return [task.name for task in known.values() if name in task.targets] or [name]
 
 
 def _adopt(opened: Session, names: list[str]) -> None:

@@ -1,7 +1,5 @@
 """What goes wrong in any command, told in our words and without doit's own."""
 
-import atexit
-import gc
 import os
 import re
 import sys
@@ -15,10 +13,9 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.files import refused
 
-# What a shell reports for a program that SIGPIPE ended.
+# What a shell reports for a program that SIGPIPE ended, and one that Ctrl-C did.
 _BROKEN_PIPE = 141
-# How many objects are made between two looks for garbage; Python's own number is 700.
-_COLLECT_AFTER = 100_000
+INTERRUPTED = 130
 # doit adds a dump of all its options, which is longer than a screen.
 _NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
 _WRONG_VALUE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
@@ -32,10 +29,6 @@ class Told(Command):
 
     def parse_execute(self, in_args: list[str]) -> Any:
         """Parse the arguments and run the command."""
-        # What is made of a large checkout stays: to look for garbage in it again and again, and once
-        # more at the end, would take a third of a run that has nothing to do.
-        gc.set_threshold(_COLLECT_AFTER)
-        atexit.register(gc.freeze)
         try:
             status = super().parse_execute(in_args)
             sys.stdout.flush()
@@ -46,6 +39,9 @@ class Told(Command):
         except BrokenPipeError:
             reader_left()
             return _BROKEN_PIPE
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return INTERRUPTED
         except OSError as error:
             told = refused(error)
             if told is None:

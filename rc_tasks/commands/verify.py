@@ -12,6 +12,7 @@ from doit.exceptions import InvalidCommand
 from rc_tasks.commands import show
 from rc_tasks.commands.arguments import options_first
 from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.told import INTERRUPTED
 from rc_tasks.engine.dispatch import runner
 from rc_tasks.engine.session import Session
 from rc_tasks.model.settings import Runner
@@ -22,7 +23,6 @@ from rc_tasks.tools import slurm
 # On a login node others work too.
 _SHARED_THREADS = 2
 _NICE = 10
-_INTERRUPTED = 130
 
 
 class Verify(CheckoutCommand):
@@ -69,7 +69,7 @@ class Verify(CheckoutCommand):
                     _print(done[-1])
         except KeyboardInterrupt:
             print(f"interrupted: {len(done)} of {len(known)} images were verified")
-            return _INTERRUPTED
+            return INTERRUPTED
         damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
         took = show.duration(time.monotonic() - began_s)
         count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)

@@ -5,9 +5,9 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.official import OtherInputsError
 from rc_tasks.state.records import Step
 from rc_tasks.state.status import Cause, ImageStatus, State
@@ -44,22 +44,22 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
         told.add(name)
         broken = opened.checkout.graph.broken.get(name)
         if broken is not None:
-            sys.stdout.write(f"{name} cannot be built\n{_indented(str(broken))}\n")
+            _say(f"{name} cannot be built", *_indented(str(broken)))
             continue
         status = opened.judge.image(name)
-        sys.stdout.write(f"{name} is {status.state}\n")
+        _say(f"{name} is {status.state}")
         if status.failure is not None:
             log = f", log {status.failure.log}" if status.failure.log else ""
-            sys.stdout.write(f"  {status.failure.message}\n  at {status.failure.failed_at}{log}\n")
+            _say(f"  {status.failure.message}\n  at {status.failure.failed_at}{log}")
         if status.state is State.FAILED and not status.steps:
-            sys.stdout.write(_indented("\n".join(status.reasons)) + "\n")
+            _say(*_indented("\n".join(status.reasons)))
         for step in status.steps:
             for number, cause in enumerate(step.causes):
-                sys.stdout.write(f"  {step.step if number == 0 else '':8}{_line(cause)}\n")
+                _say(f"  {step.step if number == 0 else '':8}{_line(cause)}")
         for note in opened.checkout.graph.images[name].notes:
-            sys.stdout.write(f"  note    {note}\n")
+            _say(f"  note    {note}")
         if opened.judge.rolled_back(name):
-            sys.stdout.write(f"  note    {_ROLLED_BACK.format(name=name)}\n")
+            _say(f"  note    {_ROLLED_BACK.format(name=name)}")
         _tell_official(opened, status)
         todo += [
             cause.part.removeprefix("base/")
@@ -81,16 +81,14 @@ def _tell_official(opened: Session, status: ImageStatus) -> None:
     error = offers.refusal(status.name)
     offer = offers.get(status.name)
     if offer is not None and Step.ENROOT not in offer.records:
-        sys.stdout.write(
-            f"  note    the image of {offers.official.root} did not pass these smoke tests\n"
-        )
+        _say(f"  note    the image of {offers.official.root} did not pass these smoke tests")
     if error is None or isinstance(error, AbsentError):
         return
     lines = [f"not adopted from {offers.official.root}: {error}"]
     if isinstance(error, OtherInputsError):
         lines += [f"  {_line(cause)}" for cause in error.causes]
     for number, line in enumerate("\n".join(lines).splitlines()):
-        sys.stdout.write(f"  {'note' if number == 0 else '':8}{show.printable(line)}\n")
+        _say(f"  {'note' if number == 0 else '':8}{line}")
 
 
 def _line(cause: Cause) -> str:
@@ -106,5 +104,10 @@ def _short(value: str) -> str:
     return " ".join(words) or "nothing"
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
+
+
+def _say(*lines: str) -> None:
+    """Names of files, and what stands in them, may be anything."""
+    sys.stdout.writelines(f"{printable_lines(line)}\n" for line in lines)

@@ -29,6 +29,8 @@ _WORTH_ANOTHER = {
     "PREEMPTED": "had to make room for another job",
     "NODE_FAIL": "lost its node",
     "BOOT_FAIL": "lost its node",
+    # Slurm forgets jobs some minutes after their end (MinJobAge).
+    "": "is over",
 }
 # When a step ends, doit needs a moment to name those that it made ready: the next one is chosen after.
 _SETTLE_S = 0.02
@@ -134,7 +136,7 @@ class Places:
             pool = self._pool(place.settings)
             if pool.slots is not None:
                 pool.slots.drop(place.task)
-            self._serve(pool)
+            self._serve_all()
 
     def lose(self, place: Place) -> None:
         """The step's node, or its whole allocation, has failed; ask this before it leaves."""
@@ -154,8 +156,7 @@ class Places:
         """Start nothing any more; steps that wait are told so."""
         with self._turn:
             self.closed = True
-            for pool in self._pools.values():
-                self._serve(pool)
+            self._serve_all()
 
     def release(self) -> None:
         """Give back what was taken, ending what still runs there."""
@@ -164,6 +165,11 @@ class Places:
             if pool.allocation is not None:
                 pool.allocation.release()
             pool.held.close()
+
+    def _serve_all(self) -> None:
+        """With `at_once`, what ends in one allocation makes room in another."""
+        for pool in self._pools.values():
+            self._serve(pool)
 
     def _serve(self, pool: _Pool) -> None:
         """Answer those that wait as far as possible now; called after every change, with the lock."""
@@ -183,10 +189,21 @@ class Places:
             if pool.waiting and not pool.asking and not self.closed:
                 self._give_out(pool)
 
+    @property
+    def _full(self) -> bool:
+        # What is asked for is for a step as well.
+        taken = sum(
+            pool.asking + (pool.slots.running if pool.slots is not None else 0)
+            for pool in self._pools.values()
+        )
+        return bool(self._at_once) and taken >= self._at_once
+
     def _give_out(self, pool: _Pool) -> None:
+        if self._full:
+            return
         if pool.slots is not None and not self._over(pool):
             self._place(pool, pool.slots)
-        if pool.waiting and (pool.slots is None or pool.slots.idle):
+        if pool.waiting and not self._full and (pool.slots is None or not pool.slots.running):
             # Nothing may start in the old one now.
             pool.over = pool.asking = True
             settings = next(iter(pool.waiting.values())).settings
@@ -204,7 +221,7 @@ class Places:
                 slots.drop(task)
             else:
                 slots.want(replace(waiting.wanted, cpus=_share(pool, waiting.settings)))
-        while (found := slots.place()) is not None:
+        while not self._full and (found := slots.place()) is not None:
             wanted, node = found
             settings = pool.waiting[wanted.task].settings
             place = Place(wanted.task, settings, node, job_id, wanted.cpus if job_id else 0)
@@ -259,7 +276,10 @@ class Places:
         finally:
             with self._turn:
                 pool.asking = False
-                self._serve(pool)
+                if pool.waiting and pool.refused is None and not self.closed:
+                    # At once, or with `at_once` another one would be asked for meanwhile.
+                    self._give_out(pool)
+                self._serve_all()
 
     def _take(self, settings: Slurm, pool: _Pool) -> None:
         if pool.allocation is not None and pool.granted is not None:
@@ -313,7 +333,7 @@ class Places:
             pool.limit_s = limit_s
             pool.deadline_s = None if limit_s is None else time.monotonic() + limit_s
             pool.over = False
-            pool.slots = Slots(granted.cpus, self._at_once or None)
+            pool.slots = Slots(granted.cpus)
 
     def _queued(self, job_id: str) -> None:
         reason = slurm.state(job_id)[1].removeprefix("None")

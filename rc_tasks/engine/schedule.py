@@ -22,12 +22,11 @@ class Wanted:
 
 
 class Slots:
-    """The CPUs of some nodes, given to the steps that wait for them; at most `at_once` steps run."""
+    """The CPUs of some nodes, given to the steps that wait for them."""
 
-    def __init__(self, cpus: Mapping[str, int], at_once: int | None = None) -> None:
+    def __init__(self, cpus: Mapping[str, int]) -> None:
         self._cpus = dict(cpus)
         self._free = dict(cpus)
-        self._at_once = at_once
         # In the order in which they should start; and their names, as hundreds of threads ask again.
         self._waiting: list[Wanted] = []
         self._known: set[str] = set()
@@ -35,9 +34,9 @@ class Slots:
         self._homes: dict[str, str] = {}
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing runs."""
-        return not self._running
+    def running(self) -> int:
+        """How many steps run."""
+        return len(self._running)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -62,8 +61,7 @@ class Slots:
 
     def place(self) -> tuple[Wanted, str] | None:
         """Start the next step that finds room: returns it with its node, or None when there is none."""
-        full = self._at_once is not None and len(self._running) >= self._at_once
-        if full or not any(self._free.values()):
+        if not any(self._free.values()):
             return None
         for position, wanted in enumerate(self._waiting):
             node = self._node(wanted)

@@ -16,13 +16,12 @@ class Selection:
     fresh: tuple[str, ...]
 
 
-def selection(tasks: Mapping[str, Task], names: Iterable[str], stale: Collection[str]) -> Selection:
-    """Select what is stale among the named tasks and all that they depend on.
+def selection(tasks: Mapping[str, Task], found: Collection[str], stale: Collection[str]) -> Selection:
+    """Select what is stale of what `reach` has found.
 
     Tasks that are none of ours, and those that tell of broken projects, are left to doit to judge.
     `stale` are steps, bases first.
     """
-    found = reach(tasks, names)
     chosen = [task for task in stale if task in found]
     busy = {task.partition(":")[2] for task in chosen}
     others, fresh = list[str](), dict[str, None]()
@@ -38,13 +37,16 @@ def selection(tasks: Mapping[str, Task], names: Iterable[str], stale: Collection
 
 def reach(tasks: Mapping[str, Task], names: Iterable[str]) -> dict[str, None]:
     """The named tasks with all that they depend on, once each, in the order in which they are named."""
+    made = {target: task.name for task in tasks.values() for target in task.targets}
     found: dict[str, None] = {}
     todo = [*names][::-1]
     while todo:
         name = todo.pop()
         if name not in found and name in tasks:
             found[name] = None
-            todo += tasks[name].task_dep[::-1]
+            task = tasks[name]
+            files = [made[file] for file in task.file_dep if file in made]
+            todo += [*task.task_dep, *files][::-1]
     return found
 
 

@@ -233,6 +233,8 @@ CASES = (
             "build:good --continue": 3,
             "--contniue build": 3,
             "-n two": 3,
+            "-n -1": 3,
+            "-o nosuch/out build": 3,
             "graph --format xml": 3,
         },
     ),

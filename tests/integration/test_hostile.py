@@ -176,11 +176,24 @@ def test_a_run_does_nothing(root: Path, spoil: Callable[[Path], None]) -> None:
     spoil(root)
     (root / "projects/a:1/x").write_text("2\n")
     before = kept(root.parent)
-    for argv in ((), ("rollback", "a:1")):
+    for argv in ((), ("rollback", "a:1"), ("gc",), ("forget", "build:a:1"), ("clean", "build:a:1")):
         ran = doit(root, *argv, environ={"RC_RUNNER": "local"})
         assert ran.status != 0 and ".rc" in ran.text and "next:" in ran.text, ran.text
         assert "Traceback" not in ran.text and "start " not in ran.text
     assert kept(root.parent) == before
+
+
+def test_names_and_files_command_no_terminal(root: Path) -> None:
+    (root / f"projects/a:1/new{ESCAPES}").touch()
+    broken = root / "projects/b:1/Dockerfile"
+    broken.parent.mkdir()
+    broken.write_text(f"FROM scratch\nNOSUCH{ESCAPES}\n")
+    logs = root / f".rc/logs/gone{ESCAPES}/podman"
+    logs.mkdir(parents=True)
+    (logs / "x.log").touch()
+    for argv in (("why", "a:1"), ("why", "b:1"), ("plan",), ("gc", "--dry-run", "--verbose"), ("list",)):
+        said = doit(root, *argv, environ={"RC_RUNNER": "local"}).text
+        assert "owned" in said.lower() and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", said), said
 
 
 def test_what_is_made_is_not_written_by_everybody(root: Path) -> None:

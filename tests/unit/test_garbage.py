@@ -209,7 +209,7 @@ def test_foreign_files_are_left_alone_and_told(tmp_path: Path) -> None:
 def test_a_store_that_is_reached_by_a_symlink_may_be_anybodys(tmp_path: Path) -> None:
     opened = checkout(tmp_path)
     directory = opened.store.directory
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = opened.root / "elsewhere"
     os.rename(directory / "blobs", elsewhere)
     (directory / "blobs").symlink_to(elsewhere)
     ran = gc(opened)

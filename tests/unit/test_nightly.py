@@ -54,7 +54,7 @@ printf '%s|' "$PWD" "$@" >> "$CALLS"; echo >> "$CALLS"
 case "$*" in
 *--begin*) exit "${BEGIN:-0}" ;;
 --continue)
-    trap 'echo ended >> "$CALLS"; exit 130' TERM
+    trap 'sleep 0.5; echo ended >> "$CALLS"; exit 130' TERM
     [ -z "$WAIT" ] || { echo begun >> "$CALLS"; while :; do sleep 0.05; done; }
     exit "${STATUS:-0}" ;;
 esac
@@ -159,6 +159,8 @@ def test_a_signal_ends_the_run_in_order(
         time.sleep(0.01)
     for _ in range(times):
         process.send_signal(number)
+        # The next one comes while doit ends its steps.
+        time.sleep(0.1)
     assert process.wait(30) == 5
     *_, ended, last = calls(tmp_path)
     assert ended == "ended"

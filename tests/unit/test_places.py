@@ -5,11 +5,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from rc_tasks.engine.events import Event
 from rc_tasks.engine.order import Order, order
 from rc_tasks.engine.places import ClosedError, Place, Places, release_abandoned
 from rc_tasks.engine.schedule import Wanted
@@ -17,6 +19,7 @@ from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Step
+from rc_tasks.tools.slurm import Granted
 from tests.support.checkouts import pretend_built, write_checkout
 
 FILES = {
@@ -91,6 +94,60 @@ def test_the_end_of_a_run_is_told_to_all_that_wait(checkout: Checkout) -> None:
                 each.result(30)
     with pytest.raises(ClosedError):
         places.take(Wanted("late"), Slurm(), None)
+    places.release()
+
+
+class Site:
+    """In place of Slurm: every allocation is granted at once, with a node of four CPUs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs: list[str] = []
+        self.states: dict[str, str] = {}
+        monkeypatch.setattr("rc_tasks.tools.slurm.Allocation", lambda *_: self)
+        monkeypatch.setattr(
+            "rc_tasks.tools.slurm.state", lambda job: (self.states.get(job, "RUNNING"), "")
+        )
+        monkeypatch.setattr("rc_tasks.tools.slurm.time_left_s", lambda _job: None)
+        self.ended = False
+
+    def wait(self, _queued: Callable[[str], None]) -> Granted:
+        self.jobs.append(str(len(self.jobs) + 1))
+        self.ended = False
+        return Granted(self.jobs[-1], {"node1": 4})
+
+    def release(self) -> None:
+        pass
+
+
+def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(monkeypatch)
+    places = Places(checkout, Runner.SLURM, 1, lambda _event: None)
+    kinds = [Slurm(time_limit_min=number + 1) for number in range(3)]
+    with ThreadPoolExecutor() as threads, closing(places):
+        waiting = {
+            threads.submit(places.take, Wanted(str(kind.time_limit_min)), kind, None) for kind in kinds
+        }
+        while waiting:
+            (done, *more), waiting = wait(waiting, 30, FIRST_COMPLETED)
+            time.sleep(0.1)
+            assert not more and not any(each.done() for each in waiting)
+            assert len(site.jobs) == len(kinds) - len(waiting), "only then is there another one"
+            places.leave(done.result())
+
+
+def test_an_allocation_that_slurm_has_forgotten_is_worth_another_one(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(monkeypatch)
+    told: list[Event] = []
+    places = Places(checkout, Runner.SLURM, 0, told.append)
+    places.leave(places.take(Wanted("a"), Slurm(), None))
+    site.ended = True
+    site.states["1"] = ""
+    assert places.take(Wanted("b"), Slurm(), None).job_id == "2"
+    assert "job 1 is over: asking for another one" in [event.words for event in told]
     places.release()
 
 

@@ -3,8 +3,6 @@
 import random
 from collections.abc import Iterable
 
-import pytest
-
 from rc_tasks.engine.schedule import Slots, Wanted, critical_paths, groups
 
 
@@ -39,10 +37,9 @@ def test_a_step_goes_where_its_base_is_while_there_is_room() -> None:
     assert filled(slots, [Wanted("a", near=near), Wanted("b", near=near)]) == [("a", "n1"), ("b", "n2")]
 
 
-@pytest.mark.parametrize(("at_once", "running"), [(1, 1), (3, 3), (None, 4)])
-def test_no_more_run_at_once_than_asked_for(at_once: int | None, running: int) -> None:
-    slots = Slots({"n1": 2, "n2": 2}, at_once)
-    assert len(filled(slots, [Wanted(str(number)) for number in range(9)])) == running
+def test_no_more_run_than_there_is_room_for() -> None:
+    slots = Slots({"n1": 2, "n2": 2})
+    assert len(filled(slots, [Wanted(str(number)) for number in range(9)])) == slots.running == 4
     slots.drop("0")
     assert len(placed(slots)) == 1
 
@@ -91,13 +88,13 @@ def test_who_waits_can_be_forgotten() -> None:
     slots.drop("b")
     slots.drop("never seen")
     slots.drop("a")
-    assert placed(slots) == [] and slots.idle
+    assert placed(slots) == [] and not slots.running
 
 
 def test_whatever_happens_no_node_holds_more_than_it_has() -> None:
     chance = random.Random(20260102)
     cpus = {"n1": 3, "n2": 5, "n3": 8}
-    slots = Slots(cpus, at_once=7)
+    slots = Slots(cpus)
     running: dict[str, tuple[int, str]] = {}
     for number in range(2000):
         slots.want(Wanted(str(number), cpus=chance.randint(1, 10), priority_s=chance.random()))
@@ -105,7 +102,8 @@ def test_whatever_happens_no_node_holds_more_than_it_has() -> None:
             wanted, node = found
             running[wanted.task] = (min(wanted.cpus, cpus[node]), node)
         used = {node: sum(share for share, where in running.values() if where == node) for node in cpus}
-        assert all(used[node] <= cpus[node] for node in cpus) and len(running) <= 7
+        assert all(used[node] <= cpus[node] for node in cpus)
+        assert len(running) == slots.running
         for task in chance.sample(sorted(running), min(len(running), chance.randint(0, 3))):
             slots.drop(task)
             del running[task]
@@ -115,7 +113,7 @@ def test_whatever_happens_no_node_holds_more_than_it_has() -> None:
             del running[task]
         while (found := slots.place()) is not None:
             running[found[0].task] = (found[0].cpus, found[1])
-    assert slots.idle
+    assert not slots.running
 
 
 def test_critical_paths_count_what_waits_for_a_task() -> None:

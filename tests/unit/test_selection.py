@@ -1,6 +1,7 @@
 """What doit is given to do, of all that was asked for."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,25 @@ FILES = {
 OWN = """
 def task_own():
     return {"actions": ["echo done > own"], "task_dep": ["build:a:1"]}
+
+def task_alone():
+    return {"actions": ["true"]}
+
+def task_slow():
+    return {"actions": ["echo begun >&2; while ! [ -e go ]; do sleep 0.05; done"], "verbosity": 2}
+"""
+# `doit` that takes long to read its checkout.
+SLOW = """
+import sys, time
+from rc_tasks.commands.main import main
+from rc_tasks.engine import session
+
+def slow(*_arguments):
+    print("begun", flush=True)
+    time.sleep(60)
+
+session.open_checkout = slow
+sys.exit(main())
 """
 
 
@@ -68,13 +88,21 @@ def tasks() -> dict[str, Task]:
 def test_what_is_stale_of_what_was_asked_for(
     names: list[str], stale: list[str], chosen: list[str], fresh: set[str]
 ) -> None:
-    found = selection(tasks(), names, stale)
+    found = selection(tasks(), reach(tasks(), names), stale)
     assert (list(found.tasks), set(found.fresh)) == (chosen, fresh)
 
 
 def test_a_name_that_is_no_task_reaches_nothing() -> None:
     assert reach(tasks(), ["nosuch"]) == {}
-    assert selection({}, ["nosuch"], ["podman:a"]) == Selection((), ())
+    assert selection({}, [], ["podman:a"]) == Selection((), ())
+
+
+def test_what_makes_a_file_that_is_needed_is_reached() -> None:
+    made = tasks() | {
+        "enroot:top": Task("enroot:top", ["true"], targets=["image.sqsh"]),
+        "copy": Task("copy", ["true"], file_dep=["image.sqsh"]),
+    }
+    assert list(reach(made, ["copy"])) == ["copy", "enroot:top"]
 
 
 @pytest.fixture
@@ -126,3 +154,32 @@ def test_other_reporters_tell_of_every_step(checkout: Path) -> None:
 def test_somebodys_own_task_runs(checkout: Path) -> None:
     assert doit(checkout, "own") == "2 images: 2 fresh\n"
     assert (checkout / "own").read_text() == "done\n"
+
+
+def test_what_is_stale_beside_or_below_an_own_task_runs(checkout: Path) -> None:
+    for name in ("b:1", "a:1"):
+        doit(checkout, "forget", f"env:{name}")
+    assert doit(checkout, "alone", "build:b:1").splitlines()[-1] == "1 image: 1 env.toml written"
+    assert doit(checkout, "own").splitlines()[-1] == "2 images: 1 env.toml written; 1 fresh"
+
+
+def test_a_run_under_nohup_outlives_its_terminal(checkout: Path) -> None:
+    with subprocess.Popen(("nohup", DOIT, "slow"), cwd=checkout, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"begun" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGHUP)
+        (checkout / "go").touch()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("command", ["list", "build:a:1", "why a:1"])
+def test_ctrl_c_while_the_checkout_is_read_is_no_traceback(checkout: Path, command: str) -> None:
+    started = (sys.executable, "-c", SLOW, *command.split())
+    with subprocess.Popen(
+        started, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(60), process.stderr.read()) == (130, b"interrupted\n")
