@@ -147,7 +147,11 @@ def _smoke(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _space(checkout: Checkout) -> Iterator[Finding]:
-    places = [("the checkout", checkout.root), ("temporary files", nodes.temporary_files())]
+    places = [("the checkout", checkout.root)]
+    try:
+        places.append(("temporary files", nodes.temporary_files()))
+    except RcError as error:
+        yield Finding(Level.PROBLEM, error.what, error.hint or "")
     with contextlib.suppress(RcError):  # told when podman was looked at
         if root := nodes.storage(checkout.settings.podman).root:
             places.append(("podman's images", Path(root).parent))

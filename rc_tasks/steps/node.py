@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rc_tasks.errors import ToolNotFoundError
+from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.project import Project
 from rc_tasks.model.settings import PodmanSettings
+from rc_tasks.state.files import temporaries, temporary_prefix
 from rc_tasks.state.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps import storage as storages
 from rc_tasks.tools import command, git, podman, slurm
 from rc_tasks.tools.podman import Podman
 
 _MOST_OPEN_FILES = 1 << 20
+_SCRATCH = "rc_tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,17 @@ def clear(settings: PodmanSettings) -> None:
 
 
 def temporary_files() -> Path:
-    """Where steps have their temporary files, whole layers among them."""
+    """Where steps have their temporary files, whole layers among them. Raises RcError."""
+    found = _temporary_files()
+    if not found.is_dir():
+        raise RcError(
+            f"TMPDIR names {found}, which is not on {this_node().name}",
+            hint="unset TMPDIR, or name a directory that the nodes have",
+        )
+    return found
+
+
+def _temporary_files() -> Path:
     return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - in a directory of our own there
 
 
@@ -158,15 +170,16 @@ def open_files() -> int:
 def _scratch() -> Iterator[Path]:
     """A private directory on this node for one step; what killed steps left of theirs goes first."""
     sweep()
-    with tempfile.TemporaryDirectory(prefix=f"rc_tasks.{os.getpid()}.", dir=temporary_files()) as made:
+    prefix = temporary_prefix(_SCRATCH)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=temporary_files()) as made:
         yield Path(made)
 
 
 def sweep() -> None:
-    """Remove the temporary directories that killed steps of ours left on this node."""
-    for left in temporary_files().glob("rc_tasks.*.*"):
-        with contextlib.suppress(OSError, ValueError):
-            if left.lstat().st_uid == os.getuid() and not _runs(int(left.name.split(".")[1])):
+    """Remove the temporary directories that killed steps of ours left, other nodes' after a day."""
+    for left in temporaries(_temporary_files(), _SCRATCH):
+        with contextlib.suppress(OSError):
+            if left.lstat().st_uid == os.getuid():
                 _end_rooted_in(left)
                 # What a RUN has mounted of the host is not ours to delete.
                 if not storages.mounts_below(left):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.errors import SettingsError
+from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import PodmanSettings
-from rc_tasks.steps import node, storage
+from rc_tasks.state.checkout import open_checkout
+from rc_tasks.steps import check, node, storage
+from tests.support.checkouts import write_checkout
 from tests.support.tools import require_tools
 
 
@@ -226,15 +228,37 @@ def test_a_step_has_its_temporary_files_and_clears_those_of_killed_ones(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    for name in (f"rc_tasks.{os.getppid()}.alive", "rc_tasks.4194305.dead", "rc_tasks.notes"):
+    here = f".rc_tasks.{os.uname().nodename}"
+    kept = {f"{here}.{os.getppid()}.alive", ".rc_tasks.other.node.4194305.new", ".rc_tasks.notes"}
+    gone = {f"{here}.4194305.dead", ".rc_tasks.other.node.4194305.old"}
+    for name in kept | gone:
         (tmp_path / name / "layer").mkdir(parents=True)
+    # Nodes may share it, and cannot see which processes of one another run.
+    os.utime(tmp_path / ".rc_tasks.other.node.4194305.old", (0, 0))
     with node.prepared(PodmanSettings()):
         mine = Path(os.environ["TMPDIR"])
         assert mine.parent == tmp_path and mine.stat().st_mode & 0o777 == 0o700
         left = {each.name for each in tmp_path.iterdir()} - {mine.name}
-        assert left == {f"rc_tasks.{os.getppid()}.alive", "rc_tasks.notes"}
+        assert left == kept
     assert os.environ["TMPDIR"] == str(tmp_path)
     assert not mine.exists()
+
+
+def test_temporary_files_that_have_no_place_here_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/no/such")
+    monkeypatch.setenv("SLURMD_NODENAME", "nid001")
+    told = "TMPDIR names /no/such, which is not on nid001"
+    with (
+        pytest.raises(RcError, match=f"^{told}\n  next: unset TMPDIR, or "),
+        node.prepared(PodmanSettings()),
+    ):
+        pass
+    found = list(check.findings(open_checkout(write_checkout(tmp_path / "imgs", {}), {})))
+    assert [each.what for each in found if "TMPDIR" in each.what] == [told]
+    # The last one that is looked for.
+    assert found[-1].what.startswith("python ")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
