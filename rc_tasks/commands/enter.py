@@ -184,7 +184,7 @@ def tell(line: str) -> None:
 def _request(checkout: Checkout, name: str, kind: str) -> StepRequest:
     debug, usual = checkout.settings.debug, checkout.settings.slurm
     account = debug.account or usual.account
-    if not account and slurm.job_id() is None:
+    if not (account or os.environ.get("SLURM_ACCOUNT") or slurm.job_id()):
         _require_one_account()
     return StepRequest(
         f"{kind}:{name}",

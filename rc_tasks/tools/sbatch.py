@@ -1,5 +1,6 @@
 """sbatch and the queue: a script handed to Slurm, and which jobs of a name there are."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
 
 _TIMEOUT_S = 60.0
+# What people may choose for all that they submit. sbatch believes these variables more than its script.
+_CHOICES = ("account", "partition", "qos", "reservation", "constraint", "wckey")
 # What stands in an option of a script without being taken for something else.
 _PLAIN = re.compile(r"[\w@%+=:,./-]*", re.ASCII)
 
@@ -49,7 +52,7 @@ def submit(script: str, directory: Path, request: StepRequest) -> str:
     Raises SlurmError when Slurm refuses it.
     """
     command.require("sbatch", slurm.INSTALL_HINT)
-    wanted = Command(("sbatch", "--parsable"), cwd=directory, unset=slurm.of_the_job_around_us())
+    wanted = Command(("sbatch", "--parsable"), cwd=directory, unset=_unset(script))
     done = command.capture(wanted, stdin=script, timeout_s=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         lines = done.stderr.splitlines()
@@ -62,14 +65,25 @@ def submit(script: str, directory: Path, request: StepRequest) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
+def _unset(script: str) -> frozenset[str]:
+    """The variables that would change what a script asks for."""
+    ours = {name for name in os.environ if name.startswith("SBATCH_")}
+    open_choices = {
+        f"SBATCH_{choice.upper()}"
+        for choice in _CHOICES
+        if not re.search(rf'^#SBATCH "?--{choice}\b', script, re.MULTILINE)
+    }
+    return slurm.of_the_job_around_us() | (ours - open_choices)
+
+
 def jobs(name: str) -> list[Job]:
     """The jobs of a name that have not ended, whosever they are, as far as Slurm shows others' jobs.
 
     Raises SlurmError when Slurm cannot say.
     """
-    argv = ("squeue", "--noheader", f"--name={name}", "--format=%A %T %u")
+    asked = slurm.queue(f"--name={name}", "--format=%A %T %u")
     try:
-        done = command.capture(Command(argv), timeout_s=_TIMEOUT_S)
+        done = command.capture(asked, timeout_s=_TIMEOUT_S)
     except CommandError as error:
         raise SlurmError(
             "Slurm cannot be asked for its jobs",

@@ -209,12 +209,22 @@ def granted(lines: Iterable[str]) -> Granted:
     )
 
 
+def queue(*options: str) -> Command:
+    """`squeue` of all partitions, hidden ones too, without a line of headings."""
+    return _plain("squeue", "--noheader", "--all", *options)
+
+
+def _plain(*argv: str) -> Command:
+    # squeue and scancel take variables such as SQUEUE_PARTITION for filters, which people set for what
+    # they type themselves.
+    own = f"{argv[0].upper()}_"
+    return Command(argv, unset=frozenset(name for name in os.environ if name.startswith(own)))
+
+
 def time_left_s(job_id: str) -> float | None:
     """How long a job may still run; None when it has no limit, or Slurm does not tell."""
-    asked = Command(("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
-    found = re.fullmatch(
-        r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", command.capture(asked, check=False).stdout.strip()
-    )
+    told = command.capture(queue(f"--jobs={job_id}", "--format=%L"), check=False).stdout.strip()
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", told)
     if found is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -223,16 +233,16 @@ def time_left_s(job_id: str) -> float | None:
 
 def state(job_id: str) -> tuple[str, str]:
     """A job's state such as `PENDING` or `TIMEOUT`, and Slurm's reason; empty when it forgot the job."""
-    asked = Command(("squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T %r"))
+    asked = queue(f"--jobs={job_id}", "--states=all", "--format=%T %r")
     found, _, reason = command.capture(asked, check=False).stdout.strip().partition(" ")
     return found, reason
 
 
 def running_jobs() -> frozenset[str] | None:
     """The IDs of this user's jobs that have not ended; None when Slurm cannot say."""
-    argv = ("squeue", "--noheader", f"--user={os.getuid()}", "--format=%A")
+    asked = queue(f"--user={os.getuid()}", "--format=%A")
     try:
-        done = command.capture(Command(argv), timeout_s=_ANSWER_TIMEOUT_S, check=False)
+        done = command.capture(asked, timeout_s=_ANSWER_TIMEOUT_S, check=False)
     except (CommandError, ToolNotFoundError):
         return None
     return frozenset(done.stdout.split()) if done.returncode == 0 else None
@@ -241,10 +251,10 @@ def running_jobs() -> frozenset[str] | None:
 def cancel(job_name: str) -> list[str]:
     """End our own jobs of a name, waiting or running; returns their IDs."""
     ours = (f"--user={os.getuid()}", f"--name={job_name}")
-    asked = Command(("squeue", "--noheader", "--format=%A", "--states=pending,running", *ours))
+    asked = queue("--format=%A", "--states=pending,running", *ours)
     found = command.capture(asked, check=False).stdout.split()
     if found:
-        command.capture(Command(("scancel", "--quiet", *ours)), check=False)
+        command.capture(_plain("scancel", "--quiet", *ours), check=False)
     return found
 
 
@@ -321,4 +331,4 @@ def of_the_job_around_us() -> frozenset[str]:
 
 
 def _inherited(name: str) -> bool:
-    return name.startswith(("SLURM_", "SRUN_", "SBATCH_", "SALLOC_")) and name not in _KEPT
+    return name.startswith(("SLURM_", "SRUN_")) and name not in _KEPT

@@ -1,14 +1,16 @@
 """Slurm's command lines, and what we make of its complaints (texts recorded from Slurm 22.05)."""
 # ruff: noqa: E501 recorded texts are not folded
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from rc_tasks.errors import NodeError
-from rc_tasks.tools import slurm
+from rc_tasks.errors import NodeError, SlurmError
+from rc_tasks.tools import sbatch, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import Granted, StepRequest, granted, srun
 from rc_tasks.tools.slurm_words import explain
@@ -121,6 +123,65 @@ def test_the_options_of_the_outer_srun_do_not_reach_the_inner_one(
 def test_on_a_login_node_what_people_set_for_srun_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ACCOUNT", "a-mine")
     assert "SLURM_ACCOUNT" not in srun(INNER, StepRequest("env:a")).unset
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's clients: each writes its arguments and its environment into a file, and says 42."""
+    for tool in ("salloc", "sbatch", "squeue", "scancel"):
+        program = tmp_path / "bin" / tool
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\n{{ echo "$*"; env; }} > "{tmp_path}/{tool}"\necho 42\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_what_people_set_for_allocations_and_batch_jobs_is_theirs(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tool in ("SALLOC", "SBATCH"):
+        for choice in ("ACCOUNT", "PARTITION", "RESERVATION"):
+            monkeypatch.setenv(f"{tool}_{choice}", "theirs")
+    # sbatch believes them more than the lines of its script, by which the job is found again.
+    monkeypatch.setenv("SBATCH_JOB_NAME", "theirs")
+    monkeypatch.setenv("SBATCH_OUTPUT", "theirs")
+    taken = slurm.Allocation(StepRequest("this run"), 1, "rc_tasks.test")
+    with pytest.raises(SlurmError):
+        taken.wait(lambda _job_id: None)
+    assert {"SALLOC_ACCOUNT=theirs", "SALLOC_RESERVATION=theirs"} <= lines(tools / "salloc")
+    script = '#!/bin/sh\n#SBATCH "--partition=ours #1"\ntrue --account=x\n'
+    assert sbatch.submit(script, tools, StepRequest("night")) == "42"
+    kept = {line for line in lines(tools / "sbatch") if line.startswith("SBATCH_")}
+    assert kept == {"SBATCH_ACCOUNT=theirs", "SBATCH_RESERVATION=theirs"}
+
+
+def lines(path: Path) -> set[str]:
+    return set(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(slurm.running_jobs, id="running"),
+        pytest.param(lambda: slurm.time_left_s("42"), id="time left"),
+        pytest.param(lambda: slurm.state("42"), id="state"),
+        pytest.param(lambda: slurm.cancel("rc_tasks.test"), id="cancel"),
+        pytest.param(lambda: sbatch.jobs("night"), id="jobs"),
+    ],
+)
+def test_what_people_leave_out_of_their_own_queue_is_a_job_all_the_same(
+    ask: Callable[[], object], tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tool in ("SQUEUE", "SCANCEL"):
+        monkeypatch.setenv(f"{tool}_PARTITION", "debug")
+        monkeypatch.setenv(f"{tool}_STATE", "pending")
+    with contextlib.suppress(TypeError):  # 42 is no line of every format
+        ask()
+    for tool in {"squeue", "scancel"} & set(os.listdir(tools)):
+        assert f"\n{tool.upper()}_" not in (tools / tool).read_text()
+    # Those in partitions that are hidden, too.
+    assert " --all " in (tools / "squeue").read_text().partition("\n")[0]
 
 
 @pytest.mark.parametrize(
