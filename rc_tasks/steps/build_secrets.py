@@ -73,17 +73,28 @@ class Mask:
         """What may be shown now; the end of a piece waits where a secret may have begun in it."""
         if not self._values:
             return piece
-        text, self._held = self._found.sub(_MASKED, self._held + piece), b""
-        if not piece:
-            return text
-        most = min(len(text), len(self._values[0]) - 1)
-        held = next((size for size in range(most, 0, -1) if self._begins(text[-size:])), 0)
-        cut = len(text) - held
+        text = self._held + piece
+        cut = self._decided(text) if piece else len(text)
         self._held = text[cut:]
-        return text[:cut]
+        return self._found.sub(_MASKED, text[:cut])
 
-    def _begins(self, text: bytes) -> bool:
-        return any(value.startswith(text) for value in self._values)
+    def _decided(self, text: bytes) -> int:
+        """Where that begins of which only the next piece tells whether it is a secret, and which one."""
+        cut = self._begun(text, 0)
+        for found in self._found.finditer(text):
+            if found.start() >= cut:
+                break
+            if found.end() > cut:
+                cut = self._begun(text, found.end())
+        return cut
+
+    def _begun(self, text: bytes, start: int) -> int:
+        """Where the longest part of a secret that ends the text begins, at `start` or later."""
+        first = max(start, len(text) - len(self._values[0]) + 1)
+        return next((at for at in range(first, len(text)) if self._goes_on(text[at:])), len(text))
+
+    def _goes_on(self, text: bytes) -> bool:
+        return any(len(value) > len(text) and value.startswith(text) for value in self._values)
 
 
 def _variable(node: ImageNode, secret: Secret) -> str:
