@@ -495,13 +495,17 @@ def _pass_lines(
     """Copy what comes through a pipe, until its end or that of the process."""
     rest = b""
     ended = False
+    ended_s: float | None = None
     while not ended:
         chunk = b""
-        if select.select([pipe], [], [], 0.2)[0]:
+        if ended_s is None and process.poll() is not None:
+            ended_s = time.monotonic()
+        # What the command started and left behind may hold the pipe open, and write into it for ever.
+        late = ended_s is not None and time.monotonic() > ended_s + _LAST_WORDS_S
+        if not late and select.select([pipe], [], [], _POLL_S)[0]:
             chunk = os.read(pipe.fileno(), 1 << 16)
             ended = not chunk
-        # What the command started and left behind may hold the pipe open for ever.
-        elif process.poll() is not None:
+        elif ended_s is not None:
             ended = True
         else:
             continue

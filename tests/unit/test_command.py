@@ -173,6 +173,36 @@ def test_what_is_left_behind_cannot_talk_for_ever(tmp_path: Path) -> None:
     assert not lives(int(pid.read_text()))
 
 
+def watched(script: Command) -> int:
+    pieces: list[bytes] = []
+
+    def shown(piece: bytes) -> bytes:
+        pieces.append(piece)
+        return piece
+
+    returncode = command.watch(script, lambda _: None, shown)
+    assert pieces[-1] == b"" and b"" not in pieces[:-1]
+    return returncode
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(watched, id="watch"),
+        pytest.param(lambda script: command.interact(script, lambda _: None), id="interact"),
+    ],
+)
+def test_what_is_left_behind_keeps_nobody(run: Callable[[Command], int], tmp_path: Path) -> None:
+    """It says more often than we look whether there is anything more."""
+    pid = tmp_path / "pid"
+    script = 'exec 3>&1 4>&2; (while [ -e "$1" ]; do echo noise >&3; echo noise >&4; sleep 0.05; done) &'
+    pid.touch()
+    try:
+        assert run(sh(f"{script} exit 7", str(pid))) == 7
+    finally:
+        pid.unlink()
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs; the dead are there until somebody collects them."""
     try:
