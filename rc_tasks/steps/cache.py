@@ -15,7 +15,7 @@ from rc_tasks.state.catalogue import Cached
 from rc_tasks.tools.podman import Podman
 
 # Without the part in brackets when there is a single stage.
-_STEP = re.compile(r"(?:\[(\d+)/\d+\] )?STEP (\d+)/(\d+): ")
+_STEP = re.compile(r"(?:\[(\d{1,6})/\d+\] )?STEP (\d{1,6})/(\d{1,6}): ")
 _MADE = re.compile(r"--> (?:Using cache )?([0-9a-f]{11,64})")
 
 Keys = tuple[tuple[str, ...], ...]
@@ -59,9 +59,9 @@ class Made:
         """Read the next line. What a RUN prints may look like podman's: then an image more is kept."""
         if step := _STEP.match(line):
             stage, number, total = int(step[1] or 1), int(step[2]), int(step[3])
-            known = self.keys[stage - 1] if stage <= len(self.keys) else ()
+            known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
             # ONBUILD of a base adds instructions that the Dockerfile has not got.
-            self._key = known[number - 1] if total == len(known) else ""
+            self._key = known[number - 1] if 0 < number <= total == len(known) else ""
         elif made := _MADE.fullmatch(line.rstrip("\r")):
             self._found[made[1]] = self._key
 
