@@ -150,7 +150,14 @@ def _build(
                 where=project.shown("Dockerfile"),
                 hint=f"mend it and run `doit build:{project.name}`: it resumes there",
             )
-        return podman.inspect(iidfile.read_text().strip())
+        image_id = iidfile.read_text().strip() if iidfile.exists() else ""
+        if not image_id:
+            raise CommandError(
+                "podman build said that it was done, and named no image",
+                where=project.shown("Dockerfile"),
+                hint="run the same command again; `podman --version` tells which one that node has",
+            )
+        return podman.inspect(image_id)
 
 
 def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:

@@ -6,6 +6,7 @@ can run side by side; `--verbose` shows all that was wrong.
 """
 
 import argparse
+import re
 import signal
 import subprocess
 import sys
@@ -38,11 +39,12 @@ class Result:
 def inject(case: Case, here: Ground) -> Result:
     """Let a fault happen, look, run once more without it, and look again."""
     result = Result()
-    before = here.records()
+    before, logs = here.records(), here.logs()
     hit = case.run(here)
     result.status = hit.status
-    if "Traceback" in hit.text:
-        result.wrong.append(f"a traceback: {hit.text}")
+    # What is shown of a log is its end.
+    said = {"doit": hit.text, **{name: text for name, text in here.logs().items() if name not in logs}}
+    result.wrong += [f"a traceback in {name}: {text}" for name, text in said.items() if _broke(text)]
     if case.ends is Ends.BADLY and hit.status == 0:
         result.wrong.append(f"the run said that all is well: {hit.text}")
     if case.ends is Ends.WELL and hit.status != 0:
@@ -65,6 +67,10 @@ def inject(case: Case, here: Ground) -> Result:
     # Counted once: the next injection begins on clean ground.
     here.clear()
     return result
+
+
+def _broke(text: str) -> bool:
+    return re.search(r'^\W*(Traceback |File ".+", line \d)', text, re.MULTILINE) is not None
 
 
 def table(results: Iterable[tuple[Case, Result]]) -> str:

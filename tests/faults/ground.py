@@ -152,6 +152,11 @@ class Ground:
         found = {f"{step}:{image}": records.get(step, image) for step in Step for image in IMAGES}
         return {task: record for task, record in found.items() if record is not None}
 
+    def logs(self) -> dict[str, str]:
+        """What the logs of all steps say, by path."""
+        found = (each for each in (self.root / ".rc/logs").rglob("*.log") if not each.is_symlink())
+        return {str(each): each.read_text(errors="replace") for each in found}
+
     def states(self) -> dict[str, str]:
         """The state of each image in `doit list`."""
         listed = self.run("list", "--json")

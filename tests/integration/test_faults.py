@@ -17,6 +17,7 @@ CHOSEN = (
     "full disk, enroot before the rename, left:1",
     "read-only file system, podman before the record, left:1",
     "permission lost, env before the rename, left:1",
+    "exit 0 with no output, podman, left:1",
     "exit 0 with no output, mksquashfs, left:1",
     "half a file, exit 0, mksquashfs, left:1",
     "damaged record, enroot: another task's, left:1",
