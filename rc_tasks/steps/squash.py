@@ -26,6 +26,8 @@ from rc_tasks.tools.command import Command, Completed
 from rc_tasks.tools.podman import Image, Podman
 
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp\.sqsh")
+# A file or a symlink, with its size, in what `squashfs.listing` prints.
+_ENTRY = re.compile(rb"([-l])\S+ \S+ +(\d+) \S+ \S+ squashfs-root(/.*)")
 _MEMORY_BYTES = 1 << 30
 _MEMORY_PER_PROCESSOR_BYTES = 16 << 20
 
@@ -115,18 +117,18 @@ def check(path: Path) -> int:
         command.require("unsquashfs", squashfs.INSTALL_HINT)
         returncode = command.stream(squashfs.listing(path), lines)
         lines.seek(0)
-        start = b" squashfs-root/etc/rc"
-        found = False
+        there = linked = elsewhere = False
         last = b""
         for line in lines:
             last = line.rstrip(b"\n")
-            if b" squashfs-root/etc -> " in last:
-                # Where that leads is the image's affair, and can take several more symlinks.
-                start = b"/rc"
-            # The third column is the size; /etc/rc may be a symlink, too.
-            found = (
-                found or (last.endswith(start) and last.split()[2] != b"0") or start + b" -> " in last
-            )
+            # A name with a line break in it goes on in a line that is no entry.
+            if entry := _ENTRY.fullmatch(last):
+                kind, size, name = entry.groups()
+                if kind == b"l":
+                    name = name.partition(b" -> ")[0]
+                linked |= kind == b"l" and name == b"/etc"
+                there |= name == b"/etc/rc" and size != b"0"
+                elsewhere |= name.endswith(b"/rc") and size != b"0"
     if returncode != 0:
         raise ArtifactError(
             f"unsquashfs cannot list the image: it {command.ending(returncode)}",
@@ -134,7 +136,8 @@ def check(path: Path) -> int:
             quote=(last.decode(errors="replace"),),
             hint="build again; if it happens again, try another version of squashfs-tools",
         )
-    if not found:
+    # Where a symlink leads is the image's affair, and can take several more.
+    if not (there or (linked and elsewhere)):
         raise ArtifactError(
             "the image has no /etc/rc, so Enroot could not start it",
             where=path,

@@ -552,6 +552,17 @@ def test_check_wants_a_start_script(tmp_path: Path) -> None:
     assert squash.check(plain_squashfs(tree, path)) == path.stat().st_size
 
 
+def test_check_believes_no_odd_name(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a\n squashfs-root/etc").mkdir(parents=True)
+    (tree / "a\n squashfs-root/etc/rc").write_text("exec sh")
+    (tree / "etc/rc").mkdir(parents=True)
+    (tree / "link").symlink_to("x squashfs-root/etc/rc")
+    (tree / "other").symlink_to("x squashfs-root/etc -> y")
+    with pytest.raises(ArtifactError, match="no /etc/rc"):
+        squash.check(plain_squashfs(tree, tmp_path / "image.sqsh"))
+
+
 def test_check_reads_the_tables(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "etc").mkdir(parents=True)
