@@ -4,7 +4,7 @@ import grp
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -103,7 +103,8 @@ class Entry:
         if self.printed:
             print(wanted)
             return 0
-        tell(f"$ {wanted}")
+        # Tokens, perhaps, and somebody looks over the shoulder.
+        tell(f"$ {replace(wanted, env=dict.fromkeys(wanted.env, '…'))}")
         if self.request is None:
             return command.interact(wanted)
         lines: list[str] = []

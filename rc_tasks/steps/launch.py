@@ -2,7 +2,8 @@
 
 The Container Engine reads the EDF itself; the others get what it says as options. They have no hooks
 that annotations could speak to. The host's variables reach the container with the Container Engine and
-Pyxis alone; with Enroot and podman an EDF names those that it wants: `TOKEN = "${TOKEN:-}"`.
+Pyxis alone; with Enroot and podman an EDF names those that it wants: `TOKEN = "${TOKEN:-}"`. All on
+a node may read the arguments of a process: what an EDF takes so is handed on by its name alone.
 """
 
 import contextlib

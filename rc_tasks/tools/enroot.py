@@ -81,7 +81,8 @@ def start(
     """`enroot start` of a SquashFS file; an empty `workdir` is the image's.
 
     `mounts` are sources, destinations and flags. A value of `env` is one line, and the path of the
-    image holds no single quote. Variables that begin with ENROOT_ speak to Enroot and its hooks.
+    image holds no single quote. Variables that begin with ENROOT_ speak to Enroot and its hooks. One
+    that we have with the same value is handed on by its name.
     """
     ours = {key: value for key, value in env.items() if not key.startswith("ENROOT_")}
     text = configuration(mounts, ours, unset, rc_local(workdir, entrypoint=entrypoint))
@@ -114,12 +115,8 @@ def configuration(
         if body := tuple(body):
             lines.extend((f"{name}() {{", *body, "}"))
 
-    def told(texts: Iterable[str]) -> list[str]:
-        return [f"printf '%s\\n' {shlex.quote(text)}" for text in texts]
-
-    function("mounts", told(_fstab(*mount) for mount in mounts))
-    # One pair of quotes around a value is taken off, so that those of its own stay.
-    function("environ", told(f'{key}="{value}"' for key, value in env.items()))
+    function("mounts", (f"printf '%s\\n' {shlex.quote(_fstab(*mount))}" for mount in mounts))
+    function("environ", (_variable(key, value) for key, value in env.items()))
     hooks = [f"sed -i '/^{name}=/d' \"${{ENROOT_ENVIRON}}\"" for name in unset]
     if rc_local:
         file = '"${ENROOT_ROOTFS}/etc/rc.local"'
@@ -127,6 +124,15 @@ def configuration(
         hooks += [f"rm -f {file}", f"printf %s {shlex.quote(rc_local)} > {file}"]
     function("hooks", hooks)
     return "".join(f"{line}\n" for line in lines)
+
+
+def _variable(name: str, value: str) -> str:
+    """A line of shell that tells Enroot a variable."""
+    # One pair of quotes around a value is taken off, so that those of its own stay.
+    if os.environ.get(name) == value:
+        return f'printf \'%s="%s"\\n\' {name} "${{{name}-}}"'
+    told = f'{name}="{value}"'
+    return f"printf '%s\\n' {shlex.quote(told)}"
 
 
 def _fstab(source: str, destination: str, flags: tuple[str, ...]) -> str:

@@ -324,7 +324,7 @@ class Podman:
 
         `image` is an ID, a reference, or with `rootfs` a directory. `mounts` are values of --mount.
         A container with a `name` takes the place of one that a killed run left; `limit_s` ends one even
-        when we cannot.
+        when we cannot. A variable that we have with the same value is handed on by its name.
         """
         flags = [
             "run",
@@ -347,7 +347,10 @@ class Podman:
         flags += [f"--mount={mount}" for mount in mounts]
         flags += [f"--device={device}" for device in devices]
         flags += [f"--unsetenv={name}" for name in unset]
-        flags += [f"--env={name}={value}" for name, value in (env or {}).items()]
+        flags += [
+            f"--env={name}" if os.environ.get(name) == value else f"--env={name}={value}"
+            for name, value in (env or {}).items()
+        ]
         if workdir:
             flags.append(f"--workdir={workdir}")
         if not entrypoint:

@@ -37,6 +37,7 @@ REPORT = """\
 echo "arguments: $*"
 echo "in $(pwd)"
 echo "KEPT=$KEPT CHANGED=$CHANGED GONE=${GONE-unset} PATH=$PATH"
+printf "TOKEN=%s\\n" "$TOKEN"
 cat "/mnt, x/file"
 cat
 (echo changed > "/mnt, x/file") 2>/dev/null || echo read-only mount
@@ -54,7 +55,9 @@ writable = {writable}
 CHANGED = "it's \\"the\\" EDF's"
 GONE = ""
 PATH = "${{PATH}}:/more"
+TOKEN = "${{TOKEN:-}}"
 """
+TOKEN = 'hf_"$(x)" \'\\ %s'
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Place:
 
 
 @pytest.fixture
-def place(podman_storage: Podman, tmp_path: Path) -> Place:
+def place(podman_storage: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("TOKEN", TOKEN)
     directory = tmp_path / "it's here: a, b"
     directory.mkdir()
     (directory / "base.toml").write_text('mounts = ["/usr:/base-usr:ro"]\nworkdir = ""\n')
@@ -188,6 +192,7 @@ def test_mounts_variables_directory_status_and_input(place: Place, start: Start)
         "arguments: a b it's",
         "in /image/work dir",
         "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        f"TOKEN={TOKEN}",
         "mounted",
         "from standard input",
         "read-only mount",
@@ -204,6 +209,7 @@ def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> No
         "arguments: ",
         "in /edf work",
         "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        f"TOKEN={TOKEN}",
         "mounted",
         "from standard input",
         "read-only mount",

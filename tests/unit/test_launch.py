@@ -180,6 +180,25 @@ def test_enroots_configuration_is_bash(resolve: Resolve, tmp_path: Path) -> None
     assert not script.exists()
 
 
+@pytest.mark.parametrize("launcher", [Launcher.PYXIS, Launcher.ENROOT, Launcher.PODMAN])
+def test_a_token_of_the_host_stands_in_no_argument(
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = 'hf_ "$(x)" \'\\ %s'
+    monkeypatch.setenv("HF_TOKEN", token)
+    (tmp_path / "e.toml").write_text(f'image = "{IMAGE}"\nenv.HF_TOKEN = "${{HF_TOKEN:-}}"\n')
+    edf = edf_chain.resolve("./e.toml", environ=os.environ, cwd=tmp_path)
+    argv = launch.command(launcher, "x", edf, ARGV, REQUEST).argv
+    assert not any("hf_" in word for word in argv)
+    if launcher is Launcher.PODMAN:
+        assert "--env=HF_TOKEN" in argv
+    if launcher is Launcher.ENROOT:
+        (tmp_path / "conf").write_text(next(word for word in argv if "environ()" in word))
+        ran = ("bash", "-euc", 'source "$1"; environ', "bash", str(tmp_path / "conf"))
+        said = subprocess.run(ran, capture_output=True, text=True, check=True).stdout
+        assert said == f'HF_TOKEN="{token}"\n'
+
+
 def test_podman_gets_an_image_by_id(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "limits", lambda: {"nofile": "1024:4096"})
     wanted = launch.command(
