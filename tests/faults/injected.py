@@ -63,7 +63,9 @@ class _Hook:
     def last(self) -> None:
         """Called when the step's process ends by itself."""
         if self._next and not self._over:
-            self._strike()
+            # Python would print where we were interrupted, and this is no place of the step's.
+            with contextlib.suppress(KeyboardInterrupt):
+                self._strike()
 
     def _comes(self, event: str, words: list[str]) -> bool:
         step, phase = self._wanted.step, self._wanted.phase
