@@ -104,6 +104,9 @@ def _newest(podman: Podman, reference: str) -> tuple[str, str]:
             exact = Pin(digest).exact(reference)
             podman.pull_missing(exact)
             return digest, exact
+    # What is here may be what the tag stood for a year ago.
+    if podman.exists(reference) and not podman.pull_again(reference):
+        print(f"{reference} is taken as it is on this node: no registry gives it", flush=True)
     podman.pull_missing(reference)
     # podman mixes the digests of all names that an image has.
     candidates = podman.digests(reference)

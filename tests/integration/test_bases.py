@@ -194,6 +194,25 @@ def test_a_short_name_is_pinned_to_what_podman_made_of_it(site: Site) -> None:
     assert f"Trying to pull {site.registry}/multi@{digest}" in site.step(root, "app:1", node="b")
 
 
+@pytest.mark.parametrize("answers", [True, False], ids=["registry", "no registry"])
+def test_what_a_node_has_of_a_tag_that_moved(site: Site, answers: bool) -> None:
+    conf = Path(site.environ["CONTAINERS_REGISTRIES_CONF"])
+    conf.write_text(f'unqualified-search-registries = ["{site.registry}"]\n{conf.read_text()}')
+    digests = {"one": site.registry.index("multi", "1", "one")}
+    storage = site.storages / "a"
+    has = Podman(str(storage / "root"), str(storage / "run"), "overlay").command("pull", "multi:1")
+    subprocess.run(has.argv, env={**os.environ, **site.environ}, check=True, capture_output=True)
+    digests["two"] = site.registry.index("multi", "1", "two")
+    if not answers:
+        site.registry.stop()
+    root = site.checkout("imgs", app="FROM multi:1\nRUN true\n")
+    log = site.step(root, "app:1")
+    assert ("multi:1 is taken as it is on this node: no registry gives it" in log) is not answers
+    text = site.text(root, "app:1")
+    assert text == ("two" if answers else "one")
+    assert pin(root, "multi:1").digest == digests[text]
+
+
 def test_two_bases_with_one_digest_are_moved_apart(site: Site) -> None:
     registry = site.registry
     digest = registry.image("base", "1", "one")
