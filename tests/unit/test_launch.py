@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.errors import EdfError, ToolNotFoundError
+from rc_tasks.commands import enter
+from rc_tasks.errors import EdfError, SlurmError, ToolNotFoundError
 from rc_tasks.model import edf_chain
 from rc_tasks.model.edf_chain import ResolvedEdf
 from rc_tasks.model.settings import Launcher
+from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.user_edf import UserEdf
 from rc_tasks.steps import launch
 from rc_tasks.steps.launch import PodmanImage
-from rc_tasks.tools import enroot
+from rc_tasks.tools import command, enroot, sacctmgr
+from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 from rc_tasks.tools.slurm import StepRequest
+from tests.support.checkouts import write_checkout
 
 IMAGE = "/imgs/projects/reasoning:2025.1/image.sqsh"
 EVERYTHING = f"""\
@@ -197,6 +202,32 @@ def test_a_token_of_the_host_stands_in_no_argument(
         ran = ("bash", "-euc", 'source "$1"; environ', "bash", str(tmp_path / "conf"))
         said = subprocess.run(ran, capture_output=True, text=True, check=True).stdout
         assert said == f'HF_TOKEN="{token}"\n'
+
+
+def test_the_job_is_told_without_the_values_of_variables(
+    resolve: Resolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Command] = []
+    monkeypatch.setattr(command, "interact", lambda wanted, *_: given.append(wanted) or 0)
+    mine = UserEdf.read(tmp_path, "x", project="x", force=False)
+    entry = enter.Entry(mine, "/w", tmp_path, Launcher.PYXIS, REQUEST, ARGV, printed=False)
+    edf = resolve(f'image = "{IMAGE}"\nenv.AUTHORIZATION = "Bearer hf_1"\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert entry.start(edf) == 0
+    assert given[0].env == {"AUTHORIZATION": "Bearer hf_1"}
+    said = capsys.readouterr().err
+    assert said.startswith("$ env AUTHORIZATION='…' srun ") and "hf_1" not in said
+
+
+def test_an_account_in_the_environment_is_one_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sacctmgr, "accounts", lambda: ("a", "b"))
+    checkout = open_checkout(write_checkout(tmp_path / "imgs", {}), {})
+    with pytest.raises(SlurmError, match="it is not clear which account"):
+        enter._request(checkout, "x", "local")
+    monkeypatch.setenv("SLURM_ACCOUNT", "a")
+    assert enter._request(checkout, "x", "local").account == ""
 
 
 def test_podman_gets_an_image_by_id(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
