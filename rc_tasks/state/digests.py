@@ -87,4 +87,9 @@ def sample_digest(path: str) -> str:
 
 def text_digest(text: str) -> str:
     """SHA-256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return bytes_digest(text.encode())
+
+
+def bytes_digest(text: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(text).hexdigest()

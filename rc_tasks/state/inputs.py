@@ -11,7 +11,7 @@ from rc_tasks.errors import ProjectError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILE
-from rc_tasks.state.digests import Digests, text_digest
+from rc_tasks.state.digests import Digests, bytes_digest, text_digest
 
 # What the names of parts begin with: files of the build context, images of this checkout, and digests
 # of registry bases.
@@ -76,7 +76,8 @@ def part_of(path: str) -> str:
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
     """A file as an input: its permission bits and the digest of its content, or of a link's target."""
     if stat.S_ISLNK(status.st_mode):
-        return f"link {text_digest(os.readlink(path))}"
+        # As bytes: a target need not be UTF-8.
+        return f"link {bytes_digest(os.readlink(os.fsencode(path)))}"
     content = "directory" if stat.S_ISDIR(status.st_mode) else digests.content(path, status)
     # Without the bits that COPY drops: a shared directory gives its set-group-ID bit to new ones.
     return f"{stat.S_IMODE(status.st_mode) & context.COPIED_MODE:04o} {content}"

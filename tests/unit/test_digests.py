@@ -169,6 +169,14 @@ def test_every_byte_of_a_small_file_is_in_the_sample(tmp_path: Path, size_bytes:
             file.write(b"\0")
 
 
+@pytest.mark.parametrize("target", [b"run.sh", "ü".encode(), b"\xff/x"])
+def test_the_target_of_a_link_is_its_bytes(tmp_path: Path, target: bytes) -> None:
+    path = tmp_path / "link"
+    os.symlink(os.fsdecode(target), path)
+    found = inputs.file_value(str(path), path.lstat(), opened(tmp_path))
+    assert found == f"link {hashlib.sha256(target).hexdigest()}"
+
+
 @pytest.mark.parametrize(
     ("mode", "same"), [(0o2755, True), (0o4755, True), (0o0700, False), (0o1755, False)], ids=oct
 )
