@@ -107,7 +107,8 @@ class Store:
         """Make sure that a podman storage holds the images; returns those that are nowhere to be had.
 
         What is damaged here is told and removed, so that it is one of those. Raises CommandError when
-        podman fails for another reason, and ArtifactError when its storage is full.
+        podman fails for another reason, and ArtifactError when its storage is full or this one cannot
+        be read.
         """
         missing = podman.lacking(image_ids)
         here = [image_id for image_id in missing if self._usable(image_id, _size_is_right)]
@@ -243,10 +244,15 @@ class Store:
         return [manifest["config"], *manifest["layers"]]
 
     def _usable(self, image_id: str, right: Callable[[Path, dict[str, Any]], bool]) -> bool:
-        """Whether an image is here with all its parts right; tells and removes what is not."""
+        """Whether an image is here with all its parts right; tells and removes what is not.
+
+        Raises ArtifactError where this node cannot read it: that says nothing of what lies there.
+        """
         view = self._image(image_id)
         try:
-            wrong = [part["digest"] for part in self._parts(image_id) if not right(view, part)]
+            with _reading(view / _MANIFEST):
+                parts = self._parts(image_id)
+            wrong = [part["digest"] for part in parts if _is_wrong(view, part, right)]
         except FileNotFoundError:
             return False
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -257,8 +263,12 @@ class Store:
 
     def _discard(self, damaged: Path) -> None:
         """Tell and remove a part of an image, and every image that has it."""
-        state = "damaged" if damaged.exists() else "missing"
-        place = damaged.resolve()
+        state, place = "damaged", damaged.resolve()
+        try:
+            with _reading(damaged):
+                damaged.stat()
+        except FileNotFoundError:
+            state = "missing"
         # Ours alone: a link may lead to the blob of another store.
         path = damaged if damaged.name == _MANIFEST else self._blob(damaged.name)
         told = f"image {damaged.parent.name[:12]} in the store cannot be used, {place} is {state}"
@@ -294,19 +304,38 @@ def _hex(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def _size_is_right(view: Path, part: dict[str, Any]) -> bool:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell that a file cannot be read; one that is not there is for the caller."""
     try:
-        return bool((view / _hex(part["digest"])).stat().st_size == part["size"])
-    except OSError:
-        return False
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot be read: {error.strerror}",
+            where=path,
+            hint="it is left as it is: run the same command again, on a node that can read it,\n"
+            "or ask those who own it (`ls -lL`) or run the file server",
+        ) from None
 
 
-def _digest_is_right(view: Path, part: dict[str, Any]) -> bool:
+def _is_wrong(view: Path, part: dict[str, Any], right: Callable[[Path, dict[str, Any]], bool]) -> bool:
+    path = view / _hex(part["digest"])
     try:
-        with (view / _hex(part["digest"])).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == _hex(part["digest"])
-    except OSError:
-        return False
+        with _reading(path):
+            return not right(path, part)
+    except FileNotFoundError:
+        return True
+
+
+def _size_is_right(path: Path, part: dict[str, Any]) -> bool:
+    return bool(path.stat().st_size == part["size"])
+
+
+def _digest_is_right(path: Path, part: dict[str, Any]) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == _hex(part["digest"])
 
 
 def _run(wanted: command.Command, *, to: object) -> None:
