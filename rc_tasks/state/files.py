@@ -62,7 +62,7 @@ def temporaries(directory: Path, name: str) -> list[Path]:
 def _abandoned(path: Path, name: str) -> bool:
     node, _, pid = path.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
     # Somebody's editor has temporary files of its own there.
-    return pid.isdigit() and _left(path, node == os.uname().nodename, pid)
+    return pid.isdecimal() and _left(path, node == os.uname().nodename, pid)
 
 
 def abandoned(directory: Path) -> Iterator[Path]:
@@ -78,8 +78,20 @@ def abandoned(directory: Path) -> Iterator[Path]:
 
 def _left(path: Path, here: bool, pid: str) -> bool:
     if here:
-        return not os.path.exists(f"/proc/{pid}")
+        return not alive(int(pid))
     return path.lstat().st_mtime < time.time() - _DAY_S
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host, whoever's it is."""
+    # Not by /proc: mounted with hidepid it shows nobody but ourselves.
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:

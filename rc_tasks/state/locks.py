@@ -6,6 +6,7 @@ be local to a node. The holder touches it; a lock that is not touched any more h
 
 import contextlib
 import getpass
+import glob
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.regular import read_bytes
-from rc_tasks.state.files import refused, sweep_temporaries, temporary_prefix
+from rc_tasks.state.files import alive, refused, sweep_temporaries, temporary_prefix
 
 _TOUCH_S = 5.0
 _LOOK_S = 0.5
@@ -71,12 +72,14 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
     finally:
         # First of all: a signal may end us at any of these lines. Whoever was stopped for a minute has
         # lost the lock: the file there may be an heir's.
-        with contextlib.suppress(FileNotFoundError):
+        # A file server that fails now must neither hide the block's own error nor keep the toucher.
+        with contextlib.suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 path.unlink()
         stop.set()
         toucher.join()
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def holder(path: Path) -> Holder | None:
@@ -124,6 +127,7 @@ def _take(path: Path, mine: Holder) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in (path.name, _CLOCK):
         sweep_temporaries(path.parent, name)
+    _sweep_claims(path)
     descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:
         os.write(descriptor, json.dumps(asdict(mine)).encode())
@@ -138,24 +142,34 @@ def _take(path: Path, mine: Holder) -> int:
 
 
 def _link(temporary: str, path: Path) -> None:
+    claimed = False
     for _ in range(_TRIES):
         try:
             os.link(temporary, path)
         except FileExistsError:
-            _clear(path)
+            claimed = _clear(path)
         else:
             return
+    if claimed:
+        raise LockedError(
+            "another process is taking over this lock, whose holder is gone",
+            where=path,
+            hint="run the same command again in a minute",
+        )
     raise LockedError(
         "the lock changes hands too quickly", where=path, hint="run the same command again"
     )
 
 
-def _clear(path: Path) -> None:
-    """Remove a lock whose holder is gone; raises LockedError when it is held."""
+def _clear(path: Path) -> bool:
+    """Remove a lock whose holder is gone, unless another heir is at it, and whether one is.
+
+    Raises LockedError when it is held.
+    """
     try:
         dead = path.stat()
     except FileNotFoundError:
-        return
+        return False
     theirs = holder(path)
     if theirs is not None:
         job = f", job {theirs.job_id}" if theirs.job_id else ""
@@ -165,15 +179,12 @@ def _clear(path: Path) -> None:
             hint="wait for it, then run the same command again",
         )
     # Exactly one heir makes this link to the dead lock, and only that one may remove the lock.
-    claim = path.with_name(f".{path.name}.{dead.st_ino}.{dead.st_mtime_ns}")
+    claim = path.with_name(f"{_claims(path)}{dead.st_ino}-{dead.st_mtime_ns}")
     with contextlib.suppress(FileNotFoundError):
         try:
             os.link(path, claim)
         except FileExistsError:
-            # Another heir is at it, unless it was killed in between.
-            if server_time_s(path.parent) - claim.stat().st_ctime > _LOST_S:
-                claim.unlink()
-            return
+            return True
         found = claim.stat()
         try:
             # By the time too: a new lock may have the inode of the dead one.
@@ -181,6 +192,20 @@ def _clear(path: Path) -> None:
                 path.unlink()
         finally:
             claim.unlink()
+    return False
+
+
+def _claims(path: Path) -> str:
+    """How the names of claims begin; `sweep_temporaries` must not take them for its own."""
+    return f".{path.name}.claim-"
+
+
+def _sweep_claims(path: Path) -> None:
+    """Remove what killed heirs left, by ctime: all other times are those of the dead lock."""
+    for claim in path.parent.glob(f"{glob.escape(_claims(path))}*"):
+        with contextlib.suppress(OSError):
+            if server_time_s(path.parent) - claim.stat().st_ctime > _LOST_S:
+                claim.unlink()
 
 
 def _touch(descriptor: int, stop: threading.Event) -> None:
@@ -190,15 +215,7 @@ def _touch(descriptor: int, stop: threading.Event) -> None:
 
 
 def _gone(holder: Holder) -> bool:
-    if holder.node != os.uname().nodename or holder.pid <= 0:
-        return False
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return holder.node == os.uname().nodename and holder.pid > 0 and not alive(holder.pid)
 
 
 def server_time_s(directory: Path) -> float:

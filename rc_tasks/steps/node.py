@@ -227,10 +227,6 @@ def building(podman: Podman) -> Iterator[None]:
         yield
 
 
-def _runs(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
-
-
 def free_bytes(directory: Path) -> int:
     """What a user may still write on a file system."""
     status = os.statvfs(directory)

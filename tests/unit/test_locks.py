@@ -1,5 +1,6 @@
 """Locks: one holder at a time, over processes; who is gone is inherited from."""
 
+import errno
 import json
 import os
 import subprocess
@@ -180,4 +181,57 @@ def test_who_waits_says_for_whom_and_gets_its_turn(
     waiting.join()
     assert entered.is_set()
     assert len(said) == 1, "it is said once"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_server_that_fails_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyError, match="mine"), held(tmp_path / "x.json", "podman:x"):
+        monkeypatch.setattr(os, "fstat", stale)
+        raise KeyError("mine")
+    monkeypatch.undo()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_of_two_heirs_of_an_old_lock_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is just going to remove what a process of last week has left when the other one comes."""
+    path = tmp_path / "x.json"
+    leave(path, node="other", pid=1, age_s=7 * 86_400)
+    unlink = Path.unlink
+    told: list[str] = []
+
+    def slowly(self: Path, missing_ok: bool = False) -> None:
+        if self == path and not told:
+            with pytest.raises(LockedError) as caught:
+                held(path, "podman:x").__enter__()
+            told.append(str(caught.value))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
+    with held(path, "podman:x"):
+        assert told == [
+            f"{path}: another process is taking over this lock, whose holder is gone\n"
+            "  next: run the same command again in a minute"
+        ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_heir_that_was_killed_is_waited_for_no_longer_than_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    leave(path, pid=gone())
+    left = path.stat()
+    os.link(path, tmp_path / f".x.json.claim-{left.st_ino}-{left.st_mtime_ns}")
+    with pytest.raises(LockedError, match="another process is taking over"):
+        held(path, "podman:x").__enter__()
+    monkeypatch.setattr(locks, "server_time_s", lambda _: time.time() + 61)
+    with held(path, "podman:x"):
+        pass
     assert list(tmp_path.iterdir()) == []
