@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import write_atomically
 
 SCHEMA = 1
+_ENDLESS_S = 1e9
 
 
 class Step(StrEnum):
@@ -200,14 +202,14 @@ def edition(record: Record | None) -> str:
 def parse(text: bytes, task: str) -> Record | None:
     """The record in a file of a task's; None when it is damaged or another one's.
 
-    Only its form is certain then, not the types of its values.
+    Every value is of its type then: what follows does not look again.
     """
     try:
         found = json.loads(text)
         if found["schema"] != SCHEMA or found["task"] != task:
             return None
         facts, artifact = found["facts"], found["artifact"]
-        return Record(
+        record = Record(
             inputs=dict(found["inputs"]),
             started_at=found["started_at"],
             ended_at=found["ended_at"],
@@ -225,9 +227,43 @@ def parse(text: bytes, task: str) -> Record | None:
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )
+        return record if _is_sound(record) else None
     # An endless nesting, a number without end: JSON holds more than a record.
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def _is_sound(record: Record) -> bool:
+    # Few questions of all values at once: thousands of records are read at every start.
+    texts: list[object] = [record.node, record.job_id, record.builder, record.commit]
+    texts += [record.adopted_from, record.instead_of]
+    for table in (record.inputs, record.tools, record.bases):
+        texts += [*table, *table.values()]
+    for each in record.smoke:
+        texts += [*each.argv, each.launcher]
+    truths, sizes = [record.dirty], list[int]()
+    if (facts := record.facts) is not None:
+        texts += [facts.image_id, facts.architecture, facts.workdir]
+        truths.append(facts.sets_entrypoint)
+        sizes.append(facts.size_bytes)
+    if (artifact := record.artifact) is not None:
+        texts += [artifact.sample, artifact.blocks_digest]
+        sizes += [artifact.size_bytes, artifact.mtime_ns]
+    return (
+        set(map(type, texts)) == {str}
+        and set(map(type, truths)) == {bool}
+        and all(type(size) is int and 0 <= size < 1 << 63 for size in sizes)
+        and 0 <= record.duration_s < _ENDLESS_S
+        and _is_time(record.started_at)
+        and _is_time(record.ended_at)
+    )
+
+
+def _is_time(text: str) -> bool:
+    """Whether a text is a time with a zone; raises ValueError, or TypeError, when it is no time."""
+    found = datetime.fromisoformat(text)
+    # The first and the last year have no time in some time zones.
+    return found.tzinfo is not None and 1970 <= found.year < 9999
 
 
 # Key by key: a later version may write more, and must not make everything stale by that.

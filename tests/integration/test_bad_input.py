@@ -93,6 +93,17 @@ def put(path: str, content: str | bytes) -> Callable[[Path], None]:
     return prepare
 
 
+def rewritten(steps: Mapping[str, Mapping[str, object]]) -> Callable[[Path], None]:
+    """Writes other values into the records of `good`."""
+
+    def prepare(root: Path) -> None:
+        for step, values in steps.items():
+            path = root / f".rc/state/{step}:good.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return prepare
+
+
 def in_place(path: str) -> Callable[[Path], None]:
     """Puts a directory in the place of a file."""
 
@@ -135,6 +146,12 @@ CASES = (
         project("FROM scratch\nCOPY . /\n"),
         {"build:x": 1, "list": 0},
         prepare=fifo("projects/x/pipe"),
+    ),
+    Case(
+        "link-latin1",
+        project("FROM scratch\nCOPY . /\n"),
+        {"list": 0},
+        prepare=lambda root: os.symlink(os.fsdecode(b"\xe9/data"), root / "projects/x/link"),
     ),
     Case(
         "bad-ignore-pattern",
@@ -311,6 +328,13 @@ CASES = (
             ".rc/state/podman:good.json",
             json.dumps(WRONG_TYPES),
         ),
+    ),
+    Case(
+        "record-wrong-values",
+        GOOD,
+        {"list": 0, "verify good": 0, "rollback good --list": 3},
+        built=("good",),
+        prepare=rewritten({"podman": {"ended_at": "yesterday"}, "enroot": {"inputs": {"image": 5}}}),
     ),
     Case(
         "digests-corrupted",

@@ -7,12 +7,12 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from rc_tasks.state.files import write_atomically
+from rc_tasks.state.files import sweep_temporaries, write_atomically
 from rc_tasks.state.records import Artifact, Facts, Failure, Record, Records, Step
 
 FACTS = Facts("a" * 64, "amd64", 12, "/wörk dir", True)
@@ -103,6 +103,34 @@ def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
     assert records.failure(Step.PODMAN, "x") is None
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"started_at": 5},
+        {"ended_at": "yesterday"},
+        {"ended_at": "2026-01-02T03:04:15"},
+        {"ended_at": "0001-01-01T00:00:00+00:00"},
+        {"duration_s": float("nan")},
+        {"node": None},
+        {"inputs": {"image": 5}},
+        {"tools": {"podman": {}}},
+        {"dirty": "no"},
+        {"instead_of": 5},
+        {"smoke": [{"argv": [5], "launcher": "enroot", "duration_s": 1}]},
+        {"facts": asdict(FACTS) | {"image_id": 5}},
+        {"facts": asdict(FACTS) | {"size_bytes": "large"}},
+        {"artifact": {"size_bytes": 5, "mtime_ns": 10**30, "sample": "b"}},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_record_with_a_wrong_value_counts_as_none(tmp_path: Path, values: dict[str, object]) -> None:
+    records = Records(tmp_path)
+    records.put(Step.PODMAN, "x", RECORD)
+    path = tmp_path / "podman:x.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    assert Records(tmp_path).get(Step.PODMAN, "x") is None
+
+
 def test_a_record_of_another_task_is_not_taken_for_this_one(tmp_path: Path) -> None:
     records = Records(tmp_path)
     records.put(Step.PODMAN, "x", RECORD)
@@ -135,6 +163,25 @@ def test_nobody_ever_sees_half_a_file(tmp_path: Path) -> None:
                 assert path.read_text() in wholes
             process.send_signal(signal.SIGKILL)
         assert path.read_text() in wholes
+
+
+@pytest.mark.parametrize(("error", "stays"), [(PermissionError, True), (ProcessLookupError, False)])
+def test_whose_a_temporary_file_is_needs_no_proc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError], stays: bool
+) -> None:
+    """Mounted with hidepid, /proc shows the processes of nobody else."""
+
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        raise error
+
+    with subprocess.Popen(("true",)) as ended:
+        pass
+    temporary = tmp_path / f".x.json.{os.uname().nodename}.{ended.pid}.abc"
+    temporary.touch()
+    monkeypatch.setattr(os, "kill", kill)
+    sweep_temporaries(tmp_path, "x.json")
+    assert temporary.exists() is stays
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
