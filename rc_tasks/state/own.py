@@ -8,14 +8,15 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import GENERATED, Checkout
-from rc_tasks.state.trust import Trust, groups_of, user
+from rc_tasks.state.trust import Trust, group, groups_of, is_private, user
 
 
 def require_own(checkout: Checkout) -> None:
     """Raise RcError when others could have planted something in `.rc`, or when it leads elsewhere.
 
     Looked at are its directories, and no single file. Trusted are root, the caller, the owner of the
-    checkout, those who may write the checkout by its group, and whom `images_owners` names.
+    checkout, those who may write the checkout by its group, and whom `images_owners` names. A user's
+    private group is that user.
     """
     trust, top = Trust(checkout.settings.images_owners), os.stat(checkout.root)
     for path in _directories(checkout.root / GENERATED):
@@ -33,21 +34,36 @@ def require_own(checkout: Checkout) -> None:
                     hint=f"remove the link (rm {shlex.quote(shown)}); what it led to is not touched",
                 )
         elif stat.S_ISDIR(status.st_mode):
-            in_group = bool(top.st_mode & stat.S_IWGRP) and top.st_gid in groups_of(status.st_uid)
-            if not (trust.owns(status.st_uid) or status.st_uid == top.st_uid or in_group):
-                name = user(status.st_uid)
-                raise RcError(
-                    f"belongs to {name}, who could have planted anything there",
-                    where=shown,
-                    hint=f"move it away: it is made again as far as it is needed\n"
-                    f'or, if you trust {name}: images_owners = ["{name}"] in pyproject.toml',
-                )
-            if status.st_mode & stat.S_IWOTH:
-                raise RcError(
-                    f"may be written by everybody (mode {stat.S_IMODE(status.st_mode):04o})",
-                    where=shown,
-                    hint=f"ls -lR {GENERATED} shows what is not yours; then chmod -R o-w {GENERATED}",
-                )
+            _require_directory(shown, status, top, trust)
+
+
+def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, trust: Trust) -> None:
+    """Nobody but those may own it or write there; `top` is the status of the checkout's directory."""
+    by_group = bool(top.st_mode & stat.S_IWGRP)
+    in_group = by_group and top.st_gid in groups_of(status.st_uid)
+    if not (trust.owns(status.st_uid) or status.st_uid == top.st_uid or in_group):
+        name = user(status.st_uid)
+        raise RcError(
+            f"belongs to {name}, who could have planted anything there",
+            where=shown,
+            hint=f"move it away: it is made again as far as it is needed\n"
+            f'or, if you trust {name}: images_owners = ["{name}"] in pyproject.toml',
+        )
+    mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
+    look = f"ls -lR {GENERATED} shows what is not yours; then chmod -R"
+    if status.st_mode & stat.S_IWOTH:
+        raise RcError(
+            f"may be written by everybody ({mode})", where=shown, hint=f"{look} o-w {GENERATED}"
+        )
+    known = (by_group and top.st_gid == status.st_gid) or is_private(status.st_gid, status.st_uid)
+    if status.st_mode & stat.S_IWGRP and not (known or trust.names(status.st_gid)):
+        name = group(status.st_gid)
+        raise RcError(
+            f"may be written by the group {name} ({mode})",
+            where=shown,
+            hint=f"{look} g-w {GENERATED}\n"
+            f'or, if you trust all its members: images_owners = ["@{name}"] in pyproject.toml',
+        )
 
 
 def _directories(generated: Path) -> Iterator[Path]:

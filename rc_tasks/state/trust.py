@@ -41,14 +41,14 @@ class Trust:
             )
         if status.st_mode & stat.S_IWOTH:
             raise _refused("may be written by everybody", path, status, f"chmod o-w {shlex.quote(path)}")
-        if status.st_mode & stat.S_IWGRP and status.st_gid not in self._groups:
-            group = _group(status.st_gid)
+        if status.st_mode & stat.S_IWGRP and not self.names(status.st_gid):
+            name = group(status.st_gid)
             raise _refused(
-                f"may be written by the group {group}",
+                f"may be written by the group {name}",
                 path,
                 status,
                 f"chmod g-w {shlex.quote(path)}\n"
-                f'or, if you trust all its members: images_owners = ["@{group}"] in pyproject.toml',
+                f'or, if you trust all its members: images_owners = ["@{name}"] in pyproject.toml',
             )
 
     @functools.cached_property
@@ -64,6 +64,10 @@ class Trust:
     def owns(self, uid: int) -> bool:
         """Whether a user is one of them."""
         return uid in self._users or not self._groups.isdisjoint(groups_of(uid))
+
+    def names(self, gid: int) -> bool:
+        """Whether the settings name a group."""
+        return gid in self._groups
 
 
 def _refused(what: str, path: str, status: os.stat_result, hint: str) -> RefusedError:
@@ -104,8 +108,18 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-def _group(gid: int) -> str:
+def group(gid: int) -> str:
+    """The name of a group, or else the number."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
+
+
+def is_private(gid: int, uid: int) -> bool:
+    """Whether a group is the one that hosts make for a user alone, with the user's name."""
+    try:
+        found = grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return found.gr_name == user(uid) and set(found.gr_mem) <= {found.gr_name}

@@ -390,7 +390,7 @@ def test_what_a_group_may_write_is_refused_unless_the_settings_name_it(
 ) -> None:
     target = guarded(official, path)
     target.chmod(target.stat().st_mode | 0o020)
-    group = trust._group(target.stat().st_gid)
+    group = trust.group(target.stat().st_gid)
     clone = clone_of(official, tmp_path / "clone")
     assert "base" not in adopted(clone)
     assert f"{target}: may be written by the group {group} (owner " in refusals(clone)

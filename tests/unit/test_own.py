@@ -1,5 +1,6 @@
 """What others could have planted in a checkout is told, and links lead no write out of it."""
 
+import grp
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.support.checkouts import pretend_built, write_checkout
 
 FILES = {"projects/a:1/Dockerfile": "FROM scratch\nCOPY x /\n", "projects/a:1/x": "1\n"}
 NOBODY = 65534
+GROUP = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
@@ -77,3 +79,59 @@ def test_a_link_out_of_the_checkout(root: Path, tmp_path: Path) -> None:
     (root / ".rc/state").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RcError, match=r"\.rc/state: leads out of the checkout, to /"):
         require_own(open_checkout(root, {}))
+
+
+@needs_root
+@pytest.mark.parametrize("path", [".rc", ".rc/state", ".rc/store/images"])
+def test_written_by_another_group(root: Path, path: str) -> None:
+    os.chown(root / path, 0, GROUP)
+    (root / path).chmod(0o775)
+    with pytest.raises(RcError) as caught:
+        require_own(open_checkout(root, {}))
+    assert str(caught.value) == (
+        f"{path}: may be written by the group nogroup (mode 0775)\n"
+        "  next: ls -lR .rc shows what is not yours; then chmod -R g-w .rc\n"
+        '        or, if you trust all its members: images_owners = ["@nogroup"] in pyproject.toml'
+    )
+    with (root / "pyproject.toml").open("a") as file:
+        file.write('images_owners = ["@nogroup"]\n')
+    require_own(open_checkout(root, {}))
+
+
+@needs_root
+@pytest.mark.parametrize(("mode", "trusted"), [(0o2775, True), (0o2755, False)])
+def test_written_by_the_group_of_the_checkout(root: Path, mode: int, trusted: bool) -> None:
+    for path, wanted in ((root, mode), (root / ".rc/state", 0o2775)):
+        os.chown(path, 0, GROUP)
+        path.chmod(wanted)
+    if trusted:
+        require_own(open_checkout(root, {}))
+    else:
+        with pytest.raises(RcError, match="may be written by the group nogroup"):
+            require_own(open_checkout(root, {}))
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("members", "name", "trusted"),
+    [
+        ([], "nobody", True),
+        (["nobody"], "nobody", True),
+        (["root"], "nobody", False),
+        ([], "all", False),
+    ],
+)
+def test_a_users_private_group_is_the_user(
+    root: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], name: str, trusted: bool
+) -> None:
+    """With the umask 002 that such groups are for, in a checkout that has another mode."""
+    for path in (root, root / ".rc", root / ".rc/state"):
+        os.chown(path, NOBODY, GROUP)
+    (root / ".rc/state").chmod(0o775)
+    found = grp.struct_group((name, "x", GROUP, members))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: found)
+    if trusted:
+        require_own(open_checkout(root, {}))
+    else:
+        with pytest.raises(RcError, match=f"may be written by the group {name}"):
+            require_own(open_checkout(root, {}))
