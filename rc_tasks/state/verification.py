@@ -4,6 +4,7 @@ Only what was published is asked about. Whether it is stale is the judge's affai
 """
 
 import json
+import os
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,10 @@ _SHORT_ID = 12
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that is not as it was published; `where` is relative to the checkout."""
+    """Something that is not as it was published; `where` is relative to the checkout.
+
+    The commands in `hint` work in every directory.
+    """
 
     where: str
     what: str
@@ -113,10 +117,16 @@ class Verification:
     ) -> Iterator[Damage]:
         path = node.project.artifact
         where = node.project.shown(ARTIFACT)
+        name = node.project.name
         # What is sampled at every start may be whole.
-        hint = f"rm -f {shlex.quote(where)} && doit build:{node.project.name}    (it is squashed again)"
+        hint = f"{_remove(path)}doit build:{name}    (it is squashed again)"
         if record.adopted_from:
-            hint = f"ask those who own it to `doit verify {node.project.name}` in {record.adopted_from}"
+            hint = f"ask those who own it to `doit verify {name}` in {record.adopted_from}"
+        elif self._is_put_back(name, record):
+            hint = (
+                f"doit rollback {name} --list    (another one can be put back;"
+                f" `{_remove(path)}doit build:{name}` would publish the newest)"
+            )
         try:
             size_bytes = path.stat().st_size
             if size_bytes != published.size_bytes:
@@ -143,7 +153,8 @@ class Verification:
 
     def _image_json(self, node: ImageNode, record: Record, published: Artifact) -> Iterator[Damage]:
         where = node.project.shown(IMAGE_JSON)
-        hint = f"rm -f {shlex.quote(where)} && doit build:{node.project.name}    (it is written again)"
+        remove = _remove(node.project.image_json)
+        hint = f"{remove}doit build:{node.project.name}    (it is written again)"
         try:
             found = json.loads(read_bytes(node.project.image_json))
             wanted = {
@@ -188,27 +199,45 @@ class Verification:
             notes.append("the store is switched off: no layers were verified")
             return
         name = node.project.name
+        put_back = {image_id_of(record)} if self._is_put_back(name, record) else set()
+        for having, damage in self._lost(name, record):
+            if having <= put_back:
+                # A build would make the newest, and all that is built on the image is built on that.
+                why = "of the image that was put back alone, which nothing is built on"
+                notes.append(f"{damage.where} {damage.what}: {why}")
+            else:
+                yield damage
+
+    def _lost(self, name: str, record: Record) -> Iterator[tuple[set[str], Damage]]:
+        """What is not whole in the stores, with the images that have it."""
         users: dict[Path, list[tuple[Store, str]]] = {}
         for store, image_id in self._chain(name, record):
-            where = self.checkout.shown(store.image(image_id))
+            path = store.image(image_id)
+            where = self.checkout.shown(path)
             try:
                 for digest in store.blobs(image_id):
                     users.setdefault(store.blob(digest), []).append((store, image_id))
             except FileNotFoundError:
-                yield Damage(where, "is not in the store any more", _rebuild(store, name))
+                yield {image_id}, Damage(where, "is not in the store any more", _rebuild(store, name))
             except (OSError, ValueError, RecursionError):
-                yield Damage(where, "cannot be read as an image", _rebuild(store, name, where))
+                hint = _rebuild(store, name, path)
+                yield {image_id}, Damage(where, "cannot be read as an image", hint)
         new = [str(path) for path in users if path not in self._blobs]
         for file, found in file_digests(new, self.read, self.at_once):
             self._blobs[Path(file)] = _words(Path(file).name, found)
         for path, having in users.items():
             if self._blobs[path]:
-                where = self.checkout.shown(path)
                 # Without their images: what is there is not made again.
-                images = [self.checkout.shown(store.image(image_id)) for store, image_id in having]
+                images = [store.image(image_id) for store, image_id in having]
                 shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
-                hint = _rebuild(having[0][0], name, where, *images)
-                yield Damage(where, f"{self._blobs[path]}; it is a part of {shown}", hint)
+                hint = _rebuild(having[0][0], name, path, *images)
+                what = f"{self._blobs[path]}; it is a part of {shown}"
+                yield {each for _, each in having}, Damage(self.checkout.shown(path), what, hint)
+
+    def _is_put_back(self, name: str, record: Record) -> bool:
+        """Whether an older image is published, so that a build would publish another one."""
+        newest = image_id_of(self.checkout.records.get(Step.PODMAN, name))
+        return bool(record.instead_of) and newest != image_id_of(record)
 
     def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
         """The image that is published, and the images that it is built on, each with its store."""
@@ -240,11 +269,17 @@ def _words(digest: str, found: str | OSError) -> str:
     return "" if found == digest else f"has another content, whose digest is {found[:_SHORT_ID]}"
 
 
-def _rebuild(store: Store, name: str, *damaged: str) -> str:
+def _rebuild(store: Store, name: str, *damaged: Path) -> str:
     if store.read_only:
         return f"that store is not this checkout's: ask its owners to `doit verify {name}` there"
-    remove = f"rm -rf {' '.join(map(shlex.quote, damaged))} && " if damaged else ""
-    return f"{remove}doit build:{name}    (what is missing is made again)"
+    return f"{_remove(*damaged)}doit build:{name}    (what is missing is made again)"
+
+
+def _remove(*paths: Path) -> str:
+    """The beginning of a command that removes what is there of these."""
+    there = [path for path in paths if os.path.lexists(path)]
+    recursive = "-r " if any(map(os.path.isdir, there)) else ""
+    return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""
 
 
 def _blobs(store: Store, image_id: str) -> dict[str, int]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -161,9 +162,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "json-list": (
         lambda root: (root / f"{P}/image.json").write_text("[]"),
         "is no JSON object",
-        "rm -f",
+        "image.json' && doit build:app:1 ",
     ),
-    "json-missing": (lambda root: (root / f"{P}/image.json").unlink(), "image.json is missing", "rm -f"),
+    "json-missing": (
+        lambda root: (root / f"{P}/image.json").unlink(),
+        "image.json is missing",
+        "doit build:app:1    (it is written again)",
+    ),
     "edf-elsewhere": (
         edited(f"{P}/env.toml", "image.sqsh", "other.sqsh"),
         "env.toml names ",
@@ -172,8 +177,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "edf-broken": (edited(f"{P}/env.toml", "=", "= ="), "env.toml is no TOML", "mend it"),
     "edf-bytes": (lambda root: (root / f"{P}/env.toml").write_bytes(b"\xff"), "is no TOML", "mend it"),
     "edf-missing": (lambda root: (root / f"{P}/env.toml").unlink(), "env.toml is missing", "doit env:"),
-    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has another content", f"rm -rf {SHARED} "),
-    "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -rf"),
+    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has another content", f"{SHARED}' "),
+    "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -r "),
     "image-missing": (
         lambda root: shutil.rmtree(root / ".rc/store/images"),
         "is not in the store any more",
@@ -185,14 +190,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
             for path in root.glob(".rc/store/images/*/manifest.json")
         ],
         "cannot be read as an image",
-        "rm -rf",
+        "rm -r ",
     ),
     "image-broken": (
         lambda root: [
             path.write_text('{"config": 3}') for path in root.glob(".rc/store/images/*/manifest.json")
         ],
         "cannot be read as an image",
-        "rm -rf",
+        "rm -r ",
     ),
 }
 
@@ -218,11 +223,62 @@ def test_the_words_of_damage(root: Path) -> None:
     assert (
         "app:1  damaged\n  projects/app:1/image.sqsh has another content than when published" in ran.text
     )
-    assert "    next: rm -f projects/app:1/image.sqsh && doit build:app:1" in ran.text
+    path = shlex.quote(str((root / P / "image.sqsh").resolve()))
+    assert f"    next: rm {path} && doit build:app:1    (it is squashed again)" in ran.text
     # One line for the blob, and what was made with it goes too.
     assert ran.text.count(SHARED) == 2
     assert all(image_id in ran.text for image_id in ids)
     assert "1 image verified, 1 damaged" in ran.text
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_the_command_of_a_hint_works_in_a_subfolder(root: Path, tmp_path: Path, case: str) -> None:
+    DAMAGE[case][0](root)
+    found = Verification(open_checkout(root, {}), lambda _bytes: None, 2).verify("app:1")
+    for damage in found.damages:
+        wanted = damage.hint.partition("    (")[0]
+        if not wanted.startswith("mend it"):
+            done = tmp_path / "done"
+            doit_alone = f'doit() {{ echo "$@" > {shlex.quote(str(done))}; }}'
+            subprocess.run(["sh", "-c", f"{doit_alone}\n{wanted}"], cwd=root / P, check=True)
+            assert done.read_text() in {"build:app:1\n", "env:app:1\n"}
+            assert wanted.startswith("doit") or not os.path.lexists(root / damage.where)
+
+
+@pytest.fixture
+def put_back(root: Path) -> Path:
+    """The checkout, with an older image of app:1 put back in place of one that is in the store too."""
+    checkout = open_checkout(root, {})
+    published = checkout.records.get(Step.ENROOT, "app:1")
+    built = checkout.records.get(Step.PODMAN, "app:1")
+    assert published is not None and built is not None and built.facts is not None
+    newest = "e" * 64
+    facts = replace(built.facts, image_id=newest)
+    checkout.records.put(Step.PODMAN, "app:1", replace(built, facts=facts))
+    shutil.copytree(checkout.store.image(built.facts.image_id), checkout.store.image(newest))
+    checkout.records.put(Step.ENROOT, "app:1", replace(published, instead_of=newest))
+    return root
+
+
+def test_an_image_that_was_put_back_is_not_mended_by_a_build(put_back: Path) -> None:
+    DAMAGE["changed"][0](put_back)
+    found = Verification(open_checkout(put_back, {}), lambda _bytes: None, 2).verify("app:1")
+    (damage,) = found.damages
+    assert damage.hint.startswith("doit rollback app:1 --list    (another one can be put back;")
+    assert damage.hint.endswith(" && doit build:app:1` would publish the newest)")
+
+
+def test_layers_that_only_an_image_that_was_put_back_has_are_no_damage(put_back: Path) -> None:
+    own = hashlib.sha256(b"layer of app:1").hexdigest()
+    (put_back / f".rc/store/blobs/sha256/{own}").unlink()
+    ran = doit(put_back, "verify", "app:1")
+    assert (ran.status, ran.text.splitlines()[0]) == (0, "app:1  whole")
+    assert f"note: .rc/store/blobs/sha256/{own} is missing; it is a part of" in ran.text
+    assert "put back alone, which nothing is built on" in ran.text
+    # What its base has too, something is built on.
+    (put_back / SHARED).unlink()
+    ran = doit(put_back, "verify", "app:1")
+    assert (ran.status, ran.text.splitlines()[0]) == (1, "app:1  damaged")
 
 
 def test_published_before_there_was_a_digest(root: Path) -> None:
