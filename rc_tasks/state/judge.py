@@ -72,7 +72,9 @@ class Judge:
 
     def done(self, step: Step, name: str) -> None:
         """A step has run, perhaps in another process: what is known of it and below it is old."""
-        self._checkout.records.reread(step, name)
+        # The podman step may end a rollback, which is written down there.
+        for each in (step, Step.ENROOT):
+            self._checkout.records.reread(each, name)
         self._steps.clear()
         self._pins = None
         if self.offers is not None:

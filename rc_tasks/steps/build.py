@@ -5,6 +5,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rc_tasks.errors import CommandError, RcError
@@ -59,6 +60,10 @@ def build(checkout: Checkout, name: str) -> None:
         # Somebody may just be building on it.
         checkout.store.use(before.facts.image_id)
     checkout.records.put(Step.PODMAN, name, record)
+    published = checkout.records.get(Step.ENROOT, name)
+    if published is not None and published.instead_of not in {"", image.id}:
+        # An image that was put back stays until something else is built: now, whatever is built next.
+        checkout.records.put(Step.ENROOT, name, replace(published, instead_of=""))
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 

@@ -124,10 +124,24 @@ def test_it_stays_back_until_something_else_is_built(site: Site) -> None:
     assert state(site) == ("stale", True)
     text = site.run("build:base")
     assert "start   enroot:base  the image was built anew" in text
+    # A run knows what its own podman step has changed.
+    assert len(lines(text, "start")) == 2, text
     assert (state(site), mark(artifact(site))) == (("fresh", False), "four")
     shown = site.run("rollback", "base", "--list").splitlines()[1:]
     assert [line.split()[0] for line in shown] == ["0", "1", "2", "3"]
     assert site.run("build:base").endswith("1 image: 1 fresh\n")
+
+
+@pytest.mark.parametrize("between", ["two", "four"], ids=["what is published", "unpublished"])
+def test_whatever_is_built_in_between_ends_a_rollback(site: Site, between: str) -> None:
+    site.run("rollback", "base")
+    (site.root / "base/Dockerfile").write_text(recipe(between))
+    site.run("podman:base")
+    assert (state(site)[1], mark(artifact(site))) == (False, "two")
+    (site.root / "base/Dockerfile").write_text(recipe("three"))
+    text = site.run("build:base")
+    assert [line.split()[1] for line in lines(text, "start")] == ["podman:base", "enroot:base"], text
+    assert (state(site), mark(artifact(site))) == (("fresh", False), "three")
 
 
 def test_published_images_beyond_the_setting_go_when_no_job_can_need_them(site: Site) -> None:
