@@ -7,10 +7,6 @@ from typing import Self
 
 from rc_tasks.errors import DockerfileError
 
-NAME_RULE = (
-    "lower case letters and digits, with . _ - between them, then optionally a colon and a tag"
-    " (letters, digits, . _ -, at most 128), as in reasoning:2025.1"
-)
 TAG_LENGTH = 128
 
 # The grammar of the OCI distribution specification, "Pulling manifests".

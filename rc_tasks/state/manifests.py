@@ -40,12 +40,6 @@ class Build:
     adopted_from: str = ""
 
 
-def files_of(checkout: Checkout, image_id: str) -> tuple[Path, ...]:
-    """Every file that is kept of an image: with it they may go, and all of them together."""
-    directory = checkout.root / GENERATED / _DIRECTORY
-    return tuple(sorted(directory.glob(f"*/{image_id}.*json")))
-
-
 def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: str) -> None:
     """Write down from what an image was built; `record` is of its podman step."""
     if record.facts is None:

@@ -149,11 +149,6 @@ def test_a_manifest_is_read_as_it_was_written(root: Path) -> None:
     (build,) = manifests.builds(checkout, NAME)
     assert build.present
     assert build.manifest == NEW
-    assert [path.name for path in manifests.files_of(checkout, NEW.image_id)] == [
-        f"{NEW.image_id}.json",
-        f"{NEW.image_id}.origin.json",
-    ]
-    assert manifests.files_of(checkout, image_id(9)) == ()
 
 
 CASES: dict[str, tuple[tuple[Manifest, ...], Manifest | None, tuple[str, ...]]] = {
