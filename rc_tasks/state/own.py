@@ -55,8 +55,11 @@ def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, 
         raise RcError(
             f"may be written by everybody ({mode})", where=shown, hint=f"{look} o-w {GENERATED}"
         )
-    known = (by_group and top.st_gid == status.st_gid) or is_private(status.st_gid, status.st_uid)
-    if status.st_mode & stat.S_IWGRP and not (known or trust.names(status.st_gid)):
+    if status.st_mode & stat.S_IWGRP and not (
+        (by_group and top.st_gid == status.st_gid)
+        or trust.names(status.st_gid)
+        or is_private(status.st_gid, status.st_uid)
+    ):
         name = group(status.st_gid)
         raise RcError(
             f"may be written by the group {name} ({mode})",
