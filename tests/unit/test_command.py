@@ -95,7 +95,7 @@ def test_ending_all_ends_whole_groups(tmp_path: Path, stubborn: bool) -> None:
     while not pids.exists() or len(pids.read_text().split()) < 2:
         time.sleep(0.01)
     command.end_all(grace_s=0.5)
-    waiting.join(timeout=10)
+    waiting.join(timeout=60)
     assert not waiting.is_alive()
     for pid in pids.read_text().split():
         with pytest.raises(ProcessLookupError):
