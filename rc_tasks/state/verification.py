@@ -149,7 +149,8 @@ class Verification:
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
         except OSError as error:
-            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+            first = f"verify it on another node first; if that cannot read it either: {hint}"
+            yield Damage(where, f"cannot be read: {error.strerror}", first)
 
     def _image_json(self, node: ImageNode, record: Record, published: Artifact) -> Iterator[Damage]:
         where = node.project.shown(IMAGE_JSON)
