@@ -35,8 +35,9 @@ FOREIGN = (
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C end programs: what a shell starts in the background ignores it, and so would they."""
+    """Have Ctrl-C and HUP end programs, which under nohup or in a shell's background ignore them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
