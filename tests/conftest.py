@@ -35,9 +35,12 @@ FOREIGN = (
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C and HUP end programs, which under nohup or in a shell's background ignore them."""
+    """Give programs what they have at a user's hands, whatever started the tests."""
+    # Under nohup or in a shell's background they would ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # It takes minutes to compile for each of a thousand programs anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -58,8 +61,6 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    # As users have it; and it takes minutes to compile for each of a thousand programs anew.
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     # Works everywhere: in a container, without cgroups, as any user. The demo's test, like a user,
     # takes what podman chooses.
     monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
