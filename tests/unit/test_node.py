@@ -9,6 +9,7 @@ from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import PodmanSettings
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.steps import check, node, storage
+from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.tools import require_tools
 
@@ -274,3 +275,17 @@ def test_mounts_are_found_whatever_their_name(tmp_path: Path) -> None:
         assert storage.mounts_below(odd) == []
     finally:
         subprocess.run(("umount", odd), check=True)
+
+
+def test_a_build_begins_though_podman_cannot_list_what_others_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As podman 4.3 does when another step removes its container at that moment."""
+    program = tmp_path / "bin/podman"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'Error: container not known' >&2\nexit 125\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with node.building(Podman(root=str(tmp_path / "root"))):
+        begun = True
+    assert begun
