@@ -17,7 +17,7 @@ from rc_tasks.engine.session import Session
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import near
-from rc_tasks.state.bases import Kind, RegistryBase, built_on, registry_bases
+from rc_tasks.state.bases import Kind, RegistryBase, registry_bases
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.inputs import PIN
 from rc_tasks.state.judge import Judge
@@ -242,17 +242,17 @@ def _tell_update(
 def _stale(checkout: Checkout, moved: Iterable[str]) -> list[str]:
     """The images that these pins make stale, and those that are built on them."""
     judge, parts = Judge(checkout), {PIN + reference for reference in moved}
-    found = []
-    for name, node in checkout.graph.images.items():
-        if parts.isdisjoint(PIN + base for base in node.pinned):
-            continue
+    found = list[str]()
+    for name in checkout.graph.images:
         try:
             causes = judge.step(Step.PODMAN, name).causes
         except RcError:
             continue  # `doit list` tells what is wrong with it
         if any(cause.part in parts for cause in causes):
             found.append(name)
-    return [*found, *(name for name in built_on(checkout.graph, found))]
+            # Bases come first, and a frozen one stops it.
+            parts.add(f"base/{name}")
+    return found
 
 
 def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:

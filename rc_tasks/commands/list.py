@@ -14,7 +14,7 @@ from rc_tasks.commands.at_root import AtRoot, checked, unknown
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.state.records import Step
-from rc_tasks.state.status import ImageStatus
+from rc_tasks.state.status import ImageStatus, briefly
 
 OPT_JSON = {
     "name": "json",
@@ -112,6 +112,7 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
         "built_at": enroot.ended_at if enroot else None,
         "adopted_from": (enroot.adopted_from or None) if enroot else None,
         "rolled_back": opened.judge.rolled_back(name),
+        "frozen": node.recipe.frozen if node else False,
         "bases": [*node.bases, *node.remote] if node else [],
         "aliases": _aliases(opened, name),
         "log": status.failure.log if status.failure else None,
@@ -120,16 +121,13 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
 
 def _row(opened: Session, status: ImageStatus) -> tuple[str, ...]:
     found = as_json(opened, status)
-    reason = status.reasons[0] if status.reasons else ""
-    if len(status.reasons) > 1:
-        reason += f" (and {len(status.reasons) - 1} more: doit why {status.name})"
     return (
         status.name,
         status.state,
         show.size(found["size_bytes"]),
         show.when(found["built_at"]),
         ", ".join(found["aliases"]),
-        reason,
+        briefly(status.name, status.reasons) if status.reasons else "",
     )
 
 

@@ -25,7 +25,10 @@ from rc_tasks.engine.places import release_abandoned
 from rc_tasks.engine.reporter import Reporter
 from rc_tasks.engine.selection import reach, selection
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
+from rc_tasks.model.project import RECIPE
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.own import require_own
+from rc_tasks.state.status import briefly
 
 _MOST_THREADS = 512
 # doit's verbosity with which everything is shown at once.
@@ -89,6 +92,8 @@ class Run(AtRoot, DoitRun):
             print(f"release job {job_id}, left by a run that was killed", flush=True)
         if not kwargs["always"]:
             _adopt(opened, names)
+            if not self.sel_default_tasks:
+                _tell_frozen(opened, names)
         expected = order(opened.checkout, opened.judge, names, everything=kwargs["always"])
         dispatcher = Dispatcher(
             opened, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
@@ -129,6 +134,17 @@ def _adopt(opened: Session, names: list[str]) -> None:
         print(line, flush=True)
     for warning in adopt.warnings(opened, names):
         sys.stderr.write(f"warning: {warning}\n")
+
+
+def _tell_frozen(opened: Session, names: list[str]) -> None:
+    """Who asks for an image by name learns why it is not built."""
+    for name in names:
+        node = opened.checkout.graph.images.get(name)
+        if node is not None and node.recipe.frozen:
+            held = [cause.words for cause in opened.judge.image(name).held]
+            if held:
+                where, told = node.project.shown(RECIPE), printable_lines(briefly(name, held))
+                print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

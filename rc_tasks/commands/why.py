@@ -7,6 +7,7 @@ from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
+from rc_tasks.model.project import RECIPE
 from rc_tasks.model.readable import printable_lines
 from rc_tasks.state.official import OtherInputsError
 from rc_tasks.state.records import Step
@@ -58,6 +59,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
                 _say(f"  {step.step if number == 0 else '':8}{_line(cause)}")
         for note in opened.checkout.graph.images[name].notes:
             _say(f"  note    {note}")
+        _tell_frozen(opened, status)
         if opened.judge.rolled_back(name):
             _say(f"  note    {_ROLLED_BACK.format(name=name)}")
         _tell_official(opened, status)
@@ -65,9 +67,17 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
             cause.part.removeprefix("base/")
             for step in status.steps
             if step.step is Step.PODMAN
-            for cause in step.causes
+            for cause in (*step.causes, *step.held)
             if cause.part.startswith("base/")
         ]
+
+
+def _tell_frozen(opened: Session, status: ImageStatus) -> None:
+    node = opened.checkout.graph.images[status.name]
+    if node.recipe.frozen:
+        ending = ", for all that:" if status.held else ", whatever changes"
+        _say(f"  note    frozen in {node.project.shown(RECIPE)}: it is not built again{ending}")
+        _say(*(f"          {_line(cause)}" for cause in status.held))
 
 
 def _tell_official(opened: Session, status: ImageStatus) -> None:

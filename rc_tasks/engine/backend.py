@@ -83,7 +83,7 @@ class RecordsDB:
 
     def _record(self, task_id: str) -> Record | None:
         found = step_of(task_id)
-        return self._records.get(*found) if found is not None else None
+        return session().judge.remembered(*found) if found is not None else None
 
     def _ignored(self, task_id: str) -> Path:
         return self._records.directory / f"{task_id}{_IGNORED}"

@@ -99,6 +99,7 @@ class Recipe:
         None, "commands that have to succeed in the image before it is published", _smoke
     )
     smoke_timeout_s: int = setting(300, "how long each of them may take", fields.whole(1))
+    frozen: bool = setting(False, "the image is not built again, whatever changes")
     slurm: Overrides[Slurm] = overrides(Slurm)
     edf: Overrides[EdfSettings] = overrides(EdfSettings)
 

@@ -1,8 +1,10 @@
 """Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model import smoke
@@ -20,16 +22,22 @@ from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
 from rc_tasks.state.records import Facts, Failure, Record, Step
 from rc_tasks.state.status import (
+    GONE,
+    NEVER,
     OFFICIAL,
     SMOKE,
     Cause,
     ImageStatus,
     State,
     StepStatus,
+    briefly,
     changed,
     first_line,
     told,
 )
+
+# What befell a frozen image itself: it is put right, with the image that it was.
+_ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
 
 
 class Judge:
@@ -62,13 +70,24 @@ class Judge:
                 for base in graph.above(node.bases):
                     self.step(step, base)
             judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
-            causes = judge(node)
+            causes, held = judge(node), list[Cause]()
+            if node.recipe.frozen and step is not Step.ENV:
+                causes, held = _divided(causes)
             if causes and self.offers is not None and self.offers.covers(step, name):
                 words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
                 causes = [Cause(OFFICIAL, words)]
             # Under `-n` another thread may forget everything at any moment: see `done`.
-            found = self._steps[key] = StepStatus(step, tuple(causes))
+            found = self._steps[key] = StepStatus(step, tuple(causes), tuple(held))
         return found
+
+    def remembered(self, step: Step, name: str) -> Record | None:
+        """A step's record as doit is to see it: that of a frozen image names what there is now."""
+        record, node = self._checkout.records.get(step, name), self._checkout.graph.images.get(name)
+        if record is not None and node is not None and node.recipe.frozen:
+            with contextlib.suppress(RcError):  # the step itself will say what is wrong
+                if self.step(step, name).held:
+                    return replace(record, inputs=self.inputs(step, name))
+        return record
 
     def done(self, step: Step, name: str) -> None:
         """A step has run, perhaps in another process: what is known of it and below it is old."""
@@ -106,12 +125,20 @@ class Judge:
             state = State.STALE
         else:
             state = State.FRESH
-            published = self._checkout.records.get(Step.ENROOT, name)
-            if published is not None and published.adopted_from:
-                reasons = (f"adopted from {published.adopted_from}",)
-            elif self.rolled_back(name) and published is not None:
-                reasons = (f"rolled back to the image published {local_time(published.ended_at)}",)
+            remarks = ", ".join(self._remarks(name, steps))
+            reasons = (remarks,) if remarks else ()
         return ImageStatus(name, state, reasons, steps, failure)
+
+    def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> Iterator[str]:
+        """What to know of a fresh image."""
+        published = self._checkout.records.get(Step.ENROOT, name)
+        if published is not None and published.adopted_from:
+            yield f"adopted from {published.adopted_from}"
+        elif self.rolled_back(name) and published is not None:
+            yield f"rolled back to the image published {local_time(published.ended_at)}"
+        if self._checkout.graph.images[name].recipe.frozen:
+            held = [cause.words for status in steps for cause in status.held]
+            yield f"frozen, though {briefly(name, held)}" if held else "frozen"
 
     def rolled_back(self, name: str) -> bool:
         """Whether an older image is published in place of the newest."""
@@ -178,7 +205,7 @@ class Judge:
         ]
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
-            return [Cause("", "never built"), *causes]
+            return [Cause(NEVER, "never built"), *causes]
         now = self._inputs_after_adoption(node)
         recorded = comparable(record.inputs, now, self._pinned(node))
         # The digest of a base that is stale itself says nothing that was not said.
@@ -192,7 +219,7 @@ class Judge:
         store = self._checkout.settings.store
         if record.adopted_from:
             gone = self._gone(node, record, record.facts.image_id)
-            causes += [Cause("store", gone)] if gone is not None else []
+            causes += [Cause(GONE, gone)] if gone is not None else []
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
             causes.append(Cause("store", "the image is not in the store any more"))
         return causes
@@ -316,3 +343,11 @@ class Judge:
         # A step that fails may have pinned its bases before that.
         pins = self._pins or {}
         return failure if comparable(failure.inputs, inputs, pins) == inputs else None
+
+
+def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
+    """Why a frozen image has to be made for all that, and what does not count."""
+    if any(cause.part == NEVER for cause in causes):
+        return causes, []
+    held = [cause for cause in causes if cause.part not in _ITSELF]
+    return [cause for cause in causes if cause.part in _ITSELF], held

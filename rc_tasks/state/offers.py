@@ -87,14 +87,15 @@ class Offers:
         return found
 
     def _offer(self, node: ImageNode) -> Offer:
-        for base in node.bases:
+        frozen = node.recipe.frozen
+        for base in () if frozen else node.bases:
             if base in self._checkout.graph.broken or not self._status(Step.PODMAN, base).settled:
                 raise NotOfferedError(f"its base {base} has to be built here")
         offer = self.official.offer(
-            node.project, self._inputs(node), self._pins(node), self._checkout.digests
+            node.project, self._inputs(node), self._pins(node), self._checkout.digests, frozen=frozen
         )
         passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
-        if smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
+        if not frozen and smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
             # Nothing has to be built, but what is published here has passed the tests of this checkout.
             return replace(offer, records={Step.PODMAN: offer.records[Step.PODMAN]})
         environment = offer.records.get(Step.ENV)

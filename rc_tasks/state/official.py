@@ -62,10 +62,13 @@ class Official:
         inputs: Mapping[str, str],
         pins: Mapping[str, Pin],
         digests: Digests,
+        *,
+        frozen: bool = False,
     ) -> Offer:
         """The image, when it was built there from these inputs and is published.
 
-        `pins` are the clone's own: where it has none, it takes what the base was pinned to there.
+        `pins` are the clone's own: where it has none, it takes what the base was pinned to there. One
+        that is `frozen` is the same image whatever its inputs have become.
 
         Raises NotOfferedError; RefusedError when somebody else could have put it there.
         """
@@ -75,7 +78,7 @@ class Official:
             if built.facts is None:
                 raise AbsentError("it was never built there")
             theirs = comparable(built.inputs, inputs, pins)
-            if theirs != inputs:
+            if theirs != inputs and not frozen:
                 raise OtherInputsError(tuple(_differences(theirs, inputs)))
             published = self._record(Step.ENROOT, project.name)
             status = self._file(path)

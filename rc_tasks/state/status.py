@@ -1,5 +1,6 @@
 """What the judge says: states, causes and their words for people."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,6 +20,9 @@ class State(StrEnum):
 
 # The part of a cause that a run settles without building.
 OFFICIAL = "official"
+# The parts of causes that an image was never built, or is the official one's no more.
+NEVER = ""
+GONE = "gone"
 # The part of a cause that is settled by testing the published image, as long as it is the only one.
 SMOKE = "smoke"
 
@@ -40,10 +44,11 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class StepStatus:
-    """Why a step has to run; no causes: it does not."""
+    """Why a step has to run; no causes: it does not. `held` do not count, as the image is frozen."""
 
     step: Step
     causes: tuple[Cause, ...]
+    held: tuple[Cause, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -76,14 +81,25 @@ class ImageStatus:
     steps: tuple[StepStatus, ...]
     failure: Failure | None = None
 
+    @property
+    def held(self) -> tuple[Cause, ...]:
+        """What would have a frozen image built again."""
+        return tuple(cause for status in self.steps for cause in status.held)
+
 
 def told(steps: tuple[StepStatus, ...]) -> list[Cause]:
     """The causes that a person wants to read: of each image the first step that says something."""
     certain = [cause for status in steps for cause in status.causes if not cause.upstream]
     from_bases = [cause for cause in steps[0].causes if cause.upstream] if steps else []
-    if steps and any(cause.words == "never built" for cause in steps[0].causes):
+    if steps and any(cause.part == NEVER for cause in steps[0].causes):
         return [steps[0].causes[0], *from_bases]
     return certain + from_bases
+
+
+def briefly(name: str, reasons: Iterable[str]) -> str:
+    """The first of some reasons, and how to see the others."""
+    first, *more = dict.fromkeys(reasons)
+    return f"{first} (and {len(more)} more: doit why {name})" if more else first
 
 
 def changed(part: str, old: str | None, new: str | None) -> str:

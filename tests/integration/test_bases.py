@@ -148,6 +148,20 @@ def test_builds_take_the_pin_until_it_is_moved(site: Site) -> None:
     assert [each["images"] for each in found] == [["app:1"], ["other:1"]]
 
 
+def test_a_moved_pin_stops_at_a_frozen_image(site: Site) -> None:
+    site.registry.index("frozen", "1", "one")
+    base = f"{site.registry}/frozen:1"
+    on_base = f"FROM {base}\nRUN true\n"
+    root = site.checkout("frozen", app=on_base, plain=on_base, top="FROM app:1\nRUN true\n")
+    for name in ("app:1", "plain:1", "top:1"):
+        site.step(root, name)
+    (root / "projects/app:1/project.toml").write_text("frozen = true\n")
+    site.registry.index("frozen", "1", "two")
+    ran = site.doit(root, "bases", "--update")
+    assert ran.status == 0 and "stale now: plain:1\n" in ran.text, ran.text
+    assert stale(root) == {"plain:1": f"base {base} was pinned to another digest"}
+
+
 def test_a_whole_build_records_the_digest(site: Site) -> None:
     digest = site.registry.index("multi", "1", "one")
     root = site.checkout(

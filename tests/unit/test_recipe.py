@@ -31,6 +31,7 @@ def test_everything(tmp_path: Path) -> None:
         secrets = ["id=hf,src=/home/me/.token", "id=wandb,env=WANDB_API_KEY"]
         smoke = [["python3", "-c", "import torch"], ["it's", "", "-x", "é\\n"]]
         smoke_timeout_s = 30
+        frozen = true
         [build_args]
         TORCH = "2.6"
         JOBS = 8
@@ -52,6 +53,7 @@ def test_everything(tmp_path: Path) -> None:
     )
     assert found.smoke == (("python3", "-c", "import torch"), ("it's", "", "-x", "é\n"))
     assert found.smoke_timeout_s == 30
+    assert found.frozen
 
     slurm = found.slurm.apply(Slurm(partition="debug", time_limit_min=30))
     assert slurm == Slurm(partition="debug", time_limit_min=240)
