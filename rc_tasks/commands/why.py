@@ -75,7 +75,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
 def _tell_frozen(opened: Session, status: ImageStatus) -> None:
     node = opened.checkout.graph.images[status.name]
     if node.recipe.frozen:
-        ending = ", for all that:" if status.held else ", whatever changes"
+        ending = ", although" if status.held else ", whatever changes"
         _say(f"  note    frozen in {node.project.shown(RECIPE)}: it is not built again{ending}")
         _say(*(f"          {_line(cause)}" for cause in status.held))
 

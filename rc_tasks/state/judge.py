@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rc_tasks.errors import EdfError, RcError
@@ -30,7 +30,6 @@ from rc_tasks.state.status import (
     ImageStatus,
     State,
     StepStatus,
-    briefly,
     changed,
     first_line,
     told,
@@ -125,20 +124,21 @@ class Judge:
             state = State.STALE
         else:
             state = State.FRESH
-            remarks = ", ".join(self._remarks(name, steps))
-            reasons = (remarks,) if remarks else ()
+            reasons = self._remarks(name, steps)
         return ImageStatus(name, state, reasons, steps, failure)
 
-    def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> Iterator[str]:
-        """What to know of a fresh image."""
+    def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> tuple[str, ...]:
+        """What to know of a fresh image, and what else changed if it is frozen."""
         published = self._checkout.records.get(Step.ENROOT, name)
+        words, held = list[str](), list[str]()
         if published is not None and published.adopted_from:
-            yield f"adopted from {published.adopted_from}"
+            words.append(f"adopted from {published.adopted_from}")
         elif self.rolled_back(name) and published is not None:
-            yield f"rolled back to the image published {local_time(published.ended_at)}"
+            words.append(f"rolled back to the image published {local_time(published.ended_at)}")
         if self._checkout.graph.images[name].recipe.frozen:
-            held = [cause.words for status in steps for cause in status.held]
-            yield f"frozen, though {briefly(name, held)}" if held else "frozen"
+            held += dict.fromkeys(cause.words for status in steps for cause in status.held)
+            words.append(f"frozen, though {held[0]}" if held else "frozen")
+        return (", ".join(words), *held[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:
         """Whether an older image is published in place of the newest."""
