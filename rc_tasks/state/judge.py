@@ -26,6 +26,7 @@ from rc_tasks.state.status import (
     NEVER,
     OFFICIAL,
     SMOKE,
+    STORE,
     Cause,
     ImageStatus,
     State,
@@ -221,7 +222,7 @@ class Judge:
             gone = self._gone(node, record, record.facts.image_id)
             causes += [Cause(GONE, gone)] if gone is not None else []
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
-            causes.append(Cause("store", "the image is not in the store any more"))
+            causes.append(Cause(STORE, "the image is not in the store any more"))
         return causes
 
     def _enroot(self, node: ImageNode) -> list[Cause]:

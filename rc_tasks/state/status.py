@@ -20,8 +20,9 @@ class State(StrEnum):
 
 # The part of a cause that a run settles without building.
 OFFICIAL = "official"
-# The parts of causes that an image was never built, or is the official one's no more.
+# The parts of causes that an image was never built, is lost, or is not the official one any more.
 NEVER = ""
+STORE = "store"
 GONE = "gone"
 # The part of a cause that is settled by testing the published image, as long as it is the only one.
 SMOKE = "smoke"

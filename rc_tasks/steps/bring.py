@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import RECIPE
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.judge import Judge
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Step
+from rc_tasks.state.status import STORE
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.outcome import NeedsError
 from rc_tasks.steps.pull import pulled
@@ -36,7 +39,8 @@ class Bases:
 def bring(checkout: Checkout, podman: Podman, name: str) -> str:
     """Make sure that the node has an image of this checkout as it was recorded; returns its ID.
 
-    Raises NeedsError when it is nowhere to be had any more, CommandError when it was never built.
+    Raises NeedsError when it is nowhere to be had any more, CommandError when it was never built, and
+    RcError when it is lost and, being frozen, cannot be built as it was.
     """
     image_id = _recorded(checkout, name)
     _bring(checkout, podman, {image_id: name})
@@ -107,12 +111,22 @@ def _bring(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None
     left = checkout.store.bring(podman, *lacking) if lacking else ()
     official = official_of(checkout) if left else None
     for image_id in official.bring(podman, *left) if official is not None else left:
-        raise NeedsError(
-            names[image_id],
-            f"image {image_id[:12]} of {names[image_id]} is neither on {nodes.this_node().name} nor"
-            " whole in the store",
-            hint=f"doit forget podman:{names[image_id]} && doit build:{names[image_id]}",
-        )
+        name = names[image_id]
+        on_node = f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name}"
+        lost, node = f"{on_node} nor whole in the store", checkout.graph.images[name]
+        if node.recipe.frozen and _changed(checkout, name):
+            raise RcError(
+                f"{lost}, and what it was made from has changed since it was frozen",
+                where=node.project.shown(RECIPE),
+                hint=f"`doit why {name}` tells what changed: take that back,\n"
+                "or remove `frozen` to build it as it is now",
+            )
+        raise NeedsError(name, lost, hint=f"doit forget podman:{name} && doit build:{name}")
+
+
+def _changed(checkout: Checkout, name: str) -> bool:
+    held = Judge(checkout).step(Step.PODMAN, name).held
+    return any(cause.part != STORE for cause in held)
 
 
 def _labelled(node: ImageNode) -> set[str]:

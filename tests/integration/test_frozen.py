@@ -1,6 +1,7 @@
 """A frozen image stays as it is, whatever becomes of what it was made from."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -157,6 +158,31 @@ def test_what_happens_to_its_files_is_put_right_with_the_same_image(family: Fami
     family.directory("paper:1").joinpath("image.json").unlink()
     assert set(family.run("build:paper:1")) == {"enroot:paper:1"}
     assert set(family.run("build:paper:1", RC_EDF_WORKDIR="/there")) == {"env:paper:1", "env:base"}
+
+
+def test_one_that_is_lost_is_built_from_nothing_else(family: Family) -> None:
+    """Its image is in the store no more, and neither on the node that needs it."""
+    made = image_id(family)
+    family.edit("projects/user:1/Dockerfile", "echo user", "echo more")
+    shutil.rmtree(family.root / f".rc/store/images/{made}")
+    with own_storage() as (podman, environment):
+        other = replace(family, podman=podman, environment={**family.environment, **environment})
+        family.write("projects/paper:1/data", "two\n")
+        told = unstamped(other.doit("build:user:1", status=1))
+        assert (
+            f"FAILED  podman:user:1  {RECIPE}: image {made[:12]} of paper:1 is neither on"
+            f" {os.uname().nodename} nor whole in the store, and what it was made from has changed"
+            " since it was frozen\n"
+            "          next: `doit why paper:1` tells what changed: take that back,\n"
+            "                or remove `frozen` to build it as it is now\n"
+        ) in told
+        assert "start   podman:paper:1" not in told
+        # With that taken back it is built again as it was; what is published stays.
+        family.write("projects/paper:1/data", "one\n")
+        before = published(family.artifact("paper:1"))
+        assert "again" in other.doit("build:user:1")
+        assert published(family.artifact("paper:1")) == before
+        assert other.run() == {}
 
 
 def test_it_thaws_with_its_line(family: Family) -> None:
