@@ -70,13 +70,13 @@ class Previous:
         `record` is that of the step that published it. An adopted image is somebody else's, and what is
         not as it was published is worth nothing: neither is kept. Whoever calls holds the image's lock.
         """
-        path = project.artifact
+        path, place = project.artifact, self.directory / project.name
+        with contextlib.suppress(OSError):  # `doit gc` tells what stays
+            sweep_temporaries(place, _TEMPORARY)
         if record is None or path.is_symlink() or not is_as_published(path, record):
             return ""
-        place = self.directory / project.name
         entry = place / _entry_name(record)
         try:
-            sweep_temporaries(place, _TEMPORARY)
             if _same_file(entry / ARTIFACT, path):
                 # From now on it is a previous one, once more.
                 os.utime(entry)

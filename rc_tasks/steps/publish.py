@@ -2,8 +2,10 @@
 
 import contextlib
 import getpass
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def publish(checkout: Checkout, name: str) -> None:
         write_image_json(node, built, record)
     checkout.records.put(Step.ENROOT, name, record)
     # What cannot be removed stays for `doit gc` to tell.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _undisturbed():
         for entry in checkout.previous.surplus(project, checkout.settings.store, edfs.naming(checkout)):
             previous.remove(entry)
 
@@ -148,6 +150,18 @@ def _contents(checkout: Checkout, engine: Podman, name: str, temporary: Path) ->
         if status != 0:
             raise ToldError(status)
         return parse_contents(told.read_bytes())
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal end what takes a moment: no later step would sweep up after one that is done."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def _keep(checkout: Checkout, node: ImageNode) -> None:

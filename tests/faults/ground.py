@@ -33,6 +33,8 @@ IMAGES = (BASE, CHILD)
 SPACE = "160m"
 _SOURCE = Path(__file__).resolve().parents[2]
 _GONE_S = 60.0
+# How long a step whose doit was killed may take to be ended.
+_ENDING_S = 20.0
 # What differs from one healthy tree to the next.
 _NAMES = (
     # Of a kept image; which of them there are is a setting.
@@ -158,12 +160,16 @@ class Ground:
         return {str(each): each.read_text(errors="replace") for each in found}
 
     def states(self) -> dict[str, str]:
-        """The state of each image in `doit list`."""
-        listed = self.run("list", "--json")
-        try:
-            return {image["name"]: image["state"] for image in json.loads(listed.text)}
-        except ValueError:
-            return dict.fromkeys(IMAGES, f"unknown: {listed.text}")
+        """The state of each image in `doit list`, once the step of a killed run has been ended."""
+        until_s = time.monotonic() + _ENDING_S
+        while True:
+            listed = self.run("list", "--json")
+            try:
+                found = {image["name"]: image["state"] for image in json.loads(listed.text)}
+            except ValueError:
+                return dict.fromkeys(IMAGES, f"unknown: {listed.text}")
+            if "building" not in found.values() or time.monotonic() > until_s:
+                return found
 
     def wrong(self) -> list[str]:
         """What is published and should not be: half an image, one of other recipes, one called fresh."""

@@ -328,3 +328,15 @@ def test_a_removed_entry_is_gone_as_a_whole(tmp_path: Path) -> None:
     for entry in entries(opened):
         previous.remove(opened.previous.directory / NAME / entry)
     assert tree(opened.previous.directory) == {NAME}
+
+
+def test_what_a_killed_process_left_goes_with_the_next_image_whatever_is_kept(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    publish(opened, 1)
+    publish(opened, 2)
+    left = opened.previous.directory / NAME / f".keep.{os.uname().nodename}.{2**22 - 1}.x"
+    left.mkdir()
+    # Nothing is worth keeping: the file is not as it was published.
+    project(opened).artifact.write_bytes(b"other")
+    assert opened.previous.keep(project(opened), opened.records.get(Step.ENROOT, NAME)) == ""
+    assert not left.exists()
