@@ -10,6 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from rc_tasks.model.file_mode import normalised
+
 # Raised when a key changes its meaning or goes, not when one is added.
 SCHEMA = 1
 
@@ -164,7 +166,7 @@ def parse_origin(text: bytes) -> Origin | None:
             build_args=_texts(found["build_args"]),
             target=_text(found, "target"),
             bases=_texts(found["bases"]),
-            files=_texts(found["files"]),
+            files={path: normalised(value) for path, value in _texts(found["files"]).items()},
             built_at=_text(found, "built_at"),
             builder=_text(found, "builder"),
             node=_text(found, "node"),

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 
 from rc_tasks.errors import ProjectError
-from rc_tasks.model import context
+from rc_tasks.model import context, file_mode
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
@@ -74,10 +74,21 @@ def part_of(path: str) -> str:
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
-    """A file as an input: its permission bits and the digest of its content, or of a link's target."""
+    """Return a file as an input: its mode as git counts it and its content's digest.
+
+    A symlink has the digest of its target.
+    """
     if stat.S_ISLNK(status.st_mode):
         # As bytes: a target need not be UTF-8.
         return f"link {bytes_digest(os.readlink(os.fsencode(path)))}"
-    content = "directory" if stat.S_ISDIR(status.st_mode) else digests.content(path, status)
-    # Without the bits that COPY drops: a shared directory gives its set-group-ID bit to new ones.
-    return f"{stat.S_IMODE(status.st_mode) & context.COPIED_MODE:04o} {content}"
+    is_directory = stat.S_ISDIR(status.st_mode)
+    content = file_mode.DIRECTORY if is_directory else digests.content(path, status)
+    return f"{file_mode.counted(status.st_mode)} {content}"
+
+
+def recorded(values: Mapping[str, str]) -> dict[str, str]:
+    """Recorded inputs in today's form. Records of earlier versions hold all permission bits."""
+    return {
+        part: file_mode.normalised(value) if part == DOCKERFILE or part.startswith(CONTEXT) else value
+        for part, value in values.items()
+    }

@@ -13,6 +13,7 @@ from typing import Any
 
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import write_atomically
+from rc_tasks.state.inputs import recorded
 
 SCHEMA = 1
 _ENDLESS_S = 1e9
@@ -161,7 +162,9 @@ class Records:
         try:
             found = json.loads(read_bytes(self._failure_path(f"{step}:{name}")))
             inputs = {str(part): str(value) for part, value in found["inputs"].items()}
-            return Failure(inputs, *(str(found[key]) for key in ("failed_at", "message", "log")))
+            return Failure(
+                recorded(inputs), *(str(found[key]) for key in ("failed_at", "message", "log"))
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
@@ -210,7 +213,7 @@ def parse(text: bytes, task: str) -> Record | None:
             return None
         facts, artifact = found["facts"], found["artifact"]
         record = Record(
-            inputs=dict(found["inputs"]),
+            inputs=recorded(found["inputs"]),
             started_at=found["started_at"],
             ended_at=found["ended_at"],
             duration_s=float(found["duration_s"]),

@@ -60,6 +60,12 @@ def all_files(family: Family) -> list[Path]:
     return [path for path in family.root.rglob("*") if ".rc" not in path.parts]
 
 
+def share_with_the_group(family: Family) -> None:
+    for path in (*family.root.glob("base/**/*"), *family.root.glob("projects/**/*")):
+        if not path.is_symlink() and path.name not in {"image.sqsh", "image.json"}:
+            path.chmod(path.stat().st_mode | 0o020)
+
+
 def touch_everything(family: Family) -> None:
     for path in all_files(family):
         os.utime(path, (1, 1), follow_symlinks=False)
@@ -185,6 +191,7 @@ DATA = "projects/left:1/data"
 CASES = (
     Case("nothing", lambda family: None, set()),
     Case("everything touched", touch_everything, set()),
+    Case("another umask", share_with_the_group, set()),
     Case("another branch and back", check_out_another_branch_and_back, set()),
     Case("checkout moved", move_the_checkout, set()),
     Case("checkout copied", copy_the_checkout, set()),

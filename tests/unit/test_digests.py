@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,12 +179,57 @@ def test_the_target_of_a_link_is_its_bytes(tmp_path: Path, target: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("mode", "same"), [(0o2755, True), (0o4755, True), (0o0700, False), (0o1755, False)], ids=oct
+    ("mode", "counted"),
+    [
+        *((0o644, "0644"), (0o600, "0644"), (0o664, "0644"), (0o4644, "0644"), (0o654, "0644")),
+        *((0o755, "0755"), (0o700, "0755"), (0o775, "0755"), (0o4755, "0755"), (0o744, "0755")),
+    ],
 )
-def test_only_the_bits_that_an_image_gets_are_inputs(tmp_path: Path, mode: int, same: bool) -> None:
-    """A directory on a shared file system has the set-group-ID bit, and in a copy it has not."""
+def test_a_files_mode_counts_as_in_git(tmp_path: Path, mode: int, counted: str) -> None:
+    """The expected modes are those that git itself writes into its index."""
     path = tmp_path / "data"
-    path.mkdir(mode=0o755)
-    before = inputs.file_value(str(path), path.stat(), opened(tmp_path))
+    path.write_bytes(b"x")
     path.chmod(mode)
-    assert (inputs.file_value(str(path), path.stat(), opened(tmp_path)) == before) is same
+    value = inputs.file_value(str(path), path.stat(), opened(tmp_path))
+    assert value == f"{counted} {hashlib.sha256(b'x').hexdigest()}"
+    for argv in (("init", "-q"), ("add", "data")):
+        subprocess.run(("git", *argv), cwd=tmp_path, check=True)
+    staged = ("git", "ls-files", "--stage", "data")
+    entry = subprocess.run(staged, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert entry.stdout.startswith(f"10{counted} ")
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o775, 0o2775, 0o1777], ids=oct)
+def test_a_directory_has_no_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    path.chmod(mode)
+    assert inputs.file_value(str(path), path.stat(), opened(tmp_path)) == "0755 directory"
+
+
+def test_inputs_of_an_earlier_version_are_read_in_todays_form() -> None:
+    """It recorded all permission bits, and no image may become stale by an upgrade."""
+    recorded = {
+        "Dockerfile": f"0664 {'a' * 64}",
+        "context/run.sh": f"0700 {'b' * 64}",
+        "context/set": f"1644 {'c' * 64}",
+        "context/plain": f"0644 {'d' * 64}",
+        "context/data": "2775 directory",
+        "context/private": "0700 directory",
+        "context/link": f"link {'e' * 64}",
+        "context/odd": "0999 what",
+        "target": "0664 x",
+        "build_args.A": f"0664 {'f' * 64}",
+    }
+    assert inputs.recorded(recorded) == {
+        "Dockerfile": f"0644 {'a' * 64}",
+        "context/run.sh": f"0755 {'b' * 64}",
+        "context/set": f"0644 {'c' * 64}",
+        "context/plain": f"0644 {'d' * 64}",
+        "context/data": "0755 directory",
+        "context/private": "0755 directory",
+        "context/link": f"link {'e' * 64}",
+        "context/odd": "0999 what",
+        "target": "0664 x",
+        "build_args.A": f"0664 {'f' * 64}",
+    }

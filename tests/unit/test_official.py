@@ -109,6 +109,45 @@ def test_an_unchanged_clone_adopts_everything(official: Path, clone: Path) -> No
     assert listing(official) == before
 
 
+def git_clone(source: Path, target: Path, mask: int) -> Path:
+    subprocess.run(("git", "clone", "-q", source, target), check=True, umask=mask)
+    return target
+
+
+@pytest.mark.parametrize("masks", [(0o002, 0o022), (0o022, 0o077), (0o077, 0o002)], ids=str)
+@pytest.mark.parametrize("earlier", [False, True], ids=["this version", "earlier version"])
+def test_the_umask_of_a_clone_is_no_input(tmp_path: Path, masks: tuple[int, int], earlier: bool) -> None:
+    source, official = tmp_path / "source", tmp_path / "official"
+    write_checkout(source, FILES, f'images_root = "{official}"\nimages_owners = ["@root"]')
+    (source / CHILD / "data").mkdir()
+    (source / CHILD / "data/x").write_text("x\n")
+    for argv in (("init", "-q"), ("add", "."), ("commit", "-qm", "all")):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.excludesFile=/dev/null")
+        subprocess.run(("git", *identity, *argv), cwd=source, check=True)
+    git_clone(source, official, masks[0])
+    pretend_built(official)
+    if earlier:
+        as_recorded_by_an_earlier_version(official)
+    clone = git_clone(source, tmp_path / "clone", masks[1])
+    for path in official.glob("**/env.toml"):
+        shutil.copyfile(path, clone / path.relative_to(official))
+    assert adopted(clone) == NAMES
+    assert {status.state for status in map(opened(clone).judge.image, NAMES)} == {State.FRESH}
+    assert states(official) == dict.fromkeys(NAMES, (State.FRESH, ()))
+
+
+def as_recorded_by_an_earlier_version(root: Path) -> None:
+    """It recorded all permission bits that COPY keeps."""
+    for path in (root / ".rc/state").glob("podman:*.json"):
+        found = json.loads(path.read_text())
+        project = next(root.glob(f"**/{found['task'].partition(':')[2]}/Dockerfile")).parent
+        for part, value in found["inputs"].items():
+            if part == "Dockerfile" or part.startswith("context/"):
+                mode = (project / part.removeprefix("context/")).stat().st_mode & 0o1777
+                found["inputs"][part] = f"{mode:04o} {value.partition(' ')[2]}"
+        path.write_text(json.dumps(found))
+
+
 @needs_root
 def test_who_may_only_read_the_official_checkout_adopts_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody else may enter the directories of pytest.

@@ -63,6 +63,13 @@ def overwrite(path: str, at: int) -> Callable[[Path], object]:
 NOTHING: dict[str, str] = {}
 
 
+def umask_was(root: Path, mask: int) -> None:
+    """Give everything that git tracks the modes that it would have been checked out with."""
+    for path in (root / "base", root / CHILD, *root.glob("base/*"), *(root / CHILD).iterdir()):
+        if path.name not in {"image.sqsh", "image.json"} and not path.is_symlink():
+            path.chmod((0o777 if os.access(path, os.X_OK) else 0o666) & ~mask)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -85,8 +92,16 @@ NOTHING: dict[str, str] = {}
         pytest.param(
             lambda root: (root / "base/data").chmod(0o755),
             {"podman:base": "mode of data changed"},
-            id="mode",
+            id="executable",
         ),
+        pytest.param(
+            lambda root: (root / "base/Dockerfile").chmod(0o755),
+            # `COPY . /` takes it along.
+            {"podman:base": "mode of Dockerfile changed"},
+            id="executable-dockerfile",
+        ),
+        pytest.param(lambda root: umask_was(root, 0o002), NOTHING, id="umask-002"),
+        pytest.param(lambda root: umask_was(root, 0o077), NOTHING, id="umask-077"),
         pytest.param(edit(f"{CHILD}/ignored.txt", "y"), NOTHING, id="ignored"),
         pytest.param(
             edit(f"{CHILD}/.containerignore", "*.txt\n"),

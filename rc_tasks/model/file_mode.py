@@ -1,0 +1,30 @@
+"""Permission bits as git counts them: a file is executable or not, and a directory has none.
+
+All other bits come from the umask of whoever checked the file out, so two clones of one commit differ
+in them.
+"""
+
+import stat
+
+_EXECUTABLE, _OTHER = "0755", "0644"
+_NORMAL = frozenset({f"{_EXECUTABLE} ", f"{_OTHER} "})
+DIRECTORY = "directory"
+
+
+def counted(mode: int) -> str:
+    """Return the mode of a file or directory as four octal digits, the same for every umask."""
+    return _EXECUTABLE if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else _OTHER
+
+
+def normalised(value: str) -> str:
+    """Return the recorded value of a file, such as `0664 SHA256`, with its mode as `counted` gives it.
+
+    Earlier versions recorded all permission bits.
+    """
+    if value[:5] in _NORMAL:
+        return value
+    mode, _, content = value.partition(" ")
+    if not content or len(mode) != 4 or not set(mode) <= set("01234567"):
+        return value  # a symlink has no mode
+    bits = int(mode, 8) | (stat.S_IFDIR if content == DIRECTORY else 0)
+    return f"{counted(bits)} {content}"
