@@ -8,6 +8,7 @@ import functools
 import os
 import posixpath
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -106,6 +107,45 @@ def entries(directory: Path) -> Iterator[Entry]:
             found.append(Entry(path, kind, mode & COPIED_MODE))
     found.sort(key=lambda entry: entry.path)
     return iter(found)
+
+
+def left_out(directory: Path, source: str) -> str | None:
+    """Return a path at or below `source` that exists and that the context leaves out, or None.
+
+    podman shows such files to `RUN --mount=type=bind`, and only there (podman 4.3.1, 5.4.2 and 5.8.6).
+    """
+    source = posixpath.normpath(f"/{source}").lstrip("/")
+    top = _scan(str(directory), "")
+    ignored = _Ignored(_rules(directory, {item.name for item in top}))
+    if source and ignored.ignores(source) and os.path.lexists(directory / source):
+        return source
+    pending = [f"{source}/" if source else ""]
+    while pending:
+        prefix = pending.pop()
+        if prefix and not (directory / prefix).is_dir():
+            continue
+        for item in _scan(str(directory), prefix):
+            path = prefix + item.name
+            if ignored.ignores(path):
+                return path
+            if item.is_dir(follow_symlinks=False):
+                pending.append(f"{path}/")
+    return None
+
+
+def copy(directory: Path, destination: Path) -> None:
+    """Copy all that the context holds, and nothing else, to `destination`, an empty directory."""
+    made = []
+    for entry in entries(directory):
+        source, target = directory / entry.path, destination / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.kind is Kind.DIRECTORY:
+            target.mkdir(exist_ok=True)
+            made.append((source, target))
+        else:
+            shutil.copy2(source, target, follow_symlinks=False)
+    for source, target in reversed(made):
+        shutil.copystat(source, target)
 
 
 def _scan(directory: str, prefix: str) -> list[os.DirEntry[str]]:

@@ -5,7 +5,7 @@ here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,6 +31,12 @@ _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 # Python does not read numbers of thousands of digits.
 _MOST_DIGITS = 9
 _NO_SOURCE = frozenset({"tmpfs", "secret", "ssh"})  # mounts that come from no image
+# The instructions in which the builder itself replaces variables (Dockerfile reference, "Environment
+# replacement"); RUN leaves that to the shell.
+EXPANDED = frozenset(
+    {"ADD", "COPY", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"}
+)
+_VARIABLE_NAME = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _NOT_ON_BUILD = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
 
 
@@ -57,6 +63,32 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """What one --mount of a RUN reads: `source` in the image or stage `name`, or in the build context.
+
+    `name` is as written, and empty for the build context; `source` is empty for the whole of it.
+    """
+
+    name: str
+    source: str
+    line: int
+    stage: int
+
+
+class Overlooked(StrEnum):
+    """What podman's layer cache does not look at, or what podman once took from the wrong place."""
+
+    # The files of a RUN --mount, from the build context or from another image.
+    SOURCE = "source"
+    # The files of a RUN --mount from another stage.
+    STAGE = "stage"
+    # The value of an ARG in an instruction other than RUN.
+    VARIABLE = "variable"
+    # A stage named like an image that the Dockerfile uses.
+    SHADOW = "shadow"
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One FROM section. It starts from `base`, from the stage `parent`, or from nothing (scratch).
 
@@ -77,7 +109,8 @@ class Dockerfile:
 
     `bases` has every use in order; `needed` are the indices of the stages that the target is made
     of, as podman and BuildKit pass over the others. `sets_entrypoint` and `final_base` follow the
-    target down through the stages that it is built on.
+    target down through the stages that it is built on. `mounts` has every RUN --mount that reads
+    something; `overlooked` has the lines of needed stages in which podman's cache overlooks something.
     """
 
     stages: tuple[Stage, ...]
@@ -86,6 +119,14 @@ class Dockerfile:
     sets_entrypoint: bool
     final_base: Base | None
     needed: frozenset[int] = frozenset()
+    mounts: tuple[Mount, ...] = ()
+    overlooked: tuple[tuple[Overlooked, int], ...] = ()
+
+    def stage_of(self, name: str, above: int) -> Stage | None:
+        """The stage that a `from=` in stage `above` names, by name or number, or None."""
+        if name.isascii() and name.isdecimal():
+            return self.stages[int(name)] if len(name) <= _MOST_DIGITS and int(name) < above else None
+        return next((s for s in self.stages[:above] if s.name and s.name.lower() == name.lower()), None)
 
 
 def parse(
@@ -131,13 +172,18 @@ class _Reader:
         self.where = where
         self.escape = escape
         self.build_args = build_args
-        self.globals = _platform(architecture, build_args)
+        self.globals = _values(platform_arguments(architecture, build_args))
         self.declared: set[str] = set()
         self.stages: list[Stage] = []
         self.by_name: dict[str, Stage] = {}
         self.entrypoints: set[int] = set()
         self.uses: list[_Use | Base] = []
-        self.native = _platform(architecture, {})["BUILDPLATFORM"].text
+        self.mounts: list[Mount] = []
+        # The variables that ARG sets in each stage, and the first line of each that uses one elsewhere
+        # than in RUN.
+        self.arguments: list[set[str]] = []
+        self.expanded: dict[int, int] = {}
+        self.native = platform_arguments(architecture, {})["BUILDPLATFORM"]
         self.last_line = 1
 
     def read(self, instruction: Instruction) -> None:
@@ -159,6 +205,12 @@ class _Reader:
             self.read_run(instruction)
         elif instruction.name == "ENTRYPOINT":
             self.entrypoints.add(len(self.stages) - 1)
+        elif instruction.name == "ARG":
+            self.arguments[-1] |= {word.partition("=")[0] for word in instruction.value.split()}
+        if instruction.name in EXPANDED and self.stages:
+            text = " ".join((*instruction.flags, instruction.value))
+            if "$" in text and not self.arguments[-1].isdisjoint(variable_names(text)):
+                self.expanded.setdefault(len(self.stages) - 1, instruction.line)
 
     def check_name(self, instruction: Instruction) -> None:
         name = instruction.name
@@ -243,6 +295,9 @@ class _Reader:
                     "give one of the two another name; capital letters make no difference",
                 )
         self.stages.append(stage)
+        self.arguments.append(
+            set(self.arguments[parent.index]) if parent else {*self.globals, *self.build_args}
+        )
 
     def read_copy(self, instruction: Instruction) -> None:
         for flag in instruction.flags:
@@ -262,8 +317,15 @@ class _Reader:
             for field in mount.split(","):
                 option, _, value = field.strip('"').partition("=")
                 options[option.strip().lower()] = value
-            if "from" in options and options.get("type", "").lower() not in _NO_SOURCE:
+            kind = options.get("type", "bind").lower()
+            if kind in _NO_SOURCE:
+                continue
+            if "from" in options:
                 self.use(options["from"], f"RUN {flag}", Via.MOUNT, instruction.line)
+            if "from" in options or kind == "bind":
+                source = options.get("source", options.get("src", ""))
+                index = len(self.stages) - 1
+                self.mounts.append(Mount(options.get("from", ""), source, instruction.line, index))
 
     def use(self, name: str, text: str, via: Via, line: int) -> None:
         if "$" in name:
@@ -289,14 +351,35 @@ class _Reader:
         chain = [final]
         while (parent := chain[-1].parent) is not None:
             chain.append(stages[parent])
+        needed = self.needed(final)
         return Dockerfile(
             stages,
             tuple(base for base in bases if base.stage <= final.index),
             final,
             any(stage.sets_entrypoint for stage in chain),
             chain[-1].base,
-            self.needed(final),
+            needed,
+            tuple(self.mounts),
+            tuple(self.overlooked(bases, needed)),
         )
+
+    def overlooked(self, bases: list[Base], needed: frozenset[int]) -> Iterator[tuple[Overlooked, int]]:
+        """The lines of needed stages that podman's cache does not see as a whole."""
+        for mount in self.mounts:
+            if mount.stage in needed:
+                stage = self.stage_named(mount.name) if mount.name else None
+                yield Overlooked.SOURCE if stage is None else Overlooked.STAGE, mount.line
+        for index in sorted(needed & self.expanded.keys()):
+            yield Overlooked.VARIABLE, self.expanded[index]
+        used = {base.name for base in bases if base.stage in needed}
+        for stage in self.stages:
+            if stage.index in needed and stage.name in used:
+                yield Overlooked.SHADOW, stage.line
+
+    def stage_named(self, name: str) -> Stage | None:
+        if name.isascii() and name.isdecimal():
+            return self.stages[int(name)]
+        return self.by_name.get(name.lower())
 
     def needed(self, final: Stage) -> frozenset[int]:
         """The stages that the target is made of, itself included."""
@@ -310,11 +393,8 @@ class _Reader:
                 todo += [] if parent is None else [parent]
                 for use in self.uses:
                     if use.stage == index and isinstance(use, _Use) and self.outside(use) is None:
-                        stage = self.by_name.get(use.name.lower())
-                        if stage is not None:
-                            todo.append(stage.index)
-                        elif use.name != SCRATCH:
-                            todo.append(int(use.name))
+                        stage = self.stage_named(use.name)
+                        todo += [] if stage is None else [stage.index]
         return frozenset(found)
 
     def outside(self, use: _Use | Base) -> Base | None:
@@ -397,17 +477,31 @@ class _Reader:
         return DockerfileError(what, where=f"{self.where}:{line}", hint=hint)
 
 
-def _platform(architecture: str, build_args: Mapping[str, str]) -> dict[str, Value]:
+def variable_names(text: str) -> set[str]:
+    """The names of the variables that a text uses, whatever quotes stand around them."""
+    return set(_VARIABLE_NAME.findall(text))
+
+
+def machine(architecture: str) -> str:
+    """What Docker calls a machine that the kernel names `architecture`: amd64, arm64."""
+    return _ARCHITECTURES.get(architecture, (architecture, ""))[0]
+
+
+def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict[str, str]:
     """The arguments that need no ARG above FROM; build arguments override them."""
-    machine, variant = _ARCHITECTURES.get(architecture, (architecture, ""))
+    name, variant = _ARCHITECTURES.get(architecture, (architecture, ""))
     values = {
-        "PLATFORM": "/".join(filter(None, ("linux", machine, variant))),
+        "PLATFORM": "/".join(filter(None, ("linux", name, variant))),
         "OS": "linux",
-        "ARCH": machine,
+        "ARCH": name,
         "VARIANT": variant,
     }
     return {
-        name: Value(build_args.get(name, value))
+        name: build_args.get(name, value)
         for key, value in values.items()
         for name in (f"BUILD{key}", f"TARGET{key}")
     }
+
+
+def _values(texts: Mapping[str, str]) -> dict[str, Value]:
+    return {name: Value(text) for name, text in texts.items()}

@@ -7,6 +7,7 @@ reads as Docker does: one line for each instruction, no heredoc bodies, no byte 
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rc_tasks.errors import DockerfileError
@@ -27,12 +28,18 @@ _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest."""
+    """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest.
+
+    It stands on the lines from `line` to `last_line`, counted from 1; the text of its heredocs ends with
+    `end_line`.
+    """
 
     name: str
     flags: tuple[str, ...]
     value: str
     line: int
+    last_line: int
+    end_line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ def instructions(text: bytes, *, where: str) -> Source:
 
     lines = _lines(text, where)
     escape = _escape(lines, where)
-    flat = _flatten(lines, escape, where)
+    flat, last_lines = _flatten(lines, escape, where)
     # Given a path instead, the parser would want it to end in "Dockerfile".
     joined = io.BytesIO("\n".join(flat).encode())
     parser = DockerfileParser(fileobj=joined)
@@ -62,7 +69,8 @@ def instructions(text: bytes, *, where: str) -> Source:
         flags: tuple[str, ...] = ()
         if value.startswith("--"):
             flags, value = split_flags(value, escape)
-        found.append(Instruction(part["instruction"], flags, value, part["startline"] + 1))
+        line = part["startline"] + 1
+        found.append(Instruction(part["instruction"], flags, value, line, *last_lines[line]))
     return Source(escape, tuple(found))
 
 
@@ -96,6 +104,23 @@ def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
             break
         flags.append(word)
     return tuple(flags), value[at:]
+
+
+def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text of an instruction that stands on these lines, as one line.
+
+    Also where each of its characters stands: the index of its line, and its own in that.
+    """
+    text, places = "", list[tuple[int, int]]()
+    for row, written in enumerate(lines):
+        line = written.rstrip("\r")
+        if row and (not line.strip() or line.lstrip().startswith("#")):
+            continue
+        ending = _CONTINUED[escape].search(line)
+        line = line[: ending.start()] if ending is not None else line.rstrip()
+        text += line
+        places += [(row, column) for column in range(len(line))]
+    return text, tuple(places)
 
 
 def _lines(text: bytes, where: str) -> list[str]:
@@ -137,10 +162,14 @@ def _escape(lines: list[str], where: str) -> str:
     return escape
 
 
-def _flatten(lines: list[str], escape: str, where: str) -> list[str]:
-    """As many lines as before, each instruction whole on its first line, all else blank."""
+def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], dict[int, tuple[int, int]]]:
+    """As many lines as before, each instruction whole on its first line, all else blank.
+
+    Also, by the first line of each instruction, its last one and that of its heredocs, counted from 1.
+    """
     continued = _CONTINUED[escape]
     flat = [""] * len(lines)
+    last_lines: dict[int, tuple[int, int]] = {}
     at = 0
     while at < len(lines):
         start = at
@@ -163,11 +192,13 @@ def _flatten(lines: list[str], escape: str, where: str) -> list[str]:
             line = (whole + line).strip()
         if not line:
             continue
+        last_line = at
         if "<<" in line:
             for heredoc in _opened(line, escape):
                 at = _below(heredoc, lines, at, f"{where}:{start + 1}")
+        last_lines[start + 1] = (last_line, at)
         flat[start] = f"{line} {_GUARD}"
-    return flat
+    return flat, last_lines
 
 
 def _opened(line: str, escape: str) -> tuple[words.Heredoc, ...]:

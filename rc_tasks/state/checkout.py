@@ -171,14 +171,24 @@ def _node(
             where=project.shown(DOCKERFILE),
             hint="mend its permissions",
         ) from None
-    parsed = dockerfile.parse(
+    return link(project, _parsed(project, options, text, architecture), options, aliases, names)
+
+
+def parse_node(node: ImageNode, text: bytes, architecture: str) -> dockerfile.Dockerfile:
+    """Parse a text as the Dockerfile of an image. Raises DockerfileError."""
+    return _parsed(node.project, node.recipe, text, architecture)
+
+
+def _parsed(
+    project: Project, options: recipe.Recipe, text: bytes, architecture: str
+) -> dockerfile.Dockerfile:
+    return dockerfile.parse(
         text,
         where=project.shown(DOCKERFILE),
         build_args=options.build_args,
         architecture=architecture,
         target=options.target,
     )
-    return link(project, parsed, options, aliases, names)
 
 
 def _same_names(projects: list[Project], aliases: list[Alias]) -> Iterator[tuple[str, RcError]]:

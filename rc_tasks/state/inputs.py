@@ -3,21 +3,36 @@
 No version of this tool, no time and no path of the checkout is an input: none may cause a rebuild.
 """
 
+import contextlib
 import os
+import posixpath
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model import context, file_mode
+from rc_tasks.model.dockerfile import Overlooked
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
+from rc_tasks.tools.podman import at_least
 
 # What the names of parts begin with: files of the build context, images of this checkout, and digests
 # of registry bases.
 CONTEXT = "context/"
 BASE = "base/"
 PIN = "pin/"
+# And what podman's own layer cache overlooks in this image: builds see to it since then (see
+# `model/rewrite.py`), and images of earlier builds may be made from what stood there before.
+CACHE = "cache/"
+# The value of a file that somebody wrote to while the image was built, whatever it holds by now.
+CHANGED_MEANWHILE = "changed during the build"
+
+_SEEN = "seen"
+# The versions of podman that see what a RUN --mount reads (containers/buildah#5400, #6845).
+_SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
+
+_Signature = tuple[int, int, int, int]
 
 
 def build_inputs(
@@ -52,7 +67,35 @@ def build_inputs(
     for name in node.bases:
         parts[BASE + name] = base_ids.get(name, "")
     parts["architecture"] = architecture
+    parts |= {CACHE + kind: _SEEN for kind, _ in node.dockerfile.overlooked}
     return parts
+
+
+def signatures(node: ImageNode) -> dict[str, _Signature]:
+    """Return size, times and inode of every file and directory that an image depends on, by part.
+
+    Two of them that are the same prove that nobody wrote there in between, where digests do not: files
+    may change and change back.
+    """
+    found = {}
+    for path in (".", *input_files(node)):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == DOCKERFILE)
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            found[part_of(path)] = (0 if path == "." else status.st_size, *times, status.st_ino)
+    return found
+
+
+def digest_below(inputs: Mapping[str, str], path: str) -> str:
+    """A digest of what the build context holds at `path` and below; the empty path means all of it."""
+    path = posixpath.normpath(f"/{path}").lstrip("/")
+    exact, below = part_of(path), f"{CONTEXT}{path}/" if path else CONTEXT
+    parts = [
+        f"{part} {value}"
+        for part, value in sorted(inputs.items())
+        if part.startswith(below) or part == exact or (not path and part == DOCKERFILE)
+    ]
+    return text_digest("\n".join(parts))
 
 
 def input_files(node: ImageNode) -> Iterator[str]:
@@ -86,9 +129,13 @@ def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
     return f"{file_mode.counted(status.st_mode)} {content}"
 
 
-def recorded(values: Mapping[str, str]) -> dict[str, str]:
-    """Recorded inputs in today's form. Records of earlier versions hold all permission bits."""
-    return {
+def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
+    """Recorded inputs in today's form; `podman` is the version that built from them.
+
+    Records of earlier versions hold all permission bits.
+    """
+    seen = {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
+    return seen | {
         part: file_mode.normalised(value) if part == DOCKERFILE or part.startswith(CONTEXT) else value
         for part, value in values.items()
     }

@@ -7,9 +7,10 @@ from pathlib import Path
 from rc_tasks.errors import PinError
 from rc_tasks.model import toml_text
 from rc_tasks.model.pin import LOCK, Pin, parse, with_pin
+from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import refused, sweep_temporaries, write_atomically
-from rc_tasks.state.inputs import PIN
+from rc_tasks.state.inputs import CACHE, PIN
 from rc_tasks.state.locks import held
 
 
@@ -64,11 +65,21 @@ def comparable(
     """Recorded inputs as they are to be compared with those of now: only a moved pin is a change.
 
     What was recorded before its base was pinned counts as built from the first pin. Where the pin was
-    taken out, what was built from it is as good as ever.
+    taken out, what was built from it is as good as ever. What podman's cache overlooks is no reason of
+    its own where the Dockerfile has changed.
     """
-    parts = {part: value for part, value in recorded.items() if not part.startswith(PIN) or part in now}
+    parts = {
+        part: value
+        for part, value in recorded.items()
+        if not part.startswith((PIN, CACHE)) or part in now
+    }
+    rewritten = recorded.get(DOCKERFILE) != now.get(DOCKERFILE)
     for part, value in now.items():
-        if part.startswith(PIN) and part not in parts:
+        if part in parts:
+            continue
+        if part.startswith(PIN):
             pin = pins.get(part.removeprefix(PIN))
             parts[part] = pin.previous if pin is not None and pin.previous else value
+        elif part.startswith(CACHE) and rewritten:
+            parts[part] = value
     return parts

@@ -213,7 +213,7 @@ def parse(text: bytes, task: str) -> Record | None:
             return None
         facts, artifact = found["facts"], found["artifact"]
         record = Record(
-            inputs=recorded(found["inputs"]),
+            inputs=recorded(found["inputs"], dict(found.get("tools", {})).get("podman", "")),
             started_at=found["started_at"],
             ended_at=found["ended_at"],
             duration_s=float(found["duration_s"]),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rc_tasks.errors import RcError
+from rc_tasks.model.dockerfile import Overlooked
+from rc_tasks.state.inputs import CHANGED_MEANWHILE
 from rc_tasks.state.records import Failure, Step
 
 
@@ -24,6 +26,13 @@ OFFICIAL = "official"
 NEVER = ""
 STORE = "store"
 GONE = "gone"
+# Why what earlier versions of this program built may be wrong, by what podman did not look at.
+_OVERLOOKED = {
+    Overlooked.SOURCE: "podman's cache may have used older files for RUN --mount",
+    Overlooked.STAGE: "podman's cache may have used an older stage for RUN --mount",
+    Overlooked.VARIABLE: "podman's cache may have used an older value of ARG",
+    Overlooked.SHADOW: "a stage was taken for the image of the same name",
+}
 # The part of a cause that is settled by testing the published image, as long as it is the only one.
 SMOKE = "smoke"
 
@@ -106,7 +115,11 @@ def briefly(name: str, reasons: Iterable[str]) -> str:
 def changed(part: str, old: str | None, new: str | None) -> str:
     """A changed input in words; None stands for a part that was not or is not there."""
     kind, _, rest = part.partition("/")
+    if old == CHANGED_MEANWHILE:
+        return f"{'the directory' if rest == '.' else rest or part} changed during the last build"
     match kind:
+        case "cache":
+            return _OVERLOOKED[Overlooked(rest)]
         case "base" if old is not None and new is not None:
             return f"base {rest} was built anew"
         case "base":

@@ -55,10 +55,10 @@ def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> Bases:
     used = [base for base in node.dockerfile.bases if base.stage in node.dockerfile.needed]
     local = {base.name: node.local[base.name] for base in used if base.name in node.local}
     foreign = {base.name for base in used if base.foreign and base.name not in local}
-    remote = {base.name for base in used} - set(local) - foreign
+    remote = {base.name: base for base in used if base.name not in local and base.name not in foreign}
     ids = {written: _recorded(checkout, name) for written, name in local.items()}
     _bring(checkout, podman, {ids[written]: name for written, name in local.items()})
-    found = {reference: pulled(checkout, podman, reference) for reference in sorted(remote)}
+    found = {name: pulled(checkout, podman, node, base) for name, base in sorted(remote.items())}
     ids |= {reference: base.image_id for reference, base in found.items()}
     digests = {reference: base.digest for reference, base in found.items()}
     digests |= {reference: podman.pull_missing(reference) for reference in _labelled(node) & foreign}

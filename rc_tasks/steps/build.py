@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, RcError
+from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
-from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.inputs import PIN
+from rc_tasks.state.checkout import Checkout, parse_node
+from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, signatures
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import put_origin
 from rc_tasks.state.official import official_of
@@ -22,8 +23,10 @@ from rc_tasks.state.store import Store
 from rc_tasks.steps import cache
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import Bases, bring_bases, bring_cache, mend
-from rc_tasks.steps.build_secrets import Mask, Secrets, find
+from rc_tasks.steps.build_secrets import Secrets, find
+from rc_tasks.steps.given import Given, recipe_for
 from rc_tasks.steps.image_json import write_image_json
+from rc_tasks.steps.replacing import Replacing
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
 from rc_tasks.tools.podman import version as podman_version
@@ -38,27 +41,31 @@ def build(checkout: Checkout, name: str) -> None:
     """
     node = checkout.graph.resolve(name)
     start = nodes.begin()
+    before = signatures(node)
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)
+    text = _dockerfile(checkout, node)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
-    dockerfile = ""
-    with contextlib.suppress(OSError):  # gone just now: podman will say so
-        dockerfile = read_bytes(node.project.dockerfile).decode(errors="replace")
-    image, digests = _made(checkout, podman, node)
+    image, digests = _made(checkout, podman, node, text, inputs)
     # What was in fact built on, also when it was pinned or moved just now.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
+    # A file that has changed and changed back may be in the image as it was in between.
+    after = signatures(node)
+    moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
+    inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
     tools = {"podman": podman_version()}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
-    put_origin(checkout, node, record, dockerfile)
+    record = replace(record, dirty=record.dirty or bool(moved and record.commit))
+    put_origin(checkout, node, record, text.decode(errors="replace"))
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
-    before = checkout.records.get(Step.PODMAN, name)
-    if before is not None and before.facts is not None:
+    earlier = checkout.records.get(Step.PODMAN, name)
+    if earlier is not None and earlier.facts is not None:
         # Somebody may just be building on it.
-        checkout.store.use(before.facts.image_id)
+        checkout.store.use(earlier.facts.image_id)
     checkout.records.put(Step.PODMAN, name, record)
     published = checkout.records.get(Step.ENROOT, name)
     if published is not None and published.instead_of not in {"", image.id}:
@@ -67,7 +74,27 @@ def build(checkout: Checkout, name: str) -> None:
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
-def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, Mapping[str, str]]:
+def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
+    """Return the Dockerfile's bytes, which say what `node` says."""
+    where = node.project.shown(DOCKERFILE)
+    try:
+        text = read_bytes(node.project.dockerfile)
+    except OSError as error:
+        raise ProjectError(
+            f"cannot be read: {error.strerror}", where=where, hint="make it readable"
+        ) from None
+    if parse_node(node, text, checkout.architecture) != node.dockerfile:
+        raise ProjectError(
+            "the Dockerfile was changed while this build began",
+            where=where,
+            hint="run the same command again",
+        )
+    return text
+
+
+def _made(
+    checkout: Checkout, podman: Podman, node: ImageNode, text: bytes, inputs: Mapping[str, str]
+) -> tuple[Image, Mapping[str, str]]:
     """The image, built and in the store with all that podman's cache needs on another node.
 
     Also the digests of its bases in their registries.
@@ -79,11 +106,13 @@ def _made(checkout: Checkout, podman: Podman, node: ImageNode) -> tuple[Image, M
     secrets = find(node)
     try:
         bases = bring_bases(checkout, podman, node)
+        given = recipe_for(checkout, podman, node, text, bases.ids, inputs)
         labels = _labels(checkout, node, bases)
-        made.keys = cache.keys(node, bases.ids, labels)
-        if stores:
+        made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels)
+        if stores and given.cached:
             bring_cache(checkout, podman, name, itertools.chain(*made.keys))
-        image = _build(checkout, podman, node, bases, labels, secrets, made)
+        image = _build(checkout, podman, node, bases, given, labels, secrets, made)
+        given.check(image)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
         error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
@@ -122,21 +151,24 @@ def _build(
     podman: Podman,
     node: ImageNode,
     bases: Bases,
+    given: Given,
     labels: dict[str, str],
     secrets: Secrets,
     made: cache.Made,
 ) -> Image:
     project = node.project
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch, nodes.building(podman):
-        iidfile, ignorefile = Path(scratch, "iid"), Path(scratch, "ignore")
+        iidfile, ignorefile, dockerfile = (Path(scratch, name) for name in ("iid", "ignore", DOCKERFILE))
         ignorefile.write_text(context.ignore_text(project.directory))
+        # As bytes: line ends stay what they are.
+        dockerfile.write_bytes(given.dockerfile.text.encode())
         wanted = podman.build(
-            project.directory,
-            project.dockerfile,
+            given.context(Path(scratch)),
+            dockerfile,
             tag=f"localhost/{project.name}",
             iidfile=iidfile,
             ignorefile=ignorefile,
-            bases=bases.ids,
+            sources=given.sources,
             build_args=node.recipe.build_args,
             labels=labels,
             # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
@@ -146,9 +178,10 @@ def _build(
             secrets=secrets.sources(Path(scratch)),
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
+            cached=given.cached,
             open_files=nodes.open_files(),
         )
-        returncode = command.watch(wanted, made.see, Mask(secrets.values))
+        returncode = command.watch(wanted, made.see, Replacing(given.shown | secrets.shown))
         if returncode != 0:
             raise CommandError(
                 f"podman build {command.ending(returncode)}",

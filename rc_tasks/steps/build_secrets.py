@@ -1,9 +1,7 @@
 """Build secrets: looked for before podman starts, handed to it by name, and masked in what it prints."""
 
 import os
-import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,11 @@ class Secrets:
     given: tuple[Secret, ...]
     files: dict[str, Path]
     values: tuple[bytes, ...]
+
+    @property
+    def shown(self) -> dict[bytes, bytes]:
+        """What is shown in place of each value."""
+        return dict.fromkeys(self.values, _MASKED)
 
     def sources(self, scratch: Path) -> dict[str, str]:
         """By ID, what podman is told of where it is: never the secret itself."""
@@ -58,43 +61,6 @@ def find(node: ImageNode) -> Secrets:
             values.append(_content(node, secret, path))
     lines = (line.strip() for value in values for line in (value, *value.splitlines()))
     return Secrets(node.recipe.secrets, files, tuple({line for line in lines if len(line) >= _SHORTEST}))
-
-
-class Mask:
-    """Replaces secrets in a text that comes in pieces; an empty piece is its end."""
-
-    def __init__(self, values: Iterable[bytes]) -> None:
-        # The longest first: a secret may begin as another one does.
-        self._values = sorted(values, key=len, reverse=True)
-        self._found = re.compile(b"|".join(map(re.escape, self._values)))
-        self._held = b""
-
-    def __call__(self, piece: bytes) -> bytes:
-        """What may be shown now; the end of a piece waits where a secret may have begun in it."""
-        if not self._values:
-            return piece
-        text = self._held + piece
-        cut = self._decided(text) if piece else len(text)
-        self._held = text[cut:]
-        return self._found.sub(_MASKED, text[:cut])
-
-    def _decided(self, text: bytes) -> int:
-        """Where that begins of which only the next piece tells whether it is a secret, and which one."""
-        cut = self._begun(text, 0)
-        for found in self._found.finditer(text):
-            if found.start() >= cut:
-                break
-            if found.end() > cut:
-                cut = self._begun(text, found.end())
-        return cut
-
-    def _begun(self, text: bytes, start: int) -> int:
-        """Where the longest part of a secret that ends the text begins, at `start` or later."""
-        first = max(start, len(text) - len(self._values[0]) + 1)
-        return next((at for at in range(first, len(text)) if self._goes_on(text[at:])), len(text))
-
-    def _goes_on(self, text: bytes) -> bool:
-        return any(len(value) > len(text) and value.startswith(text) for value in self._values)
 
 
 def _variable(node: ImageNode, secret: Secret) -> str:

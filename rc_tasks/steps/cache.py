@@ -21,14 +21,16 @@ _MADE = re.compile(r"--> (?:Using cache )?([0-9a-f]{11,64})")
 Keys = tuple[tuple[str, ...], ...]
 
 
-def keys(node: ImageNode, bases: Mapping[str, str], labels: Mapping[str, str]) -> Keys:
+def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[str, str]) -> Keys:
     """A key for each instruction of each stage: it says all above it, back to the base's image ID.
+
+    `text` is the Dockerfile as podman is given it, with the digests of what instructions read.
 
     podman makes an instruction of each label on its command line, at the end of the last stage.
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
     """
-    source = instructions(node.project.dockerfile.read_bytes(), where=node.project.shown("Dockerfile"))
+    source = instructions(text.encode(), where=node.project.shown("Dockerfile"))
     found: list[list[str]] = []
     for instruction in source.instructions:
         text = f"{instruction.name} {instruction.flags} {instruction.value}"

@@ -2,8 +2,11 @@
 
 import contextlib
 
-from rc_tasks.errors import CommandError, RcError
+from rc_tasks.errors import CommandError, DockerfileError, RcError
+from rc_tasks.model.dockerfile import Base, Via, machine
+from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import LOCK, Pin, is_digest
+from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.reference import ImageReference, own_digest
 from rc_tasks.state.catalogue import Pulled
 from rc_tasks.state.checkout import Checkout
@@ -11,22 +14,24 @@ from rc_tasks.state.locks import held
 from rc_tasks.state.official import official_of
 from rc_tasks.steps import node as nodes
 from rc_tasks.tools import skopeo
-from rc_tasks.tools.podman import Podman
+from rc_tasks.tools.podman import Image, Podman
 
 # How long a registry may take to say what it has, before podman is asked to pull.
 _ASK_S = 60.0
 
 
-def pulled(checkout: Checkout, podman: Podman, reference: str) -> Pulled:
+def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: Base) -> Pulled:
     """A base of a registry in podman: from the store when any node has pulled it before.
 
     One that is not pinned yet is pinned to what it is now. Raises CommandError when it cannot be
-    pulled, PinError when bases.lock is broken, RcError when it cannot be written.
+    pulled, DockerfileError when it is for another machine, PinError when bases.lock is broken, RcError
+    when it cannot be written.
     """
+    reference = base.name
     if own_digest(reference):
-        return _brought(checkout, podman, reference, None)
+        return _brought(checkout, podman, node, base, None)
     pin = checkout.pins.read().get(reference)
-    found = _brought(checkout, podman, reference, pin)
+    found = _brought(checkout, podman, node, base, pin)
     if pin is not None:
         return found
     new = Pin(found.digest, nodes.now(), name=_whole_name(podman, reference, found.image_id))
@@ -34,13 +39,30 @@ def pulled(checkout: Checkout, podman: Podman, reference: str) -> Pulled:
     if pin == new:
         print(f"{reference} is pinned to {pin.digest} in {LOCK}", flush=True)
     # Somebody else may have pinned it meanwhile, when its tag stood for another image.
-    return found if pin.digest == found.digest else _brought(checkout, podman, reference, pin)
+    return found if pin.digest == found.digest else _brought(checkout, podman, node, base, pin)
 
 
-def _brought(checkout: Checkout, podman: Podman, reference: str, pin: Pin | None) -> Pulled:
-    if not checkout.settings.store.enabled:
-        return _pull(podman, reference, pin)
+def require_machine(node: ImageNode, base: Base, image: Image, architecture: str) -> None:
+    """Raise DockerfileError for an image of another machine: podman only warns, and builds on it."""
+    here = machine(architecture)
+    if base.foreign or image.architecture in {"", here}:
+        return
+    raise DockerfileError(
+        f"{base.name} is an image for {image.architecture}, and this node is {here}",
+        where=f"{node.project.shown(DOCKERFILE)}:{base.line}",
+        hint=f"name an image that exists for {here}, or, if the other machine is meant,\n"
+        f"write FROM --platform=linux/{image.architecture} {base.name}"
+        + (" AS STAGE, and take the files from that stage" if base.via is not Via.FROM else ""),
+    )
+
+
+def _brought(checkout: Checkout, podman: Podman, node: ImageNode, base: Base, pin: Pin | None) -> Pulled:
+    reference = base.name
     catalogue, architecture = checkout.store.catalogue, checkout.architecture
+    if not checkout.settings.store.enabled:
+        new = _pull(podman, reference, pin)
+        require_machine(node, base, podman.inspect(new.image_id), architecture)
+        return new
     found = catalogue.base(reference, architecture)
     if found is not None and _agrees(found, pin) and _from_store(checkout, podman, found):
         return found
@@ -54,10 +76,13 @@ def _brought(checkout: Checkout, podman: Podman, reference: str, pin: Pin | None
         found = catalogue.base(reference, architecture)
         if found is not None and _agrees(found, pin) and _from_store(checkout, podman, found):
             return found
-        found = _pull(podman, reference, pin)
-        checkout.store.put(podman, podman.inspect(found.image_id))
-        catalogue.put_base(found, architecture)
-    return found
+        new = _pull(podman, reference, pin)
+        image = podman.inspect(new.image_id)
+        # Before anything is kept or pinned.
+        require_machine(node, base, image, architecture)
+        checkout.store.put(podman, image)
+        catalogue.put_base(new, architecture)
+    return new
 
 
 def _agrees(found: Pulled, pin: Pin | None) -> bool:

@@ -86,19 +86,21 @@ class Podman:
         tag: str,
         iidfile: Path,
         ignorefile: Path,
-        bases: Mapping[str, str],
+        sources: Mapping[str, str],
         build_args: Mapping[str, str],
         labels: Mapping[str, str],
         target: str | None = None,
         secrets: Mapping[str, str] | None = None,
         volumes: Iterable[str] = (),
         pulls: bool = False,
+        cached: bool = True,
         open_files: int = 0,
     ) -> Command:
-        """`podman build`. `bases` maps the names in FROM, COPY --from and RUN --mount to image IDs.
+        """`podman build`. `sources` maps the names in COPY --from and RUN --mount to image IDs.
 
-        `secrets` maps IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls the images that are not
-        among the bases. `open_files`: how many a RUN may have.
+        No stage may bear one of these names: podman would take the image in its place.
+        `secrets` maps IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls the images that it does
+        not have. `cached`: it may answer from its layer cache. `open_files`: how many a RUN may have.
         """
         argv = [
             "build",
@@ -110,8 +112,7 @@ class Podman:
             f"--pull={'missing' if pulls else 'never'}",
             *("--tag", tag),
             *("--iidfile", str(iidfile)),
-            # Relative, as commas in it would make several files of it.
-            *("--file", os.path.relpath(dockerfile, context)),
+            *("--file", str(dockerfile)),
             *("--ignorefile", str(ignorefile)),
         ]
         if self.network:
@@ -120,7 +121,9 @@ class Podman:
             argv += ["--isolation", self.isolation]
         if target:
             argv += ["--target", target]
-        for name, image_id in sorted(bases.items()):
+        if not cached:
+            argv.append("--no-cache")
+        for name, image_id in sorted(sources.items()):
             # By ID, so that a same-named image from elsewhere can never slip in.
             argv += ["--build-context", f"{name}=container-image://{image_id}"]
         for key, value in sorted(build_args.items()):
@@ -222,6 +225,11 @@ class Podman:
         """
         found = self._kept(image_id, f"sha256:{image_id}")
         return next((text for text in found if hashlib.sha256(text).hexdigest() == image_id), None)
+
+    def triggers(self, image_id: str) -> tuple[str, ...]:
+        """The ONBUILD triggers of an image, in order, which `podman image inspect` leaves out."""
+        config = json.loads(self.config(image_id) or b"{}").get("config") or {}
+        return tuple(map(str, config.get("OnBuild") or ()))
 
     def _is_index(self, image_id: str, digest: str) -> bool:
         # An index, and nothing else that is pulled, lists manifests (OCI image-spec, image-index.md).
@@ -378,6 +386,11 @@ def version() -> str:
     """podman's version, such as `4.3.1`."""
     command.require("podman", INSTALL_HINT)
     return command.capture(Command(("podman", "--version"))).stdout.split()[-1]
+
+
+def at_least(version: str, wanted: tuple[int, ...]) -> bool:
+    """Whether a version, such as `5.4.2`, is this one or newer; one that is not known is not."""
+    return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0]))) >= wanted
 
 
 def failed_instruction(lines: list[str]) -> str:

@@ -32,7 +32,7 @@ def node(tmp_path: Path, dockerfile: str) -> ImageNode:
 def keys(
     tmp_path: Path, dockerfile: str = DOCKERFILE, labels: dict[str, str] | None = None
 ) -> cache.Keys:
-    return cache.keys(node(tmp_path, dockerfile), IDS, labels or {})
+    return cache.keys(node(tmp_path, dockerfile), dockerfile, IDS, labels or {})
 
 
 def test_there_is_a_key_for_each_instruction_and_label(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_stands_below_a_change_has_other_keys(
 
 
 def test_another_base_makes_all_keys_others(tmp_path: Path) -> None:
-    other = cache.keys(node(tmp_path, DOCKERFILE), dict.fromkeys(IDS, "e" * 64), {})
+    other = cache.keys(node(tmp_path, DOCKERFILE), DOCKERFILE, dict.fromkeys(IDS, "e" * 64), {})
     assert not {*keys(tmp_path)[0], *keys(tmp_path)[1]} & {*other[0], *other[1]}
 
 

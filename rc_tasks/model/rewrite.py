@@ -1,0 +1,246 @@
+"""The Dockerfile as podman is given it: bases by image ID, and marks that its layer cache sees.
+
+podman takes a step from its cache when an earlier step with the same text stood on the same image.
+Two things that an instruction reads are not in that text: the files of a `RUN --mount`
+(containers/buildah#5400, #6845: before podman 5.4, and with stages before 6.0), and the value that ARG
+gives to a variable in ENV, COPY and the like (podman 4.3.1, 5.4.2 and 5.8.6). So their digests are
+written into the text, in forms that change nothing else: a build secret that nobody provides, and a
+variable that nobody sets.
+
+Lines keep their numbers, and instructions theirs, so that podman's messages stay true.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+
+from rc_tasks.model.dockerfile import EXPANDED, Dockerfile, Stage, platform_arguments, variable_names
+from rc_tasks.model.instructions import Instruction, Source, joined, split_flags
+from rc_tasks.model.words import split
+
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
+_COMMENT = re.compile(r"\s*#")
+# A source of ADD that podman downloads: only that tells what is in it.
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|git@", re.IGNORECASE)
+_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A Dockerfile for podman.
+
+    `marks` are the texts that were put in; without them the lines are the user's again. `bases` holds
+    the name that stands in the Dockerfile for each image ID that was put in its place.
+    """
+
+    text: str
+    marks: tuple[str, ...]
+    bases: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What is known of a stage while it is read from top to bottom.
+
+    `arguments` has a digest of the value of each variable that ARG sets; `parts` is all that the stage
+    is made from, as far as its text goes; `context`: files of the build context are among it.
+    """
+
+    stage: Stage
+    arguments: dict[str, str]
+    parts: list[str] = field(default_factory=list)
+    context: bool = False
+
+
+def rewrite(
+    text: bytes,
+    source: Source,
+    dockerfile: Dockerfile,
+    *,
+    architecture: str,
+    ids: Mapping[str, str],
+    build_args: Mapping[str, str],
+    context_digest: Callable[[str], str],
+    triggered: Set[str] = frozenset(),
+) -> Rewritten:
+    """`text`, which parses to `source` and `dockerfile`, in the form for podman.
+
+    `ids` maps the names of images from outside to image IDs; a name without one is left to podman.
+    `context_digest` digests a path of the build context, the empty one all of it. `triggered` are the
+    names of images that have ONBUILD triggers. Stages that the target does not need stay as they are.
+    """
+    lines = text.decode("utf-8-sig").split("\n")
+    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, triggered)
+    writer.arguments = {
+        name: _digest(value) for name, value in platform_arguments(architecture, build_args).items()
+    }
+    writer.arguments |= {name: _digest(value) for name, value in build_args.items()}
+    for instruction in source.instructions:
+        writer.read(instruction)
+    return Rewritten("\n".join(lines), tuple(dict.fromkeys(writer.marks)), writer.bases)
+
+
+class _Writer:
+    """Rewrites `lines` in place, one instruction after the other."""
+
+    def __init__(
+        self,
+        lines: list[str],
+        escape: str,
+        dockerfile: Dockerfile,
+        ids: Mapping[str, str],
+        build_args: Mapping[str, str],
+        context_digest: Callable[[str], str],
+        triggered: Set[str],
+    ) -> None:
+        self.lines = lines
+        self.escape = escape
+        self.dockerfile = dockerfile
+        self.ids = ids
+        self.build_args = build_args
+        self.context_digest = context_digest
+        self.triggered = triggered
+        self.arguments: dict[str, str] = {}
+        self.read_stages: list[_Reading] = []
+        self.marks: list[str] = []
+        self.bases: dict[str, str] = {}
+
+    def read(self, instruction: Instruction) -> None:
+        if instruction.name == "FROM":
+            self.read_from(instruction)
+            return
+        scope = self.read_stages[-1].arguments if self.read_stages else self.arguments
+        if instruction.name == "ARG":
+            self.read_arg(instruction, scope)
+        if not self.read_stages:
+            return
+        reading = self.read_stages[-1]
+        if reading.stage.index in self.dockerfile.needed:
+            if instruction.name in EXPANDED:
+                self.mark_variables(instruction, reading)
+            elif instruction.name == "RUN":
+                self.mark_sources(instruction, reading)
+        self.note(instruction, reading)
+
+    def read_from(self, instruction: Instruction) -> None:
+        stage = self.dockerfile.stages[len(self.read_stages)]
+        reading = _Reading(stage, dict(self.arguments))
+        if stage.parent is not None:
+            parent = self.read_stages[stage.parent]
+            reading.arguments = dict(parent.arguments)
+            reading.parts, reading.context = [self.digest(parent)], parent.context
+            image, flags = parent.stage.name, ""
+        else:
+            name = stage.base.name if stage.base else "scratch"
+            image = self.ids.get(name, name)
+            # An ID says all: podman compares no platform with it.
+            flags = "" if name in self.ids else "".join(f"{flag} " for flag in instruction.flags)
+            reading.parts, reading.context = [image, flags], name in self.triggered
+            if image != name:
+                self.bases[image] = name
+        self.read_stages.append(reading)
+        if stage.index in self.dockerfile.needed:
+            named = f" AS {stage.name}" if stage.name else ""
+            first, last = instruction.line - 1, instruction.last_line
+            self.lines[first:last] = [f"FROM {flags}{image}{named}", *[""] * (last - first - 1)]
+
+    def read_arg(self, instruction: Instruction, scope: dict[str, str]) -> None:
+        for word in split(instruction.value, self.escape):
+            name, has_default, default = word.partition("=")
+            if name in self.build_args:
+                scope[name] = _digest(self.build_args[name])
+            elif has_default:
+                # What it stands for is as good as known when all that it uses is.
+                used = sorted(variable_names(default) & scope.keys())
+                scope[name] = _digest(default, *(scope[each] for each in used))
+
+    def mark_variables(self, instruction: Instruction, reading: _Reading) -> None:
+        """Put before each variable that ARG sets another one, which is never set and says its value."""
+        quote = ""
+        for number in range(instruction.line - 1, instruction.last_line):
+            line, marked, at = self.lines[number], "", 0
+            if number > instruction.line - 1 and _COMMENT.match(line):
+                continue
+            while at < len(line):
+                character = line[at]
+                if character == self.escape and quote != "'":
+                    marked += line[at : at + 2]
+                    at += 2
+                    continue
+                if character == quote:
+                    quote = ""
+                elif character in "'\"" and not quote:
+                    quote = character
+                elif quote != "'" and (used := _VARIABLE.match(line, at)):
+                    value = reading.arguments.get(used[1])
+                    if value is not None:
+                        self.marks.append(f"${{rc_{value}}}")
+                        marked += self.marks[-1]
+                marked += character
+                at += 1
+            self.lines[number] = marked
+
+    def mark_sources(self, instruction: Instruction, reading: _Reading) -> None:
+        """Put the digest of all that the mounts of a RUN read into a secret that nobody provides."""
+        parts = []
+        for mount in self.dockerfile.mounts:
+            if mount.line != instruction.line:
+                continue
+            parts += [mount.name, mount.source]
+            stage = self.dockerfile.stage_of(mount.name, mount.stage) if mount.name else None
+            if stage is not None:
+                parts.append(self.digest(self.read_stages[stage.index]))
+            elif mount.name:
+                parts.append(self.ids.get(mount.name, mount.name))
+            else:
+                # The values of variables in it are not known here.
+                parts.append(self.context_digest("" if "$" in mount.source else mount.source))
+                parts += self.values(mount.source, reading)
+        if not parts:
+            return
+        mark = f"--mount=type=secret,id=reads-{_digest(*parts)} "
+        # Behind the other flags: in podman 4.3 a mount without a type has that of the one before it.
+        row, column = self.command_of(instruction)
+        line = self.lines[row]
+        self.lines[row] = f"{line[:column]}{mark}{line[column:]}"
+        self.marks.append(mark)
+
+    def command_of(self, instruction: Instruction) -> tuple[int, int]:
+        """Where the command of a RUN begins, behind its flags: indices of a line and a character."""
+        first, last = instruction.line - 1, instruction.last_line
+        text, places = joined(self.lines[first:last], self.escape)
+        start = text.index(text.split(None, 2)[1])
+        _, command = split_flags(text[start:], self.escape)
+        row, column = places[min(len(text) - len(command), len(places) - 1)]
+        return first + row, column
+
+    def note(self, instruction: Instruction, reading: _Reading) -> None:
+        """Add an instruction to what its stage is made from."""
+        reading.parts += self.lines[instruction.line - 1 : instruction.end_line]
+        if instruction.name in {"ARG", "RUN"}:
+            reading.parts += [f"{name}={value}" for name, value in sorted(reading.arguments.items())]
+        if instruction.name in {"ADD", "COPY"}:
+            names = [flag.partition("=")[2] for flag in instruction.flags if flag.startswith("--from=")]
+            for name in names:
+                stage = self.dockerfile.stage_of(name, reading.stage.index)
+                known = self.ids.get(name, name)
+                reading.parts.append(
+                    known if stage is None else self.digest(self.read_stages[stage.index])
+                )
+            reading.context |= not names
+            if instruction.name == "ADD" and _REMOTE.match(instruction.value):
+                reading.parts.append(secrets.token_hex())
+
+    def digest(self, reading: _Reading) -> str:
+        """A digest of all that a stage is made from."""
+        return _digest(*reading.parts, *([self.context_digest("")] if reading.context else []))
+
+    def values(self, text: str, reading: _Reading) -> list[str]:
+        used = sorted(variable_names(text) & reading.arguments.keys())
+        return [reading.arguments[name] for name in used]
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_LENGTH]

@@ -1,0 +1,129 @@
+"""What podman is given to build an image from: the Dockerfile, the bases and the build context."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import CommandError, DockerfileError
+from rc_tasks.model import context, triggers
+from rc_tasks.model.dockerfile import Via
+from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.instructions import instructions
+from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.model.rewrite import Rewritten, rewrite
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.inputs import digest_below
+from rc_tasks.steps.pull import require_machine
+from rc_tasks.tools.podman import Image, Podman
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What podman is given.
+
+    `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
+    cache can be trusted. `base` is the image that the last stage is built on, if it is on this node.
+    """
+
+    node: ImageNode
+    dockerfile: Rewritten
+    sources: Mapping[str, str]
+    cached: bool
+    base: Image | None
+
+    @property
+    def shown(self) -> dict[bytes, bytes]:
+        """What is shown in podman's output in place of what was put into the Dockerfile."""
+        shown = {mark.encode(): b"" for mark in self.dockerfile.marks}
+        for image_id, name in self.dockerfile.bases.items():
+            shown[f": FROM {image_id}".encode()] = f": FROM {name}".encode()
+        return shown
+
+    def context(self, scratch: Path) -> Path:
+        """Return the build context: the project's directory, or a copy of it in `scratch`.
+
+        It is a copy where a RUN --mount would show files that the context leaves out, such as the image
+        that was published before. Raises DockerfileError for a mount of such a file itself.
+        """
+        directory, dockerfile = self.node.project.directory, self.node.dockerfile
+        copied = False
+        for mount in dockerfile.mounts:
+            if mount.name or mount.stage not in dockerfile.needed:
+                continue
+            source = "" if "$" in mount.source else mount.source
+            found = context.left_out(directory, source)
+            if source and found == source.strip("/"):
+                raise DockerfileError(
+                    f"RUN --mount reads {found}, which the build context leaves out",
+                    where=f"{self.node.project.shown(DOCKERFILE)}:{mount.line}",
+                    hint="take it out of .containerignore or .dockerignore, or mount another file",
+                )
+            copied |= found is not None
+        if not copied:
+            return directory
+        made = scratch / "context"
+        made.mkdir()
+        context.copy(directory, made)
+        return made
+
+    def check(self, image: Image) -> None:
+        """Raise CommandError unless the image was made from the base that it was to be made from."""
+        if self.base is not None and image.layers[: len(self.base.layers)] != self.base.layers:
+            name = self.dockerfile.bases[self.base.id]
+            raise CommandError(
+                f"podman made an image that is not built on {name} ({self.base.id[:12]})",
+                where=self.node.project.shown(DOCKERFILE),
+                hint="run the same command again; if it happens again, report it with the log",
+            )
+
+
+def recipe_for(
+    checkout: Checkout,
+    podman: Podman,
+    node: ImageNode,
+    text: bytes,
+    ids: Mapping[str, str],
+    inputs: Mapping[str, str],
+) -> Given:
+    """Return what podman is to build `node` from.
+
+    `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` the
+    digests of all that it is made from. Raises DockerfileError for a Dockerfile that cannot be built as
+    it says.
+    """
+    dockerfile, where = node.dockerfile, node.project.shown(DOCKERFILE)
+    used = [base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids]
+    names = tuple(dict.fromkeys(base.name for base in used))
+    images = dict(zip(names, podman.inspect_all(ids[name] for name in names), strict=True))
+    for base in used:
+        require_machine(node, base, images[base.name], checkout.architecture)
+    source = instructions(text, where=where)
+    cached, triggered = True, set[str]()
+    for stage in dockerfile.stages:
+        if stage.index not in dockerfile.needed:
+            continue
+        if stage.parent is not None:
+            base_name = dockerfile.stages[stage.parent].name
+            found = triggers.of_stage(source.instructions, stage.parent)
+        elif stage.base is not None and stage.base.name in images:
+            base_name, found = stage.base.name, podman.triggers(ids[stage.base.name])
+            triggered |= {base_name} if found else set()
+        else:
+            continue
+        triggers.require_own_files(found, base=base_name, where=f"{where}:{stage.line}")
+        cached &= not triggers.are_overlooked(found, where)
+    if not cached:
+        print("without podman's cache: it does not see what the ONBUILD triggers read", flush=True)
+    rewritten = rewrite(
+        text,
+        source,
+        dockerfile,
+        architecture=checkout.architecture,
+        ids=ids,
+        build_args=node.recipe.build_args,
+        context_digest=lambda path: digest_below(inputs, path),
+        triggered=triggered,
+    )
+    sources = {base.name: ids[base.name] for base in used if base.via is not Via.FROM}
+    final = dockerfile.final_base
+    return Given(node, rewritten, sources, cached, images.get(final.name) if final else None)

@@ -1,0 +1,263 @@
+"""The Dockerfile as podman is given it: what is put into it, what that depends on, and what stays."""
+
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from rc_tasks.errors import DockerfileError
+from rc_tasks.model import dockerfile, triggers
+from rc_tasks.model.dockerfile import Overlooked
+from rc_tasks.model.instructions import instructions
+from rc_tasks.model.rewrite import Rewritten, rewrite
+
+ID = "a" * 64
+OTHER = "b" * 64
+IDS = {"base": ID, "tools:1": OTHER, "registry.example/base:1": ID}
+FILES = {"": "whole", "f": "1", "d": "2"}
+# A mark is a digest, whose value no test knows.
+MARK = re.compile(r"--mount=type=secret,id=reads-[0-9a-f]{16} |\$\{rc_[0-9a-f]{16}\}")
+
+
+def rewritten(
+    text: str,
+    *,
+    build_args: Mapping[str, str] | None = None,
+    files: Mapping[str, str] = FILES,
+    ids: Mapping[str, str] = IDS,
+    target: str | None = None,
+) -> Rewritten:
+    parsed = dockerfile.parse(
+        text.encode(),
+        where="Dockerfile",
+        build_args=build_args or {},
+        architecture="x86_64",
+        target=target,
+    )
+    return rewrite(
+        text.encode(),
+        instructions(text.encode(), where="Dockerfile"),
+        parsed,
+        architecture="x86_64",
+        ids=ids,
+        build_args=build_args or {},
+        context_digest=files.__getitem__,
+    )
+
+
+def shown(text: str, **options: object) -> str:
+    """The Dockerfile for podman, each mark as an @."""
+    return MARK.sub("@", rewritten(text, **options).text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("FROM base", f"FROM {ID}"),
+        ("from base as Build", f"FROM {ID} AS Build"),
+        ("FROM  \\\n  base \\\n  AS x\nRUN y", f"FROM {ID} AS x\n\n\nRUN y"),
+        ("ARG T=1\nFROM registry.example/base:${T}", f"ARG T=1\nFROM {ID}"),
+        ("FROM --platform=$BUILDPLATFORM base", f"FROM {ID}"),
+        ("FROM --platform=linux/riscv64 far/away", "FROM --platform=linux/riscv64 far/away"),
+        ("ARG P=a\nFROM --platform=linux/riscv64 $P/b", "ARG P=a\nFROM --platform=linux/riscv64 a/b"),
+        ("FROM scratch\nCOPY f /", "FROM scratch\nCOPY f /"),
+        # After its definition a stage hides the image of its name.
+        ("FROM base AS base\nRUN x\nFROM base", f"FROM {ID} AS base\nRUN x\nFROM base"),
+        ("ARG S=one\nFROM base AS One\nFROM ${S}", f"ARG S=one\nFROM {ID} AS One\nFROM One"),
+        ("# escape=`\nFROM base `\n  AS x", f"# escape=`\nFROM {ID} AS x\n"),
+        ("FROM base\r\nRUN x\r\n", f"FROM {ID}\nRUN x\r\n"),
+    ],
+)
+def test_a_base_is_given_by_its_id(written: str, given: str) -> None:
+    assert rewritten(written).text == given
+    assert rewritten(written).text.count("\n") == written.count("\n")
+
+
+def test_a_stage_that_is_not_needed_stays_as_it_is() -> None:
+    text = "FROM base AS unused\nARG A=1\nENV X=$A\nRUN --mount=target=/x y\nFROM base"
+    assert rewritten(text).text == text.removesuffix("base") + ID
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("RUN --mount=type=bind,source=f,target=/f x", "RUN --mount=type=bind,source=f,target=/f @x"),
+        (
+            "  run \\\n --mount=source=f,target=/f \\\n x",
+            "  run \\\n --mount=source=f,target=/f \\\n @x",
+        ),
+        ("RUN --mount=from=tools:1,target=/t x", "RUN --mount=from=tools:1,target=/t @x"),
+        ("RUN --mount=type=cache,from=tools:1 x", "RUN --mount=type=cache,from=tools:1 @x"),
+        ("RUN --mount=type=cache,target=/t x", "RUN --mount=type=cache,target=/t x"),
+        ("RUN --mount=type=tmpfs,target=/t x", "RUN --mount=type=tmpfs,target=/t x"),
+        ("RUN --mount=type=secret,id=t x", "RUN --mount=type=secret,id=t x"),
+        ("RU\\\nN --mount=target=/f,\\\nsource=f  x", "RU\\\nN --mount=target=/f,\\\nsource=f  @x"),
+        ("RUN --mount=target=/f \\\n\n # y\n  x", "RUN --mount=target=/f \\\n\n # y\n  @x"),
+        ("RUN --mount=target=/f <<EOF\nx\nEOF", "RUN --mount=target=/f @<<EOF\nx\nEOF"),
+        ("RUN x --mount=type=bind", "RUN x --mount=type=bind"),
+    ],
+)
+def test_a_run_that_reads_through_a_mount_is_marked(written: str, given: str) -> None:
+    assert shown(f"FROM base\n{written}") == f"FROM {ID}\n{given}"
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("ENV X=$V", "ENV X=@$V"),
+        ("ENV X=\"a ${V}\" Y='$V' Z=\\$V", "ENV X=\"a @${V}\" Y='$V' Z=\\$V"),
+        ("ENV X=it\\'s$V", "ENV X=it\\'s@$V"),
+        ('ENV X="it\'s $V"', 'ENV X="it\'s @$V"'),
+        ("ENV X=${V:-${V}}", "ENV X=@${V:-@${V}}"),
+        ("ENV X=1 \\\n  # of $V\n  Y=$V", "ENV X=1 \\\n  # of $V\n  Y=@$V"),
+        ("COPY --chown=$V f /opt/$V/", "COPY --chown=@$V f /opt/@$V/"),
+        ('COPY ["f", "/$V"]', 'COPY ["f", "/@$V"]'),
+        ("ADD f /$V", "ADD f /@$V"),
+        ("LABEL l=$V", "LABEL l=@$V"),
+        ("WORKDIR /$V", "WORKDIR /@$V"),
+        ("USER $V", "USER @$V"),
+        ("EXPOSE $V", "EXPOSE @$V"),
+        ("VOLUME /$V", "VOLUME /@$V"),
+        ("STOPSIGNAL $V", "STOPSIGNAL @$V"),
+        # The shell replaces these, and podman's cache knows their values.
+        ("RUN echo $V", "RUN echo $V"),
+        ("CMD echo $V", "CMD echo $V"),
+        ("ENTRYPOINT echo $V", "ENTRYPOINT echo $V"),
+        ("ENV PATH=/x:$PATH", "ENV PATH=/x:$PATH"),
+        ("COPY <<EOF /x\n$V\nEOF", "COPY <<EOF /x\n$V\nEOF"),
+        ("ONBUILD ENV X=$V", "ONBUILD ENV X=$V"),
+    ],
+)
+def test_a_variable_of_arg_is_marked_where_podman_replaces_it(written: str, given: str) -> None:
+    assert shown(f"FROM base\nARG V=1\n{written}") == f"FROM {ID}\nARG V=1\n{given}"
+
+
+READS_S = "FROM base\nRUN --mount=from=s,target=/s x"
+ALL = f"FROM base AS s\nCOPY f /\n{READS_S}"
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("FROM base\nRUN --mount=source=f,target=/f x", {"files": FILES | {"f": "new"}}),
+        ("FROM base\nRUN --mount=target=/f x", {"files": FILES | {"": "new"}}),
+        ("FROM base\nARG N=f\nRUN --mount=source=$N,target=/f x", {"files": FILES | {"": "new"}}),
+        ("FROM base\nRUN --mount=from=tools:1,target=/t x", {"ids": IDS | {"tools:1": "c" * 64}}),
+        (ALL, {"files": FILES | {"": "new"}}),
+        (ALL, {"ids": IDS | {"base": "c" * 64}}),
+        ("FROM base\nARG V\nENV X=$V", {"build_args": {"V": "2"}}),
+        (f"FROM base AS s\nARG V\nENV X=$V\n{READS_S}", {"build_args": {"V": "2"}}),
+        (f"FROM base AS s\nARG V\nRUN echo $V > /v\n{READS_S}", {"build_args": {"V": "2"}}),
+    ],
+)
+def test_another_input_is_another_mark(text: str, change: dict[str, object]) -> None:
+    before = {"build_args": {"V": "1"}} if "build_args" in change else {}
+    assert rewritten(text, **before).marks != rewritten(text, **change).marks  # type: ignore[arg-type]
+    assert rewritten(text, **before).marks == rewritten(text, **before).marks
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        ("ARG V=1\nFROM base\nARG V\nENV X=$V", "ARG V=2\nFROM base\nARG V\nENV X=$V", True),
+        ("FROM base\nARG V=1\nENV X=$V", "FROM base\nARG V=2\nENV X=$V", True),
+        ("FROM base\nARG A=1\nARG V=$A\nENV X=$V", "FROM base\nARG A=2\nARG V=$A\nENV X=$V", True),
+        ("FROM base AS p\nARG V=1\nFROM p\nENV X=$V", "FROM base AS p\nARG V=2\nFROM p\nENV X=$V", True),
+        ("FROM base\nARG V=1 W=1\nENV X=$V", "FROM base\nARG V=1 W=2\nENV X=$V", False),
+        (
+            f"FROM base AS s\nRUN a\n{READS_S}",
+            f"FROM base AS s\nRUN b\n{READS_S}",
+            True,
+        ),
+        (
+            f"FROM base AS r\nRUN a\nFROM base AS s\nCOPY --from=r /a /\n{READS_S}",
+            f"FROM base AS r\nRUN b\nFROM base AS s\nCOPY --from=r /a /\n{READS_S}",
+            True,
+        ),
+        (
+            f"FROM base AS s\nCOPY <<EOF /x\na\nEOF\n{READS_S}",
+            f"FROM base AS s\nCOPY <<EOF /x\nb\nEOF\n{READS_S}",
+            True,
+        ),
+        (
+            f"FROM base AS s\nRUN a\n{READS_S}",
+            f"FROM base AS s\n# words\nRUN a\n{READS_S}",
+            False,
+        ),
+    ],
+)
+def test_marks_follow_what_is_read_and_nothing_else(old: str, new: str, changes: bool) -> None:
+    assert (rewritten(old).marks != rewritten(new).marks) is changes
+
+
+def test_what_a_stage_does_not_read_does_not_count() -> None:
+    text = "FROM base AS s\nRUN x\nFROM base\nRUN --mount=from=s,target=/s x"
+    assert rewritten(text).marks == rewritten(text, files=FILES | {"": "new"}).marks
+
+
+def test_a_stage_that_downloads_is_read_anew_each_time() -> None:
+    text = "FROM base AS s\nADD https://example.org/x /\nFROM base\nRUN --mount=from=s,target=/s x"
+    assert rewritten(text).marks != rewritten(text).marks
+
+
+def test_the_marks_and_names_are_known_for_showing() -> None:
+    found = rewritten("FROM base\nARG V=1\nENV X=$V\nRUN --mount=source=f,target=/f x")
+    text = found.text
+    for mark in found.marks:
+        text = text.replace(mark, "")
+    assert text == f"FROM {ID}\nARG V=1\nENV X=$V\nRUN --mount=source=f,target=/f x"
+    assert found.bases == {ID: "base"}
+
+
+@pytest.mark.parametrize(
+    ("text", "overlooked"),
+    [
+        ("FROM base\nRUN --mount=source=f,target=/f x", [(Overlooked.SOURCE, 2)]),
+        ("FROM base\nRUN --mount=from=tools:1,target=/f x", [(Overlooked.SOURCE, 2)]),
+        ("FROM base AS s\nFROM base\nRUN --mount=from=s,target=/f x", [(Overlooked.STAGE, 3)]),
+        ("FROM base AS s\nFROM base\nRUN --mount=from=0,target=/f x", [(Overlooked.STAGE, 3)]),
+        ("ARG V=1\nFROM base\nARG V\nENV X=$V", [(Overlooked.VARIABLE, 4)]),
+        ("FROM base AS base\nFROM base", [(Overlooked.SHADOW, 1)]),
+        ("FROM base\nRUN --mount=type=cache,target=/f x\nENV PATH=/x:$PATH\nARG V=1\nRUN echo $V", []),
+        ("FROM base AS s\nRUN --mount=target=/f x\nFROM base", []),
+    ],
+)
+def test_the_parser_names_what_podmans_cache_overlooks(
+    text: str, overlooked: list[tuple[Overlooked, int]]
+) -> None:
+    parsed = dockerfile.parse(text.encode(), where="x", build_args={}, architecture="x86_64")
+    assert list(parsed.overlooked) == overlooked
+
+
+@pytest.mark.parametrize(
+    ("trigger", "overlooked"),
+    [
+        ("COPY f /f", False),
+        ("RUN echo $V", False),
+        ("ARG V", False),
+        ("ENV X=$V", True),
+        ("RUN --mount=type=bind,source=f,target=/f x", True),
+    ],
+)
+def test_triggers_that_podmans_cache_overlooks(trigger: str, overlooked: bool) -> None:
+    assert triggers.are_overlooked([trigger], "Dockerfile") is overlooked
+
+
+@pytest.mark.parametrize(
+    "trigger", ["COPY --from=tools /a /", "RUN --mount=type=bind,from=tools,target=/t x"]
+)
+def test_a_trigger_may_not_take_files_from_elsewhere(trigger: str) -> None:
+    triggers.require_own_files(["COPY a b", "RUN --mount=target=/t x"], base="base", where="p")
+    with pytest.raises(DockerfileError) as error:
+        triggers.require_own_files([trigger], base="base", where="p/Dockerfile:1")
+    assert str(error.value) == (
+        f"p/Dockerfile:1: base has the trigger ONBUILD {trigger}: which image that names depends on the"
+        " node\n"
+        "  next: take the trigger out of the base, and write its instruction in this Dockerfile"
+    )
+
+
+def test_the_triggers_of_a_stage_are_its_own() -> None:
+    text = b"FROM base AS a\nONBUILD RUN a\nFROM base\nONBUILD RUN b\nONBUILD RUN c"
+    found = instructions(text, where="x").instructions
+    assert [triggers.of_stage(found, index) for index in (0, 1)] == [("RUN a",), ("RUN b", "RUN c")]
