@@ -31,7 +31,7 @@ def require_own_files(triggers: Iterable[str], *, base: str, where: str) -> None
                     f"{base} has the trigger ONBUILD {trigger}: which image that names depends on the"
                     " node",
                     where=where,
-                    hint="take the trigger out of the base, and write its instruction in this Dockerfile",
+                    hint="take the trigger out of the base and write its instruction in this Dockerfile",
                 )
 
 

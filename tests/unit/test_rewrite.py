@@ -253,7 +253,7 @@ def test_a_trigger_may_not_take_files_from_elsewhere(trigger: str) -> None:
     assert str(error.value) == (
         f"p/Dockerfile:1: base has the trigger ONBUILD {trigger}: which image that names depends on the"
         " node\n"
-        "  next: take the trigger out of the base, and write its instruction in this Dockerfile"
+        "  next: take the trigger out of the base and write its instruction in this Dockerfile"
     )
 
 
