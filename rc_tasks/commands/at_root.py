@@ -8,6 +8,7 @@ from typing import Any
 from doit.cmd_base import DoitCmdBase, opt_dodo
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_ignore import Ignore as DoitIgnore
 from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidCommand
 
@@ -113,6 +114,12 @@ class Forget(AtRoot, DoitForget):
             names = None if self.sel_default_tasks else self.sel_tasks
             self.sel_tasks = steps_of(self, names, "--all")
         return super()._execute(forget_sub, forget_disable_default, forget_all)
+
+
+class Ignore(AtRoot, DoitIgnore):
+    """`doit ignore TASK`."""
+
+    doc_purpose = "leave tasks out of runs until they are forgotten"
 
 
 class Clean(AtRoot, DoitClean):

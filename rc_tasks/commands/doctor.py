@@ -1,6 +1,7 @@
 """`doit doctor`: what is missing or wrong on this host and on a compute node, and how to mend it."""
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rc_tasks.engine.places import Place
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import Runner
+from rc_tasks.state import rights
 from rc_tasks.state.official import Official
 from rc_tasks.state.trust import Trust
 from rc_tasks.steps import check, credentials, launch
@@ -45,6 +47,7 @@ class Doctor(CheckoutCommand):
         return super().execute(opt_values, pos_args)
 
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
+        rights.require_readable(opened.checkout)
         problems = _tell("this host", host_findings(opened))
         where = runner(opened.checkout.settings.runner)
         heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
@@ -99,6 +102,7 @@ def host_findings(opened: Session) -> Iterator[Finding]:
             "env.toml files will name images there: set images_root if that is not meant",
         )
     yield from _official(opened)
+    yield from _closed(opened)
     yield from _slurm(opened)
     yield from _bases(opened)
     yield _launcher(opened)
@@ -120,6 +124,21 @@ def _official(opened: Session) -> Iterator[Finding]:
         yield Finding(Level.WARNING, f"and {len(refused) - _MOST_REFUSALS} more paths of {root}")
     if not refused:
         yield Finding(Level.OK, f"clones can adopt what {root} has built")
+
+
+def _closed(opened: Session) -> Iterator[Finding]:
+    """What in the official checkout its owner alone may read."""
+    checkout = opened.checkout
+    paths = rights.closed(checkout) if rights.is_official(checkout) else []
+    if paths:
+        named = [rights.shown(path, checkout.shown(path)) for path in paths[:_MOST_REFUSALS]]
+        more = f" and {len(paths) - len(named)} more" if len(paths) > len(named) else ""
+        yield Finding(
+            Level.WARNING,
+            f"nobody but the owner may read {', '.join(named)}{more}: jobs and clones of others fail",
+            f"chmod -R go+rX {shlex.quote(str(checkout.root))}, and `umask 022` before the next build"
+            " (002 where a group shares it)",
+        )
 
 
 def _bases(opened: Session) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from rc_tasks.model.graph import local_name
 from rc_tasks.model.project import DOCKERFILE, EDF, PROJECTS, Project
 from rc_tasks.model.reference import ImageReference, name_problem, near
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.files import refused, umask
+from rc_tasks.state.files import open_up, refused, umask
 
 TEMPLATES = "templates/new"
 ENTRYPOINT = "entrypoint.sh"
@@ -84,7 +84,7 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
                 path = Path(scratch, file)
                 path.write_text(text, encoding="utf-8")
                 path.chmod((0o777 if text.startswith("#!") else 0o666) & ~umask())
-        os.chmod(scratch, 0o777 & ~umask())
+        open_up(scratch)
         os.rename(scratch, project.directory)
     except OSError as error:
         raise refused(error, parent) or error from None

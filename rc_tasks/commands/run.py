@@ -20,13 +20,14 @@ from rc_tasks.engine import adopt
 from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.dispatch import Dispatcher
 from rc_tasks.engine.events import Event, Kind
-from rc_tasks.engine.order import order
+from rc_tasks.engine.order import Order, order
 from rc_tasks.engine.places import release_abandoned
 from rc_tasks.engine.reporter import Reporter
 from rc_tasks.engine.selection import reach, selection
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
 from rc_tasks.model.project import RECIPE
 from rc_tasks.model.readable import printable_lines
+from rc_tasks.state import rights
 from rc_tasks.state.own import require_own
 from rc_tasks.state.status import briefly
 
@@ -95,6 +96,7 @@ class Run(AtRoot, DoitRun):
             if not self.sel_default_tasks:
                 _tell_frozen(opened, names)
         expected = order(opened.checkout, opened.judge, names, everything=kwargs["always"])
+        _warn_of_umask(opened, expected)
         dispatcher = Dispatcher(
             opened, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
         )
@@ -134,6 +136,18 @@ def _adopt(opened: Session, names: list[str]) -> None:
         print(line, flush=True)
     for warning in adopt.warnings(opened, names):
         sys.stderr.write(f"warning: {warning}\n")
+
+
+def _warn_of_umask(opened: Session, expected: Order) -> None:
+    """Report once, before anything is published, that nobody else could start a job from it."""
+    mask = rights.closing_umask(opened.checkout) if expected.stale_images else ""
+    if mask:
+        sys.stderr.write(
+            f"warning: with umask {mask} nobody but you may read what this run publishes, so jobs of"
+            " others cannot start from it\n"
+            "  next: unless that is meant, interrupt it, then `umask 022` (002 where a group shares the"
+            " checkout)\n"
+        )
 
 
 def _tell_frozen(opened: Session, names: list[str]) -> None:

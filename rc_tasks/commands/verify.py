@@ -74,7 +74,9 @@ class Verify(CheckoutCommand):
         took = show.duration(time.monotonic() - began_s)
         count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
         print(f"{_images(count)}, {len(damaged)} damaged; {show.size(read.bytes)} read in {took}")
-        return 1 if damaged or len(known) < len(wanted) else 0
+        if damaged or len(known) < len(wanted):
+            return 1
+        return 3 if any(each.verdict is Verdict.UNREADABLE for each in done) else 0
 
 
 class _Sum:

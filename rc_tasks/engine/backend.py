@@ -13,6 +13,7 @@ from doit.dependency import FileChangedChecker
 
 from rc_tasks.engine.session import session
 from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.inputs import CONTEXT, part_of
 from rc_tasks.state.records import Record, Records, Step
@@ -66,16 +67,17 @@ class RecordsDB:
 
     def remove_all(self) -> None:
         """`doit forget --all`."""
-        for path in self._records.directory.glob("*:*"):
-            self.remove(path.stem)
+        for name in reading.names(self._records.directory):
+            if ":" in name:
+                self.remove(name.rpartition(".")[0])
 
     def dump(self) -> None:
         """Nothing is left to write at exit."""
 
     @functools.cached_property
     def _ignored_tasks(self) -> frozenset[str]:
-        directory = self._records.directory
-        return frozenset(path.stem for path in directory.glob(f"*{_IGNORED}"))
+        found = reading.names(self._records.directory)
+        return frozenset(name.removesuffix(_IGNORED) for name in found if name.endswith(_IGNORED))
 
     @property
     def _records(self) -> Records:

@@ -92,6 +92,12 @@ class Dispatcher:
             failed = self._until_done(step, name)
         except ClosedError:
             return NotTried("the run was ending")
+        except OSError as error:
+            # The state cannot be read; what goes wrong in the step itself is reported by `_run`.
+            told = refused(error)
+            if told is None:
+                raise
+            failed = TaskFailed(str(told))
         finally:
             with self._left:
                 self._at_work -= 1

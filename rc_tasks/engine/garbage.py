@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.project import ARTIFACT, EDF, GENERATED, IMAGE_JSON, PROJECTS
-from rc_tasks.state import edfs, files, locks, logs, previous, store_garbage
+from rc_tasks.state import edfs, files, locks, logs, previous, reading, store_garbage
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.records import Step
@@ -352,13 +352,14 @@ def _walk(path: Path) -> Iterator[os.stat_result]:
 
 
 def _listed(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except OSError:
-        return []
+    """The entries of a directory of the state. Raises OSError when it cannot be read."""
+    return [directory / name for name in reading.names(directory)]
 
 
 def _only_generated(directory: Path) -> bool:
     """Whether a project directory holds nothing but what we have put there."""
-    names = {path.name for path in _listed(directory)} if not directory.is_symlink() else set()
+    try:
+        names = set(os.listdir(directory)) if not directory.is_symlink() else set[str]()
+    except OSError:
+        return False
     return bool(names & {ARTIFACT, IMAGE_JSON}) and names <= GENERATED

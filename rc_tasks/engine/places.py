@@ -15,7 +15,7 @@ from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.schedule import Slots, Wanted
 from rc_tasks.errors import SlurmError
 from rc_tasks.model.settings import Runner, Slurm
-from rc_tasks.state import locks
+from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.tools import slurm
 from rc_tasks.tools.slurm import StepRequest
@@ -345,7 +345,10 @@ def release_abandoned(checkout: Checkout) -> list[str]:
     """Give back the allocations of runs of ours that were killed; returns their job IDs."""
     found: list[str] = []
     with contextlib.suppress(FileNotFoundError):
-        for path in checkout.allocations.glob("*.json"):
+        for file in reading.names(checkout.allocations):
+            path = checkout.allocations / file
+            if not file.endswith(".json") or file.startswith("."):
+                continue
             if path.stat().st_uid == os.getuid() and locks.holder(path) is None:
                 found += slurm.cancel(path.stem)
                 path.unlink(missing_ok=True)

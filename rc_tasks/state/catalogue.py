@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
 
 # A file name has 255 bytes at most, and `write_atomically` adds some for its temporary one.
@@ -69,9 +69,12 @@ class Catalogue:
 
     def base_files(self) -> Iterator[tuple[Path, Pulled]]:
         """Every base that was pulled, with the file that says so."""
-        for path in sorted(self.directory.glob("references/*/*.json")):
-            if (found := _pulled(_read(path))) is not None:
-                yield path, found
+        references = self.directory / "references"
+        for architecture in reading.names(references):
+            for name in reading.names(references / architecture):
+                path = references / architecture / name
+                if name.endswith(".json") and (found := _pulled(_read(path))) is not None:
+                    yield path, found
 
     def cache(self, name: str) -> tuple[Cached, ...]:
         """The intermediate images of the last build that ended well, and of failed ones since."""
@@ -90,9 +93,10 @@ class Catalogue:
 
     def caches(self) -> Iterator[tuple[str, tuple[Cached, ...]]]:
         """Every project that has a cache, with its images."""
-        for path in sorted(self.directory.glob("cache/*.json")):
-            name = path.name.removesuffix(".json")
-            yield name, self.cache(name)
+        for file in reading.names(self.directory / "cache"):
+            if file.endswith(".json"):
+                name = file.removesuffix(".json")
+                yield name, self.cache(name)
 
     def base_file(self, reference: str, architecture: str) -> Path:
         """Where it is written down what a reference stands for."""
@@ -106,10 +110,13 @@ class Catalogue:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when it is not there or damaged, which costs only time."""
+    """A JSON object; empty when it is not there or damaged, which costs only time.
+
+    Raises OSError when it is there and cannot be read: `doit gc` would take what it refers to.
+    """
     try:
-        found = json.loads(read_bytes(path))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(reading.content(path) or b"")
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

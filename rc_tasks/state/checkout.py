@@ -13,6 +13,7 @@ from rc_tasks.model.project import DOCKERFILE, RECIPE, Alias, Broken, Project, d
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
+from rc_tasks.state import reading
 from rc_tasks.state.digests import Digests
 from rc_tasks.state.pins import Pins
 from rc_tasks.state.previous import Previous
@@ -20,7 +21,7 @@ from rc_tasks.state.records import Records, Step
 from rc_tasks.state.store import Store
 
 DODO = "dodo.py"
-GENERATED = ".rc"
+GENERATED = reading.GENERATED
 TEMPLATE = "templates/env.toml.j2"
 
 _NO_RECIPE = recipe.Recipe()

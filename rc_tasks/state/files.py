@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rc_tasks.errors import RcError
+from rc_tasks.state.reading import denied
 
 _DAY_S = 86_400.0
 # See `temporary_prefix`; what follows is tempfile's.
 _TEMPORARY = re.compile(r"(\..+)\.(\d+)\.\w+")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_ANSWER = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ESHUTDOWN}
+)
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP})
 
 
@@ -107,10 +111,16 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
             hint="free space or ask for more quota there, then run the same command again",
         )
     if error.errno in _FORBIDDEN:
-        return RcError(
+        return (denied(Path(os.fsdecode(where))) if where else None) or RcError(
             f"cannot be written or read: {error.strerror}",
             where=where,
             hint="`ls -ld` that path to see whose it is, or work in a clone of your own",
+        )
+    if error.errno in _NO_ANSWER:
+        return RcError(
+            f"the file system gives no answer: {error.strerror}",
+            where=where,
+            hint="run the same command again, on another node if it fails again here",
         )
     if error.errno in _IN_THE_WAY:
         return RcError(
@@ -135,6 +145,15 @@ def _write(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def open_up(directory: str | Path) -> None:
+    """Give a directory of tempfile's, which is its maker's alone, the mode that the umask says.
+
+    A set-group-ID bit stays. Without it, what is made there belongs to the maker's own group, and no
+    other member of the checkout's group could remove it.
+    """
+    os.chmod(directory, stat.S_IMODE(os.stat(directory).st_mode) | 0o777 & ~umask())
 
 
 def with_careful_umask() -> None:

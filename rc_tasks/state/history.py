@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.state import reading
 from rc_tasks.state.records import Record, Step
 
 _SUFFIX = ".jsonl"
@@ -102,7 +102,10 @@ class Run:
 
 
 def entries(directory: Path) -> Iterator[Entry]:
-    """Every step of every run, the one that began last first; files are read as they are needed."""
+    """Every step of every run, the one that began last first; files are read as they are needed.
+
+    Raises OSError when a file is there and cannot be read.
+    """
     files = sorted(_files(directory), key=lambda found: -found[1])
     waiting: list[tuple[float, int, Entry]] = []
     count = 0
@@ -120,10 +123,11 @@ def entries(directory: Path) -> Iterator[Entry]:
 def trim(directory: Path, days: int, suffix: str = _SUFFIX) -> None:
     """Remove the files of runs that wrote last more than so many days ago, as far as we may."""
     oldest = datetime.now(UTC) - timedelta(days=days)
-    for path, written_s in _files(directory, suffix):
-        if written_s < oldest.timestamp():
-            with contextlib.suppress(OSError):
-                path.unlink()
+    with contextlib.suppress(OSError):
+        for path, written_s in _files(directory, suffix):
+            if written_s < oldest.timestamp():
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def image_id(record: Record | None) -> str:
@@ -141,21 +145,17 @@ def stamp(time: datetime) -> str:
 def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
     """The files of all runs, with the times of their last writes."""
     found = []
-    with contextlib.suppress(OSError), os.scandir(directory) as listing:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as listing:
         for each in listing:
             # Another run may be trimming.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
                 if each.name.endswith(suffix) and each.is_file(follow_symlinks=False):
                     found.append((Path(each.path), each.stat().st_mtime))
     return found
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    try:
-        lines = read_bytes(path).split(b"\n")
-    except OSError:
-        return
-    for line in lines:
+    for line in (reading.content(path) or b"").split(b"\n"):
         entry = parse(line)
         if entry is not None:
             yield entry

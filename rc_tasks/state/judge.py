@@ -12,7 +12,7 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.model.readable import local_time
-from rc_tasks.state import locks
+from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
@@ -21,6 +21,7 @@ from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
 from rc_tasks.state.records import Facts, Failure, Record, Step
+from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.state.status import (
     GONE,
     NEVER,
@@ -139,6 +140,9 @@ class Judge:
         if self._checkout.graph.images[name].recipe.frozen:
             held += dict.fromkeys(cause.words for status in steps for cause in status.held)
             words.append(f"frozen, though {held[0]}" if held else "frozen")
+        closed = closed_files(self._checkout, name) if is_official(self._checkout) else []
+        if closed:
+            words.append(f"nobody but the owner may read {', '.join(path.name for path in closed)}")
         return (", ".join(words), *held[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:
@@ -259,6 +263,8 @@ class Judge:
         except OSError as error:
             if os.path.islink(path):
                 return f"image.sqsh leads nowhere: {os.readlink(path)}: {error.strerror}"
+            if not isinstance(error, FileNotFoundError):
+                raise
             return "image.sqsh is missing"
         if published is None or status.st_size != published.size_bytes:
             return f"image.sqsh is damaged: it has {status.st_size} bytes"
@@ -271,20 +277,19 @@ class Judge:
 
     def _public_damage(self, node: ImageNode) -> str | None:
         path, name = f"{node.project.base}/{IMAGE_JSON}", node.project.name
-        try:
-            written_ns = os.stat(path).st_mtime_ns
-        except OSError:
+        status = reading.status(path)
+        if status is None:
             return "image.json is missing"
+        written_ns = status.st_mtime_ns
         versions = (self._checkout.records.version(step, name) for step in (Step.PODMAN, Step.ENROOT))
         # A step writes its record after it: only what was written later is worth reading.
         if written_ns <= max(version[1] for version in versions if version is not None):
             return None
         try:
-            with open(path, "rb") as file:
-                readable = isinstance(json.load(file), dict)
-        except (OSError, ValueError, RecursionError):
-            readable = False
-        return None if readable else "image.json is damaged"
+            sound = isinstance(json.loads(reading.content(path) or b""), dict)
+        except (ValueError, RecursionError):
+            sound = False
+        return None if sound else "image.json is damaged"
 
     def _env(self, node: ImageNode) -> list[Cause]:
         name = node.project.name

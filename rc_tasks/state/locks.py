@@ -83,12 +83,17 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the lock now, or None: free, or its holder is gone."""
+    """Who holds the lock now, or None: free, or its holder is gone.
+
+    Raises PermissionError when this user may not read it.
+    """
     try:
         found = _parse(read_bytes(path))
         untouched_s = server_time_s(path.parent) - path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise  # it says nothing of a holder
     except (OSError, ValueError, TypeError, RecursionError):
         # Damaged, or written by a version that we do not know: judge by its age alone.
         found, untouched_s = Holder("?", "?", "?", 0, "", "?"), _age_s(path)

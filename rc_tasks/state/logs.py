@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.model.settings import Logs
+from rc_tasks.state import reading
 from rc_tasks.state.history import stamp
 
 LATEST = "latest.log"
@@ -36,6 +37,7 @@ def newest(directory: Path) -> Path | None:
 
 def failed(directory: Path) -> Path | None:
     """The log of the step's newest failure, or None."""
+    reading.names(directory)  # raises where it cannot be listed
     try:
         path = directory / os.readlink(directory / FAILED)
     except OSError:
@@ -71,13 +73,14 @@ def point(link: Path, log: Path) -> None:
 
 def settle(directory: Path, keep: Logs) -> None:
     """Remove old logs after a step has ended, and let `latest.log` lead to one that is there."""
-    found = _logs(directory)
-    if not found:
-        return
-    point(directory / LATEST, directory / found[0])
-    for path in surplus(directory, keep):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    with contextlib.suppress(OSError):
+        found = _logs(directory)
+        if not found:
+            return
+        point(directory / LATEST, directory / found[0])
+        for path in surplus(directory, keep):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def surplus(directory: Path, keep: Logs) -> list[Path]:
@@ -95,7 +98,4 @@ def surplus(directory: Path, keep: Logs) -> list[Path]:
 
 def _logs(directory: Path) -> list[str]:
     """The names of a step's logs, the newest first."""
-    try:
-        return sorted(filter(_LOG.fullmatch, os.listdir(directory)), reverse=True)
-    except OSError:
-        return []
+    return sorted(filter(_LOG.fullmatch, reading.names(directory)), reverse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.manifest import Manifest, Origin, document, parse_manifest, parse_origin
 from rc_tasks.model.regular import read_bytes
+from rc_tasks.state import reading
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.files import sweep_temporaries, write_atomically
 from rc_tasks.state.inputs import BASE, CONTEXT
@@ -118,10 +119,11 @@ def kept(checkout: Checkout, name: str) -> list[Path]:
     None at all when there is none of the present image.
     """
     found = []
-    for path in _directory(checkout, name).glob(f"*{_SUFFIX}"):
-        if not path.name.endswith(_ORIGIN):
-            with contextlib.suppress(OSError):
-                found.append((path.stat().st_mtime, path))
+    directory = _directory(checkout, name)
+    for file in reading.names(directory):
+        if file.endswith(_SUFFIX) and not file.endswith(_ORIGIN):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(((directory / file).stat().st_mtime, directory / file))
     present = present_id(checkout, name)
     newest = [path for _, path in sorted(found, reverse=True)]
     newest.sort(key=lambda path: path.stem != present)
@@ -130,9 +132,8 @@ def kept(checkout: Checkout, name: str) -> list[Path]:
 
 def origin_of(manifest: Path) -> Origin | None:
     """The origin that belongs to the file of a manifest."""
-    with contextlib.suppress(OSError):
-        return parse_origin((manifest.parent / f"{manifest.stem}{_ORIGIN}").read_bytes())
-    return None
+    text = reading.content(manifest.parent / f"{manifest.stem}{_ORIGIN}")
+    return parse_origin(text) if text is not None else None
 
 
 def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:
@@ -147,12 +148,8 @@ def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    found = {}
-    with contextlib.suppress(OSError):
-        for path in sorted(directory.iterdir()):
-            with contextlib.suppress(OSError):
-                found[path.name] = read_bytes(path)
-    return found
+    texts = {name: reading.content(directory / name) for name in reading.names(directory)}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _directory(checkout: Checkout, name: str) -> Path:

@@ -19,6 +19,7 @@ from rc_tasks.state.catalogue import Cached, Pulled
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.digests import Digests
 from rc_tasks.state.pins import comparable
+from rc_tasks.state.reading import denied
 from rc_tasks.state.records import Artifact, Facts, Record, Step, parse
 from rc_tasks.state.status import Cause, changed
 from rc_tasks.state.store import Store
@@ -88,8 +89,7 @@ class Official:
                 raise NotOfferedError("it is not published there yet")
             if not _is_same(path, status, published.artifact, digests):
                 raise NotOfferedError("its image.sqsh there is not as it was published")
-            if not os.access(path, os.R_OK):
-                raise RefusedError("you may not read it", where=path, hint="ask its owner for the right")
+            _require_readable(path)
             if not self.has(built.facts.image_id):
                 raise NotOfferedError("it is not in the image store there")
         except FileNotFoundError as error:
@@ -164,13 +164,19 @@ class Official:
         told = set()
         for place in places:
             try:
+                _require_readable(place)
                 self._status(place)
-            except RefusedError as error:
-                if str(error) not in told:
-                    told.add(str(error))
-                    yield error
-            except OSError:
-                pass  # not built there yet
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # not built there yet
+            except RefusedError as found:
+                error = found
+            except OSError as found:
+                error = _unreadable(found)
+            else:
+                continue
+            if str(error) not in told:
+                told.add(str(error))
+                yield error
 
     def base(self, reference: str, architecture: str) -> Pulled | None:
         """What a reference to a registry stands for in the official checkout, if it has the image."""
@@ -326,7 +332,18 @@ def _is_same(path: str, status: os.stat_result, published: Artifact, digests: Di
     )
 
 
+def _require_readable(path: str) -> None:
+    """Raise RefusedError when this user may not read what is at a path."""
+    found = denied(Path(path))
+    if found is not None:
+        raise RefusedError(found.what, where=found.where, hint=found.hint)
+
+
 def _unreadable(error: OSError) -> RefusedError:
+    try:
+        _require_readable(os.fsdecode(error.filename or ""))
+    except RefusedError as found:
+        return found
     return RefusedError(
         f"cannot be read: {error.strerror}",
         where=error.filename,

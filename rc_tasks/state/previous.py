@@ -21,10 +21,10 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON, Project
-from rc_tasks.model.regular import read_bytes, read_text
 from rc_tasks.model.settings import Store
+from rc_tasks.state import reading
 from rc_tasks.state.digests import sample_digest
-from rc_tasks.state.files import sweep_temporaries, temporary_prefix, umask
+from rc_tasks.state.files import open_up, sweep_temporaries, temporary_prefix
 from rc_tasks.state.history import stamp
 from rc_tasks.state.records import Artifact, Record, Step, as_text, parse
 
@@ -73,10 +73,10 @@ class Previous:
         path, place = project.artifact, self.directory / project.name
         with contextlib.suppress(OSError):  # `doit gc` tells what stays
             sweep_temporaries(place, _TEMPORARY)
-        if record is None or path.is_symlink() or not is_as_published(path, record):
-            return ""
-        entry = place / _entry_name(record)
         try:
+            if record is None or path.is_symlink() or not is_as_published(path, record):
+                return ""
+            entry = place / _entry_name(record)
             if _same_file(entry / ARTIFACT, path):
                 # From now on it is a previous one, once more.
                 os.utime(entry)
@@ -84,7 +84,7 @@ class Previous:
             place.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=place))
             try:
-                made.chmod(0o777 & ~umask())
+                open_up(made)
                 os.link(path, made / ARTIFACT)
                 told = _image_json(project, record)
                 (made / IMAGE_JSON).write_text(told, encoding="utf-8")
@@ -96,7 +96,7 @@ class Previous:
             finally:
                 shutil.rmtree(made, ignore_errors=True)
         except OSError as error:
-            return f"{error.strerror}: {error.filename2 or error.filename or entry}"
+            return f"{error.strerror}: {error.filename2 or error.filename or place}"
         return ""
 
     def of(self, project: Project, record: Record | None) -> list[Published]:
@@ -119,20 +119,21 @@ class Previous:
 
     def entries(self, name: str) -> list[str]:
         """The names of an image's entries, the oldest first."""
-        return sorted(filter(_ENTRY.fullmatch, _names(self.directory / name)))
+        return sorted(filter(_ENTRY.fullmatch, reading.names(self.directory / name)))
 
     def foreign(self, name: str) -> list[Path]:
         """What lies among an image's entries and is none."""
         place = self.directory / name
         return [
             place / each
-            for each in _names(place)
+            for each in reading.names(place)
             if not _ENTRY.fullmatch(each) and not each.startswith(f".{_TEMPORARY}.")
         ]
 
     def names(self) -> list[str]:
         """The images that have kept ones."""
-        return [name for name in _names(self.directory) if (self.directory / name).is_dir()]
+        found = reading.names(self.directory)
+        return [name for name in found if (self.directory / name).is_dir()]
 
     def image_ids(self, name: str) -> Iterator[tuple[str, str]]:
         """The name of each entry of an image with its image ID, as far as that is known."""
@@ -160,10 +161,11 @@ class Previous:
 
     def restore_image_json(self, project: Project, record: Record) -> str:
         """The image.json of a kept image, or the little that its record says."""
+        entry = self.directory / project.name / _entry_name(record)
+        text = reading.content(entry / IMAGE_JSON)
         try:
-            entry = self.directory / project.name / _entry_name(record)
-            return read_text(entry / IMAGE_JSON)
-        except (OSError, ValueError):
+            return text.decode() if text is not None else _little(project, record)
+        except ValueError:
             return _little(project, record)
 
 
@@ -178,18 +180,18 @@ def remove(entry: Path) -> None:
 
 
 def is_as_published(path: Path, record: Record) -> bool:
-    """Whether a file is the one that a step published."""
-    published = record.artifact
+    """Whether a file is the one that a step published. Raises OSError when it cannot be read."""
+    published, status = record.artifact, reading.status(path)
     try:
-        status = os.stat(path)
         return (
             published is not None
+            and status is not None
             and status.st_size == published.size_bytes
             and (
                 status.st_mtime_ns == published.mtime_ns or sample_digest(str(path)) == published.sample
             )
         )
-    except OSError:
+    except FileNotFoundError:
         return False
 
 
@@ -204,20 +206,18 @@ def _task(name: str) -> str:
 
 
 def _read(entry: Path, name: str) -> Record | None:
-    try:
-        record = parse(read_bytes(entry / RECORD), _task(name))
-        return record if record is not None and record.artifact and entry.is_dir() else None
-    except OSError:
-        return None
+    text = reading.content(entry / RECORD)
+    record = parse(text, _task(name)) if text is not None else None
+    return record if record is not None and record.artifact and entry.is_dir() else None
 
 
 def _image_json(project: Project, record: Record) -> str:
     """The image.json beside an image if it is of that image, else the little that the record says."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        text = read_text(project.image_json)
-        found = json.loads(text)
+    text = reading.content(project.image_json)
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text or b"")
         if isinstance(found, dict) and found.get("image_id") == record.inputs.get("image"):
-            return text
+            return (text or b"").decode()
     return _little(project, record)
 
 
@@ -248,13 +248,6 @@ def _mtime_s(path: Path) -> float:
         return os.lstat(path).st_mtime
     except OSError:
         return time.time()
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
 
 
 def put_back(project: Project, target: Published, temporary: Path) -> None:

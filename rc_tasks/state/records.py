@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.inputs import recorded
 
@@ -118,7 +118,10 @@ class Records:
     _seen: dict[str, Record | None] = field(default_factory=dict)
 
     def get(self, step: Step, name: str) -> Record | None:
-        """The record of a step, or None when it never ended well; a damaged file counts as none."""
+        """The record of a step, or None when it never ended well; a damaged file counts as none.
+
+        Raises OSError when it is there and cannot be read.
+        """
         task = f"{step}:{name}"
         # One look-up: another thread may make us `reread` in between.
         found = self._seen.get(task, _UNREAD)
@@ -135,11 +138,8 @@ class Records:
 
     def version(self, step: Step, name: str) -> tuple[int, int] | None:
         """Something that is another whenever the record has been written, though it says the same."""
-        try:
-            status = os.stat(self._path(f"{step}:{name}"))
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
+        status = reading.status(self._path(f"{step}:{name}"))
+        return (status.st_ino, status.st_mtime_ns) if status is not None else None
 
     def forget(self, step: Step, name: str) -> None:
         """Remove what is known of a step."""
@@ -159,13 +159,16 @@ class Records:
 
     def failure(self, step: Step, name: str) -> Failure | None:
         """How the step failed since it last ended well, or None."""
+        text = reading.content(self._failure_path(f"{step}:{name}"))
+        if text is None:
+            return None
         try:
-            found = json.loads(read_bytes(self._failure_path(f"{step}:{name}")))
+            found = json.loads(text)
             inputs = {str(part): str(value) for part, value in found["inputs"].items()}
             return Failure(
                 recorded(inputs), *(str(found[key]) for key in ("failed_at", "message", "log"))
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def put_failure(self, step: Step, name: str, failure: Failure) -> None:
@@ -175,10 +178,8 @@ class Records:
         )
 
     def _read(self, task: str) -> Record | None:
-        try:
-            return parse(read_bytes(f"{self.directory}/{task}.json"), task)
-        except OSError:
-            return None
+        text = reading.content(f"{self.directory}/{task}.json")
+        return parse(text, task) if text is not None else None
 
     def _path(self, task: str) -> Path:
         return self.directory / f"{task}.json"

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rc_tasks.state import reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.records import Step
 
@@ -63,9 +64,9 @@ def references(
 def recorded(checkout: Checkout) -> set[str]:
     """The names of all images of which a record is there, of projects that are gone too."""
     found = set()
-    for path in checkout.records.directory.glob(f"*:*{_SUFFIX}"):
-        step, _, name = path.name.removesuffix(_SUFFIX).partition(":")
-        if step in set(Step) and not step.startswith("."):
+    for file in reading.names(checkout.records.directory):
+        step, _, name = file.removesuffix(_SUFFIX).partition(":")
+        if file.endswith(_SUFFIX) and name and step in set(Step):
             found.add(name)
     return found
 

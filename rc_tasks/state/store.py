@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from rc_tasks.errors import ArtifactError, RcError
+from rc_tasks.state import reading
 from rc_tasks.state.catalogue import Catalogue
-from rc_tasks.state.files import sweep_temporaries, temporary_prefix
+from rc_tasks.state.files import open_up, sweep_temporaries, temporary_prefix
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 
@@ -49,8 +50,8 @@ class Store:
         return Catalogue(self.directory)
 
     def has(self, image_id: str) -> bool:
-        """Whether the image is here; one `stat`."""
-        return os.path.exists(f"{self.directory}/images/{image_id}/{_MANIFEST}")
+        """Whether the image is here; one `stat`. Raises OSError when it cannot be looked at."""
+        return reading.status(f"{self.directory}/images/{image_id}/{_MANIFEST}") is not None
 
     def use(self, image_id: str) -> bool:
         """Whether the image is here; if so, it stays for a while though nothing refers to it."""
@@ -60,11 +61,15 @@ class Store:
         return self.has(image_id)
 
     def wanted(self) -> set[str]:
-        """The images and blobs that are just being put here, which nothing may refer to yet."""
+        """The images and blobs that are just being put here, which nothing may refer to yet.
+
+        Raises OSError for a note that cannot be read, as it may name anything.
+        """
         found: set[str] = set()
-        for path in self.directory.glob(f".{_SCRATCH}.*/{_WANTED}"):
-            with contextlib.suppress(OSError):
-                found.update(path.read_text().split())
+        for name in reading.names(self.directory):
+            if name.startswith(f".{_SCRATCH}."):
+                text = reading.content(self.directory / name / _WANTED)
+                found.update((text or b"").decode(errors="replace").split())
         return found
 
     def put(self, podman: Podman, image: Image, *, beside: "Store | None" = None) -> None:
@@ -129,10 +134,11 @@ class Store:
 
     def sizes(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Every image here, with its blobs and their sizes in bytes."""
-        with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(os.listdir(self.directory / "images")):
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    yield entry, {_hex(part["digest"]): part["size"] for part in self._parts(entry)}
+        for entry in reading.names(self.directory / "images"):
+            with contextlib.suppress(
+                FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError
+            ):
+                yield entry, {_hex(part["digest"]): part["size"] for part in self._parts(entry)}
 
     def blobs(self, image_id: str) -> dict[str, int]:
         """The blobs of an image with their sizes in bytes. Raises FileNotFoundError, or ValueError."""
@@ -291,6 +297,8 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A directory in the store that goes again, after a kill with the next `sweep`."""
         with tempfile.TemporaryDirectory(prefix=temporary_prefix(_SCRATCH), dir=self.directory) as made:
+            # Else another member's `doit gc` cannot read what this writer relies on.
+            open_up(made)
             yield Path(made)
 
     def _image(self, image_id: str) -> Path:

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rc_tasks.state import reading
 from rc_tasks.state.store import Store
 
 REST_S = 86_400.0
@@ -87,7 +88,7 @@ def foreign(store: Store) -> list[Path]:
     return [
         place / name
         for place in (store.directory / _IMAGES, store.directory / _BLOBS)
-        for name in _names(place)
+        for name in reading.names(place)
         if not _DIGEST.fullmatch(name)
     ]
 
@@ -120,7 +121,7 @@ def _put_back(path: Path, place: Path) -> None:
 
 def _blobs_of(views: Iterable[Path]) -> set[str]:
     # A view has a link of each blob's name, which tells more of a damaged one than its manifest.
-    return {name for view in views for name in _names(view) if _DIGEST.fullmatch(name)}
+    return {name for view in views for name in reading.names(view) if _DIGEST.fullmatch(name)}
 
 
 def _rests(path: Path, now_s: float) -> bool:
@@ -131,11 +132,4 @@ def _rests(path: Path, now_s: float) -> bool:
 
 
 def _entries(directory: Path) -> list[Path]:
-    return [directory / name for name in _names(directory) if _DIGEST.fullmatch(name)]
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
+    return [directory / name for name in reading.names(directory) if _DIGEST.fullmatch(name)]

@@ -19,9 +19,11 @@ from rc_tasks.state import locks
 from rc_tasks.state.blocks import blocks_digest, file_digests
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import sample_digest
+from rc_tasks.state.files import refused
 from rc_tasks.state.history import image_id as image_id_of
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Artifact, Record, Step
+from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store import Store
 
 _SHORT_ID = 12
@@ -40,12 +42,16 @@ class Damage:
 
 
 class Verdict(StrEnum):
-    """What was found; `building`: it is being published just now, so that nothing can be said."""
+    """What was found; `building`: it is being published just now, so that nothing can be said.
+
+    `unreadable`: this user may not read a part of it.
+    """
 
     WHOLE = "whole"
     DAMAGED = "damaged"
     UNPUBLISHED = "was never published"
     BUILDING = "is being built: verify it again later"
+    UNREADABLE = "cannot be verified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +98,38 @@ class Verification:
             if record is None or record.artifact is None:
                 return Verified(name, Verdict.UNPUBLISHED)
             notes: list[str] = []
-            damages = [
-                *self._artifact(node, record, record.artifact, notes),
-                *self._image_json(node, record, record.artifact),
-                *self._edf(node),
-                *self._stored(node, record, notes),
-            ]
+            try:
+                damages = [
+                    *self._artifact(node, record, record.artifact, notes),
+                    *self._image_json(node, record, record.artifact),
+                    *self._edf(node),
+                    *self._stored(node, record, notes),
+                ]
+            except PermissionError as error:
+                return Verified(name, Verdict.UNREADABLE, self._denied(error))
             holder = locks.holder(self.checkout.lock(name))
             if not damages or (
                 holder is None and version == self.checkout.records.version(Step.ENROOT, name)
             ):
                 verdict = Verdict.DAMAGED if damages else Verdict.WHOLE
+                notes += self._closed(name)
                 return Verified(name, verdict, tuple(damages), tuple(notes))
             if holder is not None:
                 break
         # What is damaged now may be whole in a moment.
         return Verified(name, Verdict.BUILDING)
+
+    def _denied(self, error: PermissionError) -> tuple[Damage, ...]:
+        told = refused(error)
+        return (Damage(str(told.where), told.what, told.hint or ""),) if told is not None else ()
+
+    def _closed(self, name: str) -> Iterator[str]:
+        """Which files of an official image nobody but their owner may read."""
+        for path in closed_files(self.checkout, name) if is_official(self.checkout) else ():
+            yield (
+                f"{shown(path, self.checkout.shown(path))} locks everybody else out:"
+                f" chmod go+r {shlex.quote(str(path))}"
+            )
 
     def _record(self, name: str) -> Record | None:
         return self.checkout.records.get(Step.ENROOT, name)
@@ -148,6 +170,8 @@ class Verification:
                     yield Damage(where, "has another content than when published", hint)
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
         except OSError as error:
             first = f"verify it on another node first; if that cannot read it either: {hint}"
             yield Damage(where, f"cannot be read: {error.strerror}", first)
@@ -169,6 +193,8 @@ class Verification:
             differ = [key for key, value in wanted.items() if found.get(key) != value]
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
         except OSError as error:
             yield Damage(where, f"cannot be read: {error.strerror}", hint)
         except (ValueError, AttributeError, RecursionError):
@@ -187,6 +213,8 @@ class Verification:
             found = tomllib.loads(read_text(node.project.edf)).get("image")
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
         except OSError as error:
             yield Damage(where, f"cannot be read: {error.strerror}", hint)
         except (ValueError, RecursionError) as error:
@@ -220,6 +248,8 @@ class Verification:
                     users.setdefault(store.blob(digest), []).append((store, image_id))
             except FileNotFoundError:
                 yield {image_id}, Damage(where, "is not in the store any more", _rebuild(store, name))
+            except PermissionError:
+                raise
             except (OSError, ValueError, RecursionError):
                 hint = _rebuild(store, name, path)
                 yield {image_id}, Damage(where, "cannot be read as an image", hint)
@@ -265,6 +295,8 @@ def _words(digest: str, found: str | OSError) -> str:
     """What is wrong with a blob; empty when nothing is."""
     if isinstance(found, FileNotFoundError):
         return "is missing"
+    if isinstance(found, PermissionError):
+        raise found
     if isinstance(found, OSError):
         return f"cannot be read: {found.strerror}"
     return "" if found == digest else f"has another content, whose digest is {found[:_SHORT_ID]}"
@@ -286,7 +318,7 @@ def _remove(*paths: Path) -> str:
 def _blobs(store: Store, image_id: str) -> dict[str, int]:
     try:
         return store.blobs(image_id)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # what is wrong is reported when it is verified
         return {}
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pty
+import pwd
 import re
 import shlex
 import shutil
@@ -33,7 +34,7 @@ from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
 from tests.support.doit import unstamped
 from tests.support.storage import own_storage
-from tests.support.tools import require_tools
+from tests.support.tools import limited, require_tools
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bad_input"
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
@@ -520,6 +521,7 @@ def normalised(text: str, root: Path) -> str:
     text = re.sub(r"\b\d+\.\d+ s\b", "N s", text)
     text = re.sub(r"\b[0-9a-f]{12}(?:[0-9a-f]{52})?\b", "ID", text)
     text = re.sub(r"\bprocess \d+", "process PID", text)
+    text = text.replace(f"(owner {pwd.getpwuid(os.geteuid()).pw_name}, ", "(owner USER, ")
     text = re.sub(r"time=\"[^\"]+\"|put-blob\d+", "TIME", text)
     text = re.sub(r"\bjob \d+", "job ID", text)
     text = re.sub(r"/tmp/rc_tasks\.\w+", "SCRATCH", text)
@@ -606,14 +608,7 @@ def test_a_failing_step_is_told(
     check(case, tmp_path / "checkout", tools, storage)
 
 
-def limited() -> tuple[str, ...]:
-    """What makes root obey permissions; an ordinary user does anyway."""
-    if os.geteuid() != 0:
-        return ()
-    require_tools("setpriv")
-    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner")
-
-
+ON_STATE = ("list", "why good", "plan", "", "verify --all", "history", "doctor", "gc", "store", "report")
 # What is not allowed, by path: image and records of `good` are there, and its env.toml is stale.
 FORBIDDEN = {
     "forbidden-project": ({"projects/good": 0o555}, {"env:good": 1, "list": 0}),
@@ -628,6 +623,14 @@ FORBIDDEN = {
     "unreadable-pyproject": ({"pyproject.toml": 0o000}, {"list": 3}),
     "unreadable-template": ({"templates/env.toml.j2": 0o000}, {"env:good": 1}),
     "unreadable-edf": ({"projects/good/env.toml": 0o000}, {"env:good": 1, "list": 0}),
+    "unreadable-state": ({".rc": 0o000}, dict.fromkeys(ON_STATE, 3)),
+    "unreadable-records": ({".rc/state": 0o000}, dict.fromkeys(ON_STATE, 3) | {"history": 0}),
+    "unreadable-record": (
+        {".rc/state/podman:good.json": 0o000},
+        dict.fromkeys(("list", "build:good", "verify --all", "gc", "doctor"), 3),
+    ),
+    "unreadable-store": ({".rc/store": 0o000}, dict.fromkeys(("list", "verify --all", "gc"), 3)),
+    "unreadable-image": ({"projects/good/image.sqsh": 0o000}, {"verify good": 3}),
 }
 
 
@@ -654,6 +657,21 @@ def test_what_may_not_be_read_or_written_is_told(case: str, tmp_path: Path) -> N
     after = kept(root)
     assert {path: after.get(path) for path in before} == before
     compare(case, doit.transcript)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_owner_of_an_unreadable_state_is_named(tmp_path: Path) -> None:
+    """An administrator's umask was 077, and a member of the team looks."""
+    root = write_checkout(tmp_path / "checkout", GOOD, 'images_owners = ["nobody"]')
+    pretend_built(root, ["good"])
+    subprocess.run(("chown", "--recursive", "nobody:", root / ".rc"), check=True)
+    subprocess.run(("chmod", "--recursive", "go=", root / ".rc"), check=True)
+    doit = Runner(root, {"RC_RUNNER": "local"}, root, limited())
+    for line in ("list", "verify --all", "doctor", "build:good"):
+        doit(line, 3)
+    subprocess.run(("chmod", "--recursive", "go+rX", root / ".rc"), check=True)
+    doit("list", 0)
+    compare("unreadable-state-of-another", doit.transcript)
 
 
 @contextlib.contextmanager

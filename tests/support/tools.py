@@ -28,3 +28,11 @@ def refuse(reason: str) -> None:
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def limited() -> tuple[str, ...]:
+    """What makes root obey permissions; an ordinary user does anyway."""
+    if os.geteuid() != 0:
+        return ()
+    require_tools("setpriv")
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner")

@@ -24,6 +24,8 @@ from rc_tasks.state.records import Artifact, Step
 from rc_tasks.state.status import State
 from rc_tasks.steps.finding import Finding, Level
 from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.doit import DOIT
+from tests.support.tools import limited
 
 CHILD = "projects/child:1"
 FILES = {
@@ -599,3 +601,29 @@ def test_the_doctor_names_what_clones_would_refuse(official: Path) -> None:
         f"clones adopt nothing from {official / CHILD}: may be written by everyb"
     )
     assert found.hint == f"chmod o-w '{official / CHILD}'"
+
+
+@pytest.mark.parametrize("place", [".rc", ".rc/state", ".rc/store/images", "base/image.sqsh"])
+def test_what_may_not_be_read_there_is_told(official: Path, clone: Path, place: str) -> None:
+    """It looked as if nothing had been built there yet."""
+    closed = official / place
+    mode = closed.stat().st_mode
+    closed.chmod(0)
+    environment = os.environ | {"RC_RUNNER": "local"}
+    try:
+        told, explained = (
+            subprocess.run(
+                (*limited(), DOIT, *argv),
+                cwd=clone,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            ).stdout
+            for argv in (("doctor",), ("why", "base"))
+        )
+    finally:
+        closed.chmod(mode)
+    what = f"{closed}: cannot be read: Permission denied (owner {trust.user(os.geteuid())}, mode 0000)"
+    assert f"clones adopt nothing from {what}" in told
+    assert f"not adopted from {official}: {what}" in explained
