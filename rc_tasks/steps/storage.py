@@ -7,6 +7,7 @@ memory stays there when a job is killed.
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -43,9 +44,9 @@ def directory(settings: PodmanSettings) -> Path | None:
     if wanted == _AUTO:
         made = of_this_job(settings)
         if made is not None:
-            # Of the directories above as well: whoever owns one could exchange ours.
             for each in (made.parent.parent, made.parent, made):
                 _own(each, follow=False)
+            _require_unexchangeable(made)
         return made
     if not wanted:
         return None
@@ -56,7 +57,9 @@ def directory(settings: PodmanSettings) -> Path | None:
             where="podman.storage",
             hint="set podman.storage to a shorter path, such as /dev/shm/${USER}/images",
         )
-    return _own(made, follow=True)
+    _own(made, follow=True)
+    _require_unexchangeable(made)
+    return made
 
 
 def of_this_job(settings: PodmanSettings) -> Path | None:
@@ -193,12 +196,40 @@ def _own(path: Path, *, follow: bool) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat() if follow else path.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise SettingsError(
-            f"{path} belongs to somebody else",
-            where="podman.storage",
-            hint="set podman.storage to a directory of your own, such as /dev/shm/${USER}/images",
-        )
+        raise _others(path)
     return path
+
+
+def _require_unexchangeable(path: Path) -> None:
+    """Raise SettingsError when somebody else could put another directory in place of this one.
+
+    Everybody can who may write to a directory above it. In a sticky one, such as /dev/shm, that is
+    whoever owns what lies there.
+    """
+    if _in_namespace():
+        return  # asked before, where owners have their own numbers
+    path = path.resolve()
+    for place, above in zip((path, *path.parents), path.parents, strict=False):
+        parent = above.stat()
+        if not parent.st_mode & stat.S_IWOTH:
+            continue
+        if not parent.st_mode & stat.S_ISVTX:
+            raise SettingsError(
+                f"everybody may write to {above}, and so put another directory in place of {place}",
+                where="podman.storage",
+                hint=f"chmod o-w {shlex.quote(str(above))}, or set podman.storage to another place",
+            )
+        if place.stat().st_uid not in {0, os.getuid()}:
+            raise _others(place)
+
+
+def _others(path: Path) -> SettingsError:
+    return SettingsError(
+        f"{path} belongs to somebody else",
+        where="podman.storage",
+        hint="have it removed by its owner or an administrator,\n"
+        "or set podman.storage to a directory elsewhere",
+    )
 
 
 def _expanded(text: str) -> str:

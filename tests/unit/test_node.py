@@ -90,20 +90,43 @@ def test_a_path_that_podman_would_refuse_is_refused_first() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
-@pytest.mark.parametrize("where", ["a setting", "user", "rc_tasks", "job", "link"])
+@pytest.mark.parametrize("where", ["a setting", "above a setting", "user", "rc_tasks", "job", "link"])
 def test_what_somebody_else_could_have_put_there_is_refused(
     where: str, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = {"user": memory.parent, "rc_tasks": memory}.get(where, memory / "42")
     planted.parent.mkdir(parents=True, exist_ok=True)
+    if where == "above a setting":
+        # As /dev/shm/${USER}/images, when somebody else made /dev/shm/${USER} first.
+        planted.parent.chmod(0o1777)
     if where == "link":
         planted.symlink_to("/usr")
     else:
         planted.mkdir()
         os.chown(planted, 65534, 65534)
-    settings = PodmanSettings(storage=str(planted)) if where == "a setting" else PodmanSettings()
+    settings = {
+        "a setting": PodmanSettings(storage=str(planted)),
+        "above a setting": PodmanSettings(storage=f"{planted}/images"),
+    }.get(where, PodmanSettings())
     with pytest.raises(SettingsError, match="belongs to somebody else"):
         node.storage(settings)
+
+
+@pytest.mark.parametrize("setting", ["auto", "{memory}/42/images"])
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o1777, False), (0o775, False)], ids=str)
+def test_a_place_that_everybody_could_exchange_is_refused(
+    setting: str, mode: int, refused: bool, memory: Path
+) -> None:
+    memory.mkdir(parents=True)
+    memory.chmod(mode)
+    settings = PodmanSettings(storage=setting.format(memory=memory))
+    if not refused:
+        assert node.storage(settings).root
+        return
+    with pytest.raises(SettingsError) as told:
+        node.storage(settings)
+    assert f"everybody may write to {memory}, and so put another directory in place" in str(told.value)
+    assert f"chmod o-w {memory}" in str(told.value)
 
 
 @pytest.mark.parametrize(
