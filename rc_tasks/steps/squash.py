@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.settings import Compression, Squash, SquashMethod
-from rc_tasks.state.files import umask
+from rc_tasks.state.files import refused, umask
 from rc_tasks.steps import rootfs
 from rc_tasks.steps.contents import Look
 from rc_tasks.tools import command, enroot, squashfs
@@ -160,6 +160,9 @@ def publish(temporary: Path, final: Path) -> None:
         # mksquashfs never gives the group the right to write, whatever the umask.
         os.fchmod(descriptor, 0o666 & ~umask())
         os.fsync(descriptor)
+    except OSError as error:
+        # A quota may be found to be used up only now, and the error names no file.
+        raise refused(error, final) or error from None
     finally:
         os.close(descriptor)
     os.replace(temporary, final)
@@ -273,7 +276,16 @@ def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
     """Raise what went wrong; `directory` is where the tool wrote, and has removed its file."""
     lines = (done.stderr or done.stdout).splitlines()
     said = done.stdout + done.stderr
-    if not any(words in said for words in ("No space left on device", "Disk quota exceeded")):
+    if "Disk quota exceeded" in said:
+        # What is free on the disk says nothing then.
+        raise ArtifactError(
+            f"the disk quota was used up while squashing; the image is {_gb(image.size_bytes)} unpacked",
+            where=directory,
+            quote=tuple(lines[-3:]),
+            hint="remove what is not needed (`doit gc`) or ask for more quota there, then run again;\n"
+            "the image that was there before is untouched",
+        )
+    if "No space left on device" not in said:
         # Its environment, our door on PATH among it, stands in the log.
         raise command.failure(replace(done.command, env={}), done.returncode, lines)
     free = shutil.disk_usage(directory).free

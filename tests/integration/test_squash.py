@@ -381,6 +381,28 @@ def test_a_full_disk_is_named_and_the_old_image_stays(
 
 
 @as_root
+def test_a_quota_that_is_used_up_is_not_taken_for_a_full_disk(
+    podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are those of mksquashfs 4.5.1 on a btrfs with a limit."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    words = "Write failed because Disk quota exceeded"
+    fail = f"echo {words} >&2; echo FATAL ERROR: Failed to write to output filesystem >&2; exit 1"
+    real = shutil.which("mksquashfs")
+    script = f'#!/bin/sh\ncase $1 in -help*|-version) exec {real} "$@";; esac\n{fail}\n'
+    (bin_ / "mksquashfs").write_text(script)
+    (bin_ / "mksquashfs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    image_id = load(podman, tmp_path / "layout", {}, Layer().busybox())
+    with pytest.raises(ArtifactError) as error:
+        squashed(podman, image_id, tmp_path / "out")
+    told = str(error.value)
+    assert "the disk quota was used up while squashing; the image is 0.0 GB unpacked" in told
+    assert words in told and "are free" not in told and "ask for more quota" in told
+
+
+@as_root
 @with_enroot
 def test_a_full_scratch_directory_is_the_one_named(
     podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
