@@ -4,7 +4,9 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkouts import write_checkout
-from tests.support.doit import doit
+from tests.support.cluster import Cluster
+from tests.support.doit import doit, start
 from tests.support.images import BUSYBOX
-from tests.support.storage import own_storage
+from tests.support.storage import own_storage, remove_storage
 from tests.support.tools import require_tools
 
 pytestmark = pytest.mark.podman
@@ -170,3 +173,39 @@ def holding(directory: Path, values: tuple[str, ...]) -> Iterator[Path]:
                 data = path.read_bytes()
                 if any(value.encode() in data for value in values):
                     yield path
+
+
+@pytest.fixture
+def on_nodes(place: Place, cluster: Cluster) -> Iterator[dict[str, str]]:
+    """The environment for building on the nodes of a cluster, each with a storage of its own."""
+    with tempfile.TemporaryDirectory(prefix="rc-", dir="/dev/shm") as storage:
+        variables = {"RC_RUNNER": "slurm", "RC_PODMAN_STORAGE": f"{storage}/${{SLURMD_NODENAME}}"}
+        yield {**place.environment, **cluster.environment, **variables, "RC_SLURM_ACCOUNT": "a-demo"}
+        for node in cluster.node_names:
+            remove_storage(Path(storage) / node)
+
+
+@pytest.mark.slurm
+def test_slurm_shows_no_secret(place: Place, cluster: Cluster, on_nodes: dict[str, str]) -> None:
+    """Everybody may ask for other people's jobs, and what Slurm writes down stays for years."""
+    sleep = place.root / "projects/app:1/rootfs/bin/sleep"
+    sleep.symlink_to("busybox")
+    place.write("Dockerfile", DOCKERFILE.replace("FAIL", "sleep 3"))
+    shown: list[str] = []
+    with arguments_of_all() as seen, start(place.root, "-n", "1", environ=on_nodes) as run:
+        while run.poll() is None:
+            for argv in (
+                ("scontrol", "show", "job", "-dd"),
+                ("scontrol", "show", "step"),
+                ("squeue", "--format=%all"),
+                ("squeue", "--steps", "--format=%all"),
+            ):
+                shown.append(cluster.client(*argv).stdout)
+            time.sleep(0.2)
+        said = run.communicate()[0]
+    assert run.returncode == 0, said
+    assert any("podman:app:1" in each for each in shown), "the step was seen while it ran"
+    values = (IN_VARIABLE, *LINES)
+    assert [value for value in values if any(value in text for text in (*shown, *seen, said))] == []
+    # What the daemons write down: state, spool and logs.
+    assert list(holding(cluster.directory, values)) == []
