@@ -102,6 +102,17 @@ def holder(path: Path) -> Holder | None:
     return found
 
 
+def lost(path: Path) -> bool:
+    """Return whether a lock is there and its holder has not touched it for a minute.
+
+    The process that holds such a lock is dead, stopped, or cut off from the file server. Right after the
+    machine was suspended this is true of healthy locks too, until their holders have touched them: a
+    caller that ends a process for it asks again ten seconds later, and ends it when both answers agree.
+    A lock that is free, or that a living process took over, is not lost. Each call writes a small file.
+    """
+    return os.path.lexists(path) and _age_s(path) > _LOST_S
+
+
 def _parse(text: bytes) -> Holder:
     found = Holder(**json.loads(text))
     # Not true, nor a number that kill(2) does not take.

@@ -81,6 +81,18 @@ def test_a_lock_is_taken_over_only_from_who_is_gone(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("age_s", "expected"), [(50, False), (61, True), (None, False)], ids=["touched", "untouched", "free"]
+)
+def test_a_lock_that_nobody_touches_for_a_minute_is_lost(
+    tmp_path: Path, age_s: float | None, expected: bool
+) -> None:
+    path = tmp_path / "x.json"
+    if age_s is not None:
+        leave(path, pid=os.getppid(), age_s=age_s)
+    assert locks.lost(path) is expected
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', "\xff"])
 def test_a_damaged_lock_counts_until_it_is_old(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
