@@ -12,7 +12,7 @@ from rc_tasks.commands.base import CheckoutCommand
 from rc_tasks.engine.garbage import GONE_DAYS, Collector, Garbage, Item, Kind, freed_bytes, measure
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.state.locks import LockedError, held
+from rc_tasks.state.locks import LockedError, LostLockError, held
 from rc_tasks.state.own import require_own
 
 # More than a screen of lines tells less than their number.
@@ -66,6 +66,8 @@ class Gc(CheckoutCommand):
                 _tell(opened, found, measured, verbose=options["verbose"])
                 told = len(found.left)
                 removed = collector.remove(found)
+        except LostLockError:
+            raise
         except LockedError as error:
             raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
         if found.items:

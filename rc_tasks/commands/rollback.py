@@ -100,7 +100,7 @@ def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Publ
     if why:
         raise RcError(
             f"the image that is published now could not be kept, so it is not replaced: {why}",
-            hint="hard links are needed, and the right to write in .rc/previous",
+            hint="check free space, quota and the right to write in .rc/previous",
         )
     before = record.inputs.get("image", "")
     newest = record.instead_of or before

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.state.files import refused
+from rc_tasks.state.files import put_in_place, refused
 from rc_tasks.state.locks import held
 from rc_tasks.state.official import Offer
 from rc_tasks.state.records import Step
@@ -125,10 +125,11 @@ def _link(node: ImageNode, offer: Offer) -> None:
     temporary = squash.temporary(artifact)
     try:
         os.symlink(offer.artifact, temporary)
-        os.replace(temporary, artifact)
+        put_in_place(temporary, artifact)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise refused(error, artifact) or error from None
+    finally:
+        temporary.unlink(missing_ok=True)
     # Not a link, nor a copy: what it says is of the image that was adopted, and checked value by value.
     write_image_json(node, offer.records[Step.PODMAN], offer.records[Step.ENROOT])
 

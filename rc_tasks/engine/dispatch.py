@@ -146,6 +146,9 @@ class Dispatcher:
                 return None
             first = found.text.partition("\n")[0]
             if found.locked:
+                if found.lost:
+                    self._note(tried, Outcome.RETRIED)
+                    self._tell(Event(Kind.RETRY, task, first))
                 if self._made_meanwhile(step, name):
                     return None
                 continue
@@ -181,8 +184,8 @@ class Dispatcher:
         """Wait for whoever else is building the image; whether there was anybody."""
         lock, told = self._session.checkout.lock(name), None
         while (other := locks.holder(lock)) is not None:
-            if (other.step, other.pid) != told:
-                told = other.step, other.pid
+            if other != told:
+                told = other
                 self._tell(Event(Kind.WAIT, task, _at_work(other)))
             if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
                 raise ClosedError
@@ -296,7 +299,7 @@ class Dispatcher:
                 session.remarks[task] = remark
                 lost = found is not None and found.elsewhere
                 return _Tried(None, entry, took_s, inputs, log, lost)
-            if found and found.locked:
+            if found and found.locked and not found.lost:
                 log.unlink()
         except RcError as error:
             found = Verdict(str(error))

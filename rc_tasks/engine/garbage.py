@@ -83,7 +83,7 @@ class Collector:
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._generated = checkout.lock("").parent.parent
-        self._now_s = locks.server_time_s(self._generated) if self._generated.is_dir() else time.time()
+        self._now_s = files.server_time_s(self._generated) if self._generated.is_dir() else time.time()
         self._named = edfs.naming(checkout)
 
     @property
@@ -205,7 +205,7 @@ class Collector:
             for each in _listed(self._generated / part)
         ]
         for place in places:
-            found.items += [Item(Kind.TEMPORARY, path) for path in files.abandoned(place)]
+            found.items += [Item(Kind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)]
         for name, node in self._checkout.graph.images.items():
             if locks.holder(self._checkout.lock(name)) is None:
                 project = node.project
@@ -267,6 +267,7 @@ class Collector:
 
     def _removed(self, item: Item, found: Garbage) -> bool:
         path = item.path
+        files.require_locks()
         try:
             if item.kind is Kind.PREVIOUS or path.parent.parent == self._checkout.previous.directory:
                 previous.remove(path)

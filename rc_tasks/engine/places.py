@@ -349,7 +349,7 @@ def release_abandoned(checkout: Checkout) -> list[str]:
             path = checkout.allocations / file
             if not file.endswith(".json") or file.startswith("."):
                 continue
-            if path.stat().st_uid == os.getuid() and locks.holder(path) is None:
+            if path.stat().st_uid == os.getuid() and locks.abandoned(path):
                 found += slurm.cancel(path.stem)
                 path.unlink(missing_ok=True)
     return found

@@ -7,7 +7,7 @@ from textwrap import shorten
 
 from rc_tasks.errors import NodeError
 from rc_tasks.model.readable import log_line
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS
 from rc_tasks.tools import command, podman, slurm_words
 from rc_tasks.tools.slurm import StepRequest
 
@@ -20,13 +20,15 @@ _INSTRUCTION_WIDTH = 72
 class Verdict:
     """Why a step failed, in words, and what may be done about it.
 
-    `needs` names an image that has to be built first. `locked`: somebody else is building this one.
+    `needs` names an image that has to be built first. `locked`: somebody else is building this one;
+    `lost`: since the step was stopped, and not from its start.
     `elsewhere`: the node failed, not the step.
     """
 
     text: str
     needs: str = ""
     locked: bool = False
+    lost: bool = False
     elsewhere: bool = False
 
     @property
@@ -47,7 +49,8 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
         return Verdict(
             text,
             needs=mark.removeprefix(NEEDS) if mark.startswith(NEEDS) else "",
-            locked=mark == LOCKED,
+            locked=mark in {LOCKED, LOST},
+            lost=mark == LOST,
         )
     if request is not None:
         error = slurm_words.explain(returncode, lines, request)
@@ -58,7 +61,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
 
 
 def _is_mark(line: str) -> bool:
-    return line in {FAILED, FAILED_AS_ABOVE, LOCKED} or line.startswith(NEEDS)
+    return line in {FAILED, FAILED_AS_ABOVE, LOCKED, LOST} or line.startswith(NEEDS)
 
 
 def _own_words(lines: list[str], mark: int) -> str:

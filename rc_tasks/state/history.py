@@ -9,6 +9,7 @@ import heapq
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,8 @@ from rc_tasks.state import reading
 from rc_tasks.state.records import Record, Step
 
 _SUFFIX = ".jsonl"
+# Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.
+_NUMBERS = 1 << 31
 
 
 class Outcome(StrEnum):
@@ -82,7 +85,7 @@ class Run:
     """The history of one run, to be written."""
 
     directory: Path
-    id: str = field(default_factory=lambda: f"{stamp(datetime.now(UTC))}.{os.getpid()}")
+    id: str = field(default_factory=lambda: f"{stamp(datetime.now(UTC))}.{secrets.randbelow(_NUMBERS)}")
     _torn: bool = False
 
     def append(self, entry: Entry) -> None:

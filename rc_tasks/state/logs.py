@@ -6,6 +6,7 @@
 import contextlib
 import os
 import re
+import secrets
 import threading
 import time
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rc_tasks.model.settings import Logs
 from rc_tasks.state import reading
+from rc_tasks.state.files import temporary_prefix
 from rc_tasks.state.history import stamp
 
 LATEST = "latest.log"
@@ -26,7 +28,8 @@ _TAIL_BYTES = 65_536
 
 def new(directory: Path) -> Path:
     """The path of a log that begins now."""
-    return directory / f"{stamp(datetime.now(UTC))}.{os.getpid()}.log"
+    # No PID, which another node or PID namespace may have given to another run at the same moment.
+    return directory / f"{stamp(datetime.now(UTC))}.{secrets.randbelow(1 << 31)}.log"
 
 
 def newest(directory: Path) -> Path | None:
@@ -60,7 +63,7 @@ def tail(path: Path, count: int) -> tuple[bytes, ...]:
 
 def point(link: Path, log: Path) -> None:
     """Make a link lead to a log beside it; a log that cannot be linked to is a log all the same."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = link.with_name(f"{temporary_prefix(link.name)}{threading.get_ident()}")
     with contextlib.suppress(OSError):
         try:
             # Left by a killed process of the same number.

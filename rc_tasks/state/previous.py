@@ -1,10 +1,11 @@
-"""The images that were published before: kept by hard link, so that one of them can be put back.
+"""The images that were published before: kept by hard link, to be put back.
 
     .rc/previous/NAME/PUBLISHED.IMAGE/    image.sqsh (another name of the same file), image.json,
                                           record.json (the record of the step that published it)
 
 An entry is made before its image is replaced, and is complete from the moment that it has its name. The
-newest ones stay, and those that jobs may still run from: how many and how long are settings.
+newest ones stay, and those that jobs may still run from: how many and how long are settings. Where the
+file system has no hard links, image.sqsh there is a copy.
 """
 
 import contextlib
@@ -24,7 +25,14 @@ from rc_tasks.model.project import ARTIFACT, IMAGE_JSON, Project
 from rc_tasks.model.settings import Store
 from rc_tasks.state import reading
 from rc_tasks.state.digests import sample_digest
-from rc_tasks.state.files import open_up, sweep_temporaries, temporary_prefix
+from rc_tasks.state.files import (
+    copy,
+    link,
+    open_up,
+    put_in_place,
+    sweep_temporaries,
+    temporary_prefix,
+)
 from rc_tasks.state.history import stamp
 from rc_tasks.state.records import Artifact, Record, Step, as_text, parse
 
@@ -85,14 +93,18 @@ class Previous:
             made = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=place))
             try:
                 open_up(made)
-                os.link(path, made / ARTIFACT)
+                if not link(path, made / ARTIFACT):
+                    if is_as_published(entry / ARTIFACT, record):
+                        os.utime(entry)
+                        return ""
+                    copy(path, made / ARTIFACT)
                 told = _image_json(project, record)
                 (made / IMAGE_JSON).write_text(told, encoding="utf-8")
                 text = as_text(replace(record, instead_of=""), _task(project.name))
                 (made / RECORD).write_text(text, encoding="utf-8")
                 # Only one of a file that was exchanged by hand can be in the way.
                 shutil.rmtree(entry, ignore_errors=True)
-                os.rename(made, entry)
+                put_in_place(made, entry)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
         except OSError as error:
@@ -265,7 +277,8 @@ def put_back(project: Project, target: Published, temporary: Path) -> None:
         # rename(2) does nothing where both names are of one file.
         return
     try:
-        os.link(target.path, temporary)
-        os.replace(temporary, project.artifact)
+        if not link(target.path, temporary):
+            copy(target.path, temporary)
+        put_in_place(temporary, project.artifact)
     finally:
         temporary.unlink(missing_ok=True)

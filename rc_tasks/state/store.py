@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 from rc_tasks.errors import ArtifactError, RcError
 from rc_tasks.state import reading
 from rc_tasks.state.catalogue import Catalogue
-from rc_tasks.state.files import open_up, sweep_temporaries, temporary_prefix
+from rc_tasks.state.files import open_up, sweep_temporaries, temporary_directory
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 
@@ -296,10 +295,10 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A directory in the store that goes again, after a kill with the next `sweep`."""
-        with tempfile.TemporaryDirectory(prefix=temporary_prefix(_SCRATCH), dir=self.directory) as made:
+        with temporary_directory(self.directory, _SCRATCH) as made:
             # Else another member's `doit gc` cannot read what this writer relies on.
             open_up(made)
-            yield Path(made)
+            yield made
 
     def _image(self, image_id: str) -> Path:
         return self.directory / "images" / image_id

@@ -16,11 +16,11 @@ from types import FrameType
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.files import refused, sweep_temporaries, with_careful_umask
-from rc_tasks.state.locks import LockedError, held
+from rc_tasks.state.locks import LockedError, LostLockError, held
 from rc_tasks.state.own import require_own
 from rc_tasks.state.records import Step, edition
 from rc_tasks.steps import node as nodes
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, NEEDS, NeedsError, ToldError
+from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS, NeedsError, ToldError
 from rc_tasks.tools import command
 
 
@@ -122,6 +122,8 @@ def main(argv: list[str]) -> int:
 
 def _mark(error: RcError) -> str:
     match error:
+        case LostLockError():
+            return LOST
         case LockedError():
             return LOCKED
         case NeedsError(name=name):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from rc_tasks.errors import RcError
 from rc_tasks.model import smoke
 from rc_tasks.model.settings import Compression, SquashMethod
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.files import has_links
+from rc_tasks.state.locks import held
 from rc_tasks.steps import credentials
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps import smoke as smoke_tests
@@ -50,6 +53,7 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     yield from _space(checkout)
     yield from _left(checkout)
     yield _files()
+    yield from _locks(checkout)
     yield _checkout(checkout)
 
 
@@ -181,6 +185,31 @@ def _files() -> Finding:
             Level.WARNING, f"at most {hard} open files", "large builds may need more: ulimit -Hn 65536"
         )
     return Finding(Level.OK, f"open files: {nodes.open_files()} in steps and in RUN (here {soft})")
+
+
+def _locks(checkout: Checkout) -> Iterator[Finding]:
+    if not os.access(checkout.root, os.W_OK):
+        return  # reported below
+    # No image has a name that begins so, and two checks may run at once.
+    path = checkout.lock(f"_doctor.{secrets.token_hex(4)}")
+    try:
+        with held(path, "doctor"):
+            links = has_links(path.parent)
+    except RcError as error:
+        yield Finding(Level.PROBLEM, f"no lock can be taken: {error.what}", error.hint or "")
+        return
+    except OSError as error:
+        yield Finding(Level.PROBLEM, f"no lock can be taken: {error}", f"look at {path.parent}")
+        return
+    if links:
+        yield Finding(Level.OK, "locks work in .rc/locks, with hard links")
+    else:
+        yield Finding(
+            Level.WARNING,
+            "the file system of the checkout has no hard links: locks work without them, and an image"
+            " that is kept for `doit rollback` is a copy, which takes time and space",
+            "move the checkout to another file system, or set store.previous = 0 to keep no image",
+        )
 
 
 def _checkout(checkout: Checkout) -> Finding:

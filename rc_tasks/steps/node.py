@@ -17,7 +17,7 @@ from pathlib import Path
 from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.project import Project
 from rc_tasks.model.settings import PodmanSettings
-from rc_tasks.state.files import temporaries, temporary_prefix
+from rc_tasks.state.files import temporaries, temporary_directory
 from rc_tasks.state.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps import storage as storages
 from rc_tasks.tools import command, git, podman, slurm
@@ -170,13 +170,12 @@ def open_files() -> int:
 def _scratch() -> Iterator[Path]:
     """A private directory on this node for one step; what killed steps left of theirs goes first."""
     sweep()
-    prefix = temporary_prefix(_SCRATCH)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=temporary_files()) as made:
-        yield Path(made)
+    with temporary_directory(temporary_files(), _SCRATCH) as made:
+        yield made
 
 
 def sweep() -> None:
-    """Remove the temporary directories that killed steps of ours left, other nodes' after a day."""
+    """Remove the temporary directories that killed steps left; those of other nodes after a day."""
     for left in temporaries(_temporary_files(), _SCRATCH):
         with contextlib.suppress(OSError):
             if left.lstat().st_uid == os.getuid():

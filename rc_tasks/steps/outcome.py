@@ -8,6 +8,8 @@ FAILED = "== failed"
 FAILED_AS_ABOVE = "== failed, as told above"
 # Somebody else is building the image: nothing was done, and all may be tried again.
 LOCKED = "== locked"
+# Somebody else has taken the lock of a step that was stopped, and builds the image; why follows.
+LOST = "== lost its lock"
 # Another image has to be built first; its name follows, and on the next lines why.
 NEEDS = "== needs "
 

@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.settings import Compression, Squash, SquashMethod
-from rc_tasks.state.files import refused, umask
+from rc_tasks.state.files import put_in_place, refused, umask
 from rc_tasks.steps import rootfs
 from rc_tasks.steps.contents import Look
 from rc_tasks.tools import command, enroot, squashfs
@@ -165,7 +165,7 @@ def publish(temporary: Path, final: Path) -> None:
         raise refused(error, final) or error from None
     finally:
         os.close(descriptor)
-    os.replace(temporary, final)
+    put_in_place(temporary, final)
     directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from rc_tasks.state.processes import space
 from rc_tasks.state.records import Step
 from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground
 from tests.faults.plan import PHASES, Action, Injection, Phase
@@ -282,6 +283,7 @@ def _dead_holder() -> dict[str, object]:
         "pid": gone.pid,
         "job_id": "",
         "since": "2026-01-02T03:04:05+00:00",
+        "space": space(),
     }
 
 

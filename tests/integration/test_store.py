@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.state.processes import space
 from rc_tasks.state.store import Store
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
@@ -390,7 +391,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 
 def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     kept = store(tmp_path)
-    here = os.uname().nodename
+    here = f"{os.uname().nodename}+{space()}"
     with subprocess.Popen(("true",)) as dead:
         pass
     living = {

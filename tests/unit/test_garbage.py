@@ -21,6 +21,7 @@ from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.digests import content_digest, sample_digest
 from rc_tasks.state.files import temporary_prefix
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.processes import space
 from rc_tasks.state.records import Step
 from rc_tasks.state.store import Store
 from rc_tasks.steps import storage
@@ -314,7 +315,7 @@ def test_logs_manifests_and_temporaries(tmp_path: Path) -> None:
     manifests.mkdir(parents=True)
     for name in (digest("e"), f"{digest('e')}.origin", digest("7"), image_id(opened, "app:1")):
         (manifests / f"{name}.json").write_text("{}")
-    node, dead = os.uname().nodename, 1 << 30
+    node, dead = f"{os.uname().nodename}+{space()}", 1 << 30
     left = [
         generated / f"state/.podman:app:1.json.{node}.{dead}.abcd1234",
         generated / f"store/.put.{node}.{dead}.abcd1234",

@@ -12,14 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.state import locks
-from rc_tasks.state.locks import Holder, LockedError, held, holder
+from rc_tasks.errors import RcError
+from rc_tasks.state import files, locks, processes
+from rc_tasks.state.files import put_in_place, write_atomically
+from rc_tasks.state.locks import Holder, LockedError, LostLockError, held, holder
 
 
-def leave(path: Path, *, node: str = "", pid: int = 0, age_s: float = 0.0) -> None:
+@pytest.fixture(autouse=True)
+def short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that looks old is watched for long; here nobody touches one but those who say so."""
+    monkeypatch.setattr(locks, "_WATCH_S", 0.1)
+    monkeypatch.setattr(locks, "_LOOK_S", 0.01)
+
+
+def leave(
+    path: Path, *, node: str = "", pid: int = 0, age_s: float = 0.0, space: str | None = None
+) -> None:
     """A lock as somebody would have left it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = Holder("podman:x", "somebody", node or os.uname().nodename, pid, "17", "2026-01-02T03:04:05")
+    here, where = os.uname().nodename, processes.space() if space is None else space
+    made = Holder("podman:x", "somebody", node or here, pid, "17", "2026-01-02T03:04:05", where)
     path.write_text(json.dumps(asdict(made)))
     then = time.time() - age_s
     os.utime(path, (then, then))
@@ -57,6 +69,9 @@ def test_the_lock_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
     [
         pytest.param({"pid": -1}, True, id="its process on this node has ended"),
         pytest.param({"node": "other", "pid": 1, "age_s": 61}, True, id="not touched for a minute"),
+        pytest.param({"pid": -1, "space": "other"}, False, id="touched in another PID namespace"),
+        pytest.param({"pid": -1, "space": ""}, False, id="touched by a process of an older version"),
+        pytest.param({"pid": -1, "space": "other", "age_s": 61}, True, id="not touched there"),
         pytest.param({"node": "other", "pid": 1, "age_s": 50}, False, id="touched on another node"),
         pytest.param({"pid": os.getppid()}, False, id="its process runs"),
         pytest.param(
@@ -122,6 +137,120 @@ def test_who_has_lost_the_lock_does_not_remove_the_heirs(
     assert time.time() - path.stat().st_mtime >= age_s
 
 
+def take_over(path: Path) -> None:
+    """What another process does with a lock that was not touched for a minute."""
+    path.unlink()
+    leave(path, node="other", pid=7, age_s=30)
+
+
+def test_nothing_is_put_in_place_after_the_lock_was_lost(tmp_path: Path) -> None:
+    path, record = tmp_path / "x.json", tmp_path / "record.json"
+    with pytest.raises(LostLockError) as caught, held(path, "enroot:x"):
+        write_atomically(record, "ours")
+        take_over(path)
+        record.write_text("theirs")
+        write_atomically(record, "ours again")
+    assert str(caught.value) == (
+        f"{path}: enroot:x lost its lock: this process was stopped or cut off from the file server for"
+        " over 60 s, and another process took the lock; somebody has it now for podman:x (on other,"
+        " process 7)\n"
+        "  next: what the other process published stays; run the same command again for what is left"
+    )
+    assert record.read_text() == "theirs"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["record.json", "x.json"]
+    # Who holds no lock, or another one, has lost none.
+    with held(tmp_path / "y.json", "enroot:y"):
+        write_atomically(record, "another's")
+
+
+def test_a_lock_that_was_lost_and_given_back_meanwhile_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    (tmp_path / "made").touch()
+    with pytest.raises(LostLockError, match="; nobody has it now"), held(path, "enroot:x"):
+        path.unlink()
+        put_in_place(tmp_path / "made", tmp_path / "final")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["made"]
+
+
+@pytest.mark.parametrize("error", [RcError("mine"), FileNotFoundError("mine")])
+def test_what_fails_because_the_lock_was_lost_says_so(tmp_path: Path, error: Exception) -> None:
+    """Who takes a lock over removes the files that it finds half written."""
+    path = tmp_path / "x.json"
+    with pytest.raises(LostLockError) as caught, held(path, "enroot:x"):
+        take_over(path)
+        raise error
+    assert caught.value.__cause__ is error
+    with pytest.raises(type(error), match="mine"), held(tmp_path / "y.json", "enroot:y"):
+        raise error
+
+
+def test_of_two_locks_of_a_thread_each_counts_and_those_of_others_do_not(tmp_path: Path) -> None:
+    outer, inner, record = tmp_path / "x.json", tmp_path / "y.json", tmp_path / "record"
+    with held(outer, "podman:x"):
+        with pytest.raises(LostLockError, match="podman:y"), held(inner, "podman:y"):
+            take_over(inner)
+            write_atomically(record, "1")
+        write_atomically(record, "2")
+        take_over(outer)
+        other = threading.Thread(target=write_atomically, args=(record, "3"))
+        other.start()
+        other.join()
+    assert record.read_text() == "3"
+
+
+def test_a_lock_that_looks_old_is_watched_before_it_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of the holder's node is an hour behind, which on Lustre is the time of its touches."""
+    monkeypatch.setattr(locks, "_WATCH_S", 5.0)
+    path = tmp_path / "x.json"
+    leave(path, node="other", pid=1, age_s=3600)
+    sleep, touched = time.sleep, []
+
+    def touch(seconds: float) -> None:
+        touched.append(seconds)
+        os.utime(path, (time.time() - 3595, time.time() - 3595))
+        sleep(0.001)
+
+    monkeypatch.setattr(time, "sleep", touch)
+    assert not locks.lost(path) and not locks.abandoned(path)
+    with pytest.raises(LockedError, match="podman:x is being built by somebody"):
+        held(path, "podman:x").__enter__()
+    assert touched
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_a_file_system_without_hard_links_has_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(source: object, destination: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "x.json"
+    leave(path, pid=gone())
+    with held(path, "podman:x"):
+        found = holder(path)
+        assert found is not None and found.pid == os.getpid()
+        assert path.stat().st_mode & 0o777 == 0o644
+        with pytest.raises(LockedError, match="podman:x is being built by"):
+            held(path, "podman:x").__enter__()
+        write_atomically(tmp_path / "record", "1")
+    assert [each.name for each in tmp_path.iterdir()] == ["record"]
+    assert not files.has_links(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["record"]
+    monkeypatch.undo()
+    assert files.has_links(tmp_path)
+
+
+def test_a_lock_of_a_later_version_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    leave(path, node="other", pid=7)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "green"}))
+    found = holder(path)
+    assert found is not None and (found.user, found.pid) == ("somebody", 7)
+
+
 def test_a_holder_that_works_for_long_keeps_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,11 +283,20 @@ while time.monotonic() < deadline:
 """
 
 
-def test_of_many_processes_one_is_inside_at_a_time(tmp_path: Path) -> None:
+NO_LINKS = """
+import os
+def link(*arguments):
+    raise PermissionError(1, "Operation not permitted")
+os.link = link
+"""
+
+
+@pytest.mark.parametrize("script", [CRITICAL, NO_LINKS + CRITICAL], ids=["link", "no hard links"])
+def test_of_many_processes_one_is_inside_at_a_time(tmp_path: Path, script: str) -> None:
     """They begin with a lock that a dead process left, and race to inherit it."""
     lock = tmp_path / "locks" / "x.json"
     leave(lock, pid=gone())
-    argv = (sys.executable, "-c", CRITICAL, lock, tmp_path / "inside", tmp_path / "done")
+    argv = (sys.executable, "-c", script, lock, tmp_path / "inside", tmp_path / "done")
     processes = [subprocess.Popen(argv, stderr=subprocess.PIPE) for _ in range(6)]
     for process in processes:
         _, errors = process.communicate()
@@ -239,8 +377,9 @@ def test_an_heir_that_was_killed_is_waited_for_no_longer_than_a_minute(
 ) -> None:
     path = tmp_path / "x.json"
     leave(path, pid=gone())
-    left = path.stat()
-    os.link(path, tmp_path / f".x.json.claim-{left.st_ino}-{left.st_mtime_ns}")
+    found = locks._look(path)
+    assert found is not None
+    (tmp_path / f".x.json.claim-{found.mark}").touch()
     with pytest.raises(LockedError, match="another process is taking over"):
         held(path, "podman:x").__enter__()
     monkeypatch.setattr(locks, "server_time_s", lambda _: time.time() + 61)

@@ -8,6 +8,7 @@ import pytest
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.settings import PodmanSettings
 from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.processes import space
 from rc_tasks.steps import check, node, storage
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
@@ -253,12 +254,25 @@ def test_a_step_has_its_temporary_files_and_clears_those_of_killed_ones(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     here = f".rc_tasks.{os.uname().nodename}"
-    kept = {f"{here}.{os.getppid()}.alive", ".rc_tasks.other.node.4194305.new", ".rc_tasks.notes"}
-    gone = {f"{here}.4194305.dead", ".rc_tasks.other.node.4194305.old"}
+    kept = {
+        f"{here}+{space()}.{os.getppid()}.alive",
+        f"{here}+0123456789ab.4194305.of-another-namespace",
+        f"{here}.4194305.of-an-older-version",
+        ".rc_tasks.other.node.4194305.new",
+        ".rc_tasks.notes",
+    }
+    old = {
+        f"{here}+0123456789ab.4194305.old",
+        f"{here}+0123456789ab.{os.getppid()}.old",
+        f"{here}.4194305.old",
+        ".rc_tasks.other.node.4194305.old",
+    }
+    gone = {f"{here}+{space()}.4194305.dead", *old}
     for name in kept | gone:
         (tmp_path / name / "layer").mkdir(parents=True)
     # Nodes may share it, and cannot see which processes of one another run.
-    os.utime(tmp_path / ".rc_tasks.other.node.4194305.old", (0, 0))
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
     with node.prepared(PodmanSettings()):
         mine = Path(os.environ["TMPDIR"])
         assert mine.parent == tmp_path and mine.stat().st_mode & 0o777 == 0o700

@@ -18,6 +18,7 @@ from rc_tasks.engine.schedule import Wanted
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.processes import space
 from rc_tasks.state.records import Step
 from rc_tasks.tools.slurm import Granted
 from tests.support.checkouts import pretend_built, write_checkout
@@ -202,6 +203,7 @@ def test_only_what_a_killed_run_of_ours_left_is_given_back(
 
     monkeypatch.setattr("rc_tasks.tools.slurm.cancel", cancel)
     holder = {"step": "allocation", "user": "a", "node": os.uname().nodename, "job_id": "", "since": ""}
+    holder["space"] = space()
     checkout.allocations.mkdir(parents=True)
     for name, pid in (("rc_tasks.dead", 2**22 + 1), ("rc_tasks.living", os.getpid())):
         (checkout.allocations / f"{name}.json").write_text(json.dumps({**holder, "pid": pid}))

@@ -1,10 +1,11 @@
 """The images that were published before: kept by hard link, put back whole, killed at any moment."""
 
+import errno
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rc_tasks.state import previous
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.previous import put_back
+from rc_tasks.state.processes import space
 from rc_tasks.state.records import Artifact, Step
 from rc_tasks.steps import squash
 from tests.support.checkouts import pretend_built, record, write_checkout
@@ -107,17 +109,50 @@ def test_what_is_not_as_it_was_published_is_not_kept(tmp_path: Path, what: str) 
     assert entries(opened) == []
 
 
-def test_a_file_system_without_hard_links_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = checkout(tmp_path)
-
+@pytest.fixture
+def without_links(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def link(source: object, destination: object) -> None:
         raise PermissionError(1, "Operation not permitted", str(source), None, str(destination))
 
     monkeypatch.setattr(os, "link", link)
+    yield
+
+
+@pytest.mark.usefixtures("without_links")
+def test_without_hard_links_images_are_kept_and_put_back_as_copies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rc_tasks.commands.rollback import _roll_back
+
+    opened = checkout(tmp_path)
+    publish(opened, 1)
+    publish(opened, 2)
+    here = project(opened)
+    # Once: keeping it again copies nothing.
+    capsys.readouterr()
+    assert opened.previous.keep(here, opened.records.get(Step.ENROOT, NAME)) == ""
+    assert capsys.readouterr().out == f"copying {here.artifact}: it cannot have a hard link there\n"
+    assert opened.previous.keep(here, opened.records.get(Step.ENROOT, NAME)) == ""
+    assert capsys.readouterr().out == ""
+    for number in (1, 2, 1):
+        _roll_back(opened, here, 1 if number == 1 else 0)
+        assert here.artifact.read_bytes() == content(number)
+        found = opened.previous.of(here, opened.records.get(Step.ENROOT, NAME))
+        assert [each.image_id for each in found if each.current] == [id_of(number)]
+    assert len(entries(opened)) == 3
+    left = tree(opened.root / "projects") | tree(opened.previous.directory)
+    assert not [path for path in left if ".tmp" in path or ".keep." in path]
+
+
+def test_an_image_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = checkout(tmp_path)
+
+    def link(source: object, destination: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(destination))
+
+    monkeypatch.setattr(os, "link", link)
     told = opened.previous.keep(project(opened), opened.records.get(Step.ENROOT, NAME))
-    assert told.startswith("Operation not permitted: ")
+    assert told.startswith("No space left on device: ")
     assert tree(opened.previous.directory) == {NAME}
 
 
@@ -334,7 +369,7 @@ def test_what_a_killed_process_left_goes_with_the_next_image_whatever_is_kept(tm
     opened = checkout(tmp_path)
     publish(opened, 1)
     publish(opened, 2)
-    left = opened.previous.directory / NAME / f".keep.{os.uname().nodename}.{2**22 - 1}.x"
+    left = opened.previous.directory / NAME / f".keep.{os.uname().nodename}+{space()}.{2**22 - 1}.x"
     left.mkdir()
     # Nothing is worth keeping: the file is not as it was published.
     project(opened).artifact.write_bytes(b"other")

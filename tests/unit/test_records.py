@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.files import sweep_temporaries, write_atomically
+from rc_tasks.state.processes import space
 from rc_tasks.state.records import Artifact, Facts, Failure, Record, Records, Step
 
 FACTS = Facts("a" * 64, "amd64", 12, "/wörk dir", True)
@@ -141,6 +142,7 @@ def test_a_record_of_another_task_is_not_taken_for_this_one(tmp_path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
+from rc_tasks.state.processes import space
 from rc_tasks.state.files import write_atomically
 print("ready", flush=True)
 while True:
@@ -177,7 +179,7 @@ def test_whose_a_temporary_file_is_needs_no_proc(
 
     with subprocess.Popen(("true",)) as ended:
         pass
-    temporary = tmp_path / f".x.json.{os.uname().nodename}.{ended.pid}.abc"
+    temporary = tmp_path / f".x.json.{os.uname().nodename}+{space()}.{ended.pid}.abc"
     temporary.touch()
     monkeypatch.setattr(os, "kill", kill)
     sweep_temporaries(tmp_path, "x.json")

@@ -1,0 +1,45 @@
+"""Process identity: which process a host name and a PID in a file mean.
+
+The same number means another process in another PID namespace, and processes outside one's own cannot
+be seen. Toolboxes, containers and batch systems make such namespaces under the host's own name. So the
+boot and the namespace belong to the identity. Of a process in another one, only the age of what it
+touches says whether it lives.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_LENGTH = 12
+
+
+@functools.cache
+def space() -> str:
+    """Return a short name of this boot and PID namespace; empty where the kernel does not name both."""
+    try:
+        boot, namespace = _BOOT.read_text(encoding="ascii").strip(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:_LENGTH]
+
+
+def visible(node: str, where: str) -> bool:
+    """Return whether processes of a host can be seen from here; `where` is the `space` that they noted.
+
+    An older version noted none, so that its processes cannot be told from those of other namespaces.
+    """
+    return bool(where) and (node, where) == (os.uname().nodename, space())
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process of this number runs here, whoever owns it."""
+    # Not by /proc: mounted with hidepid it shows nobody but ourselves.
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
