@@ -175,13 +175,15 @@ def require_locks() -> None:
 def put_in_place(temporary: Path | str, final: Path | str) -> None:
     """Rename a finished file or directory to its final name, unless a lock of this thread was lost.
 
-    One moment remains: a process that is stopped between the answer and the rename, for longer than
-    another one needs to take the lock and to publish. No file system has a rename with a condition. What
-    was renamed too late does not fit the other process's record, so that it counts as stale and is made
-    again; to be called fresh, it would need a record too, and this function is asked again before that.
+    One moment remains, as no file system has a rename with a condition: a process that is stopped
+    between the question and the rename, for longer than another one needs to take the lock and to
+    publish, renames too late. So it asks again afterwards: then it ends with LostLockError, and the run
+    makes the image again. Should it be killed just then, the image counts as stale: a late record has
+    the inputs of older files, and a late file does not fit the newer record.
     """
     require_locks()
     os.replace(temporary, final)
+    require_locks()
 
 
 def link(source: Path, name: Path) -> bool:

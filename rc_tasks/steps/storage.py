@@ -298,5 +298,8 @@ def _end_pause(storage: Path) -> None:
     """End the process that keeps podman's user namespace, which nobody needs any more."""
     with contextlib.suppress(OSError, ValueError):
         pid = int(_pause_file(storage).read_text())
-        if b"_PODMAN_PAUSE=1" in Path(f"/proc/{pid}/environ").read_bytes():
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        # By its directory too: the number may mean that of another storage, or of another PID namespace.
+        ours = os.fsencode(f"XDG_RUNTIME_DIR={_runtime(storage)}")
+        if b"_PODMAN_PAUSE=1" in environ and ours in environ:
             os.kill(pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Every injection of the suite: what is broken, when, and what may be done again because of it."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from rc_tasks.state.processes import space
 from rc_tasks.state.records import Step
-from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground
-from tests.faults.plan import PHASES, Action, Injection, Phase
+from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Run
+from tests.faults.plan import LOST_VARIABLE, PHASES, Action, Injection, Phase
 from tests.support.storage import remove_storage
 
 # Who waits for a hanging tool loses patience.
@@ -61,11 +62,12 @@ def cases() -> Iterator[Case]:
     yield from _damaged_state()
     yield from _clock()
     yield from _two_runs()
+    yield from _stopped_holders()
     yield from _dead_nodes()
 
 
 def _in_steps() -> Iterator[Case]:
-    alone = [action for action in Action if action is not Action.WAIT]
+    alone = [action for action in Action if action not in {Action.STOP, Action.WAIT}]
     for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:
             if _makes_sense(action, phase):
@@ -374,6 +376,42 @@ def _two_runs() -> Iterator[Case]:
             return Ended(one.status or two.status or bool(twice), one.text + two.text + told)
 
         yield Case("two runs at once", f"{gap_s:g} s apart", image, run, ends=Ends.WELL)
+
+
+def _stopped_holders() -> Iterator[Case]:
+    """A step is stopped until another run has taken its lock and published newer content; it goes on."""
+    lost = {LOST_VARIABLE: "3"}
+    for (step, phases), image in itertools.product(PHASES.items(), IMAGES):
+        for phase in phases:
+
+            def run(ground: Ground, step: str = step, phase: Phase = phase, image: str = image) -> Ended:
+                ground.change(image)
+                wanted = _injection(ground, step, image, phase, Action.STOP)
+                older = ground.start(injection=wanted, **lost)
+                process = _stopped(Path(wanted.done), older)
+                try:
+                    ground.change(image)
+                    newer = ground.start(**lost).end()
+                finally:
+                    os.kill(process, signal.SIGCONT)
+                ended = older.end()
+                ground.settle()
+                # What the newer run has published, and nothing else.
+                ground.before = dict(ground.marks)
+                return Ended(newer.status or ended.status, newer.text + ended.text)
+
+            yield Case(str(Action.STOP), f"{step} {phase}", image, run, ends=Ends.WELL)
+
+
+def _stopped(done: Path, running: Run) -> int:
+    """Wait until the step has stopped itself; its process ID."""
+    while running.process.poll() is None:
+        with contextlib.suppress(OSError, ValueError):
+            process = int(done.read_text())
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                return process
+        time.sleep(0.02)
+    raise RuntimeError(f"the moment did not come: {running.text}")
 
 
 def _dead_nodes() -> Iterator[Case]:

@@ -20,7 +20,7 @@ from rc_tasks.state.records import Record, Records, Step
 from rc_tasks.steps.storage import mounts_below
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
-from tests.faults.plan import VARIABLE, Injection
+from tests.faults.plan import LOST_VARIABLE, VARIABLE, Injection
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import DOIT
@@ -113,8 +113,10 @@ class Ground:
         """`doit argv…` running, with a fault in one of its steps."""
         more = dict(variables)
         if injection is not None:
+            more[VARIABLE] = injection.text()
+        if injection is not None or LOST_VARIABLE in more:
             here = str(Path(__file__).parent / "inject")
-            more |= {VARIABLE: injection.text(), "PYTHONPATH": f"{here}:{_SOURCE}"}
+            more["PYTHONPATH"] = f"{here}:{_SOURCE}"
         output = self.scratch / f"{self.number}.{time.monotonic_ns()}.out"
         with output.open("wb") as out:
             process = subprocess.Popen(

@@ -94,7 +94,7 @@ class _Hook:
 
     def _act(self) -> None:
         wanted = self._wanted
-        Path(wanted.done).touch()
+        Path(wanted.done).write_text(str(os.getpid()))
         match wanted.action:
             case Action.KILL_STEP:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -110,6 +110,8 @@ class _Hook:
                 number = signal.SIGKILL if wanted.action is Action.KILL_RUN else signal.SIGTERM
                 os.kill(int(os.environ["TEST_RUN"]), number)
                 # The step goes on until somebody ends it.
+            case Action.STOP:
+                os.kill(os.getpid(), signal.SIGSTOP)
             case Action.WAIT:
                 time.sleep(60)
             case Action.FULL_DISK:

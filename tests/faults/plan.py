@@ -6,6 +6,8 @@ from enum import StrEnum
 
 # Where a step of a run under test finds the fault that is meant for it.
 VARIABLE = "TEST_FAULT"
+# After how many seconds the locks of a run under test are lost, where a minute would be too long.
+LOST_VARIABLE = "TEST_LOST_S"
 # How long a tool has been at work when something happens "during" it: a build takes half a second, and
 # squashing with xz a whole one.
 INTO_TOOL_S = 0.15
@@ -66,6 +68,8 @@ class Action(StrEnum):
     FULL_DISK = "full disk"
     READ_ONLY = "read-only file system"
     NO_PERMISSION = "permission lost"
+    # The step stops itself, as a suspended host stops it; others have to let it go on.
+    STOP = "stopped lock holder"
     # Only says that the moment has come, and waits for what others do.
     WAIT = "waits"
 

@@ -22,6 +22,7 @@ CHOSEN = (
     "half a file, exit 0, mksquashfs, left:1",
     "damaged record, enroot: another task's, left:1",
     "clock, -2d, left:1",
+    "stopped lock holder, podman before the record, left:1",
 )
 
 

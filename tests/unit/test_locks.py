@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.engine.verdict import verdict
 from rc_tasks.errors import RcError
 from rc_tasks.state import files, locks, processes
 from rc_tasks.state.files import put_in_place, write_atomically
 from rc_tasks.state.locks import Holder, LockedError, LostLockError, held, holder
+from rc_tasks.steps.__main__ import _mark
+from rc_tasks.steps.outcome import LOCKED, LOST
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +164,33 @@ def test_nothing_is_put_in_place_after_the_lock_was_lost(tmp_path: Path) -> None
     # Who holds no lock, or another one, has lost none.
     with held(tmp_path / "y.json", "enroot:y"):
         write_atomically(record, "another's")
+
+
+def test_a_lock_that_was_lost_during_the_rename_is_noticed_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is stopped between the question and the rename must not believe that all is well."""
+    path, replace = tmp_path / "x.json", os.replace
+
+    def late(temporary: str, final: Path) -> None:
+        take_over(path)
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(LostLockError), held(path, "podman:x"):
+        write_atomically(tmp_path / "record", "ours")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["record", "x.json"]
+
+
+def test_a_step_that_lost_its_lock_is_tried_again_and_keeps_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(f"$ the command\n{LOST}\n/x.json: enroot:x lost its lock: why\n  next: wait\n")
+    found = verdict(1, log, None)
+    assert (found.locked, found.lost, found.final) == (True, True, False)
+    assert found.text == "/x.json: enroot:x lost its lock: why\n  next: wait"
+    log.write_text(f"$ the command\n{LOCKED}\nsomebody\n")
+    assert (verdict(1, log, None).locked, verdict(1, log, None).lost) == (True, False)
+    assert _mark(LostLockError("x")) == LOST and _mark(LockedError("x")) == LOCKED
 
 
 def test_a_lock_that_was_lost_and_given_back_meanwhile_is_lost(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where podman keeps its images on a node and with which driver, and what is refused there."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -297,6 +298,30 @@ def test_temporary_files_that_have_no_place_here_are_told(
     assert [each.what for each in found if "TMPDIR" in each.what] == [told]
     # The last one that is looked for.
     assert found[-1].what.startswith("python ")
+
+
+def test_the_check_tries_whether_locks_and_hard_links_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[str]:
+        found = check.findings(open_checkout(root, {}))
+        return [f"{each.level}: {each.what}" for each in found if "lock" in each.what]
+
+    root = write_checkout(tmp_path / "imgs", {})
+    assert told() == ["ok: locks work in .rc/locks, with hard links"]
+
+    def link(source: object, destination: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "link", link)
+    assert told() == [
+        "warning: the file system of the checkout has no hard links: locks work without them, and an"
+        " image that is kept for `doit rollback` is a copy, which takes time and space"
+    ]
+    assert list((root / ".rc/locks").iterdir()) == []
+    (root / ".rc/locks").rmdir()
+    (root / ".rc/locks").write_text("in the way")
+    assert told() == ["problem: no lock can be taken: something else is in this place: File exists"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
