@@ -54,6 +54,30 @@ def test_outside_libraries_stay_in_their_rooms(path: Path) -> None:
         assert "rich" not in outside
 
 
+# The store names its files by their content, a log or a new project has no lock, and what is taken away
+# is no older content over newer.
+RENAMES = {
+    "state/files",
+    "state/locks",
+    "state/logs",
+    "state/store",
+    "state/store_garbage",
+    "commands/new",
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_a_lock_guards_is_renamed_by_one_function(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = {ast.unparse(call) for call in calls if isinstance(call, ast.Attribute)}
+    found = named & {"os.rename", "os.replace", "os.link"}
+    if here == "state/previous":
+        # `remove` takes an entry away.
+        found.discard("os.rename")
+    assert here in RENAMES or not found, "use put_in_place or link of state/files.py"
+
+
 def test_contributing_shows_these_rooms() -> None:
     table = [
         line for line in (SOURCE / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `")
