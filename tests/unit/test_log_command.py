@@ -15,7 +15,6 @@ import pytest
 from rc_tasks.commands.log import readable
 from rc_tasks.model.settings import Logs
 from rc_tasks.state import locks, logs
-from rc_tasks.state.files import write_atomically
 from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT, doit
 
@@ -199,7 +198,9 @@ def test_a_log_is_followed_until_its_step_ends(checkout: Path) -> None:
         # The next step of the same image holds the lock now.
         lock = checkout / ".rc/locks/app:1.json"
         held = json.loads(lock.read_text())
-        write_atomically(lock, json.dumps(held | {"step": "enroot:app:1"}))
+        taken = checkout / "taken"
+        taken.write_text(json.dumps(held | {"step": "enroot:app:1"}))
+        taken.rename(lock)
         assert process.stdout.read() == "half a line\n"
         assert process.wait(_PATIENCE_S) == 0
 
