@@ -1,0 +1,170 @@
+"""Clean builds of a copy of a checkout: plain podman, bases first, without any cache and without our options."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rc_tasks.model.context import OUR_FILES
+from tests.differential import trees
+from tests.differential.trees import Entry
+
+_ENDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a clean build gave: an image with its tree and configuration, or the words of its failure."""
+
+    image_id: str = ""
+    tree: Mapping[str, Entry] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class Oracle:
+    """A storage of its own, and what was built there, by a digest of all that can matter to it.
+
+    `order` has the projects, bases first.
+    """
+
+    directory: Path
+    environment: Mapping[str, str]
+    order: tuple[str, ...]
+    built: dict[str, Built] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    builds: int = 0
+
+    def podman(self, *argv: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run podman on the oracle's storage."""
+        place = ("--root", f"{self.directory}/root", "--runroot", f"{self.directory}/run")
+        done = subprocess.run(
+            ("podman", *place, "--storage-driver", "overlay", *argv),
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise RuntimeError(f"the oracle's podman {argv[0]} failed: {done.stderr}")
+        return done
+
+    def results(
+        self, places: Mapping[str, Path], aliases: Mapping[str, str], registry: Mapping[str, str]
+    ) -> dict[str, Built]:
+        """The clean build of each project as its directory is now.
+
+        `aliases` and `places` say what the names stand for, `registry` by which digest each reference
+        of a registry is taken.
+        """
+        keys: dict[str, str] = {}
+        found: dict[str, Built] = {}
+        for name in self.order:
+            text = _text(places[name] / "Dockerfile") + _text(places[name] / "project.toml")
+            parts = [f"{each}={keys[each]}" for each in used(text, keys, aliases)]
+            parts += [f"{each}={exact}" for each, exact in registry.items() if _repository(each) in text]
+            key = keys[name] = _key(places[name], parts)
+            if key not in self.built:
+                self._take(registry)
+                self._tag(found, aliases)
+                self.built[key] = self._build(places[name])
+            found[name] = self.built[key]
+        return found
+
+    def _take(self, registry: Mapping[str, str]) -> None:
+        for reference, exact in registry.items():
+            if self.tags.get(reference) != exact:
+                self.podman("pull", "--quiet", exact)
+                self.podman("tag", exact, reference)
+                self.tags[reference] = exact
+
+    def _tag(self, found: Mapping[str, Built], aliases: Mapping[str, str]) -> None:
+        """Let each name of a project stand for what was built of it, or for nothing."""
+        for name in (*found, *aliases):
+            built = found.get(aliases.get(name, name), Built())
+            if self.tags.get(name, "") == built.image_id:
+                continue
+            if built.image_id:
+                self.podman("tag", built.image_id, f"localhost/{name}")
+            else:
+                self.podman("untag", f"localhost/{name}", check=False)
+            self.tags[name] = built.image_id
+
+    def _build(self, place: Path) -> Built:
+        self.builds += 1
+        copy = self.directory / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(place, copy, symlinks=True, ignore=_ours(place))
+        recipe = tomllib.loads(_text(place / "project.toml"))
+        argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet"]
+        if "target" in recipe:
+            argv += ["--target", recipe["target"]]
+        for key, value in recipe.get("build_args", {}).items():
+            argv += ["--build-arg", f"{key}={value}"]
+        done = self.podman(*argv, str(copy), check=False)
+        shutil.rmtree(copy)
+        if done.returncode != 0:
+            return Built(failure="\n".join((done.stdout + done.stderr).splitlines()[-_ENDS:]))
+        image_id = done.stdout.split()[-1]
+        (shown,) = json.loads(self.podman("image", "inspect", image_id).stdout)
+        mounted = self.podman("image", "mount", image_id).stdout.strip()
+        try:
+            tree = trees.read(Path(mounted))
+        finally:
+            self.podman("image", "umount", image_id)
+        return Built(image_id, tree, shown["Config"])
+
+
+def _repository(reference: str) -> str:
+    return reference.rpartition(":")[0] or reference
+
+
+def used(text: str, below: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
+    """The projects below one that its files name: more of them than it uses, never fewer."""
+    words = set(re.findall(r"[a-z0-9][a-z0-9_.-]*", text))
+    named = words | {_repository(target) for alias, target in aliases.items() if _repository(alias) in words}
+    # A variable may give the version.
+    return [name for name in below if _repository(name) in named]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _ours(place: Path) -> Any:
+    """What no build sees: the files that doit makes or reads itself, at the top of a project."""
+    patterns = shutil.ignore_patterns(*OUR_FILES)
+
+    def ignore(directory: str, names: list[str]) -> set[str]:
+        found: set[str] = patterns(directory, names) if Path(directory) == place else set()
+        return found
+
+    return ignore
+
+
+def _key(place: Path, bases: Iterable[str]) -> str:
+    """A digest of a project's directory and recipe, and of the bases that it may use."""
+    digest = hashlib.sha256(repr(sorted(bases)).encode())
+    ignored = _ours(place)
+    for folder, directories, files in os.walk(place):
+        directories.sort()
+        left_out = ignored(folder, [*directories, *files]) - {"project.toml"}
+        for name in sorted({*directories, *files} - left_out):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            digest.update(repr((path[len(str(place)) :], status.st_mode)).encode())
+            if stat.S_ISLNK(status.st_mode):
+                digest.update(os.readlink(path).encode())
+            elif stat.S_ISREG(status.st_mode):
+                digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()
