@@ -1,1 +1,1 @@
-"""What is published, compared with clean builds: random graphs, random edits, emptied and mixed nodes."""
+"""Compare published images with clean builds: random graphs, random edits, emptied and mixed nodes."""

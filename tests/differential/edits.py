@@ -18,7 +18,9 @@ from tests.differential.recipes import FILES, IGNORED, WORDS, Recipe, Scene
 from tests.support.images import BUSYBOX
 
 # What podman's builds on a project need, and what has a form of its own.
-_KEPT = frozenset({"Dockerfile", "project.toml", "t.tar", ".dockerignore", ".containerignore", *OUR_FILES})
+_KEPT = frozenset(
+    {"Dockerfile", "project.toml", "t.tar", ".dockerignore", ".containerignore", *OUR_FILES}
+)
 _PROGRAMS = "rootfs/"
 
 
@@ -360,9 +362,9 @@ def _files(place: Path) -> list[str]:
     found = []
     for path in sorted(place.rglob("*")):
         file = path.relative_to(place).as_posix()
-        if path.is_file() and not path.is_symlink() and file not in _KEPT:
-            if not file.startswith((_PROGRAMS, ".")):
-                found.append(file)
+        kept = file in _KEPT or file.startswith((_PROGRAMS, "."))
+        if not kept and path.is_file() and not path.is_symlink():
+            found.append(file)
     return found or _again(place)
 
 

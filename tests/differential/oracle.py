@@ -1,4 +1,4 @@
-"""Clean builds of a copy of a checkout: plain podman, bases first, without any cache and without our options."""
+"""Clean builds of a copy of a checkout: plain podman, bases first, no cache, no named contexts."""
 
 import hashlib
 import json
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rc_tasks.model.context import OUR_FILES
+from rc_tasks.tools.podman import Podman
 from tests.differential import trees
+from tests.differential.recipes import Recipe
 from tests.differential.trees import Entry
 
 _ENDS = 30
@@ -105,6 +107,7 @@ class Oracle:
         copy = self.directory / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(place, copy, symlinks=True, ignore=_ours(place))
+        _name_stages(copy / "Dockerfile")
         recipe = tomllib.loads(_text(place / "project.toml"))
         argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet"]
         if "target" in recipe:
@@ -116,13 +119,31 @@ class Oracle:
         if done.returncode != 0:
             return Built(failure="\n".join((done.stdout + done.stderr).splitlines()[-_ENDS:]))
         image_id = done.stdout.split()[-1]
-        (shown,) = json.loads(self.podman("image", "inspect", image_id).stdout)
+        # `podman image inspect` leaves ONBUILD out.
+        config = Podman(root=f"{self.directory}/root").config(image_id)
+        if config is None:
+            raise RuntimeError(f"the oracle's podman does not show the configuration of {image_id}")
         mounted = self.podman("image", "mount", image_id).stdout.strip()
         try:
             tree = trees.read(Path(mounted))
         finally:
             self.podman("image", "umount", image_id)
-        return Built(image_id, tree, shown["Config"])
+        return Built(image_id, tree, json.loads(config)["config"])
+
+
+def _name_stages(path: Path) -> None:
+    """Let RUN --mount name a stage by its name where it is numbered.
+
+    podman 4.3.1 does not build a named stage for `from=NUMBER`, and mounts any image whose ID begins so
+    in its place, or fails. What is meant is clear all the same.
+    """
+    recipe = Recipe.parse(path.read_text())
+    for index, stage in enumerate(recipe.stages):
+        for number, (first, *_) in enumerate(recipe.stages[:index]):
+            if name := first.partition(" AS ")[2]:
+                old = re.compile(rf"^RUN --mount=type=bind,from={number},")
+                stage[:] = [old.sub(f"RUN --mount=type=bind,from={name},", line) for line in stage]
+    path.write_text(recipe.text())
 
 
 def _repository(reference: str) -> str:
@@ -132,7 +153,9 @@ def _repository(reference: str) -> str:
 def used(text: str, below: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
     """The projects below one that its files name: more of them than it uses, never fewer."""
     words = set(re.findall(r"[a-z0-9][a-z0-9_.-]*", text))
-    named = words | {_repository(target) for alias, target in aliases.items() if _repository(alias) in words}
+    named = words | {
+        _repository(target) for alias, target in aliases.items() if _repository(alias) in words
+    }
     # A variable may give the version.
     return [name for name in below if _repository(name) in named]
 

@@ -1,8 +1,7 @@
-"""Random Dockerfiles: every form in which an instruction can name a file, a stage, a project or a registry."""
+"""Random Dockerfiles: every form in which an instruction names a file, a stage, a project or a registry."""
 
 import random
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 WORDS = ("one", "two", "three", "four")
@@ -60,7 +59,9 @@ class Recipe:
 
     def text(self) -> str:
         """The Dockerfile."""
-        return "".join(f"{line}\n" for line in (*self.head, *(x for stage in self.stages for x in stage)))
+        return "".join(
+            f"{line}\n" for line in (*self.head, *(x for stage in self.stages for x in stage))
+        )
 
     def names(self, before: int) -> list[str]:
         """The names of the stages above one, by which it can use them."""
@@ -76,7 +77,9 @@ def write(chance: random.Random, scene: Scene) -> Recipe:
         origin = source(chance, scene, recipe, index)
         named = f" AS {stage_name(chance, scene, recipe, index)}"
         last = index == count - 1
-        recipe.stages.append([f"FROM {origin}" + (named if chance.random() < (0.3 if last else 0.8) else "")])
+        recipe.stages.append(
+            [f"FROM {origin}" + (named if chance.random() < (0.3 if last else 0.8) else "")]
+        )
         stage = recipe.stages[-1]
         if origin == "scratch":
             if last or chance.random() < 0.5:
@@ -93,7 +96,7 @@ def write(chance: random.Random, scene: Scene) -> Recipe:
 
 
 def source(chance: random.Random, scene: Scene, recipe: Recipe, index: int) -> str:
-    """What stands after FROM: a project, a stage, a registry's image or scratch, as a word or a variable."""
+    """Return what stands after FROM: a project, a stage, a registry's image or scratch."""
     stages = recipe.names(index)
     if stages and chance.random() < 0.3:
         return chance.choice(stages)
@@ -143,7 +146,18 @@ def lines(chance: random.Random, scene: Scene, recipe: Recipe, index: int) -> li
     """An instruction, with the ARG that it needs above it."""
     number = chance.randrange(100)
     word = chance.choice(WORDS)
-    kinds = ("copy", "copy", "from", "from", "mount", "mount", "mount_from", "mount_from", "other", "run")
+    kinds = (
+        "copy",
+        "copy",
+        "from",
+        "from",
+        "mount",
+        "mount",
+        "mount_from",
+        "mount_from",
+        "other",
+        "run",
+    )
     match chance.choice(kinds):
         case "copy":
             return _copy(chance, scene, number)
@@ -198,10 +212,10 @@ def _show(places: str, number: int) -> str:
     )
 
 
-def _others(number: int, word: str, chance: random.Random) -> Iterable[list[str]]:
+def _others(number: int, word: str, chance: random.Random) -> tuple[list[str], ...]:
     return (
         [f"ARG V{number % 10}={word}", f"RUN echo $V{number % 10} > /v{number}"],
-        [f"ARG V{number % 10}", f"RUN echo \"<$V{number % 10}>\" > /v{number}"],
+        [f"ARG V{number % 10}", f'RUN echo "<$V{number % 10}>" > /v{number}'],
         [f"ENV E{number}={word}"],
         [f"ENV E1={word}", f"RUN echo $E1 > /e{number}"],
         [f"RUN --mount=type=cache,target=/k echo {word} > /k/k; cat /k/k > /k{number}"],
@@ -209,7 +223,10 @@ def _others(number: int, word: str, chance: random.Random) -> Iterable[list[str]
         [f"RUN busybox mkdir -p /z{number}/empty"],
         [f"RUN busybox ln -s {word} /y{number}"],
         ["RUN busybox rm -rf /p1 /c1* /m*"],
-        [f"RUN echo {word} > /x{number}; busybox chmod {chance.choice(('755', '700', '4755'))} /x{number}"],
+        [
+            f"RUN echo {word} > /x{number};"
+            f" busybox chmod {chance.choice(('755', '700', '4755'))} /x{number}"
+        ],
         [f"WORKDIR /w{number % 10}"],
         [f'CMD ["{word}", "{number}"]'],
         [f'ENTRYPOINT ["/bin/sh", "-c", "{word}"]'],

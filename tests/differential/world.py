@@ -1,4 +1,4 @@
-"""One random checkout: it is edited and built step by step, and compared with clean builds after each."""
+"""One random checkout, edited and built step by step, and compared with clean builds after each step."""
 
 import contextlib
 import json
@@ -37,6 +37,7 @@ NODES = ("a", "b")
 _GONE_S = 60.0
 _RUN_S = 600.0
 _LINES = 12
+_FORM = re.compile(r"(?:ONBUILD )?[A-Z]+(?: --(?:mount=type=\w+(?:,\w+)?|from|chmod))?")
 # What would lead doit to the developer's checkout, job or images.
 _FOREIGN = ("RC_", "SLURM", "SALLOC", "SBATCH", "DOIT_", "CONTAINERS_", "STORAGE_", "GIT_", "XDG_")
 # podman, with something that happens to the checkout while it builds a project.
@@ -104,11 +105,13 @@ class World:
     chance: random.Random
     counts: Counts = field(default_factory=Counts)
     node: str = NODES[0]
+    how: str = ""
     number: int = 0
     done: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     known: dict[tuple[int, int], Mapping[str, trees.Entry]] = field(default_factory=dict)
-    reported: set[tuple[str, int, int]] = field(default_factory=set)
+    reported: set[tuple[str, object]] = field(default_factory=set)
 
     @property
     def root(self) -> Path:
@@ -124,10 +127,13 @@ class World:
         if self.number > 1:
             self._edit(chance)
             self._change_node(chance)
-        how = chance.choices(("plain", "edited", "killed"), (70, 18, 12))[0] if self.number > 1 else "plain"
-        self.counts.runs[how] += 1
+        hows = (
+            chance.choices(("plain", "edited", "killed"), (70, 18, 12)) if self.number > 1 else ["plain"]
+        )
+        self.how = hows[0]
+        self.counts.runs[self.how] += 1
         began = time.monotonic()
-        match how:
+        match self.how:
             case "plain":
                 ended = self._doit()
             case "edited":
@@ -135,9 +141,13 @@ class World:
             case _:
                 ended = self._killed(chance)
         self.counts.seconds["doit"] += round((time.monotonic() - began) * 1000)
-        return self._compare(ended, how)
+        return self._compare(ended)
 
     def _edit(self, chance: random.Random) -> None:
+        # A broken recipe would hold up all that is built on it.
+        for name in self.broken:
+            if chance.random() < 0.7:
+                self.done.append(f"{name}: {edits.rewrite(chance, self.ground, name)}")
         for _ in range(chance.choice((1, 1, 1, 2, 3))):
             self.done.append(edits.edit(chance, self.ground))
         if chance.random() < 0.06:
@@ -168,7 +178,14 @@ class World:
     def _podman(self, *argv: str) -> None:
         place = self.memory / self.node
         if place.exists():
-            where = ("--root", f"{place}/root", "--runroot", f"{place}/run", "--storage-driver", "overlay")
+            where = (
+                "--root",
+                f"{place}/root",
+                "--runroot",
+                f"{place}/run",
+                "--storage-driver",
+                "overlay",
+            )
             subprocess.run(
                 ("podman", *where, *argv), env=self.environment, check=False, capture_output=True
             )
@@ -249,12 +266,15 @@ class World:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
-                    words = ((entry / "cmdline").read_bytes().decode(errors="replace"), os.readlink(entry / "cwd"))
+                    words = (
+                        (entry / "cmdline").read_bytes().decode(errors="replace"),
+                        os.readlink(entry / "cwd"),
+                    )
                     if words[0] and any(place in word for place in places for word in words):
                         return True
         return False
 
-    def _compare(self, ended: str, how: str) -> list[Mismatch]:
+    def _compare(self, ended: str) -> list[Mismatch]:
         began = time.monotonic()
         listed = subprocess.run(
             (DOIT, "list", "--json"),
@@ -275,17 +295,26 @@ class World:
         clean = self.oracle.results(self.ground.places, self.ground.aliases, self._pinned())
         self.counts.oracle_builds += self.oracle.builds - builds
         self.counts.seconds["oracle"] += round((time.monotonic() - began) * 1000)
+        self.broken = [
+            name
+            for name, built in clean.items()
+            if built.failure and not any(clean[base].failure for base in self._below(name))
+        ]
         broken = {name: str(error) for name, error in open_checkout(self.root, {}).graph.broken.items()}
+        # What doit refuses does not depend on the node.
+        self.broken += [name for name in broken if name in clean and name not in self.broken]
         wrong: list[Mismatch] = []
         not_fresh: set[str] = set()
         for name, built in clean.items():
             state = images[name]["state"] if name in images else "missing"
             if state != "fresh":
                 not_fresh.add(name)
-                wrong += self._not_fresh(name, built, state, broken, not_fresh, ended if how == "plain" else None)
-            elif built.failure:
-                wrong += self._once(name, "podman refuses", f"plain podman build failed:\n{built.failure}")
-            else:
+                wrong += self._not_fresh(name, built, state, broken, not_fresh, ended)
+            elif built.failure and not any(clean[base].failure for base in self._below(name)):
+                wrong += self._once(
+                    name, "podman refuses", f"plain podman build failed:\n{built.failure}"
+                )
+            elif not built.failure:
                 wrong += self._differences(name, built, images[name])
         for mismatch in wrong:
             self.counts.mismatches[mismatch.kind] += 1
@@ -307,9 +336,9 @@ class World:
         state: str,
         broken: Mapping[str, str],
         not_fresh: set[str],
-        ended: str | None,
+        ended: str,
     ) -> list[Mismatch]:
-        """Why an image is not fresh after a run: refused in words, not built by podman either, or a fault."""
+        """Judge an image that is not fresh: refused in words, not built by podman either, or a fault."""
         if name in broken:
             if not built.failure:
                 self.counts.refused[_without_names(broken[name])] += 1
@@ -317,7 +346,7 @@ class World:
         if built.failure:
             self.counts.failed_in_both += 1
             return []
-        if ended is None:
+        if self.how != "plain":
             return []
         node = open_checkout(self.root, {}).graph.images.get(name)
         if node is not None and not_fresh & set(node.bases):
@@ -327,7 +356,12 @@ class World:
         if refused is not None:
             self.counts.refused[_without_names(refused[1])] += 1
             return []
-        return [Mismatch(f"not built ({state})", name, self._report(name, [said]))]
+        self.broken.append(name)
+        text = (self.ground.places[name] / "Dockerfile").read_text()
+        if (name, text) in self.reported:
+            return []
+        self.reported.add((name, text))
+        return [Mismatch(f"not built ({state})", name, self._report(name, said.splitlines()))]
 
     def _differences(self, name: str, built: Built, listed: Mapping[str, Any]) -> list[Mismatch]:
         image = self.ground.places[name] / "image.sqsh"
@@ -354,21 +388,26 @@ class World:
     def _cause(self, name: str, found: list[str]) -> str:
         """The instruction that makes the first path that differs, as far as its name shows it."""
         path = re.match(r"/\w+", found[0])
-        for place in (name, *self._below(name)) if path else ():
+        if path is None:
+            return found[0].partition(":")[0]
+        for place in (name, *self._below(name)):
             for line in (self.ground.places[place] / "Dockerfile").read_text().splitlines():
-                if re.search(rf"{path[0]}\b", line):
-                    form = re.match(r"(?:ONBUILD )?\w+(?: --(?:mount=type=\w+|from|chmod))?(?:,\w+)?", line)
-                    return (form[0] if form else line) + ("" if place == name else ", of a base")
-        return found[0].partition(":")[0]
+                form = _FORM.match(line)
+                if form is not None and re.search(rf"{path[0]}\b", line):
+                    number = " a number" if re.search(r"from=\d+[ ,]", line) else ""
+                    return form[0] + number + ("" if place == name else ", of a base")
+        return path[0]
 
     def _once(self, name: str, kind: str, text: str) -> list[Mismatch]:
         """The mismatch, unless the same published file was reported before."""
         image = self.ground.places[name] / "image.sqsh"
         status = image.stat()
-        key = (name, status.st_ino, status.st_mtime_ns)
+        key = (name, (status.st_ino, status.st_mtime_ns))
         if key in self.reported:
             return []
         self.reported.add(key)
+        if self.how == "edited":
+            kind = f"edited meanwhile: {kind}"
         return [Mismatch(kind, name, self._report(name, text.splitlines()))]
 
     def _below(self, name: str) -> list[str]:
@@ -385,16 +424,15 @@ class World:
         return sorted(found, key=order.index, reverse=True)
 
     def _report(self, name: str, lines: list[str]) -> str:
-        place = self.ground.places[name]
         shown = [f"seed {self.seed}, step {self.number}, project {name}"]
         shown += [f"  {each}" for each in self.done]
-        shown += [f"    {line}" for line in lines]
+        shown += [f"    {_short(line)}" for line in lines]
         for each in (name, *self._below(name)):
             for file in ("Dockerfile", "project.toml", ".dockerignore", ".containerignore"):
                 path = self.ground.places[each] / file
                 if path.exists():
                     shown.append(f"  {path.relative_to(self.root)}:")
-                    shown += [f"    | {line}" for line in path.read_text().splitlines()]
+                    shown += [f"    | {_short(line)}" for line in path.read_text().splitlines()]
         aliases = ", ".join(f"{alias} is {target}" for alias, target in self.ground.aliases.items())
         shown += [f"  aliases: {aliases}"] if aliases else []
         shown.append(f"  again: python -m tests.differential --seed {self.seed} --steps {self.number}")
@@ -422,6 +460,11 @@ def _hooks(chance: random.Random, ground: Ground, place: Path) -> tuple[str, str
             (f"{git} stash --quiet", f"{git} stash pop --quiet"),
         )
     )
+
+
+def _short(line: str) -> str:
+    """A line without what every mount is shown by."""
+    return re.sub(r"\{ busybox find (\S+(?: /m/text)?) -type f .*?\| busybox sort", r"SHOW \1", line)
 
 
 def _without_names(text: str) -> str:
@@ -474,7 +517,8 @@ def _ground(chance: random.Random, root: Path, registry: Registry) -> Ground:
     names = chance.sample(NAMES, chance.randint(2, 6))
     references = tuple(f"{registry}/{each}" for each in REPOSITORIES)
     places = {
-        name: root / ("projects" if ":" in name or chance.random() < 0.5 else "") / name for name in names
+        name: root / ("projects" if ":" in name or chance.random() < 0.5 else "") / name
+        for name in names
     }
     (root / "projects").mkdir()
     aliases: dict[str, str] = {}
