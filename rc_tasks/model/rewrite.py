@@ -21,6 +21,7 @@ from rc_tasks.model.instructions import Instruction, Source, joined, split_flags
 from rc_tasks.model.words import split
 
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
+_NUMBER = re.compile(r"(?<=[=,])from=(\d+)(?![^,\s\"'])")
 _COMMENT = re.compile(r"\s*#")
 # A source of ADD that podman downloads: only that tells what is in it.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|git@", re.IGNORECASE)
@@ -102,6 +103,8 @@ class _Writer:
         self.build_args = build_args
         self.context_digest = context_digest
         self.triggered = triggered
+        # The stages that a mount names by their number.
+        self.mounted = {int(mount.name) for mount in dockerfile.mounts if mount.name.isdecimal()}
         self.arguments: dict[str, str] = {}
         self.read_stages: list[_Reading] = []
         self.marks: list[str] = []
@@ -142,7 +145,8 @@ class _Writer:
                 self.bases[image] = name
         self.read_stages.append(reading)
         if stage.index in self.dockerfile.needed:
-            named = f" AS {stage.name}" if stage.name else ""
+            name = stage.name or (_numbered(stage) if stage.index in self.mounted else "")
+            named = f" AS {name}" if name else ""
             first, last = instruction.line - 1, instruction.last_line
             self.lines[first:last] = [f"FROM {flags}{image}{named}", *[""] * (last - first - 1)]
 
@@ -201,20 +205,24 @@ class _Writer:
         if not parts:
             return
         mark = f"--mount=type=secret,id=reads-{_digest(*parts)} "
-        # Behind the other flags: in podman 4.3 a mount without a type has that of the one before it.
-        row, column = self.command_of(instruction)
-        line = self.lines[row]
-        self.lines[row] = f"{line[:column]}{mark}{line[column:]}"
         self.marks.append(mark)
-
-    def command_of(self, instruction: Instruction) -> tuple[int, int]:
-        """Where the command of a RUN begins, behind its flags: indices of a line and a character."""
         first, last = instruction.line - 1, instruction.last_line
         text, places = joined(self.lines[first:last], self.escape)
         start = text.index(text.split(None, 2)[1])
         _, command = split_flags(text[start:], self.escape)
-        row, column = places[min(len(text) - len(command), len(places) - 1)]
-        return first + row, column
+        end = len(text) - len(command)
+        # Behind the other flags: in podman 4.3 a mount without a type has that of the one before it.
+        self.replace(first, places[end], "", mark)
+        for found in reversed(list(_NUMBER.finditer(text, start, end))):
+            # podman 4.3 takes a number for the beginning of an image ID, and does not build the stage.
+            name = _numbered(self.dockerfile.stages[int(found[1])])
+            self.replace(first, places[found.start(1)], found[1], name)
+
+    def replace(self, first: int, place: tuple[int, int], old: str, new: str) -> None:
+        """Replace a text that stands on one line, counted from the line `first`."""
+        row, column = first + place[0], place[1]
+        line = self.lines[row]
+        self.lines[row] = f"{line[:column]}{new}{line[column + len(old) :]}"
 
     def note(self, instruction: Instruction, reading: _Reading) -> None:
         """Add an instruction to what its stage is made from."""
@@ -240,6 +248,11 @@ class _Writer:
     def values(self, text: str, reading: _Reading) -> list[str]:
         used = sorted(variable_names(text) & reading.arguments.keys())
         return [reading.arguments[name] for name in used]
+
+
+def _numbered(stage: Stage) -> str:
+    """The name of a stage, also of one that has none."""
+    return stage.name or f"rc-stage-{stage.index}"
 
 
 def _digest(*parts: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.model.context import OUR_FILES
+from rc_tasks.model import context
 from rc_tasks.tools.podman import Podman
 from tests.differential import trees
 from tests.differential.recipes import Recipe
@@ -106,10 +106,15 @@ class Oracle:
         self.builds += 1
         copy = self.directory / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(place, copy, symlinks=True, ignore=_ours(place))
-        _name_stages(copy / "Dockerfile")
+        copy.mkdir()
+        # podman shows what an ignore file leaves out to RUN --mount, BuildKit and doit do not.
+        context.copy(place, copy)
+        dockerfile = self.directory / "Dockerfile"
+        shutil.copyfile(place / "Dockerfile", dockerfile)
+        _name_stages(dockerfile)
         recipe = tomllib.loads(_text(place / "project.toml"))
         argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet"]
+        argv += ["--file", str(dockerfile)]
         if "target" in recipe:
             argv += ["--target", recipe["target"]]
         for key, value in recipe.get("build_args", {}).items():
@@ -164,24 +169,13 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _ours(place: Path) -> Any:
-    """What no build sees: the files that doit makes or reads itself, at the top of a project."""
-    patterns = shutil.ignore_patterns(*OUR_FILES)
-
-    def ignore(directory: str, names: list[str]) -> set[str]:
-        found: set[str] = patterns(directory, names) if Path(directory) == place else set()
-        return found
-
-    return ignore
-
-
 def _key(place: Path, bases: Iterable[str]) -> str:
     """A digest of a project's directory and recipe, and of the bases that it may use."""
     digest = hashlib.sha256(repr(sorted(bases)).encode())
-    ignored = _ours(place)
+    ours = shutil.ignore_patterns(*(name for name in context.OUR_FILES if name != "project.toml"))
     for folder, directories, files in os.walk(place):
         directories.sort()
-        left_out = ignored(folder, [*directories, *files]) - {"project.toml"}
+        left_out = ours(folder, [*directories, *files]) if Path(folder) == place else set()
         for name in sorted({*directories, *files} - left_out):
             path = os.path.join(folder, name)
             status = os.lstat(path)

@@ -1,4 +1,4 @@
-"""Random Dockerfiles: every form in which an instruction names a file, a stage, a project or a registry."""
+"""Random Dockerfiles: each form in which an instruction names a file, a stage, a project or a base."""
 
 import random
 import re

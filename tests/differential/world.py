@@ -352,7 +352,7 @@ class World:
         if node is not None and not_fresh & set(node.bases):
             return []
         said = "\n".join(ended.splitlines()[-40:])
-        refused = re.search(r"^(?:.*): (.*(?:ONBUILD|trigger).*)$", said, re.MULTILINE)
+        refused = re.search(r"^(?:.*): (.*(?:ONBUILD|trigger|leaves out).*)$", said, re.MULTILINE)
         if refused is not None:
             self.counts.refused[_without_names(refused[1])] += 1
             return []

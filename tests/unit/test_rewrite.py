@@ -101,6 +101,16 @@ def test_a_run_that_reads_through_a_mount_is_marked(written: str, given: str) ->
     assert shown(f"FROM base\n{written}") == f"FROM {ID}\n{given}"
 
 
+def test_a_stage_that_a_mount_numbers_is_named() -> None:
+    """podman 4.3 takes the number for the beginning of an image ID."""
+    text = "FROM base\nRUN a\nFROM base AS Two\nRUN b\nFROM base\n"
+    run = "RUN --mount=from=0,target=/f --mount=target=/a,from={} from=0"
+    assert shown(text + run.format(1)) == (
+        f"FROM {ID} AS rc-stage-0\nRUN a\nFROM {ID} AS Two\nRUN b\nFROM {ID}\n"
+        "RUN --mount=from=rc-stage-0,target=/f --mount=target=/a,from=Two @from=0"
+    )
+
+
 @pytest.mark.parametrize(
     ("written", "given"),
     [
