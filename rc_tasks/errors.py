@@ -3,13 +3,15 @@
 Anything else that is raised is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Callable
+
 
 class RcError(Exception):
     """A failure told in three parts.
 
     `what` is one sentence without a full stop. `where` is a `path:line`, a path, or a host, and
     comes first when given. `quote` holds lines of a tool or a file, shown as they are. `hint` says
-    what to do next.
+    what to do next; one that takes long to find is a function, which is called when it is shown.
     """
 
     def __init__(
@@ -18,16 +20,32 @@ class RcError(Exception):
         *,
         where: object = None,
         quote: tuple[str, ...] = (),
-        hint: str | None = None,
+        hint: str | Callable[[], str] | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.quote = quote
-        self.hint = hint
+        self._hint = hint
+
+    @property
+    def hint(self) -> str | None:
+        """What to do next."""
+        if callable(self._hint):
+            self._hint = self._hint()
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str | None) -> None:
+        self._hint = hint
+
+    @property
+    def headline(self) -> str:
+        """What happened and where, without what to do next."""
+        return f"{self.where}: {self.what}" if self.where is not None else self.what
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.what}" if self.where is not None else self.what]
+        lines = [self.headline]
         lines += [f"  | {line}" for line in self.quote]
         if self.hint:
             first, *rest = self.hint.splitlines()

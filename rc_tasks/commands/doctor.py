@@ -83,9 +83,8 @@ def host_findings(opened: Session) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, f"{name} cannot be built", str(error))
     for error in checkout.graph.problems:
         yield Finding(Level.PROBLEM, f"{error.where}: {error.what}", error.hint or "")
-    for node in checkout.graph.images.values():
-        for note in node.notes:
-            yield Finding(Level.WARNING, note)
+    for note in checkout.graph.notes(checkout.graph.images.values()):
+        yield Finding(Level.WARNING, note)
     yield Finding(
         Level.OK, f"images: {len(checkout.graph.images)}, aliases: {len(checkout.graph.aliases)}"
     )

@@ -37,13 +37,14 @@ class Why(CheckoutCommand):
 
 
 def _explain(opened: Session, start: str, told: set[str]) -> None:
+    graph = opened.checkout.graph
     todo = [start]
     while todo:
         name = todo.pop(0)
         if name in told:
             continue
         told.add(name)
-        broken = opened.checkout.graph.broken.get(name)
+        broken = graph.broken.get(name)
         if broken is not None:
             _say(f"{name} cannot be built", *_indented(str(broken)))
             continue
@@ -57,7 +58,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
         for step in status.steps:
             for number, cause in enumerate(step.causes):
                 _say(f"  {step.step if number == 0 else '':8}{_line(cause)}")
-        for note in opened.checkout.graph.images[name].notes:
+        for note in graph.notes([graph.images[name]]):
             _say(f"  note    {note}")
         _tell_frozen(opened, status)
         if opened.judge.rolled_back(name):

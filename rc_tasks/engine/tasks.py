@@ -13,6 +13,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state.records import Step
+from rc_tasks.state.status import first_line
 
 
 class Fresh:
@@ -50,12 +51,11 @@ def task_images() -> Iterator[Task]:
         yield from _image_tasks(opened, node)
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for name, broken in graph.broken.items():
-        told = str(broken).partition("\n")[0]
         yield Task(
             f"build:{name}",
             [partial(_refuse, (broken,))],
             io={"capture": False},
-            doc=f"cannot be built: {told}",
+            doc=f"cannot be built: {first_line(broken)}",
         )
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for alias, target in graph.aliases.items():

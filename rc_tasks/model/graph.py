@@ -1,12 +1,13 @@
 """Which image is built on which: edges from the Dockerfiles, order, cycles."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
 from rc_tasks.model.dockerfile import Base, Dockerfile, Via
-from rc_tasks.model.project import PROJECTS, Alias, Project
+from rc_tasks.model.project import DOCKERFILE, PROJECTS, Alias, Project
 from rc_tasks.model.recipe import Recipe
 from rc_tasks.model.reference import near
 
@@ -16,7 +17,7 @@ class ImageNode:
     """A project with what its files say.
 
     `local` maps each base as it is written (`localhost/reasoning_base`) to the project that makes
-    it; `remote` lists the registry references; `notes` are remarks for the person who builds it.
+    it; `remote` lists the registry references.
     """
 
     project: Project
@@ -24,7 +25,6 @@ class ImageNode:
     recipe: Recipe
     local: Mapping[str, str]
     remote: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -64,16 +64,32 @@ class ImageGraph:
         if name in self.broken:
             raise self.broken[name]
         if name not in self.images:
-            close = near(name, self.names())
             raise ProjectError(
                 f"there is no image named {name!r} in this checkout",
-                hint=f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names",
+                hint=partial(_nearest, name, self.names()),
             )
         return self.images[name]
 
     def names(self) -> tuple[str, ...]:
         """Every name that a person may use."""
         return (*self.images, *self.aliases, *self.broken)
+
+    def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
+        """Remarks for people who build these images: registry bases that may be misspelt projects.
+
+        Near names take milliseconds to find, so they are looked for once for each base, and only when
+        notes are shown.
+        """
+        names = self.names()
+        close = cache(lambda name: near(name, names))
+        for node in nodes:
+            where = node.project.shown(DOCKERFILE)
+            for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
+                if name in node.remote and "/" not in name and close(name):
+                    yield (
+                        f"{where}:{line}: {name} is no image of this checkout and will be pulled from a"
+                        f" registry; did you mean {' or '.join(close(name))}?"
+                    )
 
     def above(self, names: Iterable[str]) -> tuple[str, ...]:
         """The named images with all that they are built on, bases first."""
@@ -87,16 +103,15 @@ class ImageGraph:
         return tuple(name for name in self.images if name in wanted)
 
 
-def local_name(written: str, names: Iterable[str]) -> str | None:
+def local_name(written: str, names: Container[str]) -> str | None:
     """The project or alias that a base names, or None for a registry reference.
 
     `localhost/` may stand before the name, and a missing tag and `:latest` are the same, as for
     every container tool.
     """
-    known = set(names)
     name = written.removeprefix("localhost/")
     same = name.removesuffix(":latest") if name.endswith(":latest") else f"{name}:latest"
-    return next((candidate for candidate in (name, same) if candidate in known), None)
+    return next((candidate for candidate in (name, same) if candidate in names), None)
 
 
 def link(
@@ -104,33 +119,27 @@ def link(
     dockerfile: Dockerfile,
     recipe: Recipe,
     aliases: Mapping[str, str],
-    names: Iterable[str],
+    names: Set[str],
 ) -> ImageNode:
-    """The project as a node of the graph; `names` are all projects. Raises DockerfileError."""
-    known = (*names, *aliases)
+    """The project as a node of the graph; `names` are all projects and aliases.
+
+    Raises DockerfileError.
+    """
     local: dict[str, str] = {}
     remote: dict[str, None] = {}
-    notes: list[str] = []
     for base in dockerfile.bases:
-        name = local_name(base.name, known)
+        name = local_name(base.name, names)
         if name is not None:
             local[base.name] = aliases.get(name, name)
             continue
-        close = near(base.name.removeprefix("localhost/"), known)
-        where = f"{project.shown('Dockerfile')}:{base.line}"
         if base.name.startswith("localhost/"):
             raise DockerfileError(
                 f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
-                where=where,
-                hint=f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names",
-            )
-        if close and "/" not in base.name:
-            notes.append(
-                f"{where}: {base.name} is no image of this checkout and will be pulled from a registry;"
-                f" did you mean {' or '.join(close)}?"
+                where=f"{project.shown('Dockerfile')}:{base.line}",
+                hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
             )
         remote[base.name] = None
-    return ImageNode(project, dockerfile, recipe, local, tuple(remote), tuple(dict.fromkeys(notes)))
+    return ImageNode(project, dockerfile, recipe, local, tuple(remote))
 
 
 def graph(
@@ -163,6 +172,12 @@ def graph(
             bad[alias.name] = _no_image(alias)
     circular = {name: node for name, node in by_name.items() if name not in good}
     return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems), circular)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The hint for a name that nothing has."""
+    close = near(name, names)
+    return f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names"
 
 
 def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> GraphError:

@@ -8,6 +8,8 @@ from typing import Self
 from rc_tasks.errors import DockerfileError
 
 TAG_LENGTH = 128
+# difflib's own cutoff for close matches.
+_CLOSE = 0.6
 
 # The grammar of the OCI distribution specification, "Pulling manifests".
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -95,14 +97,18 @@ def near(name: str, candidates: Iterable[str], n: int = 3) -> tuple[str, ...]:
     import difflib
 
     folded = name.casefold()
+    matcher = difflib.SequenceMatcher(None, b=folded)
     scored: list[tuple[bool, float, str]] = []
     for candidate in dict.fromkeys(candidates):
         other = candidate.casefold()
         # A few letters begin too many names to mean one of them.
         begins = len(folded) >= 3 and other.startswith(folded)
-        ratio = difflib.SequenceMatcher(None, folded, other).ratio()
-        if begins or ratio >= 0.6:  # difflib's own cutoff for close matches
-            scored.append((not begins, -ratio, candidate))
+        matcher.set_seq1(other)
+        # Upper bounds of the ratio: they leave out most names in a tenth of its time.
+        if begins or (matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE):
+            ratio = matcher.ratio()
+            if begins or ratio >= _CLOSE:
+                scored.append((not begins, -ratio, candidate))
     return tuple(candidate for _, _, candidate in sorted(scored)[:n])
 
 

@@ -1,7 +1,7 @@
 """One checkout opened: its settings, its images, and what is known of them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     projects = [project for project in projects if project.name not in broken]
     aliases = [alias for alias in aliases if alias.name not in broken]
     alias_targets = {alias.name: alias.target for alias in aliases}
-    names = (*(project.name for project in projects), *broken)
+    names = {*(project.name for project in projects), *broken, *alias_targets}
     nodes = []
     for project in projects:
         try:
@@ -158,9 +158,7 @@ def is_task_name(name: str) -> bool:
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
 
 
-def _node(
-    project: Project, aliases: Mapping[str, str], names: tuple[str, ...], architecture: str
-) -> ImageNode:
+def _node(project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str) -> ImageNode:
     # Most projects have none, and a thousand missing files are asked for at every start.
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
     options = recipe.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE

@@ -139,4 +139,4 @@ def changed(part: str, old: str | None, new: str | None) -> str:
 
 def first_line(error: RcError) -> str:
     """An error for a table."""
-    return str(error).partition("\n")[0]
+    return error.headline.partition("\n")[0]

@@ -115,7 +115,7 @@ def _made(
         given.check(image)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
-        error.hint = "\n".join(filter(None, (*node.notes, error.hint)))
+        error.hint = "\n".join(filter(None, (*checkout.graph.notes([node]), error.hint)))
         if stores:
             # What did not fail need not be done again, wherever it is tried next.
             with contextlib.suppress(RcError, OSError):

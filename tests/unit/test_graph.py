@@ -6,6 +6,8 @@ import pytest
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import Checkout, open_checkout
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.status import State
 from tests.support.checkouts import write_checkout
 
 
@@ -91,15 +93,35 @@ def test_a_near_name_is_told_and_an_unknown_local_one_refused(tmp_path: Path) ->
             "local": "FROM localhost/reasoning_bse\n",
         },
     )
-    assert checkout.graph.images["near"].notes == (
+    images = checkout.graph.images
+    assert list(checkout.graph.notes([images["near"]])) == [
         "projects/near/Dockerfile:1: reasoning_bse is no image of this checkout and will be pulled"
         " from a registry; did you mean reasoning_base?",
-    )
-    assert checkout.graph.images["far"].notes == ()
+    ]
+    assert not list(checkout.graph.notes([images["far"]]))
     assert str(checkout.graph.broken["local"]) == (
         "projects/local/Dockerfile:1: localhost/reasoning_bse is no image of this checkout,"
         " and localhost/ cannot be pulled\n  next: did you mean reasoning_base?"
     )
+
+
+def test_near_names_are_looked_for_only_when_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look compares a name with every project: a thousand of them take minutes."""
+    looked = []
+    monkeypatch.setattr("rc_tasks.model.graph.near", lambda name, _names: looked.append(name) or ())
+    registry = {f"p{number}": "FROM debian:12\n" for number in range(20)}
+    checkout = opened(tmp_path, {**registry, "x": "FROM nvcr.io/a/b:1\n", "y": "FROM localhost/z\n"})
+    judge = Judge(checkout)
+    assert {judge.image(name).state for name in registry} == {State.MISSING}
+    assert judge.image("y").reasons == (
+        "projects/y/Dockerfile:1: localhost/z is no image of this checkout, and localhost/ cannot be"
+        " pulled",
+    )
+    assert looked == []
+    assert not list(checkout.graph.notes(checkout.graph.images.values()))
+    assert looked == ["debian:12"]
 
 
 def test_a_long_chain_is_no_problem(tmp_path: Path) -> None:
