@@ -52,10 +52,10 @@ def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> Invali
 
 def checked(command: DoitCmdBase, names: list[str] | None) -> None:
     """Raise InvalidCommand for the first name that is no task."""
-    known = [task.name for task in command.task_list]
+    known = dict.fromkeys(task.name for task in command.task_list)
     for name in names or ():
         if name not in known and "*" not in name:
-            raise unknown(name, known)
+            raise unknown(name, list(known))
 
 
 def steps_of(command: DoitCmdBase, names: list[str] | None, everything: str) -> list[str]:

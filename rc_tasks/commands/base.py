@@ -35,13 +35,14 @@ class CheckoutCommand(Told, abc.ABC):
 def images(opened: Session, names: list[str]) -> list[str]:
     """The images that arguments mean: names, aliases and groups, also as names of tasks."""
     graph = opened.checkout.graph
-    everything = [*graph.images, *graph.broken]
+    everything = dict.fromkeys((*graph.images, *graph.broken))
     if not names:
-        return everything
+        return list(everything)
+    known = frozenset(graph.names())
     found: dict[str, None] = {}
     for argument in names:
         kind, _, rest = argument.partition(":")
-        name = rest if kind in TASK_KINDS and argument not in graph.names() else argument
+        name = rest if kind in TASK_KINDS and argument not in known else argument
         name = graph.aliases.get(name, name)
         if name in everything:
             found[name] = None

@@ -1,5 +1,6 @@
 """`doit list`: every image with its state and the reason."""
 
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from rc_tasks.commands import show
 from rc_tasks.commands.at_root import AtRoot, checked, unknown
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
+from rc_tasks.model.project import ARTIFACT
 from rc_tasks.state.records import Step
 from rc_tasks.state.status import ImageStatus, briefly
 
@@ -73,11 +75,12 @@ class List(AtRoot, DoitList):
 class _Table(CheckoutCommand):
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         statuses = [opened.judge.image(name) for name in images(opened, names)]
+        aliases = opened.checkout.graph.aliases_of()
         if options["json"]:
-            json.dump([as_json(opened, status) for status in statuses], sys.stdout, indent=2)
+            json.dump([as_json(opened, status, aliases) for status in statuses], sys.stdout, indent=2)
             sys.stdout.write("\n")
             return 0
-        rows = [_row(opened, status) for status in statuses]
+        rows = [_row(opened, status, aliases) for status in statuses]
         headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
         if rows:
             styles = [show.STYLES[status.state] for status in statuses]
@@ -90,7 +93,7 @@ class _Table(CheckoutCommand):
         return 0
 
 
-def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
+def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
     """An image for programs; the keys are part of the contract with people's scripts."""
     checkout, name = opened.checkout, status.name
     node = checkout.graph.images.get(name)
@@ -99,28 +102,31 @@ def as_json(opened: Session, status: ImageStatus) -> dict[str, Any]:
         if node
         else (None, None)
     )
+    published = f"{node.project.base}/{ARTIFACT}" if node else ""
+    size_bytes = None
     # An adopted image may lie where we may not look.
-    published = node.project.artifact if node and os.path.exists(node.project.artifact) else None
+    with contextlib.suppress(OSError):
+        size_bytes = os.stat(published).st_size
     return {
         "name": name,
         "directory": node.project.path if node else None,
         "state": status.state,
         "reasons": list(status.reasons),
         "image_id": podman.facts.image_id if podman and podman.facts else None,
-        "image": str(published) if published else None,
-        "size_bytes": published.stat().st_size if published else None,
+        "image": published if size_bytes is not None else None,
+        "size_bytes": size_bytes,
         "built_at": enroot.ended_at if enroot else None,
         "adopted_from": (enroot.adopted_from or None) if enroot else None,
         "rolled_back": opened.judge.rolled_back(name),
         "frozen": node.recipe.frozen if node else False,
         "bases": [*node.bases, *node.remote] if node else [],
-        "aliases": _aliases(opened, name),
+        "aliases": aliases.get(name, []),
         "log": status.failure.log if status.failure else None,
     }
 
 
-def _row(opened: Session, status: ImageStatus) -> tuple[str, ...]:
-    found = as_json(opened, status)
+def _row(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> tuple[str, ...]:
+    found = as_json(opened, status, aliases)
     return (
         status.name,
         status.state,
@@ -129,7 +135,3 @@ def _row(opened: Session, status: ImageStatus) -> tuple[str, ...]:
         ", ".join(found["aliases"]),
         briefly(status.name, status.reasons) if status.reasons else "",
     )
-
-
-def _aliases(opened: Session, name: str) -> list[str]:
-    return [alias for alias, target in opened.checkout.graph.aliases.items() if target == name]

@@ -12,10 +12,9 @@ from typing import Any
 from doit.dependency import FileChangedChecker
 
 from rc_tasks.engine.session import session
-from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
-from rc_tasks.state.inputs import CONTEXT, part_of
+from rc_tasks.state.inputs import CONTEXT, is_file, part_of
 from rc_tasks.state.records import Record, Records, Step
 
 _IGNORED = ".ignore"
@@ -44,7 +43,7 @@ class RecordsDB:
             case "result:":
                 return {"image_id": record.facts.image_id} if record.facts else dict(record.inputs)
             case "deps:":
-                return [_path(task_id, part) for part in record.inputs if _is_file(part)]
+                return [_path(task_id, part) for part in record.inputs if is_file(part)]
             case _:
                 directory = _directory(task_id)
                 return record.inputs.get(part_of(dependency.removeprefix(f"{directory}/")))
@@ -96,7 +95,7 @@ class ContentChecker(FileChangedChecker):
 
     def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:
         """Whether a file of a build context is not what was recorded."""
-        return session().judge.seen.get(file_path) != state
+        return session().judge.modified(file_path, state)
 
     def get_state(self, dep: str, current_state: str | None) -> None:
         """Nothing to save: the step recorded the file as it was *before* it was read."""
@@ -124,7 +123,3 @@ def _directory(task_id: str) -> str:
 
 def _path(task_id: str, part: str) -> str:
     return f"{_directory(task_id)}/{part.removeprefix(CONTEXT)}"
-
-
-def _is_file(part: str) -> bool:
-    return part == DOCKERFILE or part.startswith(CONTEXT)

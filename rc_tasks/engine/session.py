@@ -63,4 +63,4 @@ def session(start: Path | None = None) -> Session:
 def remember_digests() -> None:
     """Save what this run learnt of files, if it opened a checkout at all."""
     if session.cache_info().currsize:
-        session().checkout.digests.save()
+        session().checkout.remember()

@@ -5,6 +5,8 @@ the ignore file in a form that all builders read alike; see `ignore_text`.
 """
 
 import functools
+import hashlib
+import marshal
 import os
 import posixpath
 import re
@@ -12,7 +14,6 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import ProjectError
@@ -37,76 +38,77 @@ OUR_FILES = (
 )
 # COPY drops the bits that give rights away, set-user-ID and set-group-ID, and keeps the sticky bit.
 COPIED_MODE = 0o1777
-
-
-class Kind(StrEnum):
-    """What a directory entry is."""
-
-    FILE = "file"
-    SYMLINK = "symlink"
-    DIRECTORY = "directory"
+# Of this version equal values have equal bytes.
+_MARSHAL = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of the context; `path` is relative with slashes, `mode` has the permission bits."""
+class Listing:
+    """What COPY could take from a directory, its `paths` relative with slashes and sorted.
 
-    path: str
-    kind: Kind
-    mode: int
+    `signature` is another whenever lstat says something else of one of them. `changed_ns` is when one
+    of them was changed last, by the clock of the file system.
+    """
+
+    paths: tuple[str, ...]
+    signature: str
+    changed_ns: int
 
 
-def ignore_text(directory: Path) -> str:
+def ignore_text(directory: str | Path) -> str:
     """The complete ignore file for `podman build --ignorefile`, our own files last.
 
     Raises ProjectError for a pattern that Docker refuses.
     """
-    names = {item.name for item in _scan(str(directory), "")}
+    names = {name for name, _ in _scan(directory, "")}
     return "".join(f"{rule.text}\n" for rule in _rules(directory, names))
 
 
-def entries(directory: Path) -> Iterator[Entry]:
-    """Everything that COPY could take from the directory, sorted by path.
+def listing(directory: str | Path) -> Listing:
+    """Everything that COPY could take from the directory.
 
     Symlinks are not followed. Raises ProjectError for what no image can hold and for a directory
     that cannot be read.
     """
-    top = _scan(str(directory), "")
-    names = {item.name for item in top}
-    # Compiling patterns takes longer than listing a small directory, and most have none of their own.
-    own = not names.isdisjoint(IGNORE_FILES)
-    ignored = _Ignored(_rules(directory, names)) if own else _ignored_always()
-    found: list[Entry] = []
-    pending = [""]
+    top = list(_scan(directory, ""))
+    ignored = _Ignored(_rules(directory, {name for name, _ in top}))
+    paths: list[str] = []
+    signature = hashlib.sha256()
+    changed_ns = 0
+    pending = [("", _NO_RULE)]
     while pending:
-        prefix = pending.pop()
-        for item in _scan(str(directory), prefix) if prefix else top:
-            path = prefix + item.name
-            left_out = ignored.ignores(path)
-            if item.is_dir(follow_symlinks=False):
-                if not left_out or ignored.may_contain(path):
-                    pending.append(f"{path}/")
-                kind = Kind.DIRECTORY
-            elif item.is_symlink():
-                kind = Kind.SYMLINK
-            else:
-                kind = Kind.FILE
+        prefix, above = pending.pop()
+        level = ignored.level(prefix)
+        found: list[tuple[str | int, ...]] = []
+        below: list[tuple[str, int]] = []
+        for name, status in _scan(directory, prefix) if prefix else top:
+            path, mode = prefix + name, status.st_mode
+            rule = level.last(path, above) if level is not None else above
+            left_out = rule in ignored.out
+            if stat.S_ISDIR(mode) and (not left_out or ignored.may_contain(path)):
+                below.append((f"{path}/", rule))
             if left_out:
                 continue
-            try:
-                mode = item.stat(follow_symlinks=False).st_mode
-            except FileNotFoundError:
-                # Gone since the directory was listed, as editors' temporary files are.
-                continue
-            if kind is Kind.FILE and not stat.S_ISREG(mode):
+            paths.append(path)
+            if stat.S_ISDIR(mode):
+                # Its size and times change with what is ignored in it.
+                found.append((path, mode))
+            elif stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+                size, ctime_ns = status.st_size, status.st_ctime_ns
+                found.append((path, mode, size, status.st_mtime_ns, ctime_ns, status.st_ino))
+                changed_ns = max(changed_ns, ctime_ns)
+            else:
                 raise ProjectError(
                     "this is a socket, a pipe or a device, which cannot be copied into an image",
-                    where=directory / path,
+                    where=f"{directory}/{path}",
                     hint="remove it, or name it in .dockerignore",
                 )
-            found.append(Entry(path, kind, mode & COPIED_MODE))
-    found.sort(key=lambda entry: entry.path)
-    return iter(found)
+        # Directory by directory, as hundreds of thousands of files are held no longer than necessary.
+        found.sort()
+        signature.update(marshal.dumps(found, _MARSHAL))
+        pending += sorted(below)
+    paths.sort()
+    return Listing(tuple(paths), signature.hexdigest(), changed_ns)
 
 
 def left_out(directory: Path, source: str) -> str | None:
@@ -115,8 +117,7 @@ def left_out(directory: Path, source: str) -> str | None:
     podman shows such files to `RUN --mount=type=bind`, and only there (podman 4.3.1, 5.4.2 and 5.8.6).
     """
     source = posixpath.normpath(f"/{source}").lstrip("/")
-    top = _scan(str(directory), "")
-    ignored = _Ignored(_rules(directory, {item.name for item in top}))
+    ignored = _Ignored(_rules(directory, {name for name, _ in _scan(directory, "")}))
     if source and ignored.ignores(source) and os.path.lexists(directory / source):
         return source
     pending = [f"{source}/" if source else ""]
@@ -124,11 +125,11 @@ def left_out(directory: Path, source: str) -> str | None:
         prefix = pending.pop()
         if prefix and not (directory / prefix).is_dir():
             continue
-        for item in _scan(str(directory), prefix):
-            path = prefix + item.name
+        for name, status in _scan(directory, prefix):
+            path = prefix + name
             if ignored.ignores(path):
                 return path
-            if item.is_dir(follow_symlinks=False):
+            if stat.S_ISDIR(status.st_mode):
                 pending.append(f"{path}/")
     return None
 
@@ -136,10 +137,10 @@ def left_out(directory: Path, source: str) -> str | None:
 def copy(directory: Path, destination: Path) -> None:
     """Copy all that the context holds, and nothing else, to `destination`, an empty directory."""
     made = []
-    for entry in entries(directory):
-        source, target = directory / entry.path, destination / entry.path
+    for path in listing(directory).paths:
+        source, target = directory / path, destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if entry.kind is Kind.DIRECTORY:
+        if stat.S_ISDIR(source.lstat().st_mode):
             target.mkdir(exist_ok=True)
             made.append((source, target))
         else:
@@ -148,13 +149,25 @@ def copy(directory: Path, destination: Path) -> None:
         shutil.copystat(source, target)
 
 
-def _scan(directory: str, prefix: str) -> list[os.DirEntry[str]]:
+def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The names in a directory with what lstat says of each."""
     try:
-        with os.scandir(f"{directory}/{prefix}") as items:
-            return list(items)
+        # By its descriptor: the kernel need not follow the whole path for every file.
+        descriptor = os.open(f"{directory}/{prefix}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with os.scandir(descriptor) as items:
+                for item in items:
+                    try:
+                        status = item.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        # Gone since the directory was listed, as editors' temporary files are.
+                        continue
+                    yield item.name, status
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         if prefix:
-            return []
+            return
         raise ProjectError(
             "the project directory does not exist", where=directory, hint="check its spelling"
         ) from None
@@ -168,29 +181,52 @@ def _scan(directory: str, prefix: str) -> list[os.DirEntry[str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One pattern: `text` is podman's, `regex` for whole paths; `again` when `!` brings things back."""
+    """One pattern: `text` is podman's; `again` when `!` brings things back.
+
+    It matches the path `plain` alone, or what `regex` matches as a whole. All that it matches has
+    `slashes` slashes, or any number of them.
+    """
 
     text: str
-    regex: str
     again: bool
+    plain: str
+    regex: re.Pattern[str] | None
+    slashes: int | None
+
+
+# The index of the rule that decides while there is none.
+_NO_RULE = -1
 
 
 class _Ignored:
-    """Decides by the last rule that matches a path or one of the directories that it lies in."""
+    """Decides by the last rule that matches a path or one of the directories that it lies in.
+
+    Rules are known by their indices, and a directory's rule holds below it until a later one matches.
+    """
 
     def __init__(self, rules: tuple[_Rule, ...]) -> None:
-        # Neighbours of one kind become one expression: most files are asked about once.
-        self.blocks: list[tuple[re.Pattern[str], bool]] = []
-        for rule in rules:
-            regex = f"(?:{rule.regex})(?:/.*)?"
-            if self.blocks and self.blocks[-1][1] == rule.again:
-                regex = f"{self.blocks.pop()[0].pattern}|{regex}"
-            self.blocks.append((re.compile(regex), rule.again))
-        self.blocks.reverse()
+        self.rules = rules
+        self.out = frozenset(at for at, rule in enumerate(rules) if not rule.again)
         self.starts = [_start(rule.text) for rule in rules if rule.again]
+        self.levels: dict[int, _Level | None] = {}
+
+    def level(self, path: str) -> "_Level | None":
+        """The rules that may match a path of as many slashes; None when there are none."""
+        slashes = path.count("/")
+        if slashes not in self.levels:
+            rules = [(at, rule) for at, rule in enumerate(self.rules) if rule.slashes in (None, slashes)]
+            self.levels[slashes] = _Level(rules) if rules else None
+        return self.levels[slashes]
 
     def ignores(self, path: str) -> bool:
-        return next((not again for regex, again in self.blocks if regex.fullmatch(path)), False)
+        """Whether a path is left out, asked for itself and not while its directories are listed."""
+        rule, at = _NO_RULE, 0
+        while at >= 0:
+            at = path.find("/", at + 1)
+            above = path if at < 0 else path[:at]
+            level = self.level(above)
+            rule = level.last(above, rule) if level is not None else rule
+        return rule in self.out
 
     def may_contain(self, path: str) -> bool:
         """Whether a `!` pattern could bring back something below an ignored directory.
@@ -201,52 +237,74 @@ class _Ignored:
         return any(start.startswith(f"{path}/") or f"{path}/".startswith(start) for start in self.starts)
 
 
+class _Level:
+    """The rules that may match what lies at one depth."""
+
+    def __init__(self, rules: list[tuple[int, _Rule]]) -> None:
+        self.plain = {rule.plain: at for at, rule in rules if rule.regex is None}
+        self.others = [(at, rule.regex.fullmatch) for at, rule in rules[::-1] if rule.regex is not None]
+
+    def last(self, path: str, above: int) -> int:
+        """The last rule for a path, where `above` is that of its directory."""
+        found = max(above, self.plain.get(path, _NO_RULE))
+        for at, matches in self.others:
+            if at < found:
+                break
+            if matches(path):
+                return at
+        return found
+
+
 def _start(text: str) -> str:
     """The part of a `!` pattern before its first wildcard; an escape counts as one, to be safe."""
     return re.split(r"[*?\[\\]", text[1:], maxsplit=1)[0]
 
 
 @functools.cache
-def _ignored_always() -> _Ignored:
-    return _Ignored(_always())
-
-
-@functools.cache
 def _always() -> tuple[_Rule, ...]:
-    return tuple(rule for pattern in OUR_FILES for rule in _rule(pattern.encode(), None))
+    return tuple(rule for pattern in OUR_FILES if (rule := _rule(pattern.encode())) is not None)
 
 
-def _rules(directory: Path, names: Collection[str]) -> tuple[_Rule, ...]:
+def _rules(directory: str | Path, names: Collection[str]) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
     for name in IGNORE_FILES:
         if name not in names:
             continue
         try:
-            content = read_bytes(directory / name)
+            content = read_bytes(f"{directory}/{name}")
         except OSError as error:
             raise ProjectError(
-                f"cannot be read: {error.strerror}", where=directory / name, hint="mend its permissions"
+                f"cannot be read: {error.strerror}",
+                where=f"{directory}/{name}",
+                hint="mend its permissions",
             ) from None
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-            if not line.startswith(b"#"):
-                rules += _rule(line, f"{directory / name}:{number}")
+            if line.startswith(b"#"):
+                continue
+            try:
+                rule = _rule(line)
+            except ProjectError as error:
+                error.where = f"{directory}/{name}:{number}"
+                raise
+            if rule is not None:
+                rules.append(rule)
         break
     return (*rules, *_always())
 
 
-def _rule(line: bytes, where: object) -> tuple[_Rule, ...]:
-    """The rule that a line makes; none for one that is blank or means the context itself."""
+# Compiling a pattern takes longer than listing a small directory, and projects have many in common.
+@functools.cache
+def _rule(line: bytes) -> _Rule | None:
+    """The rule that a line makes; None for one that is blank or means the context itself."""
     try:
         pattern = line.decode().strip()
     except UnicodeDecodeError:
-        raise ProjectError(
-            "the pattern is not UTF-8", where=where, hint="save the file as UTF-8"
-        ) from None
+        raise ProjectError("the pattern is not UTF-8", hint="save the file as UTF-8") from None
     again = pattern.startswith("!")
     if again:
         pattern = pattern[1:].strip()
         if not pattern:
-            raise ProjectError("! stands alone", where=where, hint="write the pattern behind it")
+            raise ProjectError("! stands alone", hint="write the pattern behind it")
     # A leading slash means the context, as none at all does; .. cannot leave it then.
     rooted = pattern.startswith("/")
     pattern = (
@@ -255,17 +313,26 @@ def _rule(line: bytes, where: object) -> tuple[_Rule, ...]:
         else posixpath.normpath(pattern or ".")
     )
     if pattern in ("", "."):
-        return ()
-    text, regex = _translate(pattern, where)
-    return (_Rule(f"!{text}" if again else text, regex, again),)
+        return None
+    text, regex = _translate(pattern)
+    return _Rule(
+        f"!{text}" if again else text,
+        again,
+        pattern,
+        None if _WILD.isdisjoint(pattern) else re.compile(regex),
+        # Only ** and a class match a slash without being one.
+        None if "**" in pattern or "[" in pattern else pattern.count("/"),
+    )
 
 
 # These mean something to podman 4.3.1's patterns or to the regular expressions that it makes of them
 # without escaping: a file named a+b is never matched by the pattern a+b there.
 _SPECIAL = frozenset("\\*?[](){}+|^")
+# What makes a pattern match other paths than itself.
+_WILD = frozenset("\\*?[")
 
 
-def _translate(pattern: str, where: object) -> tuple[str, str]:
+def _translate(pattern: str) -> tuple[str, str]:
     """A cleaned pattern in the form for podman, and as a regular expression for whole paths."""
     text = regex = ""
     at = 0
@@ -283,11 +350,11 @@ def _translate(pattern: str, where: object) -> tuple[str, str]:
         elif character == "?":
             text, regex = f"{text}?", f"{regex}[^/]"
         elif character == "[":
-            at, members = _class(pattern, at, where)
+            at, members = _class(pattern, at)
             text, regex = text + members, regex + members
         else:
             if character == "\\":
-                character, at = _escaped(pattern, at, where), at + 1
+                character, at = _escaped(pattern, at), at + 1
             # A blank, ! or # in front would be read as something else than itself.
             leading = not text and (character in "!#" or character.isspace())
             text += f"\\{character}" if leading or character in _SPECIAL else character
@@ -295,42 +362,41 @@ def _translate(pattern: str, where: object) -> tuple[str, str]:
     return text, regex
 
 
-def _class(pattern: str, at: int, where: object) -> tuple[int, str]:
+def _class(pattern: str, at: int) -> tuple[int, str]:
     """The character class whose [ stands before `at`, in a form that podman and `re` read alike."""
     negated = "^" if pattern.startswith("^", at) else ""
     at += len(negated)
     members = ""
     while not (members and pattern.startswith("]", at)):
-        low, at = _member(pattern, at, where)
+        low, at = _member(pattern, at)
         high = low
         if pattern.startswith("-", at):
-            high, at = _member(pattern, at + 1, where)
+            high, at = _member(pattern, at + 1)
         if high < low:
-            raise _malformed(pattern, f"{low}-{high} runs backwards", where)
+            raise _malformed(pattern, f"{low}-{high} runs backwards")
         members += _quoted(low) if low == high else f"{_quoted(low)}-{_quoted(high)}"
     return at + 1, f"[{negated}{members}]"
 
 
-def _member(pattern: str, at: int, where: object) -> tuple[str, int]:
+def _member(pattern: str, at: int) -> tuple[str, int]:
     character = pattern[at : at + 1]
     if character in ("", "-", "]"):
-        raise _malformed(pattern, "a [ has no matching ] or nothing between", where)
-    return (_escaped(pattern, at + 1, where), at + 2) if character == "\\" else (character, at + 1)
+        raise _malformed(pattern, "a [ has no matching ] or nothing between")
+    return (_escaped(pattern, at + 1), at + 2) if character == "\\" else (character, at + 1)
 
 
 def _quoted(character: str) -> str:
     return f"\\{character}" if character.isascii() and not character.isalnum() else character
 
 
-def _escaped(pattern: str, at: int, where: object) -> str:
+def _escaped(pattern: str, at: int) -> str:
     if at == len(pattern):
-        raise _malformed(pattern, "it ends in a backslash", where)
+        raise _malformed(pattern, "it ends in a backslash")
     return pattern[at]
 
 
-def _malformed(pattern: str, problem: str, where: object) -> ProjectError:
+def _malformed(pattern: str, problem: str) -> ProjectError:
     return ProjectError(
         f"{pattern!r} is not a pattern: {problem}",
-        where=where,
         hint="put a backslash before a character that means itself",
     )

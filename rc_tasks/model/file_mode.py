@@ -16,12 +16,17 @@ def counted(mode: int) -> str:
     return _EXECUTABLE if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else _OTHER
 
 
+def is_normalised(value: str) -> bool:
+    """Return whether a recorded value has its mode as `counted` gives it."""
+    return value[:5] in _NORMAL
+
+
 def normalised(value: str) -> str:
     """Return the recorded value of a file, such as `0664 SHA256`, with its mode as `counted` gives it.
 
     Earlier versions recorded all permission bits.
     """
-    if value[:5] in _NORMAL:
+    if is_normalised(value):
         return value
     mode, _, content = value.partition(" ")
     if not content or len(mode) != 4 or not set(mode) <= set("01234567"):

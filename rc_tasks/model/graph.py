@@ -74,6 +74,13 @@ class ImageGraph:
         """Every name that a person may use."""
         return (*self.images, *self.aliases, *self.broken)
 
+    def aliases_of(self) -> dict[str, list[str]]:
+        """The aliases of each image that has any."""
+        found: dict[str, list[str]] = {}
+        for alias, target in self.aliases.items():
+            found.setdefault(target, []).append(alias)
+        return found
+
     def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
         """Remarks for people who build these images: registry bases that may be misspelt projects.
 

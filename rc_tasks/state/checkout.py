@@ -19,6 +19,7 @@ from rc_tasks.state.pins import Pins
 from rc_tasks.state.previous import Previous
 from rc_tasks.state.records import Records, Step
 from rc_tasks.state.store import Store
+from rc_tasks.state.unchanged import Unchanged
 
 DODO = "dodo.py"
 GENERATED = reading.GENERATED
@@ -31,7 +32,9 @@ _NO_RECIPE = recipe.Recipe()
 class Checkout:
     """A directory with a dodo.py; `root` is absolute with symlinks resolved.
 
-    `images_root` is where the official images lie: the setting, or this checkout itself.
+    `images_root` is where the official images lie: the setting, or this checkout itself. `digests` are
+    those of build contexts, which may hold many files, and `output_digests` those of the template and of
+    what the steps make.
     """
 
     root: Path
@@ -40,6 +43,8 @@ class Checkout:
     graph: ImageGraph
     records: Records
     digests: Digests
+    output_digests: Digests
+    unchanged: Unchanged
     store: Store
     architecture: str
 
@@ -55,7 +60,7 @@ class Checkout:
 
     def lock(self, name: str) -> Path:
         """The file that the builder of an image holds."""
-        return self.root / GENERATED / "locks" / f"{name}.json"
+        return self.root / f"{GENERATED}/locks/{name}.json"
 
     @property
     def pins(self) -> Pins:
@@ -86,6 +91,11 @@ class Checkout:
     def night_logs(self) -> Path:
         """The directory of the logs of those jobs."""
         return self.root / GENERATED / "logs" / "nightly"
+
+    def remember(self) -> None:
+        """Save what was learnt of files."""
+        for each in (self.digests, self.output_digests, self.unchanged):
+            each.save()
 
     def shown(self, path: Path) -> str:
         """A path as messages name it: relative to the checkout."""
@@ -148,6 +158,8 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         graph(nodes, aliases, broken, problems),
         Records(generated / "state"),
         Digests(root, generated / "cache" / "digests.json"),
+        Digests(root, generated / "cache" / "outputs.json"),
+        Unchanged(generated / "cache" / "unchanged.json"),
         Store(generated / "store"),
         architecture,
     )

@@ -52,7 +52,7 @@ class Digests:
         if isinstance(entry, list) and entry[:4] == signature:
             return str(entry[4])
         digest = content_digest(path) if kind == "content" else sample_digest(path)
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) < time.time_ns() - _SETTLE_NS:
+        if has_settled(max(stat.st_mtime_ns, stat.st_ctime_ns)):
             known[key] = [*signature, digest]
             self._changed = True
         return digest
@@ -64,6 +64,11 @@ class Digests:
             except (OSError, ValueError, TypeError, RecursionError):
                 self._known = {}
         return self._known
+
+
+def has_settled(changed_ns: int) -> bool:
+    """Whether what was changed then has another time stamp once it changes again."""
+    return changed_ns < time.time_ns() - _SETTLE_NS
 
 
 def content_digest(path: str) -> str:

@@ -34,7 +34,7 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
 def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:
     """The inputs of the env step, by part. Raises EdfError when the template cannot be read."""
     try:
-        template = checkout.digests.content(f"{checkout.root}/{TEMPLATE}")
+        template = checkout.output_digests.content(f"{checkout.root}/{TEMPLATE}")
     except OSError as error:
         raise EdfError(
             f"the template of every env.toml cannot be read: {error.strerror}",

@@ -7,7 +7,7 @@ import contextlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model import context, file_mode
@@ -32,20 +32,17 @@ _SEEN = "seen"
 # The versions of podman that see what a RUN --mount reads (containers/buildah#5400, #6845).
 _SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
 
+# Raised when `file_value` changes, so that what was compared before is compared again.
+_VALUES = 1
+
 _Signature = tuple[int, int, int, int]
 
 
-def build_inputs(
-    node: ImageNode,
-    files: Iterable[str],
-    base_ids: Mapping[str, str],
-    architecture: str,
-    digests: Digests,
-) -> dict[str, str]:
-    """The inputs of an image by part: `Dockerfile`, `context/entrypoint.sh`, `base/reasoning_base`, …
+def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
+    """The inputs of an image that are files: `Dockerfile`, `context/entrypoint.sh`, …
 
-    `files` are those of `input_files`; `base_ids` maps the local bases that are built to their image
-    IDs. Values are texts to compare. Raises ProjectError when a file of the context cannot be read.
+    `files` are the paths of `input_files`. Values are texts to compare. Raises ProjectError when a file
+    of the context cannot be read.
     """
     directory = node.project.base
     parts = {}
@@ -60,6 +57,15 @@ def build_inputs(
                 where=node.project.shown(path),
                 hint="make it readable, or name it in .containerignore if no image needs it",
             ) from None
+    return parts
+
+
+def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str) -> dict[str, str]:
+    """The other inputs: `build_args.KEY`, `target`, `base/reasoning_base`, `architecture`.
+
+    `base_ids` maps the local bases that are built to their image IDs.
+    """
+    parts = {}
     for key, value in node.recipe.build_args.items():
         parts[f"build_args.{key}"] = text_digest(value)
     if node.recipe.target is not None:
@@ -78,7 +84,7 @@ def signatures(node: ImageNode) -> dict[str, _Signature]:
     may change and change back.
     """
     found = {}
-    for path in (".", *input_files(node)):
+    for path in (".", *input_files(node).paths):
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == DOCKERFILE)
             times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -98,17 +104,30 @@ def digest_below(inputs: Mapping[str, str], path: str) -> str:
     return text_digest("\n".join(parts))
 
 
-def input_files(node: ImageNode) -> Iterator[str]:
+def input_files(node: ImageNode) -> context.Listing:
     """The files that an image depends on, relative to its directory, the Dockerfile first."""
-    yield DOCKERFILE
     try:
-        entries = context.entries(node.project.directory)
+        found = context.listing(node.project.base)
     except ProjectError as error:
         error.where = str(error.where).removeprefix(f"{node.project.root}/")
         raise
-    for entry in entries:
-        if entry.path != DOCKERFILE:
-            yield entry.path
+    # It may lie elsewhere, and it counts where an ignore file names it.
+    signature, changed_ns = "", found.changed_ns
+    with contextlib.suppress(OSError):
+        status = os.stat(f"{node.project.base}/{DOCKERFILE}")
+        changed_ns = max(changed_ns, status.st_ctime_ns)
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        signature = f"{status.st_mode} {status.st_size} {times} {status.st_ino}"
+    return context.Listing(
+        (DOCKERFILE, *[path for path in found.paths if path != DOCKERFILE]),
+        f"{_VALUES} {signature} {found.signature}",
+        changed_ns,
+    )
+
+
+def is_file(part: str) -> bool:
+    """Whether a part is a file of the project."""
+    return part == DOCKERFILE or part.startswith(CONTEXT)
 
 
 def part_of(path: str) -> str:
@@ -135,7 +154,10 @@ def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
     Records of earlier versions hold all permission bits.
     """
     seen = {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
-    return seen | {
-        part: file_mode.normalised(value) if part == DOCKERFILE or part.startswith(CONTEXT) else value
+    # Most are in that form, and one image may have hundreds of thousands.
+    earlier = {
+        part: file_mode.normalised(value)
         for part, value in values.items()
+        if not file_mode.is_normalised(value) and is_file(part)
     }
+    return {**seen, **values, **earlier}

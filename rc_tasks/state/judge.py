@@ -8,15 +8,16 @@ from dataclasses import replace
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model import smoke
+from rc_tasks.model.context import Listing
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
-from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON, PROJECTS
 from rc_tasks.model.readable import local_time
 from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
-from rc_tasks.state.inputs import PIN, build_inputs, input_files, part_of
+from rc_tasks.state.inputs import PIN, file_inputs, input_files, is_file, other_inputs, part_of
 from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
@@ -47,7 +48,8 @@ class Judge:
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
-        self._files: dict[str, tuple[str, ...]] = {}
+        # What `files` has listed, for one judgement.
+        self._listed: dict[str, Listing] = {}
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
@@ -56,8 +58,10 @@ class Judge:
             else None
         )
         self._pins: dict[str, Pin] | None = None
-        # What was last read of each input file, by its path in the checkout.
-        self.seen: dict[str, str] = {}
+        # What was last read of each input file, by its path in the checkout, and the directories of
+        # projects whose files are as recorded.
+        self._seen: dict[str, str] = {}
+        self._as_recorded: set[str] = set()
 
     def step(self, step: Step, name: str) -> StepStatus:
         """Whether and why a step of an image has to run. Raises the error of a broken project."""
@@ -166,20 +170,24 @@ class Judge:
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
         """The inputs of the podman step, with the local bases as they are recorded now."""
-        return self._build_inputs(node, self._recorded)
+        return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._recorded)
 
     def _inputs_after_adoption(self, node: ImageNode) -> dict[str, str]:
-        return self._build_inputs(node, self._facts)
+        return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._facts)
 
-    def _build_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
+    def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
+        inputs = file_inputs(node, files.paths, self._checkout.digests)
+        for path in files.paths:
+            self._seen[node.project.shown(path)] = inputs[part_of(path)]
+        self._as_recorded.discard(node.project.path)
+        return inputs
+
+    def _other_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
         checkout = self._checkout
         ids = {base: facts.image_id for base in node.bases if (facts := facts_of(base)) is not None}
-        files = self.files(node)
-        inputs = build_inputs(node, files, ids, checkout.architecture, checkout.digests)
+        inputs = other_inputs(node, ids, checkout.architecture)
         pins = self._pinned(node)
         inputs |= {PIN + base: pins[base].digest for base in node.pinned if base in pins}
-        for path in files:
-            self.seen[node.project.shown(path)] = inputs[part_of(path)]
         if checkout.settings.source:
             inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
         return inputs
@@ -195,11 +203,18 @@ class Judge:
         return pins
 
     def files(self, node: ImageNode) -> tuple[str, ...]:
-        """The files that an image depends on, listed once; a step lists them anew in its own process."""
-        name = node.project.name
-        if name not in self._files:
-            self._files[name] = tuple(input_files(node))
-        return self._files[name]
+        """The files that an image depends on; the next judgement is of this listing."""
+        listing = self._listed[node.project.name] = input_files(node)
+        return listing.paths
+
+    def _listing(self, node: ImageNode) -> Listing:
+        return self._listed.pop(node.project.name, None) or input_files(node)
+
+    def modified(self, file: str, recorded: str) -> bool:
+        """Whether an input file, by its path in the checkout, was last read as something else."""
+        parts = file.split("/", 2)
+        project = "/".join(parts[:2]) if parts[0] == PROJECTS else parts[0]
+        return project not in self._as_recorded and self._seen.get(file) != recorded
 
     def _podman(self, node: ImageNode) -> list[Cause]:
         name = node.project.name
@@ -211,16 +226,27 @@ class Judge:
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
             return [Cause(NEVER, "never built"), *causes]
-        now = self._inputs_after_adoption(node)
-        recorded = comparable(record.inputs, now, self._pinned(node))
+        files = self._listing(node)
+        version = self._checkout.records.version_read(Step.PODMAN, name)
+        now, recorded = self._other_inputs(node, self._facts), record.inputs
+        unchanged = self._checkout.unchanged.holds(name, files, version)
+        if unchanged:
+            recorded = {part: value for part, value in recorded.items() if not is_file(part)}
+            self._as_recorded.add(node.project.path)
+        else:
+            now = self._file_inputs(node, files) | now
+        recorded = comparable(recorded, now, self._pinned(node))
         # The digest of a base that is stale itself says nothing that was not said.
         said = {cause.part for cause in causes}
         parts = [part for part in {**recorded, **now} if part not in said]
-        causes = [
+        differing = [
             Cause(part, changed(part, recorded.get(part), now.get(part)), old, new)
             for part in parts
             if (old := recorded.get(part, "")) != (new := now.get(part, ""))
-        ] + causes
+        ]
+        if not unchanged and not any(is_file(cause.part) for cause in differing):
+            self._checkout.unchanged.remember(name, files, version)
+        causes = differing + causes
         store = self._checkout.settings.store
         if record.adopted_from:
             gone = self._gone(node, record, record.facts.image_id)
@@ -271,7 +297,7 @@ class Judge:
         if status.st_mtime_ns == published.mtime_ns:
             return None
         # Touched, copied or written to: a sample tells which, without reading it whole.
-        if self._checkout.digests.sample(path, status) != published.sample:
+        if self._checkout.output_digests.sample(path, status) != published.sample:
             return "image.sqsh was changed after it was published"
         return None
 
@@ -281,9 +307,10 @@ class Judge:
         if status is None:
             return "image.json is missing"
         written_ns = status.st_mtime_ns
-        versions = (self._checkout.records.version(step, name) for step in (Step.PODMAN, Step.ENROOT))
+        records = self._checkout.records
+        versions = (records.version_read(step, name) for step in (Step.PODMAN, Step.ENROOT))
         # A step writes its record after it: only what was written later is worth reading.
-        if written_ns <= max(version[1] for version in versions if version is not None):
+        if written_ns <= max((version[1] for version in versions if version is not None), default=0):
             return None
         try:
             sound = isinstance(json.loads(reading.content(path) or b""), dict)
@@ -302,7 +329,7 @@ class Judge:
             return causes
         now = edf_inputs(self._checkout, node, facts)
         try:
-            now["env.toml"] = self._checkout.digests.content(f"{node.project.base}/{EDF}")
+            now["env.toml"] = self._checkout.output_digests.content(f"{node.project.base}/{EDF}")
         except FileNotFoundError:
             return [Cause("env.toml", "env.toml is missing"), *causes]
         except OSError as error:

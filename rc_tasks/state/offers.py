@@ -72,7 +72,7 @@ class Offers:
         """Why an image that was adopted is not the official one any more, or None."""
         published = self._checkout.records.get(Step.ENROOT, node.project.name)
         artifact = published.artifact if published is not None and published.adopted_from else None
-        return self.official.gone(node.project, image_id, artifact, self._checkout.digests)
+        return self.official.gone(node.project, image_id, artifact, self._checkout.output_digests)
 
     def _look_up(self, name: str) -> Offer | NotOfferedError:
         found = self._found.get(name)
@@ -92,7 +92,11 @@ class Offers:
             if base in self._checkout.graph.broken or not self._status(Step.PODMAN, base).settled:
                 raise NotOfferedError(f"its base {base} has to be built here")
         offer = self.official.offer(
-            node.project, self._inputs(node), self._pins(node), self._checkout.digests, frozen=frozen
+            node.project,
+            self._inputs(node),
+            self._pins(node),
+            self._checkout.output_digests,
+            frozen=frozen,
         )
         passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
         if not frozen and smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
@@ -103,7 +107,7 @@ class Offers:
             return offer
         now = edf_inputs(self._checkout, node, offer.facts)
         try:
-            now[EDF] = self._checkout.digests.content(f"{node.project.base}/{EDF}")
+            now[EDF] = self._checkout.output_digests.content(f"{node.project.base}/{EDF}")
         except OSError:
             now.clear()
         if environment.inputs == now:

@@ -120,12 +120,19 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
     last = tuple(entry for entry in reversed(past) if entry.run == past[0].run)
     built = by_image(past)
     states = {each.name: (each.state, each.reasons, judge.rolled_back(each.name)) for each in statuses}
+    aliases = graph.aliases_of()
     head, changes = _git(checkout.root)
     return Overview(
         root=checkout.root,
         made_at=datetime.now().astimezone(),
         images=tuple(
-            _image(checkout, status, built.get(status.name, ()), rolled_back=states[status.name][2])
+            _image(
+                checkout,
+                status,
+                tuple(aliases.get(status.name, ())),
+                built.get(status.name, ()),
+                rolled_back=states[status.name][2],
+            )
             for status in statuses
         ),
         picture=picture(graph, states),
@@ -188,11 +195,15 @@ def _moved(time: datetime, seconds: float) -> datetime:
 
 
 def _image(
-    checkout: Checkout, status: ImageStatus, built: tuple[Built, ...], *, rolled_back: bool
+    checkout: Checkout,
+    status: ImageStatus,
+    aliases: tuple[str, ...],
+    built: tuple[Built, ...],
+    *,
+    rolled_back: bool,
 ) -> Image:
     graph, name = checkout.graph, status.name
     node = graph.images.get(name) or graph.circular.get(name)
-    aliases = tuple(alias for alias, target in graph.aliases.items() if target == name)
     if node is None:
         return Image(name, status.state, status.reasons, aliases=aliases, built=built)
     podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))

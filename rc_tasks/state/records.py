@@ -18,6 +18,9 @@ from rc_tasks.state.inputs import recorded
 SCHEMA = 1
 _ENDLESS_S = 1e9
 
+# What is another whenever a record is written: its inode and time.
+Version = tuple[int, int]
+
 
 class Step(StrEnum):
     """The steps of an image, in order; each is a doit task `STEP:NAME`."""
@@ -116,6 +119,7 @@ class Records:
 
     directory: Path
     _seen: dict[str, Record | None] = field(default_factory=dict)
+    _versions: dict[str, Version | None] = field(default_factory=dict)
 
     def get(self, step: Step, name: str) -> Record | None:
         """The record of a step, or None when it never ended well; a damaged file counts as none.
@@ -126,6 +130,8 @@ class Records:
         # One look-up: another thread may make us `reread` in between.
         found = self._seen.get(task, _UNREAD)
         if isinstance(found, _Unread):
+            # Before it is read: what is written meanwhile must not pass for what was read.
+            self._versions[task] = self.version(step, name)
             found = self._seen[task] = self._read(task)
         return found
 
@@ -133,12 +139,18 @@ class Records:
         """Write down that a step is done; nothing before it is lost when this is interrupted."""
         task = f"{step}:{name}"
         write_atomically(self._path(task), as_text(record, task))
+        self._versions[task] = None
         self._seen[task] = record
         self._remove(self._failure_path(task))
 
-    def version(self, step: Step, name: str) -> tuple[int, int] | None:
+    def version_read(self, step: Step, name: str) -> Version | None:
+        """The version of what `get` has read, or None when it read none."""
+        return self._versions.get(f"{step}:{name}")
+
+    def version(self, step: Step, name: str) -> Version | None:
         """Something that is another whenever the record has been written, though it says the same."""
-        status = reading.status(self._path(f"{step}:{name}"))
+        # As a string: thousands are asked for at every start.
+        status = reading.status(f"{self.directory}/{step}:{name}.json")
         return (status.st_ino, status.st_mtime_ns) if status is not None else None
 
     def forget(self, step: Step, name: str) -> None:
@@ -238,11 +250,10 @@ def parse(text: bytes, task: str) -> Record | None:
 
 
 def _is_sound(record: Record) -> bool:
-    # Few questions of all values at once: thousands of records are read at every start.
+    # Few questions of all values at once: thousands of records are read at every start, and one may
+    # have hundreds of thousands of inputs. Keys are texts in JSON.
     texts: list[object] = [record.node, record.job_id, record.builder, record.commit]
-    texts += [record.adopted_from, record.instead_of]
-    for table in (record.inputs, record.tools, record.bases):
-        texts += [*table, *table.values()]
+    texts += [record.adopted_from, record.instead_of, *record.tools.values(), *record.bases.values()]
     for each in record.smoke:
         texts += [*each.argv, each.launcher]
     truths, sizes = [record.dirty], list[int]()
@@ -254,7 +265,7 @@ def _is_sound(record: Record) -> bool:
         texts += [artifact.sample, artifact.blocks_digest]
         sizes += [artifact.size_bytes, artifact.mtime_ns]
     return (
-        set(map(type, texts)) == {str}
+        {*map(type, texts), *map(type, record.inputs.values())} == {str}
         and set(map(type, truths)) == {bool}
         and all(type(size) is int and 0 <= size < 1 << 63 for size in sizes)
         and 0 <= record.duration_s < _ENDLESS_S

@@ -59,7 +59,7 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
                 from rc_tasks.steps.environment import write_environment
 
                 write_environment(checkout, name)
-    checkout.digests.save()
+    checkout.remember()
 
 
 def main(argv: list[str]) -> int:

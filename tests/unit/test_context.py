@@ -5,38 +5,73 @@ What the patterns match is compared with podman itself in tests/integration.
 
 import os
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model import context
-from rc_tasks.model.context import Entry, Kind
 
 OURS = "image.sqsh\nimage.json\nenv.toml\nproject.toml\n.image.*.tmp.sqsh\n.image.json.*\n.env.toml.*\n"
 
 
 def paths(directory: Path) -> list[str]:
-    return [entry.path for entry in context.entries(directory)]
+    return list(context.listing(directory).paths)
 
 
-def test_entries_are_sorted_and_keep_their_kind_and_mode(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(mode=0o750)
+def test_paths_are_sorted(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
     (tmp_path / "a/b").write_text("x")
-    (tmp_path / "a/b").chmod(0o640)
     (tmp_path / "a-b").write_text("x")
-    (tmp_path / "a-b").chmod(0o4755)
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "Dockerfile").write_text("FROM a\n")
-    (tmp_path / "Dockerfile").chmod(0o644)
-    assert list(context.entries(tmp_path)) == [
-        Entry("Dockerfile", Kind.FILE, 0o644),
-        Entry("a", Kind.DIRECTORY, 0o750),
-        # podman copies neither set-user-ID nor set-group-ID.
-        Entry("a-b", Kind.FILE, 0o755),
-        Entry("a/b", Kind.FILE, 0o640),
-        Entry("link", Kind.SYMLINK, 0o777),
-    ]
+    assert paths(tmp_path) == ["Dockerfile", "a", "a-b", "a/b", "link"]
+
+
+def replaced(path: Path) -> None:
+    """Content of the same size and time in another file, as `rsync -t` and `mv` leave it."""
+    status = path.stat()
+    path.unlink()
+    path.write_text("y")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "size": lambda root: (root / "sub/f").write_text("xx"),
+    "time": lambda root: os.utime(root / "sub/f", (1, 1)),
+    "mode": lambda root: (root / "sub/f").chmod(0o755),
+    "inode": lambda root: replaced(root / "sub/f"),
+    "added": lambda root: (root / "sub/g").write_text("x"),
+    "added directory": lambda root: (root / "sub/d").mkdir(),
+    "removed": lambda root: (root / "sub/f").unlink(),
+    "renamed": lambda root: (root / "sub/f").rename(root / "sub/g"),
+    "moved up": lambda root: (root / "sub/f").rename(root / "f"),
+    "mode of a directory": lambda root: (root / "sub").chmod(0o700),
+    "target of a link": lambda root: ((root / "link").unlink(), (root / "link").symlink_to("g")),
+    "file made a directory": lambda root: ((root / "sub/f").unlink(), (root / "sub/f").mkdir()),
+    "shown": lambda root: (root / ".dockerignore").write_text("out\n!out/f\n"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_whatever_changes_gives_another_signature(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    for name in ("sub/f", "out/f", "other/f"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link").symlink_to("f")
+    (tmp_path / ".dockerignore").write_text("out\n")
+    before = context.listing(tmp_path)
+    # Neither is in the image, nor is what becomes of the directories' times.
+    (tmp_path / "out/g").write_text("x")
+    (tmp_path / "image.sqsh").write_text("x")
+    assert context.listing(tmp_path) == before
+    time.sleep(0.01)
+    change(tmp_path)
+    assert context.listing(tmp_path).signature != before.signature
 
 
 def test_an_empty_directory_is_an_empty_context(tmp_path: Path) -> None:
@@ -125,7 +160,7 @@ def test_malformed_patterns_are_told_with_their_line(tmp_path: Path, pattern: st
 def test_patterns_that_are_not_utf8_are_told(tmp_path: Path) -> None:
     (tmp_path / ".dockerignore").write_bytes(b"# gr\xfc\xdfe\ngr\xfc\xdfe\n")
     with pytest.raises(ProjectError, match=r"\.dockerignore:2: .*not UTF-8"):
-        list(context.entries(tmp_path))
+        context.listing(tmp_path)
 
 
 @pytest.mark.parametrize("patterns", ["", "*\n!sub\n"])
@@ -136,14 +171,14 @@ def test_pipes_and_sockets_are_told_unless_ignored(
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "sub/pipe")
     with pytest.raises(ProjectError, match="sub/pipe"):
-        context.entries(tmp_path)
+        context.listing(tmp_path)
     (tmp_path / "sub/pipe").unlink()
     # The path of a socket may have at most 107 bytes.
     monkeypatch.chdir(tmp_path / "sub")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
         with pytest.raises(ProjectError, match="sub/socket"):
-            context.entries(tmp_path)
+            context.listing(tmp_path)
     (tmp_path / ".dockerignore").write_text("sub/socket\n")
     assert "sub" in paths(tmp_path)
 
@@ -161,10 +196,10 @@ def test_ignored_directories_are_not_read(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_missing_or_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match="does not exist"):
-        context.entries(tmp_path / "none")
+        context.listing(tmp_path / "none")
     (tmp_path / "file").write_text("")
     with pytest.raises(ProjectError, match="Not a directory"):
-        context.entries(tmp_path / "file")
+        context.listing(tmp_path / "file")
 
 
 def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The judge: which steps are stale after which change, and in what words. No podman is needed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from rc_tasks.model.graph import ImageNode
 from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.digests import Digests
+from rc_tasks.state.inputs import file_inputs
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Failure, Step
 from rc_tasks.state.status import State
@@ -26,12 +29,26 @@ FILES = {
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A checkout in which everything is fresh, under a name that needs care."""
+@pytest.fixture(params=[False, True], ids=["", "remembered"])
+def root(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout in which everything is fresh, under a name that needs care.
+
+    It is so, too, by what an earlier command has remembered.
+    """
     checkout = write_checkout(tmp_path / "my imgs: é", FILES)
     pretend_built(checkout)
+    if request.param:
+        remember(checkout, monkeypatch)
     return checkout
+
+
+def remember(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge everything as an earlier command did, all files being old enough for that."""
+    monkeypatch.setattr("rc_tasks.state.digests._SETTLE_NS", -3_600_000_000_000)
+    checkout = open_checkout(root, {})
+    judge = Judge(checkout)
+    assert {judge.image(name).state for name in checkout.graph.images} == {State.FRESH}
+    checkout.remember()
 
 
 def stale(root: Path, **environ: str) -> dict[str, str]:
@@ -176,6 +193,82 @@ def test_exactly_the_stale_steps_are_stale(
 ) -> None:
     change(root)
     assert stale(root) == expected
+
+
+def compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images whose files a command compares one by one; all of them are fresh."""
+    names = []
+
+    def counted(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
+        names.append(node.project.name)
+        return file_inputs(node, files, digests)
+
+    monkeypatch.setattr("rc_tasks.state.judge.file_inputs", counted)
+    remember(root, monkeypatch)
+    return names
+
+
+def test_files_are_compared_one_by_one_only_when_something_changed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context of 240,000 files takes three times as long to compare as to list."""
+    compared(root, monkeypatch)
+    assert compared(root, monkeypatch) == []
+    os.utime(root / "base/data", (1, 1))
+    assert compared(root, monkeypatch) == ["base"]
+    assert compared(root, monkeypatch) == []
+    record = root / ".rc/state/podman:child:1.json"
+    text = record.read_text()
+    record.unlink()
+    record.write_text(text)
+    assert compared(root, monkeypatch) == ["child:1"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "7", '{"base": 1}', '{"base": ["x", 1, 2]}'])
+def test_a_damaged_memory_costs_only_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    (root / ".rc/cache").mkdir(exist_ok=True)
+    (root / ".rc/cache/unchanged.json").write_text(damage)
+    assert compared(root, monkeypatch)
+    assert compared(root, monkeypatch) == []
+
+
+def test_a_change_is_seen_by_a_command_that_has_judged_before(root: Path) -> None:
+    """`doit` judges a step when it is ready, which may be hours after it listed the files."""
+    judge = Judge(open_checkout(root, {}))
+    node = open_checkout(root, {}).graph.images["base"]
+    assert judge.files(node) == ("Dockerfile", "data")
+    assert judge.step(Step.PODMAN, "base").fresh
+    (root / "base/data").write_text("new")
+    (root / "base/more").write_text("more")
+    judge.forget("base")
+    causes = judge.step(Step.PODMAN, "base").causes
+    assert [cause.words for cause in causes] == ["data changed", "more added"]
+
+
+def test_doit_is_answered_by_what_the_judge_saw(root: Path) -> None:
+    checkout = open_checkout(root, {})
+    judge = Judge(checkout)
+    recorded = {name: checkout.records.get(Step.PODMAN, name) for name in ("base", "child:1")}
+    assert judge.step(Step.PODMAN, "base").fresh and judge.step(Step.PODMAN, "child:1").fresh
+
+    def modified() -> list[str]:
+        return [
+            file
+            for file, name, part in (
+                ("base/data", "base", "context/data"),
+                ("base/Dockerfile", "base", "Dockerfile"),
+                (f"{CHILD}/run.sh", "child:1", "context/run.sh"),
+            )
+            if (record := recorded[name]) and judge.modified(file, record.inputs[part])
+        ]
+
+    assert modified() == []
+    (root / "base/data").write_text("new")
+    judge.forget("base")
+    assert not judge.step(Step.PODMAN, "base").fresh
+    assert modified() == ["base/data"]
 
 
 def test_a_setting_of_the_edf_concerns_only_the_env_steps(root: Path) -> None:

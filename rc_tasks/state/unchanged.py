@@ -1,0 +1,50 @@
+"""Images whose files are as they were recorded, remembered by what lstat said of all of them."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.context import Listing
+from rc_tasks.model.regular import read_bytes
+from rc_tasks.state.digests import has_settled
+from rc_tasks.state.files import write_atomically
+from rc_tasks.state.records import Version
+
+
+class Unchanged:
+    """While neither an image's record nor its files change, they need not be compared one by one.
+
+    Comparing 240,000 files takes three times as long as listing them.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Remember it in `file`; losing that costs only time."""
+        self._file = file
+        self._known: dict[str, object] | None = None
+        self._changed = False
+
+    def holds(self, name: str, files: Listing, version: Version | None) -> bool:
+        """Whether files that were listed so are known to be as this version of the record says."""
+        return version is not None and self._load().get(name) == [files.signature, *version]
+
+    def remember(self, name: str, files: Listing, version: Version | None) -> None:
+        """These files were compared with this version of the record, and are as it says."""
+        if version is not None and has_settled(files.changed_ns):
+            self._load()[name] = [files.signature, *version]
+            self._changed = True
+
+    def save(self) -> None:
+        """Write down what was learnt; not being able to (a read-only checkout) is no error."""
+        if self._changed:
+            with contextlib.suppress(OSError, RcError):
+                write_atomically(self._file, json.dumps(self._known))
+            self._changed = False
+
+    def _load(self) -> dict[str, object]:
+        if self._known is None:
+            try:
+                self._known = dict(json.loads(read_bytes(self._file)))
+            except (OSError, ValueError, TypeError, RecursionError):
+                self._known = {}
+        return self._known
