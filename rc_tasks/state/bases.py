@@ -1,6 +1,7 @@
 """The registry bases of a checkout: how each is taken, and which images stand on it."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -44,14 +45,20 @@ class RegistryBase:
 
 def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[RegistryBase, ...]:
     """Every base that comes from a registry, and every pin, sorted by reference."""
-    users: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = defaultdict(list)
+    above: dict[str, list[str]] = defaultdict(list)
     pinned: set[str] = set()
+    # The registry bases of each image with those of what it is built on, which comes before it.
+    reached: dict[str, set[str]] = {}
     for name, node in graph.images.items():
         pinned.update(node.pinned)
         used = {base.name for base in node.dockerfile.bases if base.stage in node.dockerfile.needed}
-        for reference in node.remote:
-            if reference in used:
-                users.setdefault(reference, []).append(name)
+        own = used.intersection(node.remote)
+        reached[name] = own.union(*(reached[base] for base in node.bases if base in reached))
+        for reference in own:
+            users[reference].append(name)
+        for reference in reached[name] - own:
+            above[reference].append(name)
     return tuple(
         RegistryBase(
             reference,
@@ -59,21 +66,10 @@ def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[Registry
             # One that is left to podman in one image may be taken by its pin in another.
             pins.get(reference) if reference in pinned or reference not in users else None,
             tuple(users.get(reference, ())),
-            built_on(graph, users.get(reference, ())),
+            tuple(above.get(reference, ())),
         )
         for reference in sorted({*users, *pins})
     )
-
-
-def built_on(graph: ImageGraph, names: Iterable[str]) -> tuple[str, ...]:
-    """The images that are built on these, at whatever distance, bases first."""
-    found = set(names)
-    start = frozenset(found)
-    for name, node in graph.images.items():
-        # They come after what they are built on.
-        if not found.isdisjoint(node.bases):
-            found.add(name)
-    return tuple(name for name in graph.images if name in found - start)
 
 
 def _kind(
