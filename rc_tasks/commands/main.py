@@ -34,7 +34,7 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     # Thousands of tasks are made at once and none is thrown away: looking for garbage among them, and
     # once more at the end, takes a third of a run that has nothing to do.
-    gc.set_threshold(100_000)
+    gc.set_threshold(500_000)
     atexit.register(gc.freeze)
     # File names are any bytes, and a locale may lack an arrow: neither may end the program.
     for stream in (sys.stdout, sys.stderr):

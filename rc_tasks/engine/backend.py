@@ -111,10 +111,11 @@ class ContentChecker(FileChangedChecker):
 def step_of(task_id: str) -> tuple[Step, str] | None:
     """The step and image of a task such as `podman:reasoning:2025.1`; None for other tasks."""
     step, _, name = task_id.partition(":")
-    return (Step(step), name) if name and step in _STEPS else None
+    return (_STEPS[step], name) if name and step in _STEPS else None
 
 
-_STEPS = frozenset(Step)
+# Making a Step of a text takes longer than looking it up, and thousands of tasks are asked for.
+_STEPS = {str(step): step for step in Step}
 
 
 def _directory(task_id: str) -> str:

@@ -113,7 +113,8 @@ _DOCS = {
 
 def _files(opened: Session, node: ImageNode) -> list[str]:
     try:
-        return [node.project.shown(path) for path in opened.judge.files(node)]
+        prefix = node.project.shown("")
+        return [prefix + path for path in opened.judge.files(node)]
     except RcError:
         return []  # the judge will say what is wrong with the context
 

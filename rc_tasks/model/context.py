@@ -71,7 +71,7 @@ def listing(directory: str | Path) -> Listing:
     that cannot be read.
     """
     top = list(_scan(directory, ""))
-    ignored = _Ignored(_rules(directory, {name for name, _ in top}))
+    ignored = _ignored(_rules(directory, {name for name, _ in top}))
     paths: list[str] = []
     signature = hashlib.sha256()
     changed_ns = 0
@@ -117,7 +117,7 @@ def left_out(directory: Path, source: str) -> str | None:
     podman shows such files to `RUN --mount=type=bind`, and only there (podman 4.3.1, 5.4.2 and 5.8.6).
     """
     source = posixpath.normpath(f"/{source}").lstrip("/")
-    ignored = _Ignored(_rules(directory, {name for name, _ in _scan(directory, "")}))
+    ignored = _ignored(_rules(directory, {name for name, _ in _scan(directory, "")}))
     if source and ignored.ignores(source) and os.path.lexists(directory / source):
         return source
     pending = [f"{source}/" if source else ""]
@@ -235,6 +235,10 @@ class _Ignored:
         does not take sub/keep for `!**/keep`. But `COPY sub/keep /` does: all that it could take counts.
         """
         return any(start.startswith(f"{path}/") or f"{path}/".startswith(start) for start in self.starts)
+
+
+# Most projects have no rules of their own.
+_ignored = functools.cache(_Ignored)
 
 
 class _Level:

@@ -4,6 +4,7 @@ The rules are BuildKit's. Whether a base is a project of ours or comes from a re
 here.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -489,6 +490,12 @@ def machine(architecture: str) -> str:
 
 def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict[str, str]:
     """The arguments that need no ARG above FROM; build arguments override them."""
+    values = _platform(architecture)
+    return {name: build_args.get(name, value) for name, value in values.items()}
+
+
+@functools.cache
+def _platform(architecture: str) -> Mapping[str, str]:
     name, variant = _ARCHITECTURES.get(architecture, (architecture, ""))
     values = {
         "PLATFORM": "/".join(filter(None, ("linux", name, variant))),
@@ -496,11 +503,7 @@ def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict
         "ARCH": name,
         "VARIANT": variant,
     }
-    return {
-        name: build_args.get(name, value)
-        for key, value in values.items()
-        for name in (f"BUILD{key}", f"TARGET{key}")
-    }
+    return {f"{machine}{key}": value for key, value in values.items() for machine in ("BUILD", "TARGET")}
 
 
 def _values(texts: Mapping[str, str]) -> dict[str, Value]:

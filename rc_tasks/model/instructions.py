@@ -59,18 +59,17 @@ def instructions(text: bytes, *, where: str) -> Source:
 
     lines = _lines(text, where)
     escape = _escape(lines, where)
-    flat, last_lines = _flatten(lines, escape, where)
+    flat, places = _flatten(lines, escape, where)
     # Given a path instead, the parser would want it to end in "Dockerfile".
     joined = io.BytesIO("\n".join(flat).encode())
     parser = DockerfileParser(fileobj=joined)
     found = []
-    for part in parser.structure:
+    for part, place in zip(parser.structure, places, strict=True):
         value = part["value"].removesuffix(_GUARD).strip()
         flags: tuple[str, ...] = ()
         if value.startswith("--"):
             flags, value = split_flags(value, escape)
-        line = part["startline"] + 1
-        found.append(Instruction(part["instruction"], flags, value, line, *last_lines[line]))
+        found.append(Instruction(part["instruction"], flags, value, *place))
     return Source(escape, tuple(found))
 
 
@@ -162,14 +161,14 @@ def _escape(lines: list[str], where: str) -> str:
     return escape
 
 
-def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], dict[int, tuple[int, int]]]:
-    """As many lines as before, each instruction whole on its first line, all else blank.
+def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Each instruction on one line, without comments, blank lines and what its heredocs hold.
 
-    Also, by the first line of each instruction, its last one and that of its heredocs, counted from 1.
+    Also the first line of each, its last one and that of its heredocs, counted from 1.
     """
     continued = _CONTINUED[escape]
-    flat = [""] * len(lines)
-    last_lines: dict[int, tuple[int, int]] = {}
+    flat: list[str] = []
+    places: list[tuple[int, int, int]] = []
     at = 0
     while at < len(lines):
         start = at
@@ -196,9 +195,9 @@ def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], dict
         if "<<" in line:
             for heredoc in _opened(line, escape):
                 at = _below(heredoc, lines, at, f"{where}:{start + 1}")
-        last_lines[start + 1] = (last_line, at)
-        flat[start] = f"{line} {_GUARD}"
-    return flat, last_lines
+        places.append((start + 1, last_line, at))
+        flat.append(f"{line} {_GUARD}")
+    return flat, places
 
 
 def _opened(line: str, escape: str) -> tuple[words.Heredoc, ...]:

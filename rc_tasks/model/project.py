@@ -87,6 +87,7 @@ def discover(root: Path) -> Iterator[Project | Alias | Broken]:
     """The projects of a checkout: directories in `projects/`, and those beside it with a Dockerfile."""
     # realpath: the checkout itself may be reached through a symlink.
     base = os.path.realpath(root)
+    top = Path(base)
     for parent in ("", PROJECTS):
         try:
             entries = sorted(os.scandir(os.path.join(base, parent)), key=lambda entry: entry.name)
@@ -103,17 +104,17 @@ def discover(root: Path) -> Iterator[Project | Alias | Broken]:
                 continue
             path = f"{parent}/{entry.name}" if parent else entry.name
             try:
-                found = _entry(entry, path, base)
+                found = _entry(entry, path, top)
             except OSError as error:
                 found = Broken(entry.name, _unreadable(error, path))
             if found is not None:
                 yield found
 
 
-def _entry(entry: os.DirEntry[str], path: str, base: str) -> Project | Alias | Broken | None:
+def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | Broken | None:
     in_projects = path.startswith(PROJECTS)
     if entry.is_symlink():
-        return _alias(entry, path, base) if in_projects else None
+        return _alias(entry, path, str(top)) if in_projects else None
     if not entry.is_dir():
         return None
     dockerfile = _kind(os.path.join(entry.path, DOCKERFILE))
@@ -145,7 +146,7 @@ def _entry(entry: os.DirEntry[str], path: str, base: str) -> Project | Alias | B
                 hint="move it away and write a file of this name (its first line is FROM and a base)",
             ),
         )
-    return Project(entry.name, Path(base), path)
+    return Project(entry.name, top, path)
 
 
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:

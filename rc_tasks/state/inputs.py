@@ -4,6 +4,7 @@ No version of this tool, no time and no path of the checkout is an input: none m
 """
 
 import contextlib
+import functools
 import os
 import posixpath
 import stat
@@ -153,11 +154,15 @@ def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
 
     Records of earlier versions hold all permission bits.
     """
-    seen = {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
     # Most are in that form, and one image may have hundreds of thousands.
     earlier = {
         part: file_mode.normalised(value)
         for part, value in values.items()
         if not file_mode.is_normalised(value) and is_file(part)
     }
-    return {**seen, **values, **earlier}
+    return {**_seen_by(podman), **values, **earlier}
+
+
+@functools.cache
+def _seen_by(podman: str) -> Mapping[str, str]:
+    return {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
