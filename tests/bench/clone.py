@@ -1,4 +1,4 @@
-"""How long the first `doit` takes in a clone of an unchanged checkout, beside one with nothing to do.
+"""How much CPU the first `doit` takes in a clone of an unchanged checkout, beside a later one.
 
     python -m tests.bench.clone [IMAGES]          (default: 100)
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.noop import CONTEXT_FILES, run
+from tests.bench.noop import CHAINS, files_of, run
 from tests.support.checkouts import pretend_built, write_checkout
 
 RUNS = 5
@@ -41,13 +41,7 @@ def main(images: int) -> None:
 
 def make_official(root: Path, images: int) -> None:
     """A checkout of fresh images in chains of ten, which is the official one."""
-    files: dict[str, str] = {}
-    for number in range(images):
-        base = f"image{number - 1}:1" if number % 10 else "scratch"
-        files[f"projects/image{number}:1/Dockerfile"] = f"FROM {base}\nCOPY . /x\nRUN true\nENV A=1\n"
-        for file in range(CONTEXT_FILES - 1):
-            files[f"projects/image{number}:1/f{file}"] = f"{number} {file}\n"
-    write_checkout(root, files, f'images_root = "{root}"\nrunner = "local"')
+    write_checkout(root, files_of(images, CHAINS), f'images_root = "{root}"\nrunner = "local"')
     pretend_built(root)
 
 

@@ -210,7 +210,8 @@ def test_what_is_made_is_not_written_by_everybody(root: Path) -> None:
 def test_links_at_the_places_of_our_files_are_replaced(root: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
-    places = ["projects/a:1/env.toml", ".rc/state/env:a:1.json", ".rc/cache/digests.json"]
+    places = ["projects/a:1/env.toml", ".rc/state/env:a:1.json"]
+    places += [f".rc/cache/{name}.json" for name in ("digests", "outputs", "unchanged")]
     places.append(".rc/logs/a:1/env/latest.log")
     for place in places:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
