@@ -93,5 +93,9 @@ class NodeError(SlurmError):
     """Not the step failed but its node, or the way there: another node may do better."""
 
 
+class UnreachableError(SlurmError):
+    """Slurm's controller did not answer: the same request may succeed once it does."""
+
+
 class ArtifactError(RcError):
     """Something that was made does not pass its check, so it was not published."""

@@ -195,7 +195,9 @@ def _node(opened: Session) -> Iterator[Finding]:
         lines = log.read_text(errors="replace").splitlines()
     yield from check.parse_findings(lines)
     if returncode != 0:
-        refused = slurm_words.explain(returncode, lines, request) if request is not None else None
+        refused = None
+        if request is not None:
+            refused = slurm_words.explain(returncode, lines, request, guarded=True)
         if refused is not None:
             yield Finding(Level.PROBLEM, refused.what, "\n".join((*refused.quote, refused.hint or "")))
         else:

@@ -107,6 +107,11 @@ class Entry:
         tell(f"$ {replace(wanted, env=dict.fromkeys(wanted.env, '…'))}")
         if self.request is None:
             return command.interact(wanted)
+        return slurm.patiently(lambda: self._attach(wanted), tell)
+
+    def _attach(self, wanted: Command) -> int:
+        """Start the job through Slurm. Raises UnreachableError when its controller does not answer."""
+        assert self.request is not None  # noqa: S101 - for mypy
         lines: list[str] = []
         status = command.interact(wanted, lines.append)
         refused = slurm_words.explain(status, lines, self.request)
@@ -117,7 +122,7 @@ class Entry:
             # What it says of a build's steps.
             hint = re.sub(r"run `doit` again(: finished steps\s+are kept)?", "run it again", hint)
             # Its words have been shown as they came.
-            raise SlurmError(refused.what, hint=hint)
+            raise type(refused)(refused.what, hint=hint)
         return status
 
 

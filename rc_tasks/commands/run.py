@@ -90,7 +90,7 @@ class Run(AtRoot, DoitRun):
         names = list(dict.fromkeys(step[1] for task in found if (step := step_of(task))))
         require_own(opened.checkout)
         for job_id in release_abandoned(opened.checkout):
-            print(f"release job {job_id}, left by a run that was killed", flush=True)
+            print(f"job {job_id} released, left by an earlier run", flush=True)
         if not kwargs["always"]:
             _adopt(opened, names)
             if not self.sel_default_tasks:
@@ -116,7 +116,11 @@ class Run(AtRoot, DoitRun):
             status: int = super()._execute(*args, **kwargs)
         finally:
             opened.tell(Event(Kind.OVER))
-            dispatcher.end()
+            for job_id in dispatcher.end():
+                sys.stderr.write(
+                    f"warning: Slurm did not confirm the release of job {job_id}; the next run releases"
+                    f" it\n  next: scancel {job_id}, when `scontrol ping` finds the controller\n"
+                )
         # doit's 2 says that something was not tried because of what failed: no other news than 1.
         return min(status, 1)
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from doit.exceptions import TaskFailed
 
+from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.order import Order
-from rc_tasks.engine.places import ClosedError, Place, Places
+from rc_tasks.engine.places import Place, Places
+from rc_tasks.engine.pulse import Pulse
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.verdict import Verdict, verdict
-from rc_tasks.errors import RcError
+from rc_tasks.errors import NodeError, RcError, SlurmError
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state import history, locks, logs
 from rc_tasks.state.files import refused
@@ -106,16 +108,20 @@ class Dispatcher:
             self._places.close()
         return failed
 
-    def end(self) -> None:
-        """End what runs, and give back the allocation; steps that wait are not tried."""
+    def end(self) -> tuple[str, ...]:
+        """End what runs, and give back the allocation; steps that wait are not tried.
+
+        Returns the jobs that may run on, as Slurm did not confirm their end.
+        """
         self._ended.set()
         self._places.close()
         command.end_all(STEP_GRACE_S)
         with self._left:
             # After Ctrl-C doit does not wait for them.
             self._left.wait_for(lambda: not self._at_work, _LAST_WORDS_S)
-        self._places.release()
+        left = self._places.release()
         history.trim(self._history.directory, self._session.checkout.settings.history.days)
+        return left
 
     def _tell(self, event: Event) -> None:
         # Asked for each time: whoever shows the run comes after us.
@@ -134,11 +140,12 @@ class Dispatcher:
         task = f"{step}:{name}"
         checkout = self._session.checkout
         settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
-        lost, needed = 0, set[str]()
+        lost, missed, needed = 0, 0, set[str]()
         ready_s = time.monotonic()
         while True:
             if self._waited(task, name) and self._made_meanwhile(step, name):
                 return None
+            began_s = time.monotonic()
             tried = self._try(step, name, settings, ready_s)
             found = tried.verdict
             if found is None:
@@ -159,6 +166,15 @@ class Dispatcher:
                 failed = self._again(found.needs)
                 if failed is not None:
                     return failed
+            elif found.unreachable and missed < MOST_MISSES:
+                # The step has not begun: nothing was tried.
+                try:
+                    missed += not self._controller_back(tried, settings, began_s)
+                except SlurmError as error:
+                    tried = replace(tried, verdict=Verdict(str(error)))
+                    self._note(tried, Outcome.FAILED)
+                    return self._failed(step, name, tried)
+                self._note(tried, Outcome.RETRIED)
             elif found.elsewhere and lost < settings.retries:
                 lost += 1
                 self._note(tried, Outcome.RETRIED)
@@ -168,6 +184,19 @@ class Dispatcher:
                 self._note(tried, Outcome.FAILED)
                 return self._failed(step, name, tried)
             ready_s = time.monotonic()
+
+    def _controller_back(self, tried: _Tried, settings: Slurm, began_s: float) -> bool:
+        """Wait for Slurm's controller, which a try has missed; whether it was absent at all.
+
+        Raises SlurmError when the allocation ends first.
+        """
+        text = tried.verdict.text if tried.verdict is not None else ""
+        why = next((line[4:] for line in text.splitlines() if line.startswith("  | ")), "")
+        try:
+            return self._places.await_controller(settings, began_s, why)
+        except ClosedError:
+            self._note(tried, Outcome.INTERRUPTED)
+            raise
 
     def _again(self, name: str) -> TaskFailed | None:
         """Make an image again that was made and is lost, and publish it if it became another one."""
@@ -274,8 +303,14 @@ class Dispatcher:
         checkout, records = session.checkout, session.checkout.records
         # Taken before the step starts: what failed is what was there then.
         inputs: dict[str, str] = {}
+        version = records.version(step, name)
+
+        def done() -> bool:
+            return records.version(step, name) not in {None, version}
+
+        pulse = Pulse(checkout.lock(name), place.job_id, task, done)
         try:
-            before, version = records.get(step, name), records.version(step, name)
+            before = records.get(step, name)
             inputs = session.judge.inputs(step, name)
             # Whether another run does the step in between, it sees when it has its image's lock.
             wanted, request = step_command(checkout.root, place, str(step), name, edition(before))
@@ -283,7 +318,9 @@ class Dispatcher:
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
                 output.write(f"$ {wanted}\n".encode())
-                returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S)
+                # Only srun outlives its command.
+                hopeless = pulse.lost if place.job_id else None
+                returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             session.judge.done(step, name)
             # The record is the proof, not the status: srun 22.05 returns 0 when the node fails, and a
             # step that has written it may be killed before it ends.
@@ -291,6 +328,8 @@ class Dispatcher:
             took_s = time.monotonic() - started
             written = after is not None and records.version(step, name) != version
             found = verdict(returncode, log, request) if returncode or not written else None
+            if pulse.ended:
+                found = Verdict(_lost(place), elsewhere=True)
             # Unless somebody else has written it.
             if written and not (found and found.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
@@ -336,6 +375,17 @@ class Dispatcher:
             if "`doit" not in text:
                 text += f"\n  run:  doit build:{name}"
         return StepFailed(text, shown)
+
+
+def _lost(place: Place) -> str:
+    """What is said of a step whose srun was ended, as it waited for nothing."""
+    return str(
+        NodeError(
+            f"the step is gone from {place.node}, and srun did not notice",
+            hint="its slurmstepd may have been killed, see `sinfo --list-reasons`. Run `doit` again:\n"
+            "finished steps are kept",
+        )
+    )
 
 
 def step_command(

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     # Of the allocation.
     QUEUE = "queue"
     GRANTED = "granted"
+    # Of Slurm itself.
+    SLURM = "slurm"
     INTERRUPTED = "interrupted:"
 
     # A step is ready and has no place yet.

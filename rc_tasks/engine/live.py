@@ -25,6 +25,7 @@ _STYLES = {
     Kind.RETRY: "yellow",
     Kind.AGAIN: "yellow",
     Kind.QUEUE: "yellow",
+    Kind.SLURM: "yellow",
     Kind.INTERRUPTED: "bold yellow",
 }
 # A terminal as wide as this has room for what is cut short on others.

@@ -25,6 +25,8 @@ TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
 # What the hints on `slurm` settings say of a job that has settings of its own.
 _OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
+# The states of a night that is not over.
+_ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +60,17 @@ def submit(checkout: Checkout) -> Submitted:
     require_ready(checkout)
     # Somebody else may be at it on another login node.
     with locks.held(checkout.nights / "submission.lock", "nightly", wait=True):
-        _require_alone(checkout, "PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
+        slurm.patiently(lambda: _require_alone(checkout, *_ALIVE), _say)
         return _hand_in(checkout)
 
 
 def resubmit(checkout: Checkout, after: str) -> Submitted:
     """Hand in the job that goes on after job `after`, from within that one, which is about to end."""
-    return _hand_in(checkout, after)
+    # The time that is left is for the summary as well.
+    return _hand_in(checkout, after, patience_s=checkout.settings.nightly.signal_s / 4)
 
 
-def _hand_in(checkout: Checkout, after: str = "") -> Submitted:
+def _hand_in(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PATIENCE_S) -> Submitted:
     stem = _new_log(checkout)
     text = script(checkout, stem, after)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +82,20 @@ def _hand_in(checkout: Checkout, after: str = "") -> Submitted:
         time_limit_min=time_limit_min(checkout),
         extra=nightly.extra,
     )
+    asked = False
+
+    def ask() -> str:
+        nonlocal asked
+        if asked:
+            # A request that was not answered may have been heard all the same.
+            for job in sbatch.jobs(job_name(checkout.root)):
+                if job.state in _ALIVE and job.id != slurm.job_id():
+                    return job.id
+        asked = True
+        return sbatch.submit(text, checkout.root, request)
+
     try:
-        job_id = sbatch.submit(text, checkout.root, request)
+        job_id = slurm.patiently(ask, _say, patience_s)
     except SlurmError as error:
         hint = error.hint or ""
         for key in _OWN_SETTINGS:
@@ -170,6 +185,11 @@ def _options(checkout: Checkout, stem: Path) -> list[str]:
         f"--output={sbatch.file_pattern(stem, '.%j.log')}",
         *nightly.extra,
     ]
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _new_log(checkout: Checkout) -> Path:
@@ -264,7 +284,7 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
     error: RcError | None = None
     if not after:
         try:
-            _require_alone(checkout, "RUNNING")
+            slurm.patiently(lambda: _require_alone(checkout, "RUNNING"), warn)
             _update(checkout, warn)
         except RcError as found:
             error = found

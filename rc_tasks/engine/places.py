@@ -4,6 +4,7 @@ On a login node the allocation is taken when the first step needs it, and given 
 """
 
 import contextlib
+import json
 import os
 import secrets
 import threading
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from rc_tasks.engine.controller import MOST_MISSES, ClosedError, Controller
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.schedule import Slots, Wanted
-from rc_tasks.errors import SlurmError
+from rc_tasks.errors import RcError, SlurmError, UnreachableError
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.files import write_atomically
 from rc_tasks.tools import slurm
 from rc_tasks.tools.slurm import StepRequest
 
@@ -34,14 +37,12 @@ _WORTH_ANOTHER = {
 }
 # When a step ends, doit needs a moment to name those that it made ready: the next one is chosen after.
 _SETTLE_S = 0.02
+# The note of an allocation that may still run, as nothing confirmed its release.
+_LEFT = ".left"
 # How often a job that is ending is asked how it ended.
 _ENDING_POLL_S = 0.5
 
 Tell = Callable[[Event], None]
-
-
-class ClosedError(Exception):
-    """The run is ending: nothing is started any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class _Pool:
     slots: Slots | None = None
     granted: slurm.Granted | None = None
     allocation: slurm.Allocation | None = None
+    name: str = ""
     asking: bool = False
     settling: bool = False
     over: bool = False
@@ -113,7 +115,14 @@ class Places:
         self._tell = tell
         self._turn = threading.Lock()
         self._pools: dict[Slurm, _Pool] = {}
-        self.closed = False
+        self._closing = threading.Event()
+        self._controller = Controller(tell, self._closing)
+        self._left: dict[str, None] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run is ending."""
+        return self._closing.is_set()
 
     def take(self, wanted: Wanted, settings: Slurm, expected_s: float | None) -> Place:
         """Wait for a place. Raises SlurmError when there can be none, ClosedError at the run's end.
@@ -140,7 +149,9 @@ class Places:
 
     def lose(self, place: Place) -> None:
         """The step's node, or its whole allocation, has failed; ask this before it leaves."""
-        state, _ = slurm.state(place.job_id)
+        state = ""
+        with contextlib.suppress(UnreachableError):
+            state, _ = slurm.state(place.job_id)
         with self._turn:
             pool = self._pool(place.settings)
             if pool.granted is None or pool.granted.job_id != place.job_id or pool.slots is None:
@@ -152,19 +163,51 @@ class Places:
                 pool.slots.lose(place.node)
                 pool.over = not pool.slots.nodes
 
+    def await_controller(self, settings: Slurm, since_s: float, why: str) -> bool:
+        """Wait for Slurm's controller, which did not answer a step; whether it was absent at all.
+
+        `since_s` is when the step was started (monotonic clock). Raises SlurmError when the allocation's
+        time is over before the controller is back, and ClosedError at the run's end.
+        """
+        with self._turn:
+            pool = self._pool(settings)
+        try:
+            return self._await(pool, since_s, why)
+        finally:
+            with self._turn:
+                self._serve_all()
+
+    def _await(self, pool: _Pool, since_s: float, why: str) -> bool:
+        granted = pool.granted
+        deadline_s = pool.deadline_s if granted is not None else time.monotonic() + slurm.PATIENCE_S
+        nodes = granted.cpus if granted is not None else ()
+        return self._controller.wait(since_s, deadline_s, nodes=nodes, why=why)
+
     def close(self) -> None:
         """Start nothing any more; steps that wait are told so."""
         with self._turn:
-            self.closed = True
+            self._closing.set()
             self._serve_all()
 
-    def release(self) -> None:
-        """Give back what was taken, ending what still runs there."""
+    def release(self) -> tuple[str, ...]:
+        """Give back what was taken, ending what still runs there; returns the jobs that may run on."""
         self.close()
         for pool in list(self._pools.values()):
-            if pool.allocation is not None:
-                pool.allocation.release()
-            pool.held.close()
+            self._let_go(pool)
+        return tuple(self._left)
+
+    def _let_go(self, pool: _Pool) -> None:
+        """Give an allocation back. If that is not confirmed, leave a note for the next run."""
+        if pool.allocation is not None and not pool.allocation.release():
+            job_id = pool.granted.job_id if pool.granted is not None else ""
+            if job_id:
+                self._left[job_id] = None
+            # Where nothing can be written, the run still says so.
+            with contextlib.suppress(RcError):
+                path = self._checkout.allocations / f"{pool.name}{_LEFT}"
+                write_atomically(path, json.dumps({"job_id": job_id}) + "\n")
+        pool.allocation = None
+        pool.held.close()
 
     def _serve_all(self) -> None:
         """With `at_once`, what ends in one allocation makes room in another."""
@@ -199,7 +242,8 @@ class Places:
         return bool(self._at_once) and taken >= self._at_once
 
     def _give_out(self, pool: _Pool) -> None:
-        if self._full:
+        # Without a controller nothing can be started.
+        if self._full or self._controller.absent:
             return
         if pool.slots is not None and not self._over(pool):
             self._place(pool, pool.slots)
@@ -284,24 +328,22 @@ class Places:
     def _take(self, settings: Slurm, pool: _Pool) -> None:
         if pool.allocation is not None and pool.granted is not None:
             self._again(pool.granted.job_id, pool)
-        name = f"rc_tasks.{secrets.token_hex(4)}"
-        # Where the next run finds it, should this one be killed.
-        pool.held.enter_context(locks.held(self._checkout.allocations / f"{name}.json", "allocation"))
-        request = StepRequest(
-            "this run",
-            account=settings.account,
-            partition=settings.partition,
-            time_limit_min=settings.time_limit_min,
-            cpus=settings.cpus * max(1, -(-self._at_once // settings.nodes)),
-            extra=settings.extra,
-        )
-        began = time.monotonic()
-        with self._turn:
-            # Or `release` would not see it.
-            if self.closed:
-                raise ClosedError
-            pool.allocation = slurm.Allocation(request, settings.nodes, name)
-        granted = pool.allocation.wait(self._queued)
+        pool.granted = None
+        began, missed = time.monotonic(), 0
+        while True:
+            # Or the new one would wait in the queue for them.
+            for job_id in release_abandoned(self._checkout):
+                self._left.pop(job_id, None)
+                self._tell(Event(Kind.SLURM, words=f"job {job_id} released, left by an earlier run"))
+            since_s = time.monotonic()
+            try:
+                granted = self._request(settings, pool)
+                break
+            except UnreachableError as error:
+                self._let_go(pool)
+                if missed >= MOST_MISSES:
+                    raise
+                missed += not self._await(pool, since_s, error.quote[-1] if error.quote else "")
         self._enter(pool, granted)
         waited = f" after {_told(time.monotonic() - began)}" if time.monotonic() - began > 2 else ""
         until = (
@@ -311,13 +353,34 @@ class Places:
         told = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
         self._tell(Event(Kind.GRANTED, words=told))
 
+    def _request(self, settings: Slurm, pool: _Pool) -> slurm.Granted:
+        """Ask Slurm for an allocation, and wait for it."""
+        pool.name = f"rc_tasks.{secrets.token_hex(4)}"
+        # Where the next run finds it, should this one be killed.
+        note = self._checkout.allocations / f"{pool.name}.json"
+        pool.held.enter_context(locks.held(note, "allocation"))
+        request = StepRequest(
+            "this run",
+            account=settings.account,
+            partition=settings.partition,
+            time_limit_min=settings.time_limit_min,
+            cpus=settings.cpus * max(1, -(-self._at_once // settings.nodes)),
+            extra=settings.extra,
+        )
+        with self._turn:
+            # Or `release` would not see it.
+            if self.closed:
+                raise ClosedError
+            pool.allocation = slurm.Allocation(request, settings.nodes, pool.name)
+        return pool.allocation.wait(self._queued)
+
     def _again(self, job_id: str, pool: _Pool) -> None:
         """Let go of an allocation for another one. Raises SlurmError when it was ended on purpose."""
-        while (state := slurm.state(job_id)[0]) == "COMPLETING" and not self.closed:
+        state = self._state(job_id, pool)
+        while state == "COMPLETING" and not self.closed:
             time.sleep(_ENDING_POLL_S)
-        if pool.allocation is not None:
-            pool.allocation.release()
-        pool.held.close()
+            state = self._state(job_id, pool)
+        self._let_go(pool)
         if state not in _WORTH_ANOTHER:
             raise SlurmError(
                 f"job {job_id}, the allocation of this run, was cancelled",
@@ -325,6 +388,15 @@ class Places:
             )
         told = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
         self._tell(Event(Kind.AGAIN, words=told))
+
+    def _state(self, job_id: str, pool: _Pool) -> str:
+        """The state of our allocation, once the controller answers."""
+        while True:
+            since_s = time.monotonic()
+            try:
+                return slurm.state(job_id)[0]
+            except UnreachableError as error:
+                self._await(pool, since_s, error.quote[-1] if error.quote else "")
 
     def _enter(self, pool: _Pool, granted: slurm.Granted) -> None:
         limit_s = slurm.time_left_s(granted.job_id)
@@ -336,22 +408,30 @@ class Places:
             pool.slots = Slots(granted.cpus)
 
     def _queued(self, job_id: str) -> None:
-        reason = slurm.state(job_id)[1].removeprefix("None")
+        reason = ""
+        with contextlib.suppress(UnreachableError):
+            reason = slurm.state(job_id)[1].removeprefix("None")
         told = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
         self._tell(Event(Kind.QUEUE, words=told))
 
 
 def release_abandoned(checkout: Checkout) -> list[str]:
-    """Give back the allocations of runs of ours that were killed; returns their job IDs."""
+    """Give back the allocations that runs of ours have left; returns their job IDs.
+
+    A run that was killed leaves its lock, one that could not reach Slurm at its end a note. What cannot
+    be given back now keeps them.
+    """
     found: list[str] = []
     with contextlib.suppress(FileNotFoundError):
-        for file in reading.names(checkout.allocations):
-            path = checkout.allocations / file
-            if not file.endswith(".json") or file.startswith("."):
+        for name in sorted(reading.names(checkout.allocations)):
+            path = checkout.allocations / name
+            if name.startswith(".") or path.stat().st_uid != os.getuid():
                 continue
-            if path.stat().st_uid == os.getuid() and locks.abandoned(path):
-                found += slurm.cancel(path.stem)
-                path.unlink(missing_ok=True)
+            if path.suffix == _LEFT or (path.suffix == ".json" and locks.abandoned(path)):
+                cancelled = slurm.cancel(path.stem)
+                if cancelled is not None:
+                    found += cancelled
+                    path.unlink(missing_ok=True)
     return found
 
 

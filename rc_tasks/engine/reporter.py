@@ -145,7 +145,8 @@ class Reporter:
                     those = [each for each in self._failed if first.task in (each.task, each.same)]
                     behind = [name for each in those for name in untried.get(each.task, [])]
                     yield from _again(those, behind)
-        states = list(self._images.values())
+        unfinished = {name for names in untried.values() for name in names}
+        states = [state for name, state in self._images.items() if name not in unfinished]
         parts = [
             f"{count} {words}"
             for words in ("built", "env.toml written", "fresh")
@@ -174,15 +175,16 @@ class Reporter:
             yield from self._next()
 
     def _untried(self) -> dict[str, list[str]]:
-        """The images that nothing was done for, by the failed task below them; empty: none is."""
+        """The images that are not finished, by the failed task below them; empty: none is."""
         found: dict[str, list[str]] = {}
         if not self._failed and not self._ending:
             return found
         graph = session().checkout.graph
         failed = {each.task.partition(":")[2]: each.task for each in self._failed}
+        # One whose first step is fresh, or was done just now, may still have to be published.
         names = dict.fromkeys(task.partition(":")[2] for task in self._left())
         for name in [*names, *self._skipped]:
-            if name in self._images or name not in graph.images:
+            if name in failed or name not in graph.images:
                 continue
             below = {base for each in graph.above([name]) for base in graph.images[each].bases}
             task = next((task for image, task in failed.items() if image in below), "")

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
 
-from rc_tasks.errors import NodeError
+from rc_tasks.errors import NodeError, UnreachableError
 from rc_tasks.model.readable import log_line
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS
 from rc_tasks.tools import command, podman, slurm_words
@@ -21,8 +21,8 @@ class Verdict:
     """Why a step failed, in words, and what may be done about it.
 
     `needs` names an image that has to be built first. `locked`: somebody else is building this one;
-    `lost`: since the step was stopped, and not from its start.
-    `elsewhere`: the node failed, not the step.
+    `lost`: since the step was stopped, and not from its start. `elsewhere`: the node failed, not the
+    step. `unreachable`: Slurm's controller did not answer.
     """
 
     text: str
@@ -30,11 +30,12 @@ class Verdict:
     locked: bool = False
     lost: bool = False
     elsewhere: bool = False
+    unreachable: bool = False
 
     @property
     def final(self) -> bool:
         """Whether trying again would not help."""
-        return not (self.needs or self.locked or self.elsewhere)
+        return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
@@ -53,9 +54,13 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
             lost=mark == LOST,
         )
     if request is not None:
-        error = slurm_words.explain(returncode, lines, request)
+        error = slurm_words.explain(returncode, lines, request, guarded=True)
         if error is not None:
-            return Verdict(str(error), elsewhere=isinstance(error, NodeError))
+            return Verdict(
+                str(error),
+                elsewhere=isinstance(error, NodeError),
+                unreachable=isinstance(error, UnreachableError),
+            )
     what = command.ending(returncode) if returncode else "ended without finishing its work"
     return Verdict("\n".join((f"the step {what}", *_quote(lines))))
 

@@ -6,6 +6,7 @@ the EDF says so.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -13,7 +14,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rc_tasks.errors import ArtifactError, CommandError, EdfError, RcError, ToolNotFoundError
+from rc_tasks.errors import (
+    ArtifactError,
+    CommandError,
+    EdfError,
+    RcError,
+    ToolNotFoundError,
+    UnreachableError,
+)
 from rc_tasks.model import edf, toml_text
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import EDF
@@ -173,6 +181,15 @@ def _without_missing_mounts(text: str, node: ImageNode) -> str:
 
 def _run(wanted: Command, test: SmokeTest, request: StepRequest | None, node: ImageNode) -> float:
     """How long the test took. Raises ArtifactError when it fails."""
+    try:
+        say = functools.partial(print, flush=True)
+        return slurm.patiently(lambda: _try(wanted, test, request, node), say)
+    except UnreachableError as error:
+        raise _failed(test, node, f"could not run: {error.what}", error.quote) from None
+
+
+def _try(wanted: Command, test: SmokeTest, request: StepRequest | None, node: ImageNode) -> float:
+    """As `_run`, but raises UnreachableError when Slurm's controller did not answer."""
     said = _Said()
     started_s = time.monotonic()
     try:
@@ -187,6 +204,8 @@ def _run(wanted: Command, test: SmokeTest, request: StepRequest | None, node: Im
         how = f"did not end within {test.timeout_s} s"
     else:
         refused = slurm_words.explain(status, list(said.last), request) if request is not None else None
+        if isinstance(refused, UnreachableError):
+            raise refused
         how = f"could not run: {refused.what}" if refused is not None else command.ending(status)
     raise _failed(test, node, how, tuple(said.last))
 

@@ -25,6 +25,8 @@ GRACE_S = 10.0
 # How often a command whose output nobody writes is looked at, and how long it is read after its end.
 _POLL_S = 0.2
 _LAST_WORDS_S = 1.0
+# How often it is asked whether a command can still end by itself.
+_HOPE_S = 0.3
 # How many of a failed tool's last lines an error shows.
 TAIL_LINES = 15
 # Ends what we have started when we are killed and can do it no more: a shell that we tell the groups of
@@ -146,16 +148,38 @@ def capture(
     return done
 
 
-def stream(command: Command, log: IO[bytes] | None, *, grace_s: float = GRACE_S) -> int:
+def stream(
+    command: Command,
+    log: IO[bytes] | None,
+    *,
+    grace_s: float = GRACE_S,
+    hopeless: Callable[[], bool] | None = None,
+) -> int:
     """Run a command whose whole output goes to `log` (None: to our own output).
 
     Returns the exit status, negative for a signal. Nothing is held in memory. When we are interrupted,
-    the command has `grace_s` to end. Raises ToolNotFoundError when it does not exist.
+    the command has `grace_s` to end. So it has once `hopeless`, which is asked all the time in a thread
+    of its own, says that it will not end by itself. Raises ToolNotFoundError when it does not exist.
     """
     if log is not None:
         log.flush()
     with _started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, grace_s=grace_s) as process:
-        return process.wait()
+        if hopeless is None:
+            return process.wait()
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(_HOPE_S):
+                if hopeless():
+                    _signal_group(process, signal.SIGTERM)
+                    _end(process, time.monotonic() + grace_s)
+                    return
+
+        threading.Thread(target=look, daemon=True, name="watch").start()
+        try:
+            return process.wait()
+        finally:
+            over.set()
 
 
 def watch(command: Command, seen: Callable[[str], None], shown: Callable[[bytes], bytes] = bytes) -> int:
@@ -306,6 +330,7 @@ class Companion:
             _companions.add(self._process)
             # It may be busy with something else than its standard input.
             _tell_guard("+", self._process)
+        self.last_lines: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """The lines of its output and errors as they come; it may be read on later."""
@@ -318,7 +343,10 @@ class Companion:
         return self._process.poll() is not None
 
     def close(self, grace_s: float = GRACE_S) -> int:
-        """Let it end, make it end after `grace_s`; returns its exit status."""
+        """Let it end, make it end after `grace_s`; returns its exit status.
+
+        `last_lines` are then those of its output that nobody has read.
+        """
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -328,13 +356,21 @@ class Companion:
             _signal_group(self._process, signal.SIGTERM)
             _end(self._process, time.monotonic() + GRACE_S)
         returncode = self._process.wait()
-        if self._process.stdout is not None:
+        if self._process.stdout is not None and not self._process.stdout.closed:
+            self.last_lines = tuple(_unread(self._process.stdout))
             self._process.stdout.close()
         with _lock:
             if self._process in _companions:
                 _companions.remove(self._process)
                 _tell_guard("-", self._process)
         return returncode
+
+
+def _unread(pipe: IO[bytes]) -> list[str]:
+    """The lines that are left in a pipe, without waiting for more."""
+    os.set_blocking(pipe.fileno(), False)
+    # What the command left behind may still hold the other end: reading then gives None at the end.
+    return (pipe.read() or b"").decode(errors="replace").splitlines()
 
 
 def failure(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, SlurmError
+from rc_tasks.errors import CommandError, SlurmError, UnreachableError
 from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import StepRequest
@@ -79,13 +79,14 @@ def _unset(script: str) -> frozenset[str]:
 def jobs(name: str) -> list[Job]:
     """The jobs of a name that have not ended, whosever they are, as far as Slurm shows others' jobs.
 
-    Raises SlurmError when Slurm cannot say.
+    Raises SlurmError when Slurm cannot say, UnreachableError when its controller does not answer.
     """
     asked = slurm.queue(f"--name={name}", "--format=%A %T %u")
     try:
         done = command.capture(asked, timeout_s=_TIMEOUT_S)
     except CommandError as error:
-        raise SlurmError(
+        silent = slurm_words.unreachable("\n".join(error.quote))
+        raise (UnreachableError if silent else SlurmError)(
             "Slurm cannot be asked for its jobs",
             quote=error.quote,
             hint="`scontrol ping` tells how Slurm is; then run the same command again",

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import TypeVar
 
-from rc_tasks.errors import CommandError, SlurmError, ToolNotFoundError
+from rc_tasks.errors import CommandError, SlurmError, ToolNotFoundError, UnreachableError
 from rc_tasks.tools import command, slurm_words
 from rc_tasks.tools.command import Command
 
@@ -24,6 +26,14 @@ _CONFIGURATIONS = (
 # Longer than a DNS server needs to answer, shorter than a missing one takes to be given up.
 _PROBE_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 30.0
+# How often an absent controller is asked whether it is back, and how long those wait for it who have no
+# allocation that would end.
+POLL_S = 2.0
+PATIENCE_S = 600.0
+ABSENT = "the controller does not answer: waiting for it"
+BACK = "the controller answers again"
+# salloc gives a controller that does not answer up on its own after ten seconds.
+_RELEASE_S = 15.0
 
 # What tells Slurm's programs which cluster and which job they talk to. All other SLURM_ variables of
 # a job are what its own srun or sbatch was asked for, and srun takes them as its own options:
@@ -176,12 +186,26 @@ class Allocation:
         """Whether it is over: given back, out of time, cancelled, preempted."""
         return self._process.ended
 
-    def release(self) -> None:
-        """Give the allocation back, ending what still runs in it; one that has ended is fine."""
+    def release(self) -> bool:
+        """Give the allocation back, ending what still runs in it; one that has ended is fine.
+
+        Returns whether that is certain: when the controller does not answer, the job runs on.
+        """
         # While salloc waits in the queue, it does not look at its standard input.
-        if self._process.close(command.GRACE_S if self._granted else 0) != 0:
-            # Without its salloc, a job goes on until its time is over.
-            cancel(self._job_name)
+        returncode = self._process.close(_RELEASE_S if self._granted else 0)
+        said = [*self._lines, *self._process.last_lines]
+        if any(map(slurm_words.unreachable, said)):
+            return False
+        # For its exit status only the command counts that it ran.
+        failed = [line for line in said if "Unable to clean up" in line and not _is_over(line)]
+        if returncode == 0 and not failed:
+            return True
+        # Without its salloc, a job goes on until its time is over.
+        return cancel(self._job_name) is not None
+
+
+def _is_over(line: str) -> bool:
+    return re.search(r"Invalid job id|already comple", line) is not None
 
 
 def around_us() -> Granted:
@@ -224,6 +248,20 @@ def _plain(*argv: str) -> Command:
 def time_left_s(job_id: str) -> float | None:
     """How long a job may still run; None when it has no limit, or Slurm does not tell."""
     told = command.capture(queue(f"--jobs={job_id}", "--format=%L"), check=False).stdout.strip()
+    return _seconds(told)
+
+
+def step_time_s(job_id: str, name: str) -> float:
+    """How long the step of this name has run in a job; 0 when there is none, or Slurm does not tell."""
+    asked = queue("--steps", f"--jobs={job_id}", "--format=%M %j")
+    for line in command.capture(asked, check=False).stdout.splitlines():
+        time_used, _, found = line.strip().partition(" ")
+        if found.strip() == name:
+            return _seconds(time_used) or 0.0
+    return 0.0
+
+
+def _seconds(told: str) -> float | None:
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", told)
     if found is None:
         return None
@@ -232,10 +270,58 @@ def time_left_s(job_id: str) -> float | None:
 
 
 def state(job_id: str) -> tuple[str, str]:
-    """A job's state such as `PENDING` or `TIMEOUT`, and Slurm's reason; empty when it forgot the job."""
-    asked = queue(f"--jobs={job_id}", "--states=all", "--format=%T %r")
-    found, _, reason = command.capture(asked, check=False).stdout.strip().partition(" ")
+    """A job's state such as `PENDING` or `TIMEOUT`, and Slurm's reason; empty when it forgot the job.
+
+    Raises UnreachableError when the controller does not answer.
+    """
+    done = command.capture(queue(f"--jobs={job_id}", "--states=all", "--format=%T %r"), check=False)
+    if slurm_words.unreachable(done.stderr):
+        raise UnreachableError(
+            f"Slurm cannot be asked for job {job_id}", quote=tuple(done.stderr.splitlines())
+        )
+    found, _, reason = done.stdout.strip().partition(" ")
     return found, reason
+
+
+def answers() -> bool:
+    """Return whether Slurm's controller, or one of its backups, answers."""
+    try:
+        asked = Command(("scontrol", "ping"))
+        return command.capture(asked, timeout_s=_ANSWER_TIMEOUT_S, check=False).returncode == 0
+    except (CommandError, ToolNotFoundError):
+        return False
+
+
+_T = TypeVar("_T")
+
+
+def patiently(ask: Callable[[], _T], say: Callable[[str], None], patience_s: float = PATIENCE_S) -> _T:
+    """Return what `ask` returns. While the controller does not answer, wait for it and ask again.
+
+    `say` is given a line at the beginning and the end of the waiting. What `ask` raises is raised, an
+    UnreachableError only after `patience_s`.
+    """
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return ask()
+        except UnreachableError:
+            if time.monotonic() > until_s:
+                raise
+            say(f"Slurm: {ABSENT}")
+            time.sleep(POLL_S)
+            while not (back := answers()) and time.monotonic() < until_s:
+                time.sleep(POLL_S)
+            if back:
+                say(f"Slurm: {BACK}")
+
+
+def all_known(nodes: Iterable[str]) -> bool:
+    """Return whether the controller has heard from each of these nodes since it started."""
+    asked = _plain("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%T")
+    states = command.capture(asked, check=False).stdout.split()
+    # sinfo(1), "NODE STATE CODES": a star stands behind the state of a node that does not respond.
+    return not any(each.startswith("unk") or each.endswith("*") for each in states)
 
 
 def running_jobs() -> frozenset[str] | None:
@@ -248,13 +334,17 @@ def running_jobs() -> frozenset[str] | None:
     return frozenset(done.stdout.split()) if done.returncode == 0 else None
 
 
-def cancel(job_name: str) -> list[str]:
-    """End our own jobs of a name, waiting or running; returns their IDs."""
+def cancel(job_name: str) -> list[str] | None:
+    """End our own jobs of a name, waiting or running; returns their IDs, None where Slurm cannot say."""
     ours = (f"--user={os.getuid()}", f"--name={job_name}")
-    asked = queue("--format=%A", "--states=pending,running", *ours)
-    found = command.capture(asked, check=False).stdout.split()
+    asked = command.capture(queue("--format=%A", "--states=pending,running", *ours), check=False)
+    if asked.returncode != 0:
+        return None
+    found = asked.stdout.split()
     if found:
-        command.capture(_plain("scancel", "--quiet", *ours), check=False)
+        done = command.capture(_plain("scancel", "--quiet", *ours), check=False)
+        if slurm_words.unreachable(done.stderr):
+            return None
     return found
 
 

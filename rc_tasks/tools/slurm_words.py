@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rc_tasks.errors import NodeError, SlurmError
+from rc_tasks.errors import NodeError, SlurmError, UnreachableError
 from rc_tasks.tools import command
 
 if TYPE_CHECKING:
@@ -16,14 +16,34 @@ if TYPE_CHECKING:
 class _Cause:
     """One way in which Slurm fails: its words, ours, and what to do next.
 
-    `elsewhere`: the step may be tried again, on another node or in another allocation.
+    `elsewhere`: the step may be tried again, on another node or in another allocation. `unreachable`:
+    the controller did not answer, and may do so soon.
     """
 
     words: str
     what: str
     hint: str
     elsewhere: bool = False
+    unreachable: bool = False
 
+
+# What a client says when the controller is gone, restarting, handing over to its backup, or too busy to
+# answer: the words of slurm_errno.c and of errno, from Slurm 22.05 to 26.05.
+_UNANSWERED = (
+    r"Socket timed out on send/recv|Zero Bytes were transmitted or received"
+    r"|Communication (connection|shutdown) failure|Message (send|receive) failure"
+    r"|Unexpected missing socket|Connection (refused|reset by peer|timed out|forced closed|rejected)"
+    r"|Broken pipe|Resource temporarily unavailable|Rate limit exceeded|in standby mode"
+)
+# Most of them can also be about a node, or a socket of srun's own: the request has to stand before them.
+_REQUEST = (
+    r"Unable to (confirm|clean up|allocate|create step)|Batch job submission failed"
+    r"|Job submit/allocate failed|Kill job error|slurm_(load|get)_\w+|fetch remote configs"
+)
+_UNREACHABLE = (
+    r"Unable to contact slurm controller|Slurm controller not responding|Slurm temporarily unable"
+    rf"|({_REQUEST}).*({_UNANSWERED})"
+)
 
 # How Slurm ends what has started, whatever the exit status: srun 22.05 returns 0 when a node fails.
 # The first that matches counts, as an ending by time or memory is told as a cancellation as well.
@@ -65,19 +85,33 @@ _ENDINGS = (
         "run `doit` again: finished steps are kept",
     ),
     _Cause(
-        r"Task launch for \S+ failed on node \S+: (Communication|Socket|Unable to contact)",
+        # An allocation that is over ends launches too, and is told below.
+        r"Task launch for \S+ failed on node \S+: (?!.*(credential revoked|already completing|expired))"
+        r"|timeout waiting for task launch|Nodes \S+ are still not ready|boot of the nodes",
         "Slurm could not start {step} on its node",
         "the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are\n"
         "kept",
         elsewhere=True,
     ),
     _Cause(
-        r"Timed out waiting for job step to complete",
+        r"Timed out waiting for job step to complete|STEPD TERMINATED|UNCORRECTABLE MEMORY ERROR"
+        r"|FAILED \(non-zero exit code or other failure mode\)|Cannot communicate with node"
+        r"|[Aa]borting, (step missing and io error|io error|can not test connection)",
         "Slurm lost sight of {step}",
         "its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps\n"
         "are kept",
         elsewhere=True,
     ),
+)
+
+# What srun says when the task itself was killed. Our shell around the command outlives each signal to
+# the command: what kills the shell came from outside, as from a controller that has lost its state.
+_KILLED = _Cause(
+    r"Force Terminated (StepId|job ?step)",
+    "{step} was killed from outside",
+    "Slurm may have forgotten its job, or somebody killed it on its node: `sinfo --list-reasons` tells\n"
+    "of nodes. Run `doit` again: finished steps are kept",
+    elsewhere=True,
 )
 
 # Said of a command that ran: it failed by itself, and what srun complained of before did not stop it.
@@ -89,14 +123,23 @@ _NO_DIRECTORY = _Cause(
     "put the checkout on a file system that the compute nodes share; /tmp is not one",
 )
 
+_REACH_HINT = (
+    "see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the\n"
+    "controller; then run `doit` again"
+)
+
 # How Slurm refuses to start something. The more special words come first.
 _REFUSALS = (
     _Cause(
-        r"contact slurm controller|controller not responding|[Mm]unge|authentication"
-        r"|configuration source|process configuration file",
+        _UNREACHABLE,
         "Slurm cannot be reached for {step}",
-        "see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the\n"
-        "controller; then run `doit` again",
+        _REACH_HINT,
+        unreachable=True,
+    ),
+    _Cause(
+        r"[Mm]unge|authentication|configuration source|process configuration file",
+        "Slurm cannot be reached for {step}",
+        _REACH_HINT,
     ),
     _Cause(
         r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
@@ -173,14 +216,24 @@ def said(line: str) -> bool:
     return _SLURMS_WORDS.match(line) is not None
 
 
-def explain(returncode: int, lines: Sequence[str], request: "StepRequest") -> SlurmError | None:
+def unreachable(text: str) -> bool:
+    """Return whether a client of Slurm says in `text` that the controller did not answer."""
+    return re.search(_UNREACHABLE, text) is not None
+
+
+def explain(
+    returncode: int, lines: Sequence[str], request: "StepRequest", *, guarded: bool = False
+) -> SlurmError | None:
     """What Slurm did to a step whose log ends with `lines`; None when the command failed by itself.
 
-    Ask this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05).
+    Ask this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05). `guarded`: the
+    command ran below the shell of `slurm.srun`, which is never killed by a signal to the command.
     """
-    words = (line.rstrip() for line in lines if said(line))
-    told = list(dict.fromkeys(line for line in words if not _CHATTER.match(line)))
+    words = list(dict.fromkeys(line.rstrip() for line in lines if said(line)))
+    told = [line for line in words if not _CHATTER.match(line)]
     cause = _first(_ENDINGS, told)
+    if cause is None and guarded and returncode != 0 and _first((_KILLED,), words):
+        cause, told = _KILLED, words
     if cause is None and returncode != 0:
         ran = any(_RAN.match(line) for line in told)
         cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, told)
@@ -196,7 +249,7 @@ def explain(returncode: int, lines: Sequence[str], request: "StepRequest") -> Sl
         "cpus": request.cpus or "Slurm's default",
         "extra": " ".join(request.extra) or "empty",
     }
-    kind = NodeError if cause.elsewhere else SlurmError
+    kind = NodeError if cause.elsewhere else UnreachableError if cause.unreachable else SlurmError
     return kind(
         cause.what.format(**values),
         quote=tuple(told[-command.TAIL_LINES :]),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Run
 from tests.faults.plan import LOST_VARIABLE, PHASES, Action, Injection, Phase
 from tests.support.storage import remove_storage
 
+# Longer than Slurm's clients wait for its controller by themselves.
+_AWAY_S = 15.0
 # Who waits for a hanging tool loses patience.
 _PATIENCE_S = 1.5
 
@@ -64,10 +67,13 @@ def cases() -> Iterator[Case]:
     yield from _two_runs()
     yield from _stopped_holders()
     yield from _dead_nodes()
+    yield from _slurmstepd()
+    yield from _controller()
 
 
 def _in_steps() -> Iterator[Case]:
-    alone = [action for action in Action if action not in {Action.STOP, Action.WAIT}]
+    apart = {Action.STOP, Action.WAIT, Action.KILL_SLURMSTEPD}
+    alone = [action for action in Action if action not in apart]
     for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:
             if _makes_sense(action, phase):
@@ -439,3 +445,62 @@ def _dead_nodes() -> Iterator[Case]:
                 return ended
 
             yield Case("dead node", f"{step} {phase}", image, run, ends=Ends.WELL, on_cluster=True)
+
+
+def _slurmstepd() -> Iterator[Case]:
+    """srun waits for ever, while the step fails for want of its output, or ends well."""
+    for step, phases in PHASES.items():
+        for phase in phases:
+            # Each takes the minute after which the step counts as lost.
+            if phase in {Phase.BEFORE, Phase.BEFORE_RENAME, Phase.AFTER_RECORD}:
+                action = Action.KILL_SLURMSTEPD
+                run = _injected(step, CHILD, phase, action)
+                yield Case(str(action), f"{step} {phase}", CHILD, run, ends=Ends.WELL, on_cluster=True)
+
+
+def _controller() -> Iterator[Case]:
+    """Slurm's controller restarts, hangs, or loses its state, before a run or in it."""
+
+    def restarts(ground: Ground) -> None:
+        assert ground.cluster is not None
+        ground.cluster.stop_controller()
+        time.sleep(_AWAY_S)
+        ground.cluster.start_controller()
+
+    def hangs(ground: Ground) -> None:
+        assert ground.cluster is not None
+        with ground.cluster.frozen_controller():
+            time.sleep(_AWAY_S)
+
+    def forgets(ground: Ground) -> None:
+        assert ground.cluster is not None
+        ground.cluster.stop_controller()
+        ground.cluster.start_controller(forgetful=True)
+
+    faults = {
+        "controller restarts": restarts,
+        "controller hangs": hangs,
+        "controller loses its state": forgets,
+    }
+    moments = ("before the run", *(f"{step}:{image}" for step in PHASES for image in IMAGES))
+    for (fault, happen), moment in itertools.product(faults.items(), moments):
+
+        def run(
+            ground: Ground, happen: Callable[[Ground], None] = happen, moment: str = moment
+        ) -> Ended:
+            ground.change(BASE)
+            if moment == "before the run":
+                with ThreadPoolExecutor() as threads:
+                    fault = threads.submit(happen, ground)
+                    time.sleep(1)
+                    running = ground.start()
+                    fault.result()
+            else:
+                running = ground.start()
+                running.started(moment)
+                happen(ground)
+            ended = running.end()
+            ground.settle()
+            return ended
+
+        yield Case(fault, moment, "all", run, ends=Ends.WELL, on_cluster=True)

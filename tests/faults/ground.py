@@ -33,6 +33,8 @@ IMAGES = (BASE, CHILD)
 SPACE = "160m"
 _SOURCE = Path(__file__).resolve().parents[2]
 _GONE_S = 60.0
+# A run that takes longer never ends. One whose step was lost in its first second takes five minutes.
+_HANGS_S = 480.0
 # How long a step whose doit was killed may take to be ended.
 _ENDING_S = 20.0
 # What differs from one healthy tree to the next.
@@ -219,14 +221,22 @@ class Ground:
         temporary = Path(self.environment["TMPDIR"])
         found += [f"temporary file {each}" for each in temporary.iterdir()]
         if self.cluster is not None:
-            jobs = self.cluster.client("squeue", "--noheader", "--format=%i %j %T").stdout
-            return found + [f"job {each}" for each in jobs.splitlines()]
+            return found + [f"job {each}" for each in self._jobs(self.cluster)]
         storage = Path(self.podman.root)
         # podman keeps a mount of this directory onto itself.
         found += [f"mount {each}" for each in mounts_below(storage) if each != storage / "overlay"]
         listing = self.podman.command("container", "ls", "--all", "--external", "--format", "{{.Names}}")
         found += [f"container {each}" for each in command.capture(listing).stdout.split()]
         return found
+
+    def _jobs(self, cluster: Cluster) -> list[str]:
+        """The jobs that have not ended, once those that are ending have had their time."""
+        until_s = time.monotonic() + _GONE_S
+        while True:
+            jobs = cluster.client("squeue", "--noheader", "--format=%i %j %T").stdout.splitlines()
+            if not any("COMPLETING" in each for each in jobs) or time.monotonic() > until_s:
+                return jobs
+            time.sleep(0.2)
 
     def clear(self) -> None:
         """Remove the files that were left over."""
@@ -286,7 +296,7 @@ class Run:
         if number is not None:
             self.process.send_signal(number)
         try:
-            self.process.wait(120)
+            self.process.wait(_HANGS_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

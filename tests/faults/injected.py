@@ -112,6 +112,8 @@ class _Hook:
                 # The step goes on until somebody ends it.
             case Action.STOP:
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case Action.KILL_SLURMSTEPD:
+                os.kill(_slurmstepd(), signal.SIGKILL)
             case Action.WAIT:
                 time.sleep(60)
             case Action.FULL_DISK:
@@ -160,6 +162,14 @@ def _flat(arguments: tuple[object, ...]) -> Iterator[object]:
             yield from each
         else:
             yield os.fspath(each) if isinstance(each, os.PathLike) else each
+
+
+def _slurmstepd() -> int:
+    """The process above us that is Slurm's."""
+    pid = os.getpid()
+    while not Path("/proc", str(pid), "cmdline").read_bytes().startswith(b"slurmstepd"):
+        pid = int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+    return pid
 
 
 def _below(pid: int) -> list[int]:

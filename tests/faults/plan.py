@@ -70,6 +70,7 @@ class Action(StrEnum):
     NO_PERMISSION = "permission lost"
     # The step stops itself, as a suspended host stops it; others have to let it go on.
     STOP = "stopped lock holder"
+    KILL_SLURMSTEPD = "kill -9 of slurmstepd"
     # Only says that the moment has come, and waits for what others do.
     WAIT = "waits"
 

@@ -106,7 +106,7 @@ def steps(cluster: Cluster) -> dict[str, str]:
 def given_back(cluster: Cluster, site: Site) -> None:
     """Nothing is left of an allocation, on the cluster and in the checkout."""
     until(lambda: not jobs(cluster, "pending,running,completing"))
-    assert list((site.root / ".rc/allocations").glob("*.json")) == []
+    assert list((site.root / ".rc/allocations").iterdir()) == []
 
 
 @pytest.fixture
@@ -174,6 +174,29 @@ def test_a_signal_gives_the_nodes_back(site: Site, cluster: Cluster, number: sig
     assert tried.duration_s > 0
 
 
+def test_an_image_that_is_built_and_not_published_is_not_finished(
+    site: Site, cluster: Cluster, tmp_path: Path
+) -> None:
+    site.image("one:1", "true")
+    site.run("podman:one:1")
+    hangs = tmp_path / "bin/mksquashfs"
+    hangs.parent.mkdir()
+    # It is asked what it can do before it is run.
+    real = shutil.which("mksquashfs")
+    hangs.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -noappend "*) ;; *) exec {real} "$@" ;; esac\n'
+        f"echo > {site.signs}/squashing\nexec sleep 1000\n"
+    )
+    hangs.chmod(0o755)
+    path = f"{hangs.parent}:{os.environ['PATH']}"
+    with site.running("build:one:1", PATH=path, RC_SQUASH_METHOD="direct") as run:
+        until((site.signs / "squashing").exists, lambda: run.text)
+        run.process.send_signal(signal.SIGINT)
+        text = run.end(130)
+    assert text.endswith("2 images: 2 not finished\n")
+    given_back(cluster, site)
+
+
 @SIGNALS
 def test_a_signal_while_it_waits_ends_the_waiting(
     site: Site, cluster: Cluster, full: Callable[[], str], number: signal.Signals
@@ -216,7 +239,7 @@ def test_kill_9_gives_the_nodes_back(site: Site, cluster: Cluster) -> None:
     until(lambda: not builders(site))
     site.image("one:1", "true")
     text = site.run("podman:one:1")
-    assert lines(text, "release", "wait", "FAILED") == []
+    assert lines(text, "job", "wait", "FAILED") == []
     given_back(cluster, site)
 
 
@@ -246,7 +269,7 @@ def test_an_allocation_that_nobody_gave_back_is_given_back_by_the_next_run(
     assert jobs(cluster) == [job]
     site.go()
     text = site.run("podman:one:1")
-    assert text.splitlines()[0] == f"release job {job}, left by a run that was killed"
+    assert text.splitlines()[0] == f"job {job} released, left by an earlier run"
     assert len(lines(text, "start")) == len(lines(text, "done")) == 1
     given_back(cluster, site)
 

@@ -316,6 +316,33 @@ def programs(directory: Path, **scripts: str) -> dict[str, str]:
     return {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 
+# An srun that finds no controller the first time.
+SILENT_SRUN = """\
+#!/bin/sh
+[ "$1" != --help ] || { echo "      --environment=NAME"; exit; }
+[ -e "${0%/*}/asked" ] && { echo started; exit; }
+: > "${0%/*}/asked"
+echo "srun: error: Unable to allocate resources: Socket timed out on send/recv operation" >&2
+exit 1
+"""
+
+
+def test_a_job_waits_for_the_controller_that_is_to_start_it(made: Team, tmp_path: Path) -> None:
+    environ = programs(tmp_path / "bin", srun=SILENT_SRUN, scontrol="#!/bin/sh\n") | {
+        "RC_RUNNER": "slurm",
+        "RC_SLURM_ACCOUNT": "a-demo",
+    }
+    ran = run_doit(made.clone, *("local", "reasoning:latest", "--", "true"), environ=environ)
+    assert ran.status == 0, ran.text
+    assert re.search(
+        "^srun: error: .*\nSlurm: the controller does not answer: waiting for it\n"
+        "Slurm: the controller answers again\n",
+        ran.text,
+        re.MULTILINE,
+    )
+    assert "started" in ran.text
+
+
 def test_the_container_engine_gets_the_name_the_job_and_the_command(made: Team, tmp_path: Path) -> None:
     environ = programs(tmp_path / "bin", srun=SRUN) | {
         "RC_RUNNER": "slurm",

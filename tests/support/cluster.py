@@ -32,6 +32,7 @@ import pytest
 ACCOUNT = "a-demo"
 ADMIN_ACCOUNT = "a-admins"
 TOOLS = ("munged", "slurmctld", "slurmd", "srun", "salloc", "scontrol", "scancel", "sinfo")
+CONTROLLER = "slurmctld"
 READY_TIMEOUT_S = 30.0
 # How long jobs and daemons may take to end before they get KILL; nothing of theirs is kept anyway.
 STOP_TIMEOUT_S = 2.0
@@ -213,20 +214,70 @@ class Cluster:
 
     def revive(self) -> None:
         """Start every slurmd that was killed; their nodes take jobs again soon."""
-        assert self._keeper is not None
-        assert self._keeper.stdin is not None
 
         def runs(name: str) -> bool:
             return any(process.is_slurmd(self.directory, name) for process in processes())
 
         for name in self.node_names:
             if not runs(name):
-                self._keeper.stdin.write(f"{name}\n".encode())
-                self._keeper.stdin.flush()
+                self._start(name)
                 deadline = time.monotonic() + READY_TIMEOUT_S
                 while not runs(name) and time.monotonic() < deadline:
                     time.sleep(0.02)
                 self.client("scontrol", "update", f"nodename={name}", "state=resume")
+
+    def stop_controller(self) -> None:
+        """End slurmctld, which saves its state: clients find nobody at its port."""
+        self._signal_controller(signal.SIGTERM)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while any(each.is_controller(self.directory) for each in processes()):
+            if time.monotonic() > deadline:
+                raise RuntimeError("slurmctld does not end")
+            time.sleep(0.05)
+
+    @contextlib.contextmanager
+    def frozen_controller(self) -> Iterator[None]:
+        """Suspend slurmctld while the block runs: clients connect and get no answer."""
+        self._signal_controller(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_controller(signal.SIGCONT)
+
+    def start_controller(self, *, forgetful: bool = False) -> None:
+        """Start slurmctld again; a forgetful one has lost its state, and knows of no job."""
+        if forgetful:
+            shutil.rmtree(self.directory / "state")
+            (self.directory / "state").mkdir()
+        self._start(CONTROLLER)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while self.client("scontrol", "ping").returncode != 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def kill_slurmstepd(self, *words: str) -> None:
+        """Kill the slurmstepd above a command that has these words, and nothing else."""
+        found = {each.pid: each for each in processes()}
+        for task in found.values():
+            if f" {' '.join(words)} " in f" {' '.join(task.argv)} " and task.is_task(self.directory):
+                above: Process | None = task
+                while above is not None and not above.argv[0].startswith("slurmstepd"):
+                    above = found.get(above.parent)
+                if above is not None:
+                    os.kill(above.pid, signal.SIGKILL)
+                    return
+        raise RuntimeError(f"no step runs {' '.join(words)}")
+
+    def _signal_controller(self, number: signal.Signals) -> None:
+        for process in processes():
+            if process.is_controller(self.directory):
+                os.kill(process.pid, number)
+
+    def _start(self, name: str) -> None:
+        """Let the keeper start slurmctld, or the slurmd of a node."""
+        assert self._keeper is not None
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{name}\n".encode())
+        self._keeper.stdin.flush()
 
     def stop(self) -> None:
         """End every job and every daemon; returns when none of their processes is left."""
@@ -338,12 +389,18 @@ def _keep(directory: Path, node_names: list[str]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not (directory / "munge.socket").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        daemon("slurmctld", "-D", "-f", str(conf))
-        for name in node_names:
-            daemon("slurmd", "-D", "-f", str(conf), "-N", name)
-        # A line is the name of a node whose slurmd was killed.
+
+        def start(name: str) -> None:
+            if name == CONTROLLER:
+                daemon(CONTROLLER, "-D", "-f", str(conf))
+            else:
+                daemon("slurmd", "-D", "-f", str(conf), "-N", name)
+
+        for name in (CONTROLLER, *node_names):
+            start(name)
+        # A line is the name of a daemon's node, or the controller, that was killed.
         for line in sys.stdin:
-            daemon("slurmd", "-D", "-f", str(conf), "-N", line.strip())
+            start(line.strip())
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # Steps first, while their daemons can still tell srun about it.
@@ -370,6 +427,14 @@ class Process:
     def is_slurmd(self, cluster: Path, node: str) -> bool:
         """Whether it is the slurmd of a node."""
         return self.argv[-4:] == ("-f", f"{cluster}/slurm.conf", "-N", node)
+
+    def is_controller(self, cluster: Path) -> bool:
+        """Whether it is the slurmctld of a cluster."""
+        return self.argv == (CONTROLLER, "-D", "-f", f"{cluster}/slurm.conf")
+
+    def is_task(self, cluster: Path) -> bool:
+        """Whether it belongs to a step on any node."""
+        return f"SLURM_CONF={cluster}/slurm.conf" in self.environment
 
     def is_on(self, cluster: Path, node: str) -> bool:
         """Whether it belongs to a step on a node."""

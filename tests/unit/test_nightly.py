@@ -17,7 +17,7 @@ from rc_tasks.commands import night_text, nightly
 from rc_tasks.engine import night
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.summary import Begun, Ending, Failed, Left, Summary, as_json, gather
-from rc_tasks.errors import RcError
+from rc_tasks.errors import RcError, UnreachableError
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.history import Entry, Outcome, Run
 from rc_tasks.state.judge import Judge
@@ -421,3 +421,22 @@ def test_no_summary_breaks_lines_or_terminals() -> None:
 
 def test_the_program_is_the_one_of_this_python() -> None:
     assert Path(night.program()).parent == Path(sys.executable).parent
+
+
+def test_a_night_that_was_taken_without_an_answer_is_not_submitted_twice(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def submit(*_: object) -> str:
+        asked.append("submit")
+        raise UnreachableError("Slurm cannot be reached for the night's job")
+
+    monkeypatch.setattr("rc_tasks.tools.slurm.POLL_S", 0.01)
+    monkeypatch.setattr("rc_tasks.tools.slurm.answers", lambda: True)
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    monkeypatch.setattr(sbatch, "submit", submit)
+    queue = [sbatch.Job("6", "RUNNING", "ada"), sbatch.Job("7", "PENDING", "ada")]
+    monkeypatch.setattr(sbatch, "jobs", lambda _name: queue)
+    assert night.resubmit(checkout, "6").job_id == "7"
+    assert asked == ["submit"]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.engine.controller import ClosedError
 from rc_tasks.engine.events import Event
 from rc_tasks.engine.order import Order, order
-from rc_tasks.engine.places import ClosedError, Place, Places, release_abandoned
+from rc_tasks.engine.places import Place, Places, release_abandoned
 from rc_tasks.engine.schedule import Wanted
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
@@ -110,14 +111,15 @@ class Site:
         )
         monkeypatch.setattr("rc_tasks.tools.slurm.time_left_s", lambda _job: None)
         self.ended = False
+        self.released = True
 
     def wait(self, _queued: Callable[[str], None]) -> Granted:
         self.jobs.append(str(len(self.jobs) + 1))
         self.ended = False
         return Granted(self.jobs[-1], {"node1": 4})
 
-    def release(self) -> None:
-        pass
+    def release(self) -> bool:
+        return self.released
 
 
 def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(
@@ -150,6 +152,22 @@ def test_an_allocation_that_slurm_has_forgotten_is_worth_another_one(
     assert places.take(Wanted("b"), Slurm(), None).job_id == "2"
     assert "job 1 is over: asking for another one" in [event.words for event in told]
     places.release()
+
+
+def test_an_allocation_whose_release_was_not_confirmed_is_noted(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(monkeypatch)
+    places = Places(checkout, Runner.SLURM, 0, lambda _event: None)
+    places.leave(places.take(Wanted("a"), Slurm(), None))
+    (lock,) = checkout.allocations.glob("*.json")
+    site.released = False
+    assert places.release() == ("1",)
+    (note,) = checkout.allocations.iterdir()
+    assert note == lock.with_suffix(".left")
+    monkeypatch.setattr("rc_tasks.tools.slurm.cancel", lambda _name: ["1"])
+    assert release_abandoned(checkout) == ["1"]
+    assert list(checkout.allocations.iterdir()) == []
 
 
 def expected(checkout: Checkout, *names: str) -> Order:
@@ -197,9 +215,11 @@ def test_only_what_a_killed_run_of_ours_left_is_given_back(
     assert release_abandoned(checkout) == []
     cancelled: list[str] = []
 
-    def cancel(name: str) -> list[str]:
+    def cancel(name: str) -> list[str] | None:
         cancelled.append(name)
-        return ["4711"]
+        return ["4711"] if reachable else None
+
+    reachable = False
 
     monkeypatch.setattr("rc_tasks.tools.slurm.cancel", cancel)
     holder = {"step": "allocation", "user": "a", "node": os.uname().nodename, "job_id": "", "since": ""}
@@ -211,7 +231,15 @@ def test_only_what_a_killed_run_of_ours_left_is_given_back(
         foreign = checkout.allocations / "rc_tasks.foreign.json"
         foreign.write_text(json.dumps({**holder, "pid": 2**22 + 1}))
         os.chown(foreign, 12345, 12345)
-    assert release_abandoned(checkout) == ["4711"]
-    assert cancelled == ["rc_tasks.dead"]
+    (checkout.allocations / "rc_tasks.kept.left").write_text("{}")
+    ours = ["rc_tasks.dead", "rc_tasks.kept"]
+    assert release_abandoned(checkout) == []
+    assert cancelled == ours
+    assert (checkout.allocations / "rc_tasks.kept.left").exists(), "Slurm could not say"
+    assert (checkout.allocations / "rc_tasks.dead.json").exists()
+    reachable = True
+    assert release_abandoned(checkout) == ["4711", "4711"]
+    assert cancelled == ours * 2
+    assert not (checkout.allocations / "rc_tasks.kept.left").exists()
     assert not (checkout.allocations / "rc_tasks.dead.json").exists()
     assert (checkout.allocations / "rc_tasks.living.json").exists()

@@ -9,8 +9,8 @@ from textwrap import dedent
 
 import pytest
 
-from rc_tasks.errors import NodeError, SlurmError
-from rc_tasks.tools import sbatch, slurm
+from rc_tasks.errors import NodeError, SlurmError, UnreachableError
+from rc_tasks.tools import sbatch, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import Granted, StepRequest, granted, srun
 from rc_tasks.tools.slurm_words import explain
@@ -419,13 +419,24 @@ EXPLAINED = {
                 `sinfo --Node --format='%N %P %c %m %f'`
         """,
     ),
-    "unknown complaint": (
+    "prolog failed": (
         1,
         "srun: error: Task launch for StepId=17.0 failed on node nid001: Job prolog failed",
         StepRequest("env:a"),
         """
-        Slurm could not run env:a
+        Slurm could not start env:a on its node
           | srun: error: Task launch for StepId=17.0 failed on node nid001: Job prolog failed
+          next: the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are
+                kept
+        """,
+    ),
+    "unknown complaint": (
+        1,
+        "srun: error: Unable to create step for job 17: Slurm has had enough",
+        StepRequest("env:a"),
+        """
+        Slurm could not run env:a
+          | srun: error: Unable to create step for job 17: Slurm has had enough
           next: if an option is at fault, `slurm.extra` (now empty) is the place; else ask the site
         """,
     ),
@@ -610,6 +621,98 @@ def test_what_slurm_did_is_told(returncode: int, log: str, request_: StepRequest
 )
 def test_a_failure_of_the_command_itself_is_not_slurms(returncode: int, log: str) -> None:
     assert explain(returncode, log.splitlines(), REQUEST) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "srun: error: Unable to allocate resources: Unable to contact slurm controller (connect failure)",
+        "srun: error: Unable to confirm allocation for job 1: Socket timed out on send/recv operation",
+        "srun: error: Unable to create step for job 1: Zero Bytes were transmitted or received",
+        "srun: error: Unable to create step for job 1: Communication connection failure",
+        "srun: error: Unable to create step for job 1: Message receive failure",
+        "srun: error: Unable to create step for job 1: Rate limit exceeded, please retry momentarily",
+        "srun: error: Unable to create step for job 1: Connection timed out establishing",
+        "srun: error: Slurm controller not responding, sleeping and retrying.",
+        "salloc: error: Job submit/allocate failed: Socket timed out on send/recv operation",
+        "salloc: error: Job submit/allocate failed: Slurm backup controller in standby mode",
+        "salloc: error: Unable to clean up job allocation 1: Unable to contact slurm controller (connect"
+        " failure)",
+        "sbatch: error: Batch job submission failed: Controller is in standby mode, try a different"
+        " controller",
+        "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying",
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "slurm_get_job_steps error: Socket timed out on send/recv operation",
+        "scancel: error: Kill job error on job id 1: Connection refused",
+        "srun: error: fetch_config: failed to fetch remote configs: Socket timed out on send/recv operation",
+    ],
+)
+def test_a_controller_that_does_not_answer_is_recognised(text: str) -> None:
+    assert slurm_words.unreachable(text)
+    if text.startswith(("srun", "salloc", "sbatch")):
+        error = explain(1, [text, "srun: Check SLURM_JOB_ID. Expired or invalid job 1"], REQUEST)
+        assert isinstance(error, UnreachableError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "srun: error: Unable to confirm allocation for job 1: Invalid job id specified",
+        "srun: error: Unable to create step for job 1: Requested nodes are busy",
+        "srun: error: Task launch for StepId=1.0 failed on node nid001: Socket timed out on send/recv operation",
+        "srun: error: eio_message_socket_accept: slurm_receive_msg[10.0.0.1:60830]: Zero Bytes were"
+        " transmitted or received",
+        "srun: error: Munge encode failed: Failed to connect to socket: Connection refused",
+        "Error: reading https://registry/v2/: Connection refused",
+    ],
+)
+def test_other_silences_are_not_the_controllers(text: str) -> None:
+    assert not slurm_words.unreachable(text)
+
+
+@pytest.mark.parametrize(
+    ("log", "what"),
+    [
+        ("srun: error: Node failure on nid001", "the node of podman:a failed"),
+        (
+            "srun: error: nid001: task 0: Killed\nsrun: Force Terminated StepId=8.0",
+            "podman:a was killed from outside",
+        ),
+        (
+            "slurmstepd: error: *** STEP 8.0 STEPD TERMINATED ON nid001 AT 2026-11-22T09:52:01 DUE TO JOB NOT"
+            " ENDING WITH SIGNALS ***",
+            "Slurm lost sight of podman:a",
+        ),
+        (
+            "slurmstepd: error: *** STEP 8.0 ON nid001 UNCORRECTABLE MEMORY ERROR AT 2026-11-22T09:52:01 ***",
+            "Slurm lost sight of podman:a",
+        ),
+        (
+            "slurmstepd: error: *** STEP 8.0 ON nid001 FAILED (non-zero exit code or other failure mode) ***",
+            "Slurm lost sight of podman:a",
+        ),
+        ("srun: error: Aborting, io error and missing step on node 0", "Slurm lost sight of podman:a"),
+        ("srun: error: Aborting, step missing and io error on node 0", "Slurm lost sight of podman:a"),
+        ("srun: error: Aborting, can not test connection to node 0.", "Slurm lost sight of podman:a"),
+        (
+            "srun: error: step_launch_notify_io_failure: aborting, io error with slurmstepd on node 0",
+            "Slurm lost sight of podman:a",
+        ),
+        ("srun: error: Cannot communicate with node 0.  Aborting job.", "Slurm lost sight of podman:a"),
+        (
+            "srun: error: timeout waiting for task launch, started 0 of 1 tasks",
+            "Slurm could not start podman:a on its node",
+        ),
+        (
+            "srun: error: Task launch for StepId=8.0 failed on node nid001: Message receive failure",
+            "Slurm could not start podman:a on its node",
+        ),
+    ],
+)
+def test_what_slurm_ends_by_itself_is_tried_elsewhere(log: str, what: str) -> None:
+    error = explain(137, log.splitlines(), StepRequest("podman:a"), guarded=True)
+    assert isinstance(error, NodeError)
+    assert error.what == what
 
 
 @pytest.mark.parametrize(
