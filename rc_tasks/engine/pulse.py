@@ -8,8 +8,8 @@ from pathlib import Path
 from rc_tasks.state import locks
 from rc_tasks.tools import slurm
 
-# A lock is judged twice: right after a machine was suspended, healthy ones look lost.
-_AGAIN_S = 10.0
+# How often the lock is judged: that writes a small file.
+_JUDGE_S = 10.0
 # How long srun may go on after its step has released the lock.
 _RELEASED_S = 60.0
 # How long a step may run before it takes the lock, as when it first clears its node, and how often Slurm
@@ -37,7 +37,6 @@ class Pulse:
         self._ours = False
         self._begun = False
         self._judge_at_s = 0.0
-        self._suspected = False
         self._released_at_s: float | None = None
         # Whether the answer was yes.
         self.ended = False
@@ -53,9 +52,8 @@ class Pulse:
             self._released_at_s = None
             if now_s < self._judge_at_s:
                 return False
-            self._judge_at_s = now_s + _AGAIN_S
-            before, self._suspected = self._suspected, locks.lost(self._lock)
-            return before and self._suspected
+            self._judge_at_s = now_s + _JUDGE_S
+            return locks.lost(self._lock)
         self._begun = self._begun or self._done()
         if not self._begun:
             return self._overdue(now_s)
