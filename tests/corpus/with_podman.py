@@ -149,9 +149,10 @@ def _names_alone(data: bytes) -> str:
         elif one.name == "RUN":
             for mount in re.findall(r"--mount=(\S+)", flags):
                 source = re.search(r"(?:^|,)from=([^,]+)", mount)
-                if source and not re.search(r"type=(?:secret|ssh|tmpfs|cache)", mount):
+                if source and not re.search(r"type=(?:secret|ssh|tmpfs)", mount):
+                    kind = "cache" if "type=cache" in mount else "bind"
                     lines.append(
-                        f'RUN --mount=type=bind,from={source[1]},target=/m ["/bin/busybox", "true"]'
+                        f'RUN --mount=type={kind},from={source[1]},target=/m ["/bin/busybox", "true"]'
                     )
     return "".join(f"{line}\n" for line in lines)
 
