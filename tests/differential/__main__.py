@@ -1,6 +1,7 @@
 """Compare what is published with clean builds, in random checkouts, for as many steps as wanted."""
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -65,6 +66,8 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="count all mismatches")
     parser.add_argument("--verbose", action="store_true", help="print every step")
     options = parser.parse_args()
+    # The modes of a new checkout decide those in an image.
+    os.umask(0o022)
     # So that nothing stays mounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     counts, wrong = Counts(), False

@@ -24,9 +24,11 @@ def runs() -> "Iterator[dict[int, Future[Found]]]":
     require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "git", "docker-registry")
     if os.geteuid() != 0:
         pytest.skip("mounting an image outside of `podman unshare` needs root")
+    umask = os.umask(0o022)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         yield {seed: pool.submit(run, seed, STEPS_EACH, print, keep_going=False) for seed in SEEDS}
         pool.shutdown(cancel_futures=True)
+    os.umask(umask)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
