@@ -66,13 +66,14 @@ def cases() -> Iterator[Case]:
     yield from _clock()
     yield from _two_runs()
     yield from _stopped_holders()
+    yield from _moving_trees()
     yield from _dead_nodes()
     yield from _slurmstepd()
     yield from _controller()
 
 
 def _in_steps() -> Iterator[Case]:
-    apart = {Action.STOP, Action.WAIT, Action.KILL_SLURMSTEPD}
+    apart = {Action.STOP, Action.WAIT, Action.KILL_SLURMSTEPD, Action.MOVE_TREE}
     alone = [action for action in Action if action not in apart]
     for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:
@@ -407,6 +408,15 @@ def _stopped_holders() -> Iterator[Case]:
                 return Ended(newer.status or ended.status, newer.text + ended.text)
 
             yield Case(str(Action.STOP), f"{step} {phase}", image, run, ends=Ends.WELL)
+
+
+def _moving_trees() -> Iterator[Case]:
+    """A file changes while podman reads it, and is as before when the step ends."""
+    # What was made of it may be wrong.
+    again = frozenset(f"{step}:{image}" for step in ("podman", "enroot") for image in IMAGES)
+    for phase in (Phase.BEFORE, Phase.DURING):
+        run = _injected("podman", BASE, phase, Action.MOVE_TREE)
+        yield Case(str(Action.MOVE_TREE), f"podman {phase}", BASE, run, again, Ends.WELL)
 
 
 def _stopped(done: Path, running: Run) -> int:

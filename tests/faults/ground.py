@@ -20,7 +20,7 @@ from rc_tasks.state.records import Record, Records, Step
 from rc_tasks.steps.storage import mounts_below
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
-from tests.faults.plan import LOST_VARIABLE, VARIABLE, Injection
+from tests.faults.plan import LOST_VARIABLE, MOVING, VARIABLE, Injection
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import DOIT
@@ -190,6 +190,9 @@ class Ground:
             stale |= image == CHILD and self._base_mark(path) != self.marks[BASE]
             if states.get(image) == "fresh" and stale:
                 found.append(f"{image}: called fresh, and holds {mark.strip()}")
+            moving = (self.root / MOVING).read_text()
+            if states.get(image) == "fresh" and _unsquash(path, "-cat", "moving") != moving:
+                found.append(f"{image}: called fresh, and holds a file that has gone again")
             if states.get(image) not in {"fresh", "stale", "failed", "missing"}:
                 found.append(f"{image}: state {states.get(image)}")
             try:
@@ -363,6 +366,7 @@ def _checkout(root: Path) -> Path:
     programs.mkdir(parents=True)
     (root / "base/rootfs/etc").mkdir()
     (root / "projects/left:1").mkdir(parents=True)
+    (root / MOVING).write_text("as it is\n")
     shutil.copy(BUSYBOX, programs / "busybox")
     for applet in ("sh", "sleep"):
         (programs / applet).symlink_to("busybox")

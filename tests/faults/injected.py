@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.plan import INTO_TOOL_S, VARIABLE, Action, Injection, Phase, parse
+from tests.faults.plan import INTO_TOOL_S, MOVING, VARIABLE, Action, Injection, Phase, parse
 
 _TOOLS = {"podman": "build", "enroot": "mksquashfs"}
 _PUBLISHED = {"enroot": "image.sqsh", "env": "env.toml"}
@@ -114,6 +114,8 @@ class _Hook:
                 os.kill(os.getpid(), signal.SIGSTOP)
             case Action.KILL_SLURMSTEPD:
                 os.kill(_slurmstepd(), signal.SIGKILL)
+            case Action.MOVE_TREE:
+                _move(Path(wanted.checkout, MOVING))
             case Action.WAIT:
                 time.sleep(60)
             case Action.FULL_DISK:
@@ -125,6 +127,18 @@ class _Hook:
                 subprocess.run(("mount", "-o", "remount,bind,ro", root), check=True)
             case Action.NO_PERMISSION:
                 lose_permission(Path(wanted.checkout))
+
+
+def _move(path: Path) -> None:
+    """Let a file hold something else for a second, and be as it was then, its time too."""
+    text, status = path.read_bytes(), path.stat()
+    path.write_bytes(b"as on another branch\n")
+
+    def back() -> None:
+        path.write_bytes(text)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    threading.Timer(1.0, back).start()
 
 
 def fill(path: Path) -> None:

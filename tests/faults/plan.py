@@ -71,6 +71,8 @@ class Action(StrEnum):
     # The step stops itself, as a suspended host stops it; others have to let it go on.
     STOP = "stopped lock holder"
     KILL_SLURMSTEPD = "kill -9 of slurmstepd"
+    # A file of the build context is another one for a second, as when branches are switched and back.
+    MOVE_TREE = "tree that moves"
     # Only says that the moment has come, and waits for what others do.
     WAIT = "waits"
 
@@ -93,6 +95,10 @@ class Injection:
     def text(self) -> str:
         """For the environment."""
         return json.dumps(asdict(self))
+
+
+# The file of the base's build context that moves, relative to the checkout.
+MOVING = "base/rootfs/moving"
 
 
 def parse(text: str) -> Injection:
