@@ -99,7 +99,8 @@ class Oracle:
             if built.image_id:
                 self.podman("tag", built.image_id, f"localhost/{name}")
             else:
-                self.podman("untag", f"localhost/{name}", check=False)
+                # With one argument, podman removes every name of the image.
+                self.podman("untag", *[f"localhost/{name}"] * 2, check=False)
             self.tags[name] = built.image_id
 
     def _build(self, place: Path) -> Built:

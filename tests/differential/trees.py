@@ -16,7 +16,7 @@ from rc_tasks.tools.podman import Image
 _WRITTEN = ("/etc/rc", "/etc/rc.local", "/etc/environment", "/etc/fstab")
 # The labels that a build of ours adds, or that name the version of a tool.
 _OUR_LABELS = "org.opencontainers.image."
-_SHORT = 200
+_SHORT = 2000
 _TOOLS_LABEL = "io.buildah.version"
 
 
