@@ -111,29 +111,6 @@ def listing(directory: str | Path) -> Listing:
     return Listing(tuple(paths), signature.hexdigest(), changed_ns)
 
 
-def left_out(directory: Path, source: str) -> str | None:
-    """Return a path at or below `source` that exists and that the context leaves out, or None.
-
-    podman shows such files to `RUN --mount=type=bind`, and only there (podman 4.3.1, 5.4.2 and 5.8.6).
-    """
-    source = posixpath.normpath(f"/{source}").lstrip("/")
-    ignored = _ignored(_rules(directory, {name for name, _ in _scan(directory, "")}))
-    if source and ignored.ignores(source) and os.path.lexists(directory / source):
-        return source
-    pending = [f"{source}/" if source else ""]
-    while pending:
-        prefix = pending.pop()
-        if prefix and not (directory / prefix).is_dir():
-            continue
-        for name, status in _scan(directory, prefix):
-            path = prefix + name
-            if ignored.ignores(path):
-                return path
-            if stat.S_ISDIR(status.st_mode):
-                pending.append(f"{path}/")
-    return None
-
-
 def copy(directory: Path, destination: Path) -> None:
     """Copy all that the context holds, and nothing else, to `destination`, an empty directory."""
     made = []

@@ -30,8 +30,7 @@ _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 class Instruction:
     """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest.
 
-    It stands on the lines from `line` to `last_line`, counted from 1; the text of its heredocs ends with
-    `end_line`.
+    It stands on the lines from `line` to `last_line`, counted from 1, without the text of heredocs.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Instruction:
     value: str
     line: int
     last_line: int
-    end_line: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +159,14 @@ def _escape(lines: list[str], where: str) -> str:
     return escape
 
 
-def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list[tuple[int, int]]]:
     """Each instruction on one line, without comments, blank lines and what its heredocs hold.
 
-    Also the first line of each, its last one and that of its heredocs, counted from 1.
+    Also the first and the last line of each, without the text of heredocs, counted from 1.
     """
     continued = _CONTINUED[escape]
     flat: list[str] = []
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int]] = []
     at = 0
     while at < len(lines):
         start = at
@@ -191,11 +189,10 @@ def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list
             line = (whole + line).strip()
         if not line:
             continue
-        last_line = at
+        places.append((start + 1, at))
         if "<<" in line:
             for heredoc in _opened(line, escape):
                 at = _below(heredoc, lines, at, f"{where}:{start + 1}")
-        places.append((start + 1, last_line, at))
         flat.append(f"{line} {_GUARD}")
     return flat, places
 

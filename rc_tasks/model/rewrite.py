@@ -2,19 +2,19 @@
 
 podman takes a step from its cache when an earlier step with the same text stood on the same image.
 Two things that an instruction reads are not in that text: the files of a `RUN --mount`
-(containers/buildah#5400, #6845: before podman 5.4, and with stages before 6.0), and the value that ARG
-gives to a variable in ENV, COPY and the like (podman 4.3.1, 5.4.2 and 5.8.6). So their digests are
-written into the text, in forms that change nothing else: a build secret that nobody provides, and a
-variable that nobody sets.
+(containers/buildah#5400: before podman 5.4), and the value that ARG gives to a variable in ENV, COPY and
+the like (podman 4.3.1, 5.4.2 and 5.8.6). So their digests are written into the text, in forms that
+change nothing else: a build secret that nobody provides, and a variable that nobody sets. A mount from
+another stage needs a build without cache: podman before 6.0 may show an earlier state of a stage that
+comes from the cache (#6845).
 
 Lines keep their numbers, and instructions theirs, so that podman's messages stay true.
 """
 
 import hashlib
 import re
-import secrets
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from rc_tasks.model.dockerfile import EXPANDED, Dockerfile, Stage, platform_arguments, variable_names
 from rc_tasks.model.instructions import Instruction, Source, joined, split_flags
@@ -23,8 +23,6 @@ from rc_tasks.model.words import split
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _NUMBER = re.compile(r"(?<=[=,])from=(\d+)(?![^,\s\"'])")
 _COMMENT = re.compile(r"\s*#")
-# A source of ADD that podman downloads: only that tells what is in it.
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|git@", re.IGNORECASE)
 _LENGTH = 16
 
 
@@ -41,18 +39,12 @@ class Rewritten:
     bases: Mapping[str, str]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Reading:
-    """What is known of a stage while it is read from top to bottom.
-
-    `arguments` has a digest of the value of each variable that ARG sets; `parts` is all that the stage
-    is made from, as far as its text goes; `context`: files of the build context are among it.
-    """
+    """A stage while it is read; `arguments` has a digest of each variable that ARG has set so far."""
 
     stage: Stage
     arguments: dict[str, str]
-    parts: list[str] = field(default_factory=list)
-    context: bool = False
 
 
 def rewrite(
@@ -64,16 +56,15 @@ def rewrite(
     ids: Mapping[str, str],
     build_args: Mapping[str, str],
     context_digest: Callable[[str], str],
-    triggered: Set[str] = frozenset(),
 ) -> Rewritten:
     """`text`, which parses to `source` and `dockerfile`, in the form for podman.
 
     `ids` maps the names of images from outside to image IDs; a name without one is left to podman.
-    `context_digest` digests a path of the build context, the empty one all of it. `triggered` are the
-    names of images that have ONBUILD triggers. Stages that the target does not need stay as they are.
+    `context_digest` digests a path of the build context, the empty one all of it. Stages that the target
+    does not need stay as they are.
     """
     lines = text.decode("utf-8-sig").split("\n")
-    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, triggered)
+    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest)
     writer.arguments = {
         name: _digest(value) for name, value in platform_arguments(architecture, build_args).items()
     }
@@ -94,7 +85,6 @@ class _Writer:
         ids: Mapping[str, str],
         build_args: Mapping[str, str],
         context_digest: Callable[[str], str],
-        triggered: Set[str],
     ) -> None:
         self.lines = lines
         self.escape = escape
@@ -102,7 +92,6 @@ class _Writer:
         self.ids = ids
         self.build_args = build_args
         self.context_digest = context_digest
-        self.triggered = triggered
         # The stages that a mount names by their number.
         self.mounted = {int(mount.name) for mount in dockerfile.mounts if mount.name.isdecimal()}
         self.arguments: dict[str, str] = {}
@@ -125,27 +114,23 @@ class _Writer:
                 self.mark_variables(instruction, reading)
             elif instruction.name == "RUN":
                 self.mark_sources(instruction, reading)
-        self.note(instruction, reading)
 
     def read_from(self, instruction: Instruction) -> None:
         stage = self.dockerfile.stages[len(self.read_stages)]
-        reading = _Reading(stage, dict(self.arguments))
+        arguments = self.arguments
         if stage.parent is not None:
-            parent = self.read_stages[stage.parent]
-            reading.arguments = dict(parent.arguments)
-            reading.parts, reading.context = [self.digest(parent)], parent.context
-            image, flags = parent.stage.name, ""
+            arguments = self.read_stages[stage.parent].arguments
+            image, flags = _name(self.dockerfile.stages[stage.parent]), ""
         else:
             name = stage.base.name if stage.base else "scratch"
             image = self.ids.get(name, name)
             # An ID says all: podman compares no platform with it.
             flags = "" if name in self.ids else "".join(f"{flag} " for flag in instruction.flags)
-            reading.parts, reading.context = [image, flags], name in self.triggered
             if image != name:
                 self.bases[image] = name
-        self.read_stages.append(reading)
+        self.read_stages.append(_Reading(stage, dict(arguments)))
         if stage.index in self.dockerfile.needed:
-            name = stage.name or (_numbered(stage) if stage.index in self.mounted else "")
+            name = stage.name or (_name(stage) if stage.index in self.mounted else "")
             named = f" AS {name}" if name else ""
             first, last = instruction.line - 1, instruction.last_line
             self.lines[first:last] = [f"FROM {flags}{image}{named}", *[""] * (last - first - 1)]
@@ -193,15 +178,12 @@ class _Writer:
             if mount.line != instruction.line:
                 continue
             parts += [mount.name, mount.source]
-            stage = self.dockerfile.stage_of(mount.name, mount.stage) if mount.name else None
-            if stage is not None:
-                parts.append(self.digest(self.read_stages[stage.index]))
-            elif mount.name:
-                parts.append(self.ids.get(mount.name, mount.name))
-            else:
+            if not mount.name:
                 # The values of variables in it are not known here.
                 parts.append(self.context_digest("" if "$" in mount.source else mount.source))
                 parts += self.values(mount.source, reading)
+            elif self.dockerfile.stage_of(mount.name, mount.stage) is None:
+                parts.append(self.ids.get(mount.name, mount.name))
         if not parts:
             return
         mark = f"--mount=type=secret,id=reads-{_digest(*parts)} "
@@ -215,7 +197,7 @@ class _Writer:
         self.replace(first, places[end], "", mark)
         for found in reversed(list(_NUMBER.finditer(text, start, end))):
             # podman 4.3 takes a number for the beginning of an image ID, and does not build the stage.
-            name = _numbered(self.dockerfile.stages[int(found[1])])
+            name = _name(self.dockerfile.stages[int(found[1])])
             self.replace(first, places[found.start(1)], found[1], name)
 
     def replace(self, first: int, place: tuple[int, int], old: str, new: str) -> None:
@@ -224,33 +206,12 @@ class _Writer:
         line = self.lines[row]
         self.lines[row] = f"{line[:column]}{new}{line[column + len(old) :]}"
 
-    def note(self, instruction: Instruction, reading: _Reading) -> None:
-        """Add an instruction to what its stage is made from."""
-        reading.parts += self.lines[instruction.line - 1 : instruction.end_line]
-        if instruction.name in {"ARG", "RUN"}:
-            reading.parts += [f"{name}={value}" for name, value in sorted(reading.arguments.items())]
-        if instruction.name in {"ADD", "COPY"}:
-            names = [flag.partition("=")[2] for flag in instruction.flags if flag.startswith("--from=")]
-            for name in names:
-                stage = self.dockerfile.stage_of(name, reading.stage.index)
-                known = self.ids.get(name, name)
-                reading.parts.append(
-                    known if stage is None else self.digest(self.read_stages[stage.index])
-                )
-            reading.context |= not names
-            if instruction.name == "ADD" and _REMOTE.match(instruction.value):
-                reading.parts.append(secrets.token_hex())
-
-    def digest(self, reading: _Reading) -> str:
-        """A digest of all that a stage is made from."""
-        return _digest(*reading.parts, *([self.context_digest("")] if reading.context else []))
-
     def values(self, text: str, reading: _Reading) -> list[str]:
         used = sorted(variable_names(text) & reading.arguments.keys())
         return [reading.arguments[name] for name in used]
 
 
-def _numbered(stage: Stage) -> str:
+def _name(stage: Stage) -> str:
     """The name of a stage, also of one that has none."""
     return stage.name or f"rc-stage-{stage.index}"
 

@@ -31,12 +31,13 @@ CHANGED_MEANWHILE = "changed during the build"
 
 _SEEN = "seen"
 # The versions of podman that see what a RUN --mount reads (containers/buildah#5400, #6845).
-_SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
+SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
 
 # Raised when `file_value` changes, so that what was compared before is compared again.
 _VALUES = 1
 
-_Signature = tuple[int, int, int, int]
+# Size, times and inode of each file and directory, by part.
+Signatures = Mapping[str, tuple[int, int, int, int]]
 
 
 def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
@@ -78,7 +79,7 @@ def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str
     return parts
 
 
-def signatures(node: ImageNode) -> dict[str, _Signature]:
+def signatures(node: ImageNode) -> Signatures:
     """Return size, times and inode of every file and directory that an image depends on, by part.
 
     Two of them that are the same prove that nobody wrote there in between, where digests do not: files
@@ -165,4 +166,4 @@ def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
 
 @functools.cache
 def _seen_by(podman: str) -> Mapping[str, str]:
-    return {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
+    return {CACHE + kind: _SEEN for kind, since in SEEN_SINCE.items() if at_least(podman, since)}

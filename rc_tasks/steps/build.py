@@ -14,7 +14,7 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout, parse_node
-from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, signatures
+from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import put_origin
 from rc_tasks.state.official import official_of
@@ -47,7 +47,7 @@ def build(checkout: Checkout, name: str) -> None:
     text = _dockerfile(checkout, node)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
-    image, digests = _made(checkout, podman, node, text, inputs)
+    image, digests = _made(checkout, podman, node, text, inputs, before)
     # What was in fact built on, also when it was pinned or moved just now.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
     # A file that has changed and changed back may be in the image as it was in between.
@@ -93,7 +93,12 @@ def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
 
 
 def _made(
-    checkout: Checkout, podman: Podman, node: ImageNode, text: bytes, inputs: Mapping[str, str]
+    checkout: Checkout,
+    podman: Podman,
+    node: ImageNode,
+    text: bytes,
+    inputs: Mapping[str, str],
+    before: Signatures,
 ) -> tuple[Image, Mapping[str, str]]:
     """The image, built and in the store with all that podman's cache needs on another node.
 
@@ -106,7 +111,7 @@ def _made(
     secrets = find(node)
     try:
         bases = bring_bases(checkout, podman, node)
-        given = recipe_for(checkout, podman, node, text, bases.ids, inputs)
+        given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before)
         labels = _labels(checkout, node, bases)
         made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels)
         if stores and given.cached:

@@ -1,20 +1,21 @@
 """What podman is given to build an image from: the Dockerfile, the bases and the build context."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, DockerfileError
+from rc_tasks.errors import CommandError, DockerfileError, ProjectError
 from rc_tasks.model import context, triggers
-from rc_tasks.model.dockerfile import Via
+from rc_tasks.model.dockerfile import Overlooked, Via
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import instructions
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.rewrite import Rewritten, rewrite
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.inputs import digest_below
+from rc_tasks.state.inputs import SEEN_SINCE, Signatures, digest_below, signatures
 from rc_tasks.steps.pull import require_machine
-from rc_tasks.tools.podman import Image, Podman
+from rc_tasks.tools.podman import Image, Podman, at_least, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,15 @@ class Given:
     """What podman is given.
 
     `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
-    cache can be trusted. `base` is the image that the last stage is built on, if it is on this node.
+    cache can be trusted. `before` are the signatures of all files that were digested. `base` is the
+    image that the last stage is built on, if it is on this node.
     """
 
     node: ImageNode
     dockerfile: Rewritten
     sources: Mapping[str, str]
     cached: bool
+    before: Signatures
     base: Image | None
 
     @property
@@ -42,28 +45,37 @@ class Given:
     def context(self, scratch: Path) -> Path:
         """Return the build context: the project's directory, or a copy of it in `scratch`.
 
-        It is a copy where a RUN --mount would show files that the context leaves out, such as the image
-        that was published before. Raises DockerfileError for a mount of such a file itself.
+        It is a copy where a RUN mounts something of it. podman would show what the context leaves out,
+        such as the image that was published before; and what a RUN reads while somebody writes there
+        would stay in the layer cache under the digest of what was there before.
+        Raises DockerfileError for a mount of a file that is left out, ProjectError when somebody has
+        written to the directory since its files were digested.
         """
         directory, dockerfile = self.node.project.directory, self.node.dockerfile
-        copied = False
-        for mount in dockerfile.mounts:
-            if mount.name or mount.stage not in dockerfile.needed:
-                continue
-            source = "" if "$" in mount.source else mount.source
-            found = context.left_out(directory, source)
-            if source and found == source.strip("/"):
-                raise DockerfileError(
-                    f"RUN --mount reads {found}, which the build context leaves out",
-                    where=f"{self.node.project.shown(DOCKERFILE)}:{mount.line}",
-                    hint="take it out of .containerignore or .dockerignore, or mount another file",
-                )
-            copied |= found is not None
-        if not copied:
+        mounts = [
+            each for each in dockerfile.mounts if not each.name and each.stage in dockerfile.needed
+        ]
+        if not mounts:
             return directory
         made = scratch / "context"
         made.mkdir()
         context.copy(directory, made)
+        if signatures(self.node) != self.before:
+            raise ProjectError(
+                "files were changed while this build began",
+                where=f"{self.node.project.path}/",
+                hint="run the same command again",
+            )
+        for mount in mounts:
+            source = mount.source.strip("/")
+            if "$" in source or os.path.lexists(made / source):
+                continue
+            if os.path.lexists(directory / source):
+                raise DockerfileError(
+                    f"RUN --mount reads {source}, which the build context leaves out",
+                    where=f"{self.node.project.shown(DOCKERFILE)}:{mount.line}",
+                    hint="take it out of .containerignore or .dockerignore, or mount another file",
+                )
         return made
 
     def check(self, image: Image) -> None:
@@ -84,11 +96,13 @@ def recipe_for(
     text: bytes,
     ids: Mapping[str, str],
     inputs: Mapping[str, str],
+    before: Signatures,
 ) -> Given:
     """Return what podman is to build `node` from.
 
     `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` the
-    digests of all that it is made from. Raises DockerfileError for a Dockerfile that cannot be built as
+    digests of all that it is made from, `before` the signatures of its files then. Raises
+    DockerfileError for a Dockerfile that cannot be built as
     it says.
     """
     dockerfile, where = node.dockerfile, node.project.shown(DOCKERFILE)
@@ -98,7 +112,7 @@ def recipe_for(
     for base in used:
         require_machine(node, base, images[base.name], checkout.architecture)
     source = instructions(text, where=where)
-    cached, triggered = True, set[str]()
+    cached = True
     for stage in dockerfile.stages:
         if stage.index not in dockerfile.needed:
             continue
@@ -107,13 +121,17 @@ def recipe_for(
             found = triggers.of_stage(source.instructions, stage.parent)
         elif stage.base is not None and stage.base.name in images:
             base_name, found = stage.base.name, podman.triggers(ids[stage.base.name])
-            triggered |= {base_name} if found else set()
         else:
             continue
         triggers.require_own_files(found, base=base_name, where=f"{where}:{stage.line}")
         cached &= not triggers.are_overlooked(found, where)
     if not cached:
         print("without podman's cache: it does not see what the ONBUILD triggers read", flush=True)
+    if any(kind is Overlooked.STAGE for kind, _ in dockerfile.overlooked) and not at_least(
+        version(), SEEN_SINCE[Overlooked.STAGE]
+    ):
+        cached = False
+        print("without podman's cache: it mixes up the states of a stage that a RUN mounts", flush=True)
     rewritten = rewrite(
         text,
         source,
@@ -122,8 +140,7 @@ def recipe_for(
         ids=ids,
         build_args=node.recipe.build_args,
         context_digest=lambda path: digest_below(inputs, path),
-        triggered=triggered,
     )
     sources = {base.name: ids[base.name] for base in used if base.via is not Via.FROM}
     final = dockerfile.final_base
-    return Given(node, rewritten, sources, cached, images.get(final.name) if final else None)
+    return Given(node, rewritten, sources, cached, before, images.get(final.name) if final else None)

@@ -102,6 +102,19 @@ def differences(here: Tree, right: Tree) -> list[str]:
             mine = _without_comments(path, mine)
         if mine == wanted:
             continue
+        if (
+            mine is not None
+            and wanted is not None
+            and (mine.kind, mine.mode) == (wanted.kind, wanted.mode)
+        ):
+            here_alone = [
+                line for line in mine.text.splitlines() if line not in wanted.text.splitlines()
+            ]
+            lacking = [line for line in wanted.text.splitlines() if line not in mine.text.splitlines()]
+            found.append(
+                f"{path}: published {here_alone or mine.text}; clean build {lacking or wanted.text}"
+            )
+            continue
         found.append(f"{path}: published {mine or 'nothing'!s}; clean build {wanted or 'nothing'!s}")
     return found
 

@@ -97,12 +97,10 @@ def test_files_that_a_run_mounts(site: Site) -> None:
     site.write("projects/b2/Dockerfile", "FROM b\nRUN echo 1 > /two\n")
     site.write(
         "projects/m/Dockerfile",
-        "FROM b AS st\nCOPY s /s\n"
         "FROM b\n"
         "RUN --mount=type=bind,source=f,target=/m cat /m > /file\n"
         "RUN --mount=type=bind,target=/m ls -A /m > /all && cat /m/f >> /all\n"
-        "RUN --mount=type=bind,from=b2,target=/m cat /m/two > /image\n"
-        "RUN --mount=type=bind,from=st,source=/s,target=/m cat /m > /stage\n",
+        "RUN --mount=type=bind,from=b2,target=/m cat /m/two > /image\n",
     )
     site.write("projects/m/.containerignore", "left-out\n")
     site.write("projects/m/left-out", "x")
@@ -110,28 +108,39 @@ def test_files_that_a_run_mounts(site: Site) -> None:
         (
             ("m/f", "one\n"),
             ("m/f", "two\n"),
-            ("m/s", "S\n"),
             ("b2/Dockerfile", "FROM b\nRUN echo 9 > /two\n"),
         )
     ):
-        if round_ == 0:
-            site.write("projects/m/s", "s\n")
         site.write(f"projects/{path}", text)
         site.doit("build:m")
         here = site.root / "projects/m"
         assert site.read("m", "file") == (here / "f").read_text()
         # The image that was published before is no part of the build context.
-        assert site.read("m", "all") == f".containerignore\nDockerfile\nf\ns\n{(here / 'f').read_text()}"
-        assert site.read("m", "image") == ("9\n" if round_ == 3 else "1\n")
-        assert site.read("m", "stage") == (here / "s").read_text()
+        assert site.read("m", "all") == f".containerignore\nDockerfile\nf\n{(here / 'f').read_text()}"
+        assert site.read("m", "image") == ("9\n" if round_ == 2 else "1\n")
         assert not site.states()
     # Nothing that was put into the Dockerfile is shown, and unchanged instructions come from the cache.
     log = site.log("m")
-    assert "[2/2] STEP 2/9: RUN --mount=type=bind,source=f,target=/m cat /m > /file" in log
-    assert "FROM b AS st" in log and "reads-" not in log
+    assert "STEP 2/8: RUN --mount=type=bind,source=f,target=/m cat /m > /file" in log
+    assert "STEP 1/8: FROM b\n" in log and "reads-" not in log
     # An empty node answers from the cache that the store keeps.
     site.doit("-a", "podman:m", node="b")
-    assert site.log("m").count("Using cache") >= 8
+    assert site.log("m").count("Using cache") == 7
+
+
+def test_a_stage_that_a_run_mounts(site: Site) -> None:
+    """podman 4.3 shows an earlier state of a stage that comes whole from the cache."""
+    site.write(
+        "projects/m/Dockerfile",
+        "FROM b\nRUN echo one > /one\nRUN echo two > /two\n"
+        "FROM b\nCOPY f /f\nRUN --mount=type=bind,from=0,target=/m ls /m > /all\n",
+    )
+    for text in ("1", "2"):
+        site.write("projects/m/f", text)
+        site.doit("build:m")
+        listed = site.read("m", "all")
+        assert listed is not None and {"one", "two"} <= set(listed.split())
+    assert "without podman's cache" in site.log("m")
 
 
 def test_a_mount_of_a_file_that_is_left_out_is_refused(site: Site) -> None:

@@ -142,10 +142,6 @@ def test_a_variable_of_arg_is_marked_where_podman_replaces_it(written: str, give
     assert shown(f"FROM base\nARG V=1\n{written}") == f"FROM {ID}\nARG V=1\n{given}"
 
 
-READS_S = "FROM base\nRUN --mount=from=s,target=/s x"
-ALL = f"FROM base AS s\nCOPY f /\n{READS_S}"
-
-
 @pytest.mark.parametrize(
     ("text", "change"),
     [
@@ -153,11 +149,7 @@ ALL = f"FROM base AS s\nCOPY f /\n{READS_S}"
         ("FROM base\nRUN --mount=target=/f x", {"files": FILES | {"": "new"}}),
         ("FROM base\nARG N=f\nRUN --mount=source=$N,target=/f x", {"files": FILES | {"": "new"}}),
         ("FROM base\nRUN --mount=from=tools:1,target=/t x", {"ids": IDS | {"tools:1": "c" * 64}}),
-        (ALL, {"files": FILES | {"": "new"}}),
-        (ALL, {"ids": IDS | {"base": "c" * 64}}),
         ("FROM base\nARG V\nENV X=$V", {"build_args": {"V": "2"}}),
-        (f"FROM base AS s\nARG V\nENV X=$V\n{READS_S}", {"build_args": {"V": "2"}}),
-        (f"FROM base AS s\nARG V\nRUN echo $V > /v\n{READS_S}", {"build_args": {"V": "2"}}),
     ],
 )
 def test_another_input_is_another_mark(text: str, change: dict[str, object]) -> None:
@@ -174,40 +166,10 @@ def test_another_input_is_another_mark(text: str, change: dict[str, object]) -> 
         ("FROM base\nARG A=1\nARG V=$A\nENV X=$V", "FROM base\nARG A=2\nARG V=$A\nENV X=$V", True),
         ("FROM base AS p\nARG V=1\nFROM p\nENV X=$V", "FROM base AS p\nARG V=2\nFROM p\nENV X=$V", True),
         ("FROM base\nARG V=1 W=1\nENV X=$V", "FROM base\nARG V=1 W=2\nENV X=$V", False),
-        (
-            f"FROM base AS s\nRUN a\n{READS_S}",
-            f"FROM base AS s\nRUN b\n{READS_S}",
-            True,
-        ),
-        (
-            f"FROM base AS r\nRUN a\nFROM base AS s\nCOPY --from=r /a /\n{READS_S}",
-            f"FROM base AS r\nRUN b\nFROM base AS s\nCOPY --from=r /a /\n{READS_S}",
-            True,
-        ),
-        (
-            f"FROM base AS s\nCOPY <<EOF /x\na\nEOF\n{READS_S}",
-            f"FROM base AS s\nCOPY <<EOF /x\nb\nEOF\n{READS_S}",
-            True,
-        ),
-        (
-            f"FROM base AS s\nRUN a\n{READS_S}",
-            f"FROM base AS s\n# words\nRUN a\n{READS_S}",
-            False,
-        ),
     ],
 )
 def test_marks_follow_what_is_read_and_nothing_else(old: str, new: str, changes: bool) -> None:
     assert (rewritten(old).marks != rewritten(new).marks) is changes
-
-
-def test_what_a_stage_does_not_read_does_not_count() -> None:
-    text = "FROM base AS s\nRUN x\nFROM base\nRUN --mount=from=s,target=/s x"
-    assert rewritten(text).marks == rewritten(text, files=FILES | {"": "new"}).marks
-
-
-def test_a_stage_that_downloads_is_read_anew_each_time() -> None:
-    text = "FROM base AS s\nADD https://example.org/x /\nFROM base\nRUN --mount=from=s,target=/s x"
-    assert rewritten(text).marks != rewritten(text).marks
 
 
 def test_the_marks_and_names_are_known_for_showing() -> None:
