@@ -4,9 +4,10 @@ podman takes a step from its cache when an earlier step with the same text stood
 Two things that an instruction reads are not in that text: the files of a `RUN --mount`
 (containers/buildah#5400: before podman 5.4), and the value that ARG gives to a variable in ENV, COPY and
 the like (podman 4.3.1, 5.4.2 and 5.8.6). So their digests are written into the text, in forms that
-change nothing else: a build secret that nobody provides, and a variable that nobody sets. A mount from
-another stage needs a build without cache: podman before 6.0 may show an earlier state of a stage that
-comes from the cache (#6845).
+change nothing else: a build secret that nobody provides, and a variable that nobody sets.
+
+A stage that a RUN mounts is built by itself and mounted as an image: podman before 6.0 may show an
+earlier state of a stage that comes from the cache (#6845).
 
 Lines keep their numbers, and instructions theirs, so that podman's messages stay true.
 """
@@ -21,7 +22,7 @@ from rc_tasks.model.instructions import Instruction, Source, joined, split_flags
 from rc_tasks.model.words import split
 
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
-_NUMBER = re.compile(r"(?<=[=,])from=(\d+)(?![^,\s\"'])")
+_FROM = re.compile(r"(?<=[=,])from=([^,\s\"']+)")
 _COMMENT = re.compile(r"\s*#")
 _LENGTH = 16
 
@@ -30,12 +31,12 @@ _LENGTH = 16
 class Rewritten:
     """A Dockerfile for podman.
 
-    `marks` are the texts that were put in; without them the lines are the user's again. `bases` holds
-    the name that stands in the Dockerfile for each image ID that was put in its place.
+    `marks` are the texts that were put in, each with the user's text in its place. `bases` holds the
+    name that stands in the Dockerfile for each image ID that was put in its place.
     """
 
     text: str
-    marks: tuple[str, ...]
+    marks: Mapping[str, str]
     bases: Mapping[str, str]
 
 
@@ -56,22 +57,29 @@ def rewrite(
     ids: Mapping[str, str],
     build_args: Mapping[str, str],
     context_digest: Callable[[str], str],
+    stages: Mapping[int, str],
 ) -> Rewritten:
     """`text`, which parses to `source` and `dockerfile`, in the form for podman.
 
     `ids` maps the names of images from outside to image IDs; a name without one is left to podman.
-    `context_digest` digests a path of the build context, the empty one all of it. Stages that the target
-    does not need stay as they are.
+    `context_digest` digests a path of the build context, the empty one all of it. `stages` has the image
+    IDs of mounted stages, as far as they are built: podman finds them by `mounted_name`. Stages that the
+    target does not need stay as they are.
     """
     lines = text.decode("utf-8-sig").split("\n")
-    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest)
+    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, stages)
     writer.arguments = {
         name: _digest(value) for name, value in platform_arguments(architecture, build_args).items()
     }
     writer.arguments |= {name: _digest(value) for name, value in build_args.items()}
     for instruction in source.instructions:
         writer.read(instruction)
-    return Rewritten("\n".join(lines), tuple(dict.fromkeys(writer.marks)), writer.bases)
+    return Rewritten("\n".join(lines), writer.marks, writer.bases)
+
+
+def mounted_name(index: int) -> str:
+    """The name by which a RUN mounts the image of a stage."""
+    return f"rc-stage-{index}"
 
 
 class _Writer:
@@ -85,6 +93,7 @@ class _Writer:
         ids: Mapping[str, str],
         build_args: Mapping[str, str],
         context_digest: Callable[[str], str],
+        stages: Mapping[int, str],
     ) -> None:
         self.lines = lines
         self.escape = escape
@@ -92,11 +101,10 @@ class _Writer:
         self.ids = ids
         self.build_args = build_args
         self.context_digest = context_digest
-        # The stages that a mount names by their number.
-        self.mounted = {int(mount.name) for mount in dockerfile.mounts if mount.name.isdecimal()}
+        self.stages = stages
         self.arguments: dict[str, str] = {}
         self.read_stages: list[_Reading] = []
-        self.marks: list[str] = []
+        self.marks: dict[str, str] = {}
         self.bases: dict[str, str] = {}
 
     def read(self, instruction: Instruction) -> None:
@@ -120,7 +128,7 @@ class _Writer:
         arguments = self.arguments
         if stage.parent is not None:
             arguments = self.read_stages[stage.parent].arguments
-            image, flags = _name(self.dockerfile.stages[stage.parent]), ""
+            image, flags = self.dockerfile.stages[stage.parent].name, ""
         else:
             name = stage.base.name if stage.base else "scratch"
             image = self.ids.get(name, name)
@@ -130,8 +138,7 @@ class _Writer:
                 self.bases[image] = name
         self.read_stages.append(_Reading(stage, dict(arguments)))
         if stage.index in self.dockerfile.needed:
-            name = stage.name or (_name(stage) if stage.index in self.mounted else "")
-            named = f" AS {name}" if name else ""
+            named = f" AS {stage.name}" if stage.name else ""
             first, last = instruction.line - 1, instruction.last_line
             self.lines[first:last] = [f"FROM {flags}{image}{named}", *[""] * (last - first - 1)]
 
@@ -165,8 +172,9 @@ class _Writer:
                 elif quote != "'" and (used := _VARIABLE.match(line, at)):
                     value = reading.arguments.get(used[1])
                     if value is not None:
-                        self.marks.append(f"${{rc_{value}}}")
-                        marked += self.marks[-1]
+                        mark = f"${{rc_{value}}}"
+                        self.marks[mark] = ""
+                        marked += mark
                 marked += character
                 at += 1
             self.lines[number] = marked
@@ -182,12 +190,14 @@ class _Writer:
                 # The values of variables in it are not known here.
                 parts.append(self.context_digest("" if "$" in mount.source else mount.source))
                 parts += self.values(mount.source, reading)
-            elif self.dockerfile.stage_of(mount.name, mount.stage) is None:
-                parts.append(self.ids.get(mount.name, mount.name))
+                continue
+            stage = self.dockerfile.stage_of(mount.name, mount.stage)
+            known = self.ids.get(mount.name) if stage is None else self.stages.get(stage.index)
+            parts.append(known or mount.name)
         if not parts:
             return
         mark = f"--mount=type=secret,id=reads-{_digest(*parts)} "
-        self.marks.append(mark)
+        self.marks[mark] = ""
         first, last = instruction.line - 1, instruction.last_line
         text, places = joined(self.lines[first:last], self.escape)
         start = text.index(text.split(None, 2)[1])
@@ -195,10 +205,12 @@ class _Writer:
         end = len(text) - len(command)
         # Behind the other flags: in podman 4.3 a mount without a type has that of the one before it.
         self.replace(first, places[end], "", mark)
-        for found in reversed(list(_NUMBER.finditer(text, start, end))):
-            # podman 4.3 takes a number for the beginning of an image ID, and does not build the stage.
-            name = _name(self.dockerfile.stages[int(found[1])])
-            self.replace(first, places[found.start(1)], found[1], name)
+        for found in reversed(list(_FROM.finditer(text, start, end))):
+            stage = self.dockerfile.stage_of(found[1], reading.stage.index)
+            if stage is not None and stage.index in self.stages:
+                name = mounted_name(stage.index)
+                self.marks[f"from={name}"] = f"from={found[1]}"
+                self.replace(first, places[found.start(1)], found[1], name)
 
     def replace(self, first: int, place: tuple[int, int], old: str, new: str) -> None:
         """Replace a text that stands on one line, counted from the line `first`."""
@@ -209,11 +221,6 @@ class _Writer:
     def values(self, text: str, reading: _Reading) -> list[str]:
         used = sorted(variable_names(text) & reading.arguments.keys())
         return [reading.arguments[name] for name in used]
-
-
-def _name(stage: Stage) -> str:
-    """The name of a stage, also of one that has none."""
-    return stage.name or f"rc-stage-{stage.index}"
 
 
 def _digest(*parts: str) -> str:

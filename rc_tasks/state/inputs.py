@@ -31,7 +31,7 @@ CHANGED_MEANWHILE = "changed during the build"
 
 _SEEN = "seen"
 # The versions of podman that see what a RUN --mount reads (containers/buildah#5400, #6845).
-SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
+_SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
 
 # Raised when `file_value` changes, so that what was compared before is compared again.
 _VALUES = 1
@@ -166,4 +166,4 @@ def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
 
 @functools.cache
 def _seen_by(podman: str) -> Mapping[str, str]:
-    return {CACHE + kind: _SEEN for kind, since in SEEN_SINCE.items() if at_least(podman, since)}
+    return {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}

@@ -113,10 +113,16 @@ def _made(
         bases = bring_bases(checkout, podman, node)
         given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before)
         labels = _labels(checkout, node, bases)
-        made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels)
-        if stores and given.cached:
-            bring_cache(checkout, podman, name, itertools.chain(*made.keys))
-        image = _build(checkout, podman, node, bases, given, labels, secrets, made)
+        stages: dict[int, str] = {}
+        # The whole image last, as None.
+        for stage in (*given.mounted, None):
+            given = given.with_stages(stages)
+            made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels)
+            if stores and given.cached:
+                bring_cache(checkout, podman, name, itertools.chain(*made.keys))
+            image = _build(checkout, podman, node, bases, given, labels, secrets, made, stage)
+            if stage is not None:
+                stages[stage] = image.id
         given.check(image)
     except CommandError as error:
         # A misspelt base is pulled from a registry, where it is not.
@@ -160,8 +166,12 @@ def _build(
     labels: dict[str, str],
     secrets: Secrets,
     made: cache.Made,
+    stage: int | None,
 ) -> Image:
+    """Build the image, or only a stage of it, which gets no name and no labels."""
     project = node.project
+    whole = stage is None
+    target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch, nodes.building(podman):
         iidfile, ignorefile, dockerfile = (Path(scratch, name) for name in ("iid", "ignore", DOCKERFILE))
         ignorefile.write_text(context.ignore_text(project.directory))
@@ -170,15 +180,15 @@ def _build(
         wanted = podman.build(
             given.context(Path(scratch)),
             dockerfile,
-            tag=f"localhost/{project.name}",
+            tag=f"localhost/{project.name}" if whole else "",
             iidfile=iidfile,
             ignorefile=ignorefile,
             sources=given.sources,
             build_args=node.recipe.build_args,
-            labels=labels,
+            labels=labels if whole else {},
             # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
-            target=(node.dockerfile.final.name or str(node.dockerfile.final.index))
-            if node.recipe.target is not None
+            target=(target.name or str(target.index))
+            if node.recipe.target is not None or not whole
             else None,
             secrets=secrets.sources(Path(scratch)),
             volumes=checkout.settings.podman.volumes,

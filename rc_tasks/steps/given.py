@@ -1,33 +1,35 @@
 """What podman is given to build an image from: the Dockerfile, the bases and the build context."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rc_tasks.errors import CommandError, DockerfileError, ProjectError
 from rc_tasks.model import context, triggers
-from rc_tasks.model.dockerfile import Overlooked, Via
+from rc_tasks.model.dockerfile import Via
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import instructions
 from rc_tasks.model.project import DOCKERFILE
-from rc_tasks.model.rewrite import Rewritten, rewrite
+from rc_tasks.model.rewrite import Rewritten, mounted_name, rewrite
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.inputs import SEEN_SINCE, Signatures, digest_below, signatures
+from rc_tasks.state.inputs import Signatures, digest_below, signatures
 from rc_tasks.steps.pull import require_machine
-from rc_tasks.tools.podman import Image, Podman, at_least, version
+from rc_tasks.tools.podman import Image, Podman
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
     """What podman is given.
 
+    `rewritten` gives the Dockerfile for image IDs of mounted stages, `dockerfile` is the one to build.
     `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
     cache can be trusted. `before` are the signatures of all files that were digested. `base` is the
     image that the last stage is built on, if it is on this node.
     """
 
     node: ImageNode
+    rewritten: Callable[[Mapping[int, str]], Rewritten]
     dockerfile: Rewritten
     sources: Mapping[str, str]
     cached: bool
@@ -37,10 +39,26 @@ class Given:
     @property
     def shown(self) -> dict[bytes, bytes]:
         """What is shown in podman's output in place of what was put into the Dockerfile."""
-        shown = {mark.encode(): b"" for mark in self.dockerfile.marks}
+        shown = {mark.encode(): text.encode() for mark, text in self.dockerfile.marks.items()}
         for image_id, name in self.dockerfile.bases.items():
             shown[f": FROM {image_id}".encode()] = f": FROM {name}".encode()
         return shown
+
+    @property
+    def mounted(self) -> tuple[int, ...]:
+        """The stages that a RUN mounts, by index, in order."""
+        dockerfile = self.node.dockerfile
+        stages = (
+            dockerfile.stage_of(mount.name, mount.stage)
+            for mount in dockerfile.mounts
+            if mount.name and mount.stage in dockerfile.needed
+        )
+        return tuple(sorted({stage.index for stage in stages if stage is not None}))
+
+    def with_stages(self, stages: Mapping[int, str]) -> "Given":
+        """Return the same with the image IDs of stages that a RUN mounts, by index."""
+        sources = {mounted_name(index): image_id for index, image_id in stages.items()}
+        return replace(self, dockerfile=self.rewritten(stages), sources={**self.sources, **sources})
 
     def context(self, scratch: Path) -> Path:
         """Return the build context: the project's directory, or a copy of it in `scratch`.
@@ -127,20 +145,27 @@ def recipe_for(
         cached &= not triggers.are_overlooked(found, where)
     if not cached:
         print("without podman's cache: it does not see what the ONBUILD triggers read", flush=True)
-    if any(kind is Overlooked.STAGE for kind, _ in dockerfile.overlooked) and not at_least(
-        version(), SEEN_SINCE[Overlooked.STAGE]
-    ):
-        cached = False
-        print("without podman's cache: it mixes up the states of a stage that a RUN mounts", flush=True)
-    rewritten = rewrite(
-        text,
-        source,
-        dockerfile,
-        architecture=checkout.architecture,
-        ids=ids,
-        build_args=node.recipe.build_args,
-        context_digest=lambda path: digest_below(inputs, path),
-    )
+
+    def rewritten(stages: Mapping[int, str]) -> Rewritten:
+        return rewrite(
+            text,
+            source,
+            dockerfile,
+            architecture=checkout.architecture,
+            ids=ids,
+            build_args=node.recipe.build_args,
+            context_digest=lambda path: digest_below(inputs, path),
+            stages=stages,
+        )
+
     sources = {base.name: ids[base.name] for base in used if base.via is not Via.FROM}
     final = dockerfile.final_base
-    return Given(node, rewritten, sources, cached, before, images.get(final.name) if final else None)
+    return Given(
+        node,
+        rewritten,
+        rewritten({}),
+        sources,
+        cached,
+        before,
+        images.get(final.name) if final else None,
+    )

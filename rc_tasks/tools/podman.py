@@ -110,7 +110,7 @@ class Podman:
             *("--format", "docker"),
             # What is not given as a base below was left to podman on purpose, or is a mistake.
             f"--pull={'missing' if pulls else 'never'}",
-            *("--tag", tag),
+            *(("--tag", tag) if tag else ()),
             *("--iidfile", str(iidfile)),
             *("--file", str(dockerfile)),
             *("--ignorefile", str(ignorefile)),

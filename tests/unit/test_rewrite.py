@@ -26,6 +26,7 @@ def rewritten(
     files: Mapping[str, str] = FILES,
     ids: Mapping[str, str] = IDS,
     target: str | None = None,
+    stages: Mapping[int, str] | None = None,
 ) -> Rewritten:
     parsed = dockerfile.parse(
         text.encode(),
@@ -42,6 +43,7 @@ def rewritten(
         ids=ids,
         build_args=build_args or {},
         context_digest=files.__getitem__,
+        stages=stages or {},
     )
 
 
@@ -101,14 +103,16 @@ def test_a_run_that_reads_through_a_mount_is_marked(written: str, given: str) ->
     assert shown(f"FROM base\n{written}") == f"FROM {ID}\n{given}"
 
 
-def test_a_stage_that_a_mount_numbers_is_named() -> None:
-    """podman 4.3 takes the number for the beginning of an image ID."""
+def test_a_stage_that_is_mounted_is_mounted_as_an_image() -> None:
+    """podman 4.3 takes a number for the beginning of an image ID."""
     text = "FROM base\nRUN a\nFROM base AS Two\nRUN b\nFROM base\n"
-    run = "RUN --mount=from=0,target=/f --mount=target=/a,from={} from=0"
-    assert shown(text + run.format(1)) == (
-        f"FROM {ID} AS rc-stage-0\nRUN a\nFROM {ID} AS Two\nRUN b\nFROM {ID}\n"
-        "RUN --mount=from=rc-stage-0,target=/f --mount=target=/a,from=Two @from=0"
+    run = "RUN --mount=from=0,target=/f --mount=target=/a,from=two --mount=from=tools:1 x from=0"
+    assert shown(text + run, stages={0: OTHER, 1: ID}) == (
+        f"FROM {ID}\nRUN a\nFROM {ID} AS Two\nRUN b\nFROM {ID}\n"
+        "RUN --mount=from=rc-stage-0,target=/f --mount=target=/a,from=rc-stage-1"
+        " --mount=from=tools:1 @x from=0"
     )
+    assert rewritten(text + run, stages={0: OTHER}).marks != rewritten(text + run, stages={0: ID}).marks
 
 
 @pytest.mark.parametrize(
@@ -175,8 +179,8 @@ def test_marks_follow_what_is_read_and_nothing_else(old: str, new: str, changes:
 def test_the_marks_and_names_are_known_for_showing() -> None:
     found = rewritten("FROM base\nARG V=1\nENV X=$V\nRUN --mount=source=f,target=/f x")
     text = found.text
-    for mark in found.marks:
-        text = text.replace(mark, "")
+    for mark, written in found.marks.items():
+        text = text.replace(mark, written)
     assert text == f"FROM {ID}\nARG V=1\nENV X=$V\nRUN --mount=source=f,target=/f x"
     assert found.bases == {ID: "base"}
 
