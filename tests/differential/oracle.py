@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.model import context
+from rc_tasks.errors import RcError
+from rc_tasks.model import context, dockerfile
 from rc_tasks.tools.podman import Podman
 from tests.differential import trees
 from tests.differential.recipes import Recipe
@@ -110,12 +111,13 @@ class Oracle:
         copy.mkdir()
         # podman shows what an ignore file leaves out to RUN --mount, BuildKit and doit do not.
         context.copy(place, copy)
-        dockerfile = self.directory / "Dockerfile"
-        shutil.copyfile(place / "Dockerfile", dockerfile)
-        _name_stages(dockerfile)
+        written = self.directory / "Dockerfile"
+        shutil.copyfile(place / "Dockerfile", written)
+        _name_stages(written)
         recipe = tomllib.loads(_text(place / "project.toml"))
+        _name_parents(written, recipe.get("build_args", {}))
         argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet"]
-        argv += ["--file", str(dockerfile)]
+        argv += ["--file", str(written)]
         if "target" in recipe:
             argv += ["--target", recipe["target"]]
         for key, value in recipe.get("build_args", {}).items():
@@ -150,6 +152,24 @@ def _name_stages(path: Path) -> None:
                 old = re.compile(rf"^RUN --mount=type=bind,from={number},")
                 stage[:] = [old.sub(f"RUN --mount=type=bind,from={name},", line) for line in stage]
     path.write_text(recipe.text())
+
+
+def _name_parents(path: Path, build_args: Mapping[str, str]) -> None:
+    """Let FROM name a stage by its name where a variable does, which podman 4.3.1 does not replace."""
+    text = path.read_text()
+    try:
+        parsed = dockerfile.parse(
+            text.encode(), where="", build_args=build_args, architecture=os.uname().machine
+        )
+    except RcError:
+        return
+    lines = text.split("\n")
+    for stage in parsed.stages:
+        if stage.parent is not None:
+            words = lines[stage.line - 1].split()
+            words[1] = parsed.stages[stage.parent].name
+            lines[stage.line - 1] = " ".join(words)
+    path.write_text("\n".join(lines))
 
 
 def _repository(reference: str) -> str:

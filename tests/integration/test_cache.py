@@ -126,14 +126,24 @@ def write_child(node: Node, text: str) -> None:
     (node.root / "projects/child:1/Dockerfile").write_text(text)
 
 
+def _images(log: str) -> list[tuple[str, str]]:
+    """Each image that podman printed, as it did first: whether from the cache, and the ID.
+
+    A stage that a RUN mounts is built first by itself, and is in the cache when its turn comes again.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for answered, image in re.findall(r"^--> (Using cache )?([0-9a-f]{11,64})$", log, re.M):
+        found.setdefault(image[:11], (answered, image))
+    return list(found.values())
+
+
 def cached(log: str) -> list[str]:
-    return re.findall(r"^--> Using cache ([0-9a-f]{64})$", log, re.M)
+    return [image for answered, image in _images(log) if answered]
 
 
 def ran(log: str) -> int:
     """How many instructions were not answered from cache."""
-    made = re.findall(r"^--> ([0-9a-f]{11,64})$", log, re.M)
-    return len(made) - len(cached(log))
+    return sum(not answered for answered, _ in _images(log))
 
 
 def image_id(node: Node, name: str) -> str:
