@@ -24,6 +24,7 @@ from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Launcher
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.official import official_of
+from rc_tasks.steps import rootfs
 from rc_tasks.tools import enroot, podman, slurm, squashfs
 from rc_tasks.tools.command import Command, capture, failure, require, which
 from rc_tasks.tools.podman import Podman
@@ -117,7 +118,10 @@ def image_environ(image: str) -> dict[str, str]:
     wanted = Command(("unsquashfs", "-cat", image, "etc/environment"), env={"LC_ALL": "C"})
     done = capture(wanted, check=False)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return dict(line.split("=", 1) for line in lines if re.match(r"[A-Za-z_]\w*=", line, re.ASCII))
+    # No variable holds a NUL.
+    return dict(
+        line.split("=", 1) for line in lines if re.match(r"[A-Za-z_]\w*=[^\0]*$", line, re.ASCII)
+    )
 
 
 def command(
@@ -191,8 +195,9 @@ def podman_image(
         # 2: something small, such as a device that only root may make (unsquashfs 4.5).
         if done.returncode not in (0, 2) or not root.is_dir():
             raise failure(unpack, done.returncode, done.stderr.splitlines())
+        rootfs.require_plain(root)
         rc_local = None
-        if os.path.lexists(root / "etc" / "rc"):
+        if rootfs.seen_inside(root, "/etc/rc").exists():
             rc_local = directory / "rc.local"
             text = enroot.rc_local(resolved.workdir, entrypoint=resolved.entrypoint)
             rc_local.write_text(text, encoding="utf-8")

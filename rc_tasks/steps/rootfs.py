@@ -18,9 +18,17 @@ from rc_tasks.tools.podman import Image
 # As many as the kernel follows before it says ELOOP (path_resolution(7)).
 _MAX_SYMLINKS = 40
 
+# What container runtimes mount over and make files in, before the container's root is theirs: through a
+# symlink there runc 1.1 writes to the host. And what podman and the container read, which waits for ever
+# for a pipe.
+_DIRECTORIES = ("/dev", "/proc", "/sys")
+_FILES = ("/etc/rc", "/etc/passwd", "/etc/group")
+
 _HINT = (
     "remove what is in its place in the Dockerfile: Enroot needs a regular file, or directories, there"
 )
+
+_LAUNCH_HINT = "remove what is in its place in the Dockerfile: no container can be started so"
 
 _RC_LOCAL = """\
 # This file is sourced by /etc/rc when the container starts.
@@ -57,6 +65,43 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
             os.close(descriptor)
     finally:
         os.umask(umask)
+
+
+def require_plain(root: Path) -> None:
+    """Raise ArtifactError when something in a root file system lets a launcher hang or leave it."""
+    for path in _DIRECTORIES:
+        if os.path.lexists(full := f"{root}{path}") and not stat.S_ISDIR(os.lstat(full).st_mode):
+            raise _obstacle(path, "is not a directory", _LAUNCH_HINT)
+    for path in _FILES:
+        found = seen_inside(root, path)
+        if os.path.lexists(found) and not found.is_file():
+            raise _obstacle(path, "is not a regular file", _LAUNCH_HINT)
+
+
+def seen_inside(root: Path, path: str) -> Path:
+    """Where a path leads for a process whose / is `root`; nothing need be there."""
+    at: list[str] = []
+    todo = path.split("/")[::-1]
+    followed = 0
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = at[:-1]
+            continue
+        full = root.joinpath(*at, name)
+        if not full.is_symlink():
+            at.append(name)
+            continue
+        followed += 1
+        if followed > _MAX_SYMLINKS:
+            raise _obstacle(path, "leads through a loop of symlinks", _LAUNCH_HINT)
+        target = os.readlink(full)
+        if target.startswith("/"):
+            at = []
+        todo += target.split("/")[::-1]
+    return root.joinpath(*at)
 
 
 def fstab(volumes: tuple[str, ...]) -> str:

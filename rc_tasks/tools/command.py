@@ -29,6 +29,8 @@ _LAST_WORDS_S = 1.0
 _HOPE_S = 0.3
 # How many of a failed tool's last lines an error shows.
 TAIL_LINES = 15
+# How much of a command an error shows that it cannot be started.
+_SHOWN_WIDTH = 1000
 # Ends what we have started when we are killed and can do it no more: a shell that we tell the groups of
 # our commands and that reads on until we are gone. Not prctl(2)'s death signal: that reaches podman,
 # and not what a RUN has started in the background.
@@ -518,7 +520,10 @@ def _popen(
             hint="`doit doctor` lists what is missing and how to install it",
         ) from None
     except OSError as error:
-        raise CommandError(f"cannot start {command}: {error.strerror}") from None
+        text = str(command)
+        # Arguments that are too long for the system are so for a message.
+        shown = text if len(text) <= _SHOWN_WIDTH else f"{text[:_SHOWN_WIDTH]}…"
+        raise CommandError(f"cannot start {shown}: {error.strerror}") from None
 
 
 def _pass_lines(

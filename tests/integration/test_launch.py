@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model import edf_chain
 from rc_tasks.model.settings import Launcher
 from rc_tasks.state.checkout import Checkout
@@ -23,7 +24,7 @@ from rc_tasks.tools.podman import Podman
 from rc_tasks.tools.slurm import StepRequest
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.images import Layer, load
-from tests.support.tools import refuse
+from tests.support.tools import refuse, require_tools
 
 pytestmark = pytest.mark.podman
 
@@ -283,3 +284,56 @@ def test_a_job_has_our_standard_input_and_variables(
     done = run(slurm.attached(inner, StepRequest("launch", account=ACCOUNT), terminal=False))
     assert done.stdout == "from standard input\na, b on 1\n", done.stderr
     assert done.returncode == 7
+
+
+def obstructed(tmp_path: Path, spoil: Callable[[Path], object]) -> edf_chain.ResolvedEdf:
+    """The EDF of a SquashFS file with something in the way."""
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    spoil(root)
+    require_tools("mksquashfs")
+    argv = ("mksquashfs", root, tmp_path / "i.sqsh", "-quiet", "-no-progress")
+    subprocess.run(argv, check=True, capture_output=True)
+    (tmp_path / "e.toml").write_text(f'image = "{tmp_path}/i.sqsh"\n')
+    return launch.resolve("./e.toml", environ={}, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        # runc 1.1 as root would make stdin, stdout and more in that directory of the host.
+        (lambda root: (root / "dev").symlink_to("/var/tmp"), "/dev is not a directory"),
+        # The container's shell would wait for ever.
+        (lambda root: os.mkfifo(root / "etc/rc"), "/etc/rc is not a regular file"),
+        # The shell would run nothing, and say that all went well.
+        (lambda root: (root / "etc/rc").mkdir(), "/etc/rc is not a regular file"),
+        # podman itself would wait for ever.
+        (lambda root: os.mkfifo(root / "etc/passwd"), "/etc/passwd is not a regular file"),
+    ],
+    ids=["dev", "pipe", "directory", "passwd"],
+)
+def test_a_file_that_harms_its_starter_is_refused(
+    tmp_path: Path,
+    podman_storage: Podman,
+    spoil: Callable[[Path], object],
+    said: str,
+) -> None:
+    edf = obstructed(tmp_path, spoil)
+    with (
+        pytest.raises(ArtifactError, match=said),
+        launch.podman_image(edf, podman_storage, None, from_file=True),
+    ):
+        pass
+
+
+def test_variables_that_no_process_can_have(tmp_path: Path, podman_storage: Podman) -> None:
+    lines = "GOOD=1\nNUL=a\0b\nBIG=" + "x" * 10_000_000 + "\n"
+    edf = obstructed(tmp_path, lambda root: (root / "etc/environment").write_text(lines))
+    with launch.podman_image(edf, podman_storage, None, from_file=True) as image:
+        assert set(image.env) == {"GOOD", "BIG"}
+        wanted = launch.command(
+            Launcher.PODMAN, "e", edf, ("true",), None, engine=podman_storage, image=image
+        )
+        with pytest.raises(CommandError, match="Argument list too long") as error:
+            command.pour(wanted, lambda _: None, timeout_s=60)
+    assert len(str(error.value)) < 2000

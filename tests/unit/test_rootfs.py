@@ -257,3 +257,46 @@ def test_what_is_in_the_way_is_named(
         rootfs.prepare(tmp_path, image(workdir=workdir), ())
     assert said in str(error.value)
     assert "next: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "said"),
+    [
+        pytest.param(
+            lambda root: (root / "dev").symlink_to("/host"), "/dev is not a directory", id="dev"
+        ),
+        pytest.param(
+            lambda root: (root / "proc").symlink_to("x"), "/proc is not a directory", id="proc"
+        ),
+        pytest.param(
+            lambda root: (os.mkfifo(root / "pipe"), (root / "etc/rc").symlink_to("/pipe")),
+            "/etc/rc is not a regular file",
+            id="a symlink to a pipe",
+        ),
+        pytest.param(
+            lambda root: os.mkfifo(root / "etc/passwd"), "/etc/passwd is not a regular file", id="passwd"
+        ),
+        pytest.param(
+            lambda root: (root / "etc/group").symlink_to("group"),
+            "/etc/group leads through a loop of symlinks",
+            id="loop",
+        ),
+    ],
+)
+def test_what_would_hang_a_launcher_or_lead_it_out_is_refused(
+    tmp_path: Path, obstacle: Callable[[Path], object], said: str
+) -> None:
+    (tmp_path / "etc").mkdir()
+    obstacle(tmp_path)
+    with pytest.raises(ArtifactError) as error:
+        rootfs.require_plain(tmp_path)
+    assert said in str(error.value)
+    assert "next: " in str(error.value)
+
+
+def test_paths_are_followed_inside_of_the_image_alone(tmp_path: Path) -> None:
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "etc").symlink_to("../../../usr")
+    (tmp_path / "usr/passwd").symlink_to("/etc/nothing")
+    rootfs.require_plain(tmp_path)
+    assert rootfs.seen_inside(tmp_path, "/etc/passwd") == tmp_path / "usr/nothing"
