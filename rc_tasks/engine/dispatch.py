@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from rc_tasks.engine.session import Session
 from rc_tasks.engine.verdict import Verdict, verdict
 from rc_tasks.errors import NodeError, RcError, SlurmError
 from rc_tasks.model.settings import Runner, Slurm
-from rc_tasks.state import history, locks, logs
+from rc_tasks.state import history, locks, logs, reading
 from rc_tasks.state.files import refused
 from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.records import Failure, Step, edition
@@ -33,6 +33,9 @@ from rc_tasks.tools.slurm import StepRequest
 STEP_GRACE_S = 2 * command.GRACE_S
 # How often the lock of an image that others build is looked at.
 _LOCK_POLL_S = 1.0
+# Clients of network file systems remember for 60 s at most, by default, what is in a directory.
+_LATE_RECORD_S = 75.0
+_LATE_POLL_S = 0.5
 # How long the threads of a run that ends have to write down what became of their steps.
 _LAST_WORDS_S = 5.0
 
@@ -321,6 +324,8 @@ class Dispatcher:
                 # Only srun outlives its command.
                 hopeless = pulse.lost if place.job_id else None
                 returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
+            if returncode == 0 and place.job_id and not done():
+                self._wait_for_record(done, log, request)
             session.judge.done(step, name)
             # The record is the proof, not the status: srun 22.05 returns 0 when the node fails, and a
             # step that has written it may be killed before it ends.
@@ -352,6 +357,20 @@ class Dispatcher:
             logs.settle(log.parent, checkout.settings.logs)
         took_s = time.monotonic() - started
         return _Tried(found, entry, took_s, inputs, log, bool(found and found.elsewhere))
+
+    def _wait_for_record(self, done: Callable[[], bool], log: Path, request: StepRequest | None) -> None:
+        """Wait until this node sees what a step that ended well wrote on another one.
+
+        A network file system may answer from memory that the record is missing or old, for a minute.
+        """
+        if not verdict(0, log, request).unexplained:
+            return
+        until_s = time.monotonic() + _LATE_RECORD_S
+        while not done() and time.monotonic() < until_s:
+            # NFS asks its server again when a directory is opened.
+            reading.names(self._session.checkout.records.directory)
+            if self._ended.wait(_LATE_POLL_S):
+                return
 
     def _failed(self, step: Step, name: str, tried: _Tried) -> TaskFailed:
         checkout = self._session.checkout

@@ -22,7 +22,8 @@ class Verdict:
 
     `needs` names an image that has to be built first. `locked`: somebody else is building this one;
     `lost`: since the step was stopped, and not from its start. `elsewhere`: the node failed, not the
-    step. `unreachable`: Slurm's controller did not answer.
+    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step ended well by all
+    that is known, but its record is not there.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Verdict:
     lost: bool = False
     elsewhere: bool = False
     unreachable: bool = False
+    unexplained: bool = False
 
     @property
     def final(self) -> bool:
@@ -62,7 +64,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
                 unreachable=isinstance(error, UnreachableError),
             )
     what = command.ending(returncode) if returncode else "ended without finishing its work"
-    return Verdict("\n".join((f"the step {what}", *_quote(lines))))
+    return Verdict("\n".join((f"the step {what}", *_quote(lines))), unexplained=not returncode)
 
 
 def _is_mark(line: str) -> bool:

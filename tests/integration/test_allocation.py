@@ -428,6 +428,25 @@ def test_a_step_whose_node_dies_is_tried_on_another(site: Site, cluster: Cluster
     given_back(cluster, site)
 
 
+def test_a_record_that_this_node_sees_late(site: Site, tmp_path: Path) -> None:
+    """A network file system may hide for a minute what a step on another node has written."""
+    site.image("one:1", "true")
+    late = tmp_path / "bin/srun"
+    late.parent.mkdir()
+    # The record is away when srun ends, and comes back by itself.
+    late.write_text(
+        f'#!/bin/sh\n{shutil.which("srun")} "$@"; status=$?\n'
+        f'cd "{site.root}/.rc/state" && mv podman:one:1.json "{site.signs}/" &&\n'
+        f'    setsid sh -c \'sleep 3; mv "$0" .\' "{site.signs}/podman:one:1.json" >/dev/null 2>&1 &\n'
+        "sleep 0.5; exit $status\n"
+    )
+    late.chmod(0o755)
+    text = site.run("podman:one:1", PATH=f"{late.parent}:{os.environ['PATH']}")
+    assert lines(text, "FAILED", "retry") == []
+    assert text.endswith("2 images: 1 built; 1 fresh\n")
+    assert [each.outcome for each in tries(site)] == [Outcome.DONE]
+
+
 def test_the_only_node_dies(site: Site, cluster: Cluster) -> None:
     """Another allocation is taken; without retries the step fails, and the node is named."""
     site.waiting("one:1")
