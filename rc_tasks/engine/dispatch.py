@@ -144,9 +144,9 @@ class Dispatcher:
         checkout = self._session.checkout
         settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
         lost, missed, needed = 0, 0, set[str]()
-        ready_s = time.monotonic()
+        locked, ready_s = False, time.monotonic()
         while True:
-            if self._waited(task, name) and self._made_meanwhile(step, name):
+            if self._waited(task, name, locked=locked) and self._made_meanwhile(step, name):
                 return None
             began_s = time.monotonic()
             tried = self._try(step, name, settings, ready_s)
@@ -155,7 +155,8 @@ class Dispatcher:
                 self._note(tried, Outcome.DONE)
                 return None
             first = found.text.partition("\n")[0]
-            if found.locked:
+            locked = found.locked
+            if locked:
                 if found.lost:
                     self._note(tried, Outcome.RETRIED)
                     self._tell(Event(Kind.RETRY, task, first))
@@ -212,10 +213,14 @@ class Dispatcher:
                 self._tell(Event(Kind.DONE, task, self._session.remarks.get(task, "")))
         return None
 
-    def _waited(self, task: str, name: str) -> bool:
-        """Wait for whoever else is building the image; whether there was anybody."""
+    def _waited(self, task: str, name: str, *, locked: bool) -> bool:
+        """Wait for whoever else is building the image; whether there was anybody.
+
+        `locked`: the step has just found somebody there, so a holder that only seems gone is watched.
+        """
         lock, told = self._session.checkout.lock(name), None
-        while (other := locks.holder(lock)) is not None:
+        look = locks.living_holder if locked else locks.holder
+        while (other := look(lock)) is not None:
             if other != told:
                 told = other
                 self._tell(Event(Kind.WAIT, task, _at_work(other)))

@@ -132,13 +132,20 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
 def holder(path: Path) -> Holder | None:
     """Who holds the lock now, or None: free, or its holder is gone.
 
-    Only a look: where the clock of its node is behind, a holder may seem gone. `abandoned` makes sure.
+    Only a look: where the clock of its node is behind, a holder may seem gone. `abandoned` and
+    `living_holder` make sure.
     Raises PermissionError when this user may not read it.
     """
     found = _look(path)
     if found is None or found.holder.ended or _untouched_s(path, found) > _LOST_S:
         return None
     return found.holder
+
+
+def living_holder(path: Path) -> Holder | None:
+    """Who holds the lock now, as `holder`, but a lock that looks old is watched first, as in `lost`."""
+    found = _look(path)
+    return None if found is None or found.holder.ended or lost(path) else found.holder
 
 
 def abandoned(path: Path) -> bool:

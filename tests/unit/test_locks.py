@@ -244,6 +244,8 @@ def test_a_lock_that_looks_old_is_watched_before_it_is_taken_over(
 
     monkeypatch.setattr(time, "sleep", touch)
     assert not locks.lost(path) and not locks.abandoned(path)
+    assert locks.holder(path) is None
+    assert locks.living_holder(path) == locks.Holder(**json.loads(path.read_text()))
     with pytest.raises(LockedError, match="podman:x is being built by somebody"):
         held(path, "podman:x").__enter__()
     assert touched
