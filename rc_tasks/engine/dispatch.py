@@ -214,7 +214,7 @@ class Dispatcher:
         return None
 
     def _waited(self, task: str, name: str, *, locked: bool) -> bool:
-        """Wait for whoever else is building the image; whether there was anybody.
+        """Wait while somebody else builds the image; return whether anybody did.
 
         `locked`: the step has just found somebody there, so a holder that only seems gone is watched.
         """

@@ -120,8 +120,7 @@ def recipe_for(
 
     `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` the
     digests of all that it is made from, `before` the signatures of its files then. Raises
-    DockerfileError for a Dockerfile that cannot be built as
-    it says.
+    DockerfileError for a Dockerfile that cannot be built as it says.
     """
     dockerfile, where = node.dockerfile, node.project.shown(DOCKERFILE)
     used = [base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids]
