@@ -15,7 +15,7 @@ Lines keep their numbers, and instructions theirs, so that podman's messages sta
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rc_tasks.model.dockerfile import EXPANDED, Dockerfile, Stage, platform_arguments, variable_names
 from rc_tasks.model.instructions import Instruction, Source, joined, split_flags
@@ -67,11 +67,9 @@ def rewrite(
     target does not need stay as they are.
     """
     lines = text.decode("utf-8-sig").split("\n")
-    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, stages)
-    writer.arguments = {
-        name: _digest(value) for name, value in platform_arguments(architecture, build_args).items()
-    }
-    writer.arguments |= {name: _digest(value) for name, value in build_args.items()}
+    arguments = platform_arguments(architecture, build_args) | dict(build_args)
+    digests = {name: _digest(value) for name, value in arguments.items()}
+    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, stages, digests)
     for instruction in source.instructions:
         writer.read(instruction)
     return Rewritten("\n".join(lines), writer.marks, writer.bases)
@@ -82,30 +80,22 @@ def mounted_name(index: int) -> str:
     return f"rc-stage-{index}"
 
 
+@dataclass(slots=True)
 class _Writer:
-    """Rewrites `lines` in place, one instruction after the other."""
+    """Rewrites `lines` in place, one instruction after the other; see `rewrite` for the rest."""
 
-    def __init__(
-        self,
-        lines: list[str],
-        escape: str,
-        dockerfile: Dockerfile,
-        ids: Mapping[str, str],
-        build_args: Mapping[str, str],
-        context_digest: Callable[[str], str],
-        stages: Mapping[int, str],
-    ) -> None:
-        self.lines = lines
-        self.escape = escape
-        self.dockerfile = dockerfile
-        self.ids = ids
-        self.build_args = build_args
-        self.context_digest = context_digest
-        self.stages = stages
-        self.arguments: dict[str, str] = {}
-        self.read_stages: list[_Reading] = []
-        self.marks: dict[str, str] = {}
-        self.bases: dict[str, str] = {}
+    lines: list[str]
+    escape: str
+    dockerfile: Dockerfile
+    ids: Mapping[str, str]
+    build_args: Mapping[str, str]
+    context_digest: Callable[[str], str]
+    stages: Mapping[int, str]
+    # A digest of each variable that is set above the first FROM.
+    arguments: dict[str, str]
+    read_stages: list[_Reading] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)
 
     def read(self, instruction: Instruction) -> None:
         if instruction.name == "FROM":
