@@ -156,7 +156,7 @@ def _pip_options() -> dict[str, str]:
 
 
 def _local_paths(options: dict[str, str]) -> Iterator[str]:
-    for option in ("cert", "find-links", "index-url", "extra-index-url"):
+    for option in ("cert", "constraint", "find-links", "index-url", "extra-index-url"):
         for word in options.get(option, "").split():
             path = Path(urlsplit(word).path)
             if urlsplit(word).scheme in ("", "file") and path.is_absolute():
