@@ -84,11 +84,11 @@ def squash(
             options = squashfs.compression_options(compression, level, settings.block_size_bytes)
             with contextlib.ExitStack() as looking:
                 if look is not None:
-                    mounted = podman.mounted(image.id, name=_container(destination))
+                    mounted = podman.mounted(image.id, name=container_name(destination))
                     looking.enter_context(_beside(look, looking.enter_context(mounted)))
                 _enroot(podman, image, destination, options, processors, log)
             return
-        with podman.mounted(image.id, name=_container(destination)) as root:
+        with podman.mounted(image.id, name=container_name(destination)) as root:
             rootfs.prepare(root, image, provenance)
             made = squashfs.mksquashfs(
                 root,
@@ -200,7 +200,7 @@ def _enroot(
     log: IO[bytes] | None,
 ) -> None:
     command.require("enroot", enroot.INSTALL_HINT)
-    label = f"rc-squash={_container(destination)}"
+    label = f"rc-squash={container_name(destination)}"
     place = os.environ.get("ENROOT_TEMP_PATH")
     with tempfile.TemporaryDirectory(
         prefix="rc-enroot-", dir=place, ignore_cleanup_errors=True
@@ -303,7 +303,8 @@ def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
 
 
-def _container(destination: Path) -> str:
+def container_name(destination: Path) -> str:
+    """The name of the container in which an image is squashed to a place."""
     # The same for each squash into one project directory, so that the next one removes what a
     # killed one left. They never run at the same time: the image's lock is held.
     return "rc-squash-" + hashlib.sha256(os.fsencode(destination.parent.resolve())).hexdigest()[:16]

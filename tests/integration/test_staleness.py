@@ -400,7 +400,7 @@ def test_an_edit_while_the_build_runs_is_stale_afterwards(family: Family) -> Non
         output, _ = process.communicate()
     assert process.returncode == 0, output
     assert family.states()["user:1"] == "stale"
-    assert family.run()["podman:user:1"] == "Dockerfile changed"
+    assert family.run()["podman:user:1"] == "Dockerfile changed during the last build"
     assert content(family, "user:1", "/etc/user") == "second\n"
     assert family.run() == {}
 
