@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 from doit import doit_cmd
@@ -30,11 +29,11 @@ from rc_tasks.model.readable import printable_lines
 from rc_tasks.state import rights
 from rc_tasks.state.own import require_own
 from rc_tasks.state.status import briefly
+from rc_tasks.tools import interrupt
 
 _MOST_THREADS = 512
 # doit's verbosity with which everything is shown at once.
 _STREAMS = 2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Run(AtRoot, DoitRun):
@@ -66,10 +65,9 @@ class Run(AtRoot, DoitRun):
             )
         # The record of the last success stays when a step fails: only `doit forget` removes it.
         self.dep_manager.remove_success = lambda _task: None
-        for number in _SIGNALS:
-            # A run under nohup(1) outlives its terminal.
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _interrupt)
+        # A run under nohup(1) outlives its terminal.
+        hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set()
+        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _say_so)
         try:
             status = self._run(*args, **kwargs)
         except InvalidCommand as error:
@@ -165,10 +163,6 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
                 print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    for number in _SIGNALS:
-        # Once is enough: a second one must not break the cleaning up.
-        signal.signal(number, signal.SIG_IGN)
+def _say_so() -> None:
     tell = session().tell if session.cache_info().currsize else alone
     tell(Event(Kind.INTERRUPTED, words=NOTHING_LOST))
-    raise KeyboardInterrupt

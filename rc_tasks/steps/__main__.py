@@ -5,13 +5,11 @@ podman's images on it. `squash NAME FILE CONTENTS` is the part of the enroot ste
 namespace.
 """
 
-import contextlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
@@ -21,7 +19,7 @@ from rc_tasks.state.own import require_own
 from rc_tasks.state.records import Step, edition
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS, NeedsError, ToldError
-from rc_tasks.tools import command
+from rc_tasks.tools import command, interrupt
 
 
 def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
@@ -72,8 +70,7 @@ def main(argv: list[str]) -> int:
         )
         return 2
     # A job that is cancelled or runs out of time gets TERM: leave as with Ctrl-C, with all cleaned up.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt.raise_once({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     command.end_with_parent()
     with_careful_umask()
     try:
@@ -132,13 +129,6 @@ def _mark(error: RcError) -> str:
             return FAILED_AS_ABOVE
         case _:
             return FAILED
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    with contextlib.suppress(ValueError):
-        # Once is enough: a second signal must not break the cleaning up.
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

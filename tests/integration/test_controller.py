@@ -60,6 +60,8 @@ def test_an_allocation_is_asked_for_once_the_controller_answers(site: Site, clus
     site.image("one:1", "true")
     with cluster.frozen_controller(), site.running("podman:one:1") as run:
         run.says(re.escape(AWAY))
+        run.process.terminate()
+        run.end(130)
     with site.running("podman:one:1") as run:
         text = run.end()
     assert len(lines(text, "granted")) == 1
