@@ -3,7 +3,7 @@
     python -m tests.bench.context [FILES [MEGABYTES]]          (default: 243000 969)
 
 The walk lists every directory with os.scandir and takes `stat` of all that is in it, in a Python of its
-own. Prints the first `list`, which reads every file, and medians of 7 later ones and 7 walks, taken in
+own. Prints the first `list`, which reads every file, and medians of 15 later ones and 15 walks, taken in
 turns, with their ratio, which is to be at most 2.
 """
 
