@@ -332,6 +332,8 @@ def stash_and_pop(chance: random.Random, ground: Ground, name: str) -> str:
 def take_back(chance: random.Random, ground: Ground, name: str) -> str:
     """The whole checkout as it was committed."""
     ground.git("reset", "--quiet", "--hard")
+    for alias in ground.aliases:
+        ground.aliases[alias] = (ground.root / "projects" / alias).readlink().name
     return "git reset --hard"
 
 
