@@ -68,6 +68,9 @@ _PODMAN_FLAGS = {
     "bind": "bind-nonrecursive",
     "rbind": "",
 }
+# Enroot, and so Pyxis and the Container Engine, put empty file systems here, whatever the image has
+# (enroot's conf/mounts/10-system.fstab, where /run is called /var/run).
+_EMPTY = ("/tmp", "/run", "/var/lock")  # noqa: S108 - in the container
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +260,7 @@ def _pyxis(resolved: ResolvedEdf, argv: tuple[str, ...]) -> tuple[Command, tuple
     mounts = []
     for mount in resolved.mounts:
         _refuse_squashfs(mount)
-        for path in (mount.source, mount.destination):
-            if found := _NOT_FOR_PYXIS.search(path):
-                raise EdfError(
-                    f"Pyxis cannot mount {path}: it holds {found[0]!r}",
-                    where=mount.where,
-                    hint="mount a directory above it, or a symlink to it with a plainer name",
-                )
+        _refuse_path(mount, "Pyxis", _NOT_FOR_PYXIS)
         flags = "+".join(mount.flags)
         mounts.append(f"{mount.source}:{mount.destination}" + (f":{flags}" if flags else ""))
     if mounts:
@@ -273,7 +270,9 @@ def _pyxis(resolved: ResolvedEdf, argv: tuple[str, ...]) -> tuple[Command, tuple
     # A site can have other defaults than the EDF's.
     options.append("--container-entrypoint" if resolved.entrypoint else "--no-container-entrypoint")
     options.append("--container-writable" if resolved.writable else "--container-readonly")
-    handed = {key: value for key, value in resolved.env.items() if not _SRUNS_OWN.fullmatch(key)}
+    # One that is unset is empty before: Enroot's hooks must not see the image's value.
+    wanted = dict.fromkeys(resolved.unset, "") | dict(resolved.env)
+    handed = {key: value for key, value in wanted.items() if not _SRUNS_OWN.fullmatch(key)}
     if handed:
         # Else the image's own values win.
         options.append(f"--container-env={','.join(handed)}")
@@ -307,6 +306,7 @@ def _enroot(resolved: ResolvedEdf, argv: tuple[str, ...]) -> Command:
             )
     for mount in resolved.mounts:
         _refuse_squashfs(mount)
+        _refuse_path(mount, "Enroot", enroot.UNMOUNTABLE)
     return enroot.start(
         Path(image),
         argv,
@@ -330,7 +330,9 @@ def _podman(
     limit_s: int,
 ) -> Command:
     image = image or PodmanImage(_need_image(resolved))
-    mounts = [_podman_mount(mount) for mount in resolved.mounts]
+    taken = {os.path.normpath(mount.destination) for mount in resolved.mounts}
+    mounts = [f"type=tmpfs,destination={path},notmpcopyup,exec" for path in _EMPTY if path not in taken]
+    mounts += [_podman_mount(mount) for mount in resolved.mounts]
     workdir, entrypoint = resolved.workdir, resolved.entrypoint
     if image.rc_local is not None:
         # As Enroot starts it: the script knows WORKDIR and ENTRYPOINT, podman does not.
@@ -381,6 +383,16 @@ def _refuse_squashfs(mount: Mount) -> None:
             where=mount.where,
             hint="unpack it with unsquashfs, and mount the directory",
         )
+
+
+def _refuse_path(mount: Mount, launcher: str, pattern: re.Pattern[str]) -> None:
+    for path in (mount.source, mount.destination):
+        if found := pattern.search(path):
+            raise EdfError(
+                f"{launcher} cannot mount {path}: it holds {found[0]!r}",
+                where=mount.where,
+                hint="mount a directory above it, or a symlink to it with a plainer name",
+            )
 
 
 def _need_image(resolved: ResolvedEdf) -> str:

@@ -279,8 +279,9 @@ def pour(
 def interact(command: Command, seen: Callable[[str], None] | None = None) -> int:
     """Run a command at our own terminal, to which Ctrl-C and the like belong until it ends.
 
-    Returns the exit status, negative for a signal. `seen` is given each line of its standard error,
-    which goes to ours all the same; a shell would not believe itself at a terminal then.
+    Returns the exit status, 128 + N for a signal N as a shell does: it becomes our own. `seen` is given
+    each line of its standard error, which goes to ours all the same; a shell would not believe itself at
+    a terminal then.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -311,7 +312,8 @@ def interact(command: Command, seen: Callable[[str], None] | None = None) -> int
                 process.send_signal(number)
             if process.stderr is not None and seen is not None:
                 _pass_lines(process, process.stderr, sys.stderr, seen)
-            return process.wait()
+            returncode = process.wait()
+            return returncode if returncode >= 0 else 128 - returncode
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,6 +13,10 @@ INSTALL_HINT = (
     'install Enroot, or set `method = "direct"` in the [squash] settings, which needs no Enroot'
 )
 
+# fstab(5) writes these in octal; releases of Enroot up to 4.1.2 do not decode that, and mount to another
+# place.
+UNMOUNTABLE = re.compile(r"[\s\\]")
+
 # Enroot reads its configuration from a file, on the node where it runs.
 _START = 'conf=$(mktemp) && printf %s "$1" >"$conf" && shift && exec enroot start --conf "$conf" "$@"'
 
@@ -80,9 +84,9 @@ def start(
 ) -> Command:
     """`enroot start` of a SquashFS file; an empty `workdir` is the image's.
 
-    `mounts` are sources, destinations and flags. A value of `env` is one line, and the path of the
-    image holds no single quote. Variables that begin with ENROOT_ speak to Enroot and its hooks. One
-    that we have with the same value is handed on by its name.
+    `mounts` are sources, destinations and flags; no path holds what `UNMOUNTABLE` finds. A value of
+    `env` is one line, and the path of the image holds no single quote. Variables that begin with ENROOT_
+    speak to Enroot and its hooks. One that we have with the same value is handed on by its name.
     """
     ours = {key: value for key, value in env.items() if not key.startswith("ENROOT_")}
     text = configuration(mounts, ours, unset, rc_local(workdir, entrypoint=entrypoint))
@@ -95,7 +99,7 @@ def rc_local(workdir: str, *, entrypoint: bool) -> str:
     """What /etc/rc sources in the image's WORKDIR, before it runs the ENTRYPOINT with the arguments."""
     lines = []
     if workdir:
-        lines.append(f"cd -- {shlex.quote(workdir)} || exit 1\n")
+        lines.append(f"cd -- {shlex.quote(workdir)} && unset OLDPWD || exit 1\n")
     if not entrypoint:
         # Does not come back to /etc/rc.
         lines.append('exec "$@"\n')
@@ -116,7 +120,9 @@ def configuration(
             lines.extend((f"{name}() {{", *body, "}"))
 
     function("mounts", (f"printf '%s\\n' {shlex.quote(_fstab(*mount))}" for mount in mounts))
-    function("environ", (_variable(key, value) for key, value in env.items()))
+    # Enroot's own hooks, which run before ours, must not see the image's value of one that is unset.
+    emptied = (f"printf '%s\\n' {name}=" for name in unset)
+    function("environ", (*emptied, *(_variable(key, value) for key, value in env.items())))
     hooks = [f"sed -i '/^{name}=/d' \"${{ENROOT_ENVIRON}}\"" for name in unset]
     if rc_local:
         file = '"${ENROOT_ROOTFS}/etc/rc.local"'
@@ -128,17 +134,14 @@ def configuration(
 
 def _variable(name: str, value: str) -> str:
     """A line of shell that tells Enroot a variable."""
-    # One pair of quotes around a value is taken off, so that those of its own stay.
+    # Enroot formats its variables twice, and takes a pair of quotes off each time (common::envfmt in its
+    # runtime.sh): with two pairs, those of the value stay.
     if os.environ.get(name) == value:
-        return f'printf \'%s="%s"\\n\' {name} "${{{name}-}}"'
-    told = f'{name}="{value}"'
+        return f'printf \'%s=""%s""\\n\' {name} "${{{name}-}}"'
+    told = f'{name}=""{value}""'
     return f"printf '%s\\n' {shlex.quote(told)}"
 
 
 def _fstab(source: str, destination: str, flags: tuple[str, ...]) -> str:
-    """A line of fstab(5), whose white space and backslashes are octal numbers."""
-    fields = (
-        re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", path)
-        for path in (source, destination)
-    )
-    return f"{' '.join(fields)} none {','.join(('x-create=auto', 'rbind', *flags))}"
+    """A line of fstab(5)."""
+    return f"{source} {destination} none {','.join(('x-create=auto', 'rbind', *flags))}"

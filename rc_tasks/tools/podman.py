@@ -344,8 +344,11 @@ class Podman:
             "--detach-keys=",
             # All output would be written to a file or the journal as well.
             "--log-driver=none",
-            # As in Enroot and the Container Engine: one network, and /dev/shm has no limit of 64 MB.
-            *("--network=host", "--shm-size=0"),
+            # As in Enroot and the Container Engine: one network, and /dev/shm has no limit of 64 MB. A
+            # program with PID 1 would ignore each signal that it does not handle.
+            *("--network=host", "--pid=host", "--shm-size=0"),
+            # Its timers are systemd's, which a job may not use, and nobody asks for the result.
+            "--no-healthcheck",
             # SELinux lets a container read nothing of the host that was not labelled for it.
             "--security-opt=label=disable",
             # Without root this is the caller, whoever USER in the Dockerfile names: mounts are theirs.

@@ -3,6 +3,7 @@
 import os
 import pty
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ CONFIG: dict[str, object] = {
 REPORT = """\
 echo "arguments: $*"
 echo "in $(pwd)"
-echo "KEPT=$KEPT CHANGED=$CHANGED GONE=${GONE-unset} PATH=$PATH"
+echo "KEPT=$KEPT CHANGED=$CHANGED GONE=${GONE-unset} PATH=$PATH QUOTED=$QUOTED OLDPWD=${OLDPWD-unset}"
 printf "TOKEN=%s\\n" "$TOKEN"
 cat "/mnt, x/file"
 cat
@@ -57,6 +58,7 @@ CHANGED = "it's \\"the\\" EDF's"
 GONE = ""
 PATH = "${{PATH}}:/more"
 TOKEN = "${{TOKEN:-}}"
+QUOTED = "\\"quoted\\""
 """
 TOKEN = 'hf_"$(x)" \'\\ %s'
 
@@ -93,7 +95,10 @@ def place(podman_storage: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (directory / "my data" / "file").write_text("mounted\n")
     layer = Layer().busybox().directory("etc").directory("image").directory("image/work dir")
     layer.directory("tmp").directory("proc").directory("sys").directory("dev").directory("var")
-    layer.directory("var/run").directory("var/lock").directory("edf work").directory("sbin")
+    layer.directory("edf work").directory("sbin").directory("run").symlink("var/run", "/run")
+    layer.directory("run/lock").symlink("var/lock", "/run/lock")
+    for hidden in ("tmp/tool", "run/tool", "run/lock/tool"):
+        layer.file(hidden, b"of the image\n")
     image_id = load(podman_storage, tmp_path / "layout", CONFIG, layer)
     with podman_storage.mounted(image_id, name="rc-launch") as root:
         rootfs.prepare(root, podman_storage.inspect(image_id), ())
@@ -182,9 +187,22 @@ def start(
         pytest.skip("no enroot on PATH")
     plain = place.directory.parent / "image.sqsh"
     shutil.copy(place.file, plain)
+    (place.directory.parent / "data").symlink_to(place.directory / "my data")
     # Its default lies in /run, where users may not write.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.directory.parent))
-    yield lambda edf, argv: in_enroot(replace(edf, image=str(plain)), argv)
+
+    def started(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        # It mounts no paths with white space.
+        mounts = tuple(
+            replace(each, source=str(place.directory.parent / "data"), destination="/mnt,x")
+            if each.destination == "/mnt, x"
+            else each
+            for each in edf.mounts
+        )
+        words = tuple(word.replace("/mnt, x", "/mnt,x") for word in argv)
+        return in_enroot(replace(edf, image=str(plain), mounts=mounts), words)
+
+    yield started
 
 
 def test_mounts_variables_directory_status_and_input(place: Place, start: Start) -> None:
@@ -192,7 +210,8 @@ def test_mounts_variables_directory_status_and_input(place: Place, start: Start)
     assert done.stdout.splitlines() == [
         "arguments: a b it's",
         "in /image/work dir",
-        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more"
+        ' QUOTED="quoted" OLDPWD=unset',
         f"TOKEN={TOKEN}",
         "mounted",
         "from standard input",
@@ -209,7 +228,8 @@ def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> No
         "entrypoint in /edf work",
         "arguments: ",
         "in /edf work",
-        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more",
+        "KEPT=of the image CHANGED=it's \"the\" EDF's GONE=unset PATH=/bin:/more"
+        ' QUOTED="quoted" OLDPWD=unset',
         f"TOKEN={TOKEN}",
         "mounted",
         "from standard input",
@@ -217,6 +237,26 @@ def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> No
         "read-only root",
     ], done.stderr
     assert done.returncode == 7
+
+
+def test_temporary_directories_of_the_image_are_hidden(place: Place, start: Start) -> None:
+    script = """
+        for each in /tmp /run /var/lock; do
+            cat $each/tool 2>/dev/null && echo $each
+            printf '#!/bin/sh\necho ran\n' > $each/ours && busybox chmod 700 $each/ours && $each/ours
+        done
+    """
+    done = start(place.edf(), ("sh", "-c", script))
+    assert done.stdout == "ran\n" * 3, done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV], ids=lambda n: n.name)
+def test_a_program_dies_of_a_signal_that_it_does_not_handle(
+    place: Place, start: Start, number: signal.Signals
+) -> None:
+    done = start(place.edf(), ("sh", "-c", f"kill -{number.value} $$; echo survived"))
+    assert (done.stdout, done.returncode) in {("", 128 + number), ("", -number)}, done.stderr
 
 
 def test_a_workdir_that_is_not_there_is_told(place: Place, start: Start) -> None:

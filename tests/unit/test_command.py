@@ -203,6 +203,10 @@ def test_what_is_left_behind_keeps_nobody(run: Callable[[Command], int], tmp_pat
         pid.unlink()
 
 
+def test_a_signal_ends_it_as_shells_say() -> None:
+    assert command.interact(sh("kill -TERM $$")) == 143
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs; the dead are there until somebody collects them."""
     try:
