@@ -123,6 +123,11 @@ class Entry:
             hint = re.sub(r"run `doit` again(: finished steps\s+are kept)?", "run it again", hint)
             # Its words have been shown as they came.
             raise type(refused)(refused.what, hint=hint)
+        if status != 0 and launch.refused_entrypoint(lines):
+            raise SlurmError(
+                "the container could not be started: the image's ENTRYPOINT does not run the command",
+                hint=launch.ENTRYPOINT_HINT,
+            )
         return status
 
 

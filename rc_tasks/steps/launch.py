@@ -12,7 +12,7 @@ import os
 import re
 import resource
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +73,14 @@ _PODMAN_FLAGS = {
 _EMPTY = ("/tmp", "/run", "/var/lock")  # noqa: S108 - in the container
 
 
+# What Pyxis says of an ENTRYPOINT that does not become its arguments: it waits for a process of its own
+# in the container, which then never comes (pyxis_slurmstepd.c).
+_PYXIS_NOT_STARTED = "pyxis: container exited too soon"
+ENTRYPOINT_HINT = """\
+end its script with `exec "$@"`, as Pyxis and the Container Engine start no other one,
+or set `entrypoint = false` under [edf] in its project.toml"""
+
+
 @dataclass(frozen=True, slots=True)
 class PodmanImage:
     """What podman starts: an image ID or a reference, or with `rootfs` a directory.
@@ -111,6 +119,11 @@ def choose(wanted: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
 def resolve(reference: str, *, environ: Mapping[str, str], cwd: Path) -> ResolvedEdf:
     """The EDF for a launcher that does not read EDFs; the variables of its image count as well."""
     return edf_chain.resolve(reference, environ=environ, cwd=cwd, image_environ=image_environ)
+
+
+def refused_entrypoint(lines: Iterable[str]) -> bool:
+    """Whether a job's output says that Pyxis could not start the image's ENTRYPOINT."""
+    return any(_PYXIS_NOT_STARTED in line for line in lines)
 
 
 def image_environ(image: str) -> dict[str, str]:

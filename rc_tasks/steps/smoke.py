@@ -206,19 +206,25 @@ def _try(wanted: Command, test: SmokeTest, request: StepRequest | None, node: Im
         refused = slurm_words.explain(status, list(said.last), request) if request is not None else None
         if isinstance(refused, UnreachableError):
             raise refused
+        if request is not None and launch.refused_entrypoint(said.last):
+            how = "could not be started: the image's ENTRYPOINT does not run it"
+            raise _failed(test, node, how, tuple(said.last), launch.ENTRYPOINT_HINT)
         how = f"could not run: {refused.what}" if refused is not None else command.ending(status)
     raise _failed(test, node, how, tuple(said.last))
 
 
-def _failed(test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...]) -> RcError:
+def _failed(
+    test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...], hint: str = ""
+) -> RcError:
     there = os.path.exists(node.project.artifact)
     kept = "the image that was there before stays" if there else "nothing was published"
     longer = ", or give it longer with smoke_timeout_s" if how.startswith("did not end") else ""
+    hint = hint or f"mend the image or the test{longer}"
     return ArtifactError(
         f"smoke test {how}: {test}",
         where=test.where,
         quote=quote,
-        hint=f"mend the image or the test{longer}, and run `doit build:{node.project.name}`;\n{kept}",
+        hint=f"{hint}, and run `doit build:{node.project.name}`;\n{kept}",
     )
 
 

@@ -336,6 +336,47 @@ def test_the_container_engine_and_pyxis_start_them_inside_of_our_step(
     assert left(family) == []
 
 
+PYXIS = """\
+#!/bin/sh
+if [ "$1" = --help ]; then echo '  --container-image=x'; exit; fi
+[ "$1" != --version ] || exit 0
+echo 'slurmstepd-node7: error: pyxis: container exited too soon' >&2
+echo 'srun: error: node7: task 0: Exited with exit code 1' >&2
+exit 1
+"""
+
+
+def test_an_entrypoint_that_pyxis_cannot_start(family: Family, tmp_path: Path) -> None:
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.write_text(PYXIS)
+    srun.chmod(0o755)
+    # What Pyxis cannot mount is told in other tests.
+    (plain := tmp_path / "plain").mkdir()
+    smoke(family, ("echo", "never started"))
+    output = family.doit(
+        "enroot:base",
+        status=1,
+        PATH=f"{srun.parent}:{os.environ['PATH']}",
+        RC_LAUNCHER="pyxis",
+        RC_PODMAN_STORAGE="",
+        TMPDIR=str(plain),
+        SLURM_JOB_ID="4711",
+        SLURMD_NODENAME="node7",
+    )
+    smoke(family)
+    assert (
+        "smoke test could not be started: the image's ENTRYPOINT does not run it: echo 'never started'"
+    ) in output
+    told = output[output.index("next: ") : output.index("log:")].splitlines()
+    assert [line.strip() for line in told if line.strip()] == [
+        'next: end its script with `exec "$@"`, as Pyxis and the Container Engine start no other one,',
+        "or set `entrypoint = false` under [edf] in its project.toml, and run `doit build:base`;",
+        "the image that was there before stays",
+    ]
+    assert left(family) == []
+
+
 NESTED = """\
 #!/bin/bash
 # What the Container Engine adds to srun, left out again: the command runs on the node itself.
