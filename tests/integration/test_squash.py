@@ -236,15 +236,16 @@ def test_the_listing_equals_enroots(driver: str, tmp_path: Path) -> None:
         # Enroot cannot quote these for /etc/rc and /etc/fstab, so their sizes differ.
         plain = {"Cmd": ["/bin/sh", "-c", "it's"], "Volumes": {"/data": {}}, "WorkingDir": "/work dir"}
         image_id = load(podman, tmp_path / "layout", {**CONFIG, "Entrypoint": [], **plain}, odd())
-        ours = squashed(
-            podman, image_id, tmp_path / "ours", provenance=(f"enroot-provenance: podman://{image_id}",)
-        )
         theirs = squashed(
             podman,
             image_id,
             tmp_path / "theirs",
             settings=Squash(method=SquashMethod.ENROOT, processors=1),
         )
+        # Its releases up to 4.1.2 do not write this line.
+        line = f"enroot-provenance: podman://{image_id}"
+        told = (unpacked(theirs, tmp_path / "tree") / "etc/rc").read_text().startswith(f"# {line}\n")
+        ours = squashed(podman, image_id, tmp_path / "ours", provenance=(line,) if told else ())
         assert listing(ours) == listing(theirs)
         for name in ("rc", "rc.local", "environment", "fstab"):
             mine, its = (
