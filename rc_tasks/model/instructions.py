@@ -71,6 +71,15 @@ def instructions(text: bytes, *, where: str) -> Source:
     return Source(escape, tuple(found))
 
 
+def has_heredoc(instruction: Instruction) -> bool:
+    """Whether lines below an instruction belong to it: only with RUN, COPY and ADD in shell form."""
+    return (
+        instruction.name in _WITH_HEREDOCS
+        and not _is_list(instruction.value)
+        and bool(words.heredocs(instruction.value))
+    )
+
+
 def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
     """The `--…` words at the front of a value, without their quotes, and what follows them."""
     flags: list[str] = []

@@ -23,6 +23,7 @@ from rc_tasks.model.words import split
 
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _FROM = re.compile(r"(?<=[=,])from=([^,\s\"']+)")
+_COPY_FROM = re.compile(r"--from=([^\s\"']+)")
 _COMMENT = re.compile(r"\s*#")
 _LENGTH = 16
 
@@ -108,6 +109,8 @@ class _Writer:
             return
         reading = self.read_stages[-1]
         if reading.stage.index in self.dockerfile.needed:
+            if instruction.name == "COPY":
+                self.name_stage(instruction, reading)
             if instruction.name in EXPANDED:
                 self.mark_variables(instruction, reading)
             elif instruction.name == "RUN":
@@ -141,6 +144,17 @@ class _Writer:
                 # What it stands for is as good as known when all that it uses is.
                 used = sorted(variable_names(default) & scope.keys())
                 scope[name] = _digest(default, *(scope[each] for each in used))
+
+    def name_stage(self, instruction: Instruction, reading: _Reading) -> None:
+        """Write the name of a stage with the capitals of its FROM: podman tells them apart."""
+        first, last = instruction.line - 1, instruction.last_line
+        text, places = joined(self.lines[first:last], self.escape)
+        found = _COPY_FROM.search(text)
+        if found is None or not any(f"--from={found[1]}" == flag for flag in instruction.flags):
+            return
+        stage = self.dockerfile.stage_of(found[1], reading.stage.index)
+        if stage is not None and stage.name.lower() == found[1].lower():
+            self.replace(first, places[found.start(1)], found[1], stage.name)
 
     def mark_variables(self, instruction: Instruction, reading: _Reading) -> None:
         """Put before each variable that ARG sets another one, which is never set and says its value."""

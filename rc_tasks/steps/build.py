@@ -11,6 +11,7 @@ from pathlib import Path
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.graph import ImageNode
+from rc_tasks.model.instructions import instructions
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout, parse_node
@@ -27,6 +28,7 @@ from rc_tasks.steps.build_secrets import Secrets, find
 from rc_tasks.steps.given import Given, recipe_for
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.replacing import Replacing
+from rc_tasks.steps.syntax import require_known
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
 from rc_tasks.tools.podman import version as podman_version
@@ -45,6 +47,9 @@ def build(checkout: Checkout, name: str) -> None:
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)
     text = _dockerfile(checkout, node)
+    version = podman_version()
+    where = node.project.shown(DOCKERFILE)
+    require_known(instructions(text, where=where), version, where=where)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
     image, digests = _made(checkout, podman, node, text, inputs, before)
@@ -56,7 +61,7 @@ def build(checkout: Checkout, name: str) -> None:
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
     ours = _sets_entrypoint(checkout, node)
     facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
-    tools = {"podman": podman_version()}
+    tools = {"podman": version}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
     record = replace(record, dirty=record.dirty or bool(moved and record.commit))
     put_origin(checkout, node, record, text.decode(errors="replace"))

@@ -19,6 +19,21 @@ from rc_tasks.tools.command import Command
 INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
 # Where there are several stages, the line begins with the number of the stage.
 _STEP = re.compile(r"((?:\[\d+/\d+\] )?STEP \d+/\d+):? (.*)")
+# Flags of a Dockerfile's instructions that older podman do not know, and the first one that does. By
+# the CHANGELOG of buildah (1.30, 1.33, 1.38, 1.40, 1.41), which podman 4.5, 4.8, 5.3, 5.5, 5.6 contain;
+# tried with 4.3.1, 5.4.2 and 5.8.6.
+FLAGS_SINCE = {
+    ("RUN", "--network"): (4, 5),
+    ("ADD", "--checksum"): (4, 8),
+    ("ADD", "--exclude"): (5, 3),
+    ("COPY", "--exclude"): (5, 3),
+    ("COPY", "--parents"): (5, 5),
+    ("ADD", "--link"): (5, 6),
+    ("COPY", "--link"): (5, 6),
+}
+# podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
+# answer from the layer cache when their text has changed (until buildah 1.35).
+HEREDOCS_SINCE = (5, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,24 @@ def test_a_base_is_given_by_its_id(written: str, given: str) -> None:
     assert rewritten(written).text.count("\n") == written.count("\n")
 
 
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("COPY --from=build /a /b", "COPY --from=Build /a /b"),
+        ("COPY --chown=1 --from=BUILD --chmod=1 a b", "COPY --chown=1 --from=Build --chmod=1 a b"),
+        ("copy \\\n  --from=build \\\n a b", "copy \\\n  --from=Build \\\n a b"),
+        ("COPY --from=Build a b", "COPY --from=Build a b"),
+        ("COPY --from=0 a b", "COPY --from=0 a b"),
+        ("COPY --from=tools:1 a b", "COPY --from=tools:1 a b"),
+        ("COPY a --from=build", "COPY a --from=build"),
+    ],
+)
+def test_a_stage_has_the_capitals_of_its_definition(written: str, given: str) -> None:
+    """podman tells capitals apart, BuildKit does not."""
+    text = "FROM base AS Build\nRUN x\nFROM base\nCOPY --from=0 x y\n"
+    assert rewritten(text + written).text == text.replace("base", ID) + given
+
+
 def test_a_stage_that_is_not_needed_stays_as_it_is() -> None:
     text = "FROM base AS unused\nARG A=1\nENV X=$A\nRUN --mount=target=/x y\nFROM base"
     assert rewritten(text).text == text.removesuffix("base") + ID
