@@ -673,6 +673,8 @@ def shown(transcript: str, made: Team) -> str:
         str(made.clone): "CLONE",
         str(made.official): "OFFICIAL",
         str(Path.home()): "HOME",
+        # As the first line of `doit` has it; pytest may be started by another name.
+        str(Path(sys.executable).with_name("python3")): "PYTHON",
         sys.executable: "PYTHON",
         os.uname().nodename: "HOST",
     }
