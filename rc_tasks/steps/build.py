@@ -49,7 +49,7 @@ def build(checkout: Checkout, name: str) -> None:
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown(DOCKERFILE)
-    require_known(instructions(text, where=where), version, where=where)
+    require_known(instructions(text, where=where), node.dockerfile.needed, version, where=where)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
     image, digests = _made(checkout, podman, node, text, inputs, before)

@@ -1,19 +1,24 @@
 """What a Dockerfile needs that this node's podman may be too old for."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.instructions import Instruction, Source, has_heredoc
 from rc_tasks.tools import podman
 
 
-def require_known(source: Source, version: str, *, where: str) -> None:
+def require_known(source: Source, needed: Collection[int], version: str, *, where: str) -> None:
     """Raise DockerfileError for the first instruction that podman of this version does not know.
 
-    Its own message would call it a mistake in the Dockerfile.
+    Its own message would call it a mistake in the Dockerfile. `needed` are the stages that are built, by
+    index: podman passes over the others.
     """
+    stage = -1
     for instruction in source.instructions:
+        stage += instruction.name == "FROM"
+        if stage not in needed:
+            continue
         for words, since in _needed(instruction):
             if not podman.at_least(version, since):
                 wanted = ".".join(map(str, since))

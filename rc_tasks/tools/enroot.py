@@ -138,8 +138,8 @@ def _variable(name: str, value: str) -> str:
     # runtime.sh): with two pairs, those of the value stay.
     if os.environ.get(name) == value:
         return f'printf \'%s=""%s""\\n\' {name} "${{{name}-}}"'
-    told = f'{name}=""{value}""'
-    return f"printf '%s\\n' {shlex.quote(told)}"
+    line = f'{name}=""{value}""'
+    return f"printf '%s\\n' {shlex.quote(line)}"
 
 
 def _fstab(source: str, destination: str, flags: tuple[str, ...]) -> str:

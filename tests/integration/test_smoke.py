@@ -368,8 +368,8 @@ def test_an_entrypoint_that_pyxis_cannot_start(family: Family, tmp_path: Path) -
     assert (
         "smoke test could not be started: the image's ENTRYPOINT does not run it: echo 'never started'"
     ) in output
-    told = output[output.index("next: ") : output.index("log:")].splitlines()
-    assert [line.strip() for line in told if line.strip()] == [
+    hint = output[output.index("next: ") : output.index("log:")].splitlines()
+    assert [line.strip() for line in hint if line.strip()] == [
         'next: end its script with `exec "$@"`, as Pyxis and the Container Engine start no other one,',
         "or set `entrypoint = false` under [edf] in its project.toml, and run `doit build:base`;",
         "the image that was there before stays",

@@ -244,8 +244,8 @@ def test_the_listing_equals_enroots(driver: str, tmp_path: Path) -> None:
         )
         # Its releases up to 4.1.2 do not write this line.
         line = f"enroot-provenance: podman://{image_id}"
-        told = (unpacked(theirs, tmp_path / "tree") / "etc/rc").read_text().startswith(f"# {line}\n")
-        ours = squashed(podman, image_id, tmp_path / "ours", provenance=(line,) if told else ())
+        written = (unpacked(theirs, tmp_path / "tree") / "etc/rc").read_text().startswith(f"# {line}\n")
+        ours = squashed(podman, image_id, tmp_path / "ours", provenance=(line,) if written else ())
         assert listing(ours) == listing(theirs)
         for name in ("rc", "rc.local", "environment", "fstab"):
             mine, its = (

@@ -28,12 +28,12 @@ def test_an_instruction_that_the_nodes_podman_does_not_know(
 ) -> None:
     source = instructions(f"FROM base\n# why\n{text}\nRUN true\n".encode(), where="p/Dockerfile")
     with pytest.raises(DockerfileError) as caught:
-        require_known(source, before, where="p/Dockerfile")
+        require_known(source, {0}, before, where="p/Dockerfile")
     assert str(caught.value) == (
         f"p/Dockerfile:3: podman {before} on {os.uname().nodename} does not know {words}: podman {since}"
         " does\n  next: build it on a node with a newer podman, or write it without"
     )
-    require_known(source, f"{since}.0", where="p/Dockerfile")
+    require_known(source, {0}, f"{since}.0", where="p/Dockerfile")
 
 
 def test_what_every_podman_knows() -> None:
@@ -44,4 +44,12 @@ def test_what_every_podman_knows() -> None:
         RUN ["echo", "<<EOF"]
         ENV A="<<EOF"
     """
-    require_known(instructions(dedent(text).encode(), where="p"), "4.3.1", where="p")
+    require_known(instructions(dedent(text).encode(), where="p"), {0}, "4.3.1", where="p")
+
+
+def test_a_stage_that_is_not_built_may_need_more() -> None:
+    text = b"FROM base AS unused\nCOPY --link f /f\nRUN <<EOF\nx\nEOF\nFROM base\nRUN true\n"
+    source = instructions(text, where="p")
+    require_known(source, {1}, "4.3.1", where="p")
+    with pytest.raises(DockerfileError, match="COPY --link"):
+        require_known(source, {0, 1}, "4.3.1", where="p")
