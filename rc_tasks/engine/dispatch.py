@@ -22,6 +22,7 @@ from rc_tasks.engine.verdict import Verdict, verdict
 from rc_tasks.errors import NodeError, RcError, SlurmError
 from rc_tasks.model.settings import Runner, Slurm
 from rc_tasks.state import history, locks, logs, reading
+from rc_tasks.state.environment import entrypoint_is_news
 from rc_tasks.state.files import refused
 from rc_tasks.state.history import Entry, Outcome
 from rc_tasks.state.records import Failure, Step, edition
@@ -343,9 +344,13 @@ class Dispatcher:
             # Unless somebody else has written it.
             if written and not (found and found.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
-                if before and before.facts and after and before.facts == after.facts:
+                facts = after.facts if after else None
+                earlier = before.facts if before else None
+                if facts and earlier and facts.image_id == earlier.image_id:
                     remark += " to the same image as before"
                 session.remarks[task] = remark
+                if facts and entrypoint_is_news(checkout, name, facts, earlier):
+                    session.entrypoints[name] = facts.entrypoint
                 lost = found is not None and found.elsewhere
                 return _Tried(None, entry, took_s, inputs, log, lost)
             if found and found.locked and not found.lost:

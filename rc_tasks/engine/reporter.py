@@ -15,6 +15,7 @@ from rc_tasks.engine.dispatch import NotTried, StepFailed
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.selection import reach
 from rc_tasks.engine.session import alone, session
+from rc_tasks.model.entrypoint import Behaviour, note
 from rc_tasks.model.readable import listed, printable
 from rc_tasks.state.records import Step
 
@@ -171,8 +172,16 @@ class Reporter:
             yield f"{counted}{'; '.join(parts)}"
         elif not self._broken and not self._ending:
             yield "nothing to do"
+        yield from self._notes()
         if not self._failed and not self._broken and not self._ending:
             yield from self._next()
+
+    def _notes(self) -> Iterator[str]:
+        """What was found out of the images' entrypoints."""
+        for behaviour in Behaviour:
+            names = [name for name, found in session().entrypoints.items() if found is behaviour]
+            if names:
+                yield from f"note: {note(behaviour, names)}".splitlines()
 
     def _untried(self) -> dict[str, list[str]]:
         """The images that are not finished, by the failed task below them; empty: none is."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from doit.exceptions import TaskFailed
 
 from rc_tasks.engine.events import Event, Kind
+from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Step
@@ -30,8 +31,8 @@ class Session:
 
     `asked` are the tasks that the user named, and `fresh` the images of theirs in which there is nothing
     to do. `run_step` runs a step. `tell` is told what happens in a run, and `remarks` are words on tasks
-    that have run, for the reporter; `expected` is what it may count on, and `streams` says that it shows
-    the output of the steps as well.
+    that have run, for the reporter; `entrypoints` are those of images to tell of at its end. `expected`
+    is what it may count on, and `streams` says that it shows the output of the steps as well.
     """
 
     checkout: Checkout
@@ -39,6 +40,7 @@ class Session:
     asked: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     remarks: dict[str, str] = field(default_factory=dict)
+    entrypoints: dict[str, Behaviour] = field(default_factory=dict)
     run_step: Callable[[Step, str], TaskFailed | None] = lambda _step, _name: None
     tell: Callable[[Event], None] = field(default_factory=lambda: alone)
     expected: "Order | None" = None

@@ -84,7 +84,7 @@ class Isolation(StrEnum):
 
 
 class Entrypoint(StrEnum):
-    """Whether the EDF runs the image's ENTRYPOINT; `auto`: when a Dockerfile of ours sets one."""
+    """Whether the EDF runs the image's ENTRYPOINT; `auto`: one of a Dockerfile of ours that starts."""
 
     AUTO = "auto"
     TRUE = "true"
@@ -286,7 +286,8 @@ class EdfSettings:
     )
     workdir: str = setting("", "first directory; empty: the image's WORKDIR, else /")
     entrypoint: Entrypoint = setting(
-        Entrypoint.AUTO, "auto: true when a Dockerfile of this checkout sets an ENTRYPOINT"
+        Entrypoint.AUTO,
+        "auto: true when a Dockerfile of ours sets an ENTRYPOINT that becomes its command",
     )
     writable: bool = setting(True, "the root file system may be written")
     annotations: Mapping[str, str] = setting(

@@ -2,6 +2,7 @@
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import EdfValues
+from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import ARTIFACT
 from rc_tasks.model.settings import Entrypoint
@@ -16,8 +17,9 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
     entrypoint = {
         Entrypoint.TRUE: True,
         Entrypoint.FALSE: False,
-        # The entrypoints of vendors' images are not ours to run at every start; our own are meant.
-        Entrypoint.AUTO: facts.sets_entrypoint,
+        # The entrypoints of vendors' images are not ours to run at every start; our own are meant, if
+        # every launcher can start them.
+        Entrypoint.AUTO: facts.sets_entrypoint and not facts.entrypoint.excluded,
     }[edf.entrypoint]
     return EdfValues(
         name=node.project.name,
@@ -29,6 +31,18 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
         annotations=edf.annotations,
         env=edf.env,
     )
+
+
+def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Facts | None) -> bool:
+    """Whether users are to be told what a build with `facts` found out of the image's ENTRYPOINT.
+
+    `earlier` is what was recorded before. One that every launcher can start is told at the first build.
+    """
+    found = facts.entrypoint
+    if found is Behaviour.NOT_TRIED or (found is Behaviour.BECOMES and earlier is not None):
+        return False
+    edf = checkout.graph.images[name].recipe.edf.apply(checkout.settings.edf)
+    return edf.entrypoint is Entrypoint.AUTO and (earlier is None or earlier.entrypoint is not found)
 
 
 def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:

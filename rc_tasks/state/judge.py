@@ -164,7 +164,8 @@ class Judge:
             case Step.ENROOT:
                 inputs = {"image": record.facts.image_id if record and record.facts else ""}
                 tests = smoke.wanted(self._checkout.graph, node)
-                return inputs | ({SMOKE: text_digest(repr(tests))} if tests else {})
+                launcher = self._checkout.settings.launcher
+                return inputs | ({SMOKE: text_digest(repr((tests, launcher)))} if tests else {})
             case Step.ENV:
                 return edf_inputs(self._checkout, node, record.facts) if record and record.facts else {}
 
@@ -276,9 +277,12 @@ class Judge:
         tests = smoke.wanted(self._checkout.graph, node)
         if tests:
             # What is not wanted any more leaves the image as good as it was.
-            passed = {each.argv for each in record.smoke}
-            lacking = smoke.lacking(tests, passed)
-            causes += [Cause(SMOKE, "smoke tests changed", new=str(test)) for test in lacking]
+            launcher = self._checkout.settings.launcher
+            earlier = {each.argv: each.launcher for each in record.smoke}
+            for test in smoke.lacking(tests, record.passed(launcher)):
+                by = earlier.get(test.argv)
+                changed = f"passed with {by}, not with {launcher}" if by else "changed"
+                causes.append(Cause(SMOKE, f"smoke tests {changed}", new=str(test)))
         return causes
 
     def _damage(self, node: ImageNode, record: Record) -> str | None:

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rc_tasks.model.entrypoint import Behaviour
+from rc_tasks.model.settings import Launcher
 from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.inputs import recorded
@@ -34,7 +36,8 @@ class Step(StrEnum):
 class Facts:
     """What an EDF and a listing need to know of a built image.
 
-    `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT.
+    `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT;
+    `entrypoint` is what that does.
     """
 
     image_id: str
@@ -42,6 +45,7 @@ class Facts:
     size_bytes: int
     workdir: str
     sets_entrypoint: bool
+    entrypoint: Behaviour = Behaviour.NOT_TRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,12 @@ class Record:
     bases: Mapping[str, str] = field(default_factory=dict)
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
+
+    def passed(self, launcher: Launcher) -> set[tuple[str, ...]]:
+        """The smoke tests that need not be run again where `launcher` is what the settings say."""
+        # Another one starts a container otherwise. Where the official checkout tests is its affair.
+        every = launcher is Launcher.AUTO or self.adopted_from
+        return {each.argv for each in self.smoke if every or each.launcher == launcher}
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +299,7 @@ def _facts(found: dict[str, Any]) -> Facts:
         size_bytes=found["size_bytes"],
         workdir=found["workdir"],
         sets_entrypoint=found["sets_entrypoint"],
+        entrypoint=Behaviour(found.get("entrypoint", "")),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model import context
+from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import instructions
 from rc_tasks.model.project import DOCKERFILE
@@ -19,9 +20,9 @@ from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import put_origin
 from rc_tasks.state.official import official_of
-from rc_tasks.state.records import Facts, Step
+from rc_tasks.state.records import Facts, Record, Step
 from rc_tasks.state.store import Store
-from rc_tasks.steps import cache
+from rc_tasks.steps import cache, entrypoint
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import Bases, bring_bases, bring_cache, mend
 from rc_tasks.steps.build_secrets import Secrets, find
@@ -59,15 +60,14 @@ def build(checkout: Checkout, name: str) -> None:
     after = signatures(node)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
-    ours = _sets_entrypoint(checkout, node)
-    facts = Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours)
+    earlier = checkout.records.get(Step.PODMAN, name)
+    facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
     record = replace(record, dirty=record.dirty or bool(moved and record.commit))
     put_origin(checkout, node, record, text.decode(errors="replace"))
     # The same image may have been made from other inputs: what is published says from which.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
-    earlier = checkout.records.get(Step.PODMAN, name)
     if earlier is not None and earlier.facts is not None:
         # Somebody may just be building on it.
         checkout.store.use(earlier.facts.image_id)
@@ -216,6 +216,19 @@ def _build(
                 hint="run the same command again; `podman --version` tells which one that node has",
             )
         return podman.inspect(image_id)
+
+
+def _facts(
+    checkout: Checkout, podman: Podman, node: ImageNode, image: Image, earlier: Record | None
+) -> Facts:
+    """What is recorded of a built image; an ENTRYPOINT of a Dockerfile of ours is tried once."""
+    ours, behaviour = _sets_entrypoint(checkout, node), Behaviour.NOT_TRIED
+    if ours and earlier is not None and earlier.facts is not None and earlier.facts.image_id == image.id:
+        behaviour = earlier.facts.entrypoint
+    if ours and behaviour is Behaviour.NOT_TRIED:
+        behaviour = entrypoint.tried(podman, image)
+        print(f"the image's ENTRYPOINT {behaviour}", flush=True)
+    return Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours, behaviour)
 
 
 def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:

@@ -343,12 +343,14 @@ class Podman:
         terminal: bool = False,
         name: str = "",
         limit_s: int = 0,
+        own_processes: bool = False,
     ) -> Command:
         """`podman run` for a person: standard input is theirs, and nothing is left when it ends.
 
         `image` is an ID, a reference, or with `rootfs` a directory. `mounts` are values of --mount.
         A container with a `name` takes the place of one that a killed run left; `limit_s` ends one even
-        when we cannot. A variable that we have with the same value is handed on by its name.
+        when we cannot. A variable that we have with the same value is handed on by its name. With
+        `own_processes` the container sees no others, and its first one is number 1.
         """
         flags = [
             "run",
@@ -361,7 +363,9 @@ class Podman:
             "--log-driver=none",
             # As in Enroot and the Container Engine: one network, and /dev/shm has no limit of 64 MB. A
             # program with PID 1 would ignore each signal that it does not handle.
-            *("--network=host", "--pid=host", "--shm-size=0"),
+            "--network=host",
+            *(() if own_processes else ("--pid=host",)),
+            "--shm-size=0",
             # Its timers are systemd's, which a job may not use, and nobody asks for the result.
             "--no-healthcheck",
             # SELinux lets a container read nothing of the host that was not labelled for it.

@@ -127,6 +127,23 @@ def test_what_was_passed_already_makes_nothing_stale(root: Path, text: str) -> N
     assert stale(root) == {}
 
 
+def test_a_pass_counts_for_the_launcher_that_started_it(root: Path) -> None:
+    write(root, "tools", "smoke = [['a']]")
+    passes(open_checkout(root, {}), "tools")
+
+    def reasons(**variables: str) -> tuple[str, ...]:
+        return Judge(open_checkout(root, variables)).image("tools").reasons
+
+    assert reasons() == reasons(RC_LAUNCHER="podman") == ()
+    assert reasons(RC_LAUNCHER="pyxis") == ("smoke tests passed with podman, not with pyxis",)
+    records = open_checkout(root, {}).records
+    record = records.get(Step.ENROOT, "tools")
+    assert record is not None
+    # The official checkout has tested it as it tests its own.
+    records.put(Step.ENROOT, "tools", replace(record, adopted_from="/official"))
+    assert not any("smoke" in reason for reason in reasons(RC_LAUNCHER="pyxis"))
+
+
 def test_a_failure_counts_until_the_test_is_changed(root: Path) -> None:
     write(root, "base", "smoke = [['a']]")
     checkout = open_checkout(root, {})

@@ -1,0 +1,139 @@
+"""`edf.entrypoint = "auto"`: what the podman step finds out of an ENTRYPOINT, and who is told."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.model.entrypoint import Behaviour
+from rc_tasks.steps import entrypoint
+from rc_tasks.tools import command
+from rc_tasks.tools.podman import Podman
+from tests.support.checkouts import write_checkout
+from tests.support.containers import working_runtime
+from tests.support.family import Family
+from tests.support.images import BUSYBOX, Layer, load
+from tests.support.storage import own_storage
+from tests.support.tools import require_tools
+
+pytestmark = pytest.mark.podman
+
+BASE = (
+    "FROM scratch\nCOPY busybox /bin/busybox\n"
+    'RUN ["/bin/busybox", "--install", "-s", "/bin"]\nENV PATH=/bin\n'
+)
+
+
+def containers(podman: Podman) -> str:
+    return command.capture(podman.command("container", "ls", "--all", "--quiet")).stdout
+
+
+def script(text: str) -> str:
+    return f'FROM base\nENTRYPOINT ["sh", "-c", "{text}", "entrypoint"]\n'
+
+
+FILES = {
+    "base/Dockerfile": BASE,
+    "projects/becomes:1/Dockerfile": script('echo banner; exec \\"$@\\"'),
+    "projects/inherits:1/Dockerfile": "FROM becomes:1\nRUN true\n",
+    "projects/starts:1/Dockerfile": script('\\"$@\\"; exit $?'),
+    "projects/ignores:1/Dockerfile": script("echo hello, $*"),
+    "projects/fails:1/Dockerfile": script("echo no licence server >&2; exit 3"),
+    "projects/chosen:1/Dockerfile": script("echo hello, $*"),
+    "projects/chosen:1/project.toml": "edf.entrypoint = true\n",
+}
+NOTES = """\
+note: becomes:1, inherits:1: their env.toml say entrypoint = true, so a job begins with their ENTRYPOINT;
+`entrypoint = false` under [edf] in their project.toml turns that off
+note: starts:1: its env.toml says entrypoint = false, as its ENTRYPOINT starts its command as a child,
+and Pyxis and the Container Engine start only one that becomes its command. End its script
+with `exec "$@"`, or write `entrypoint = true` under [edf] in its project.toml if neither
+of them starts the image
+note: ignores:1: its env.toml says entrypoint = false, as its ENTRYPOINT ends without its command,
+and Pyxis and the Container Engine start only one that becomes its command. End its script
+with `exec "$@"`, or write `entrypoint = true` under [edf] in its project.toml if neither
+of them starts the image
+note: fails:1: its env.toml says entrypoint = true, but its ENTRYPOINT could not be tried
+where it was built, and Pyxis and the Container Engine start only one that ends in
+`exec "$@"`: try `doit local fails:1 -- true`, or write `entrypoint = false` under
+[edf] in its project.toml
+"""
+
+
+def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
+    require_tools("podman", "mksquashfs", "unsquashfs", "busybox")
+    root = write_checkout(tmp_path / "a checkout", FILES)
+    shutil.copy(BUSYBOX, root / "base/busybox")
+    with own_storage() as (podman, environment):
+        environment |= {
+            "RC_RUNNER": "local",
+            "RC_PODMAN_ISOLATION": "chroot",
+            "RC_PODMAN_RUNTIME": working_runtime(podman, tmp_path / "rootfs"),
+        }
+        family = Family(root, podman, environment)
+        told = family.doit()
+        assert NOTES in told, told
+        said = {
+            name: line
+            for name in (
+                "base",
+                "becomes:1",
+                "inherits:1",
+                "starts:1",
+                "ignores:1",
+                "fails:1",
+                "chosen:1",
+            )
+            for line in (family.directory(name) / "env.toml").read_text().splitlines()
+            if line.startswith("entrypoint")
+        }
+        assert said == {
+            "base": "entrypoint = false",
+            "becomes:1": "entrypoint = true",
+            "inherits:1": "entrypoint = true",
+            "starts:1": "entrypoint = false",
+            "ignores:1": "entrypoint = false",
+            "fails:1": "entrypoint = true",
+            "chosen:1": "entrypoint = true",
+        }
+        # Another image with the same ENTRYPOINT is no news; another ENTRYPOINT is.
+        family.write(
+            "projects/becomes:1/Dockerfile", FILES["projects/becomes:1/Dockerfile"] + "RUN true\n"
+        )
+        family.write("projects/starts:1/Dockerfile", script("exit 4"))
+        told = family.doit()
+        assert "becomes:1, inherits:1" not in told, told
+        assert (
+            "note: starts:1: its env.toml says entrypoint = true, but its ENTRYPOINT could not" in told
+        )
+        assert family.doit().startswith("7 images: 7 fresh")
+        assert containers(podman) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "behaviour"),
+    [
+        pytest.param("exec sleep 1000", Behaviour.UNKNOWN, id="never ends"),
+        pytest.param("yes", Behaviour.UNKNOWN, id="prints without end"),
+        pytest.param('yes | head -c 9999999; exec "$@"', Behaviour.BECOMES, id="prints much before"),
+    ],
+)
+def test_an_entrypoint_that_does_not_end(
+    text: str,
+    behaviour: Behaviour,
+    podman_storage: Podman,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrypoint, "_LIMIT_S", 5)
+    layer = Layer().busybox()
+    for applet in ("sleep", "yes", "head"):
+        layer.symlink(f"bin/{applet}", "busybox")
+    config = {"Env": ["PATH=/bin"], "Entrypoint": ["/bin/sh", "-c", text, "entrypoint"]}
+    for name in ("dev", "proc", "sys", "etc", "tmp", "run", "var"):
+        layer.directory(name)
+    image_id = load(podman_storage, tmp_path / "layout", config, layer)
+    engine = replace(podman_storage, runtime=working_runtime(podman_storage, tmp_path / "rootfs"))
+    assert entrypoint.tried(engine, engine.inspect(image_id)) is behaviour
+    assert containers(engine) == ""
