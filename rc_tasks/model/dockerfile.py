@@ -6,8 +6,8 @@ here.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rc_tasks.errors import DockerfileError
@@ -112,6 +112,7 @@ class Dockerfile:
     of, as podman and BuildKit pass over the others. `sets_entrypoint` and `final_base` follow the
     target down through the stages that it is built on. `mounts` has every RUN --mount that reads
     something; `overlooked` has the lines of needed stages in which podman's cache overlooks something.
+    `notes` say, each with its `path:line`, what a person may not have meant and podman takes.
     """
 
     stages: tuple[Stage, ...]
@@ -122,12 +123,11 @@ class Dockerfile:
     needed: frozenset[int] = frozenset()
     mounts: tuple[Mount, ...] = ()
     overlooked: tuple[tuple[Overlooked, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def stage_of(self, name: str, above: int) -> Stage | None:
         """The stage that a `from=` in stage `above` names, by name or number, or None."""
-        if name.isascii() and name.isdecimal():
-            return self.stages[int(name)] if len(name) <= _MOST_DIGITS and int(name) < above else None
-        return next((s for s in self.stages[:above] if s.name and s.name.lower() == name.lower()), None)
+        return _stage_of(self.stages, name, above)
 
 
 def parse(
@@ -141,7 +141,8 @@ def parse(
     """Read a Dockerfile; `architecture` is the machine as uname(2) names it.
 
     `target` is a stage's name or, where it has none, its index. Raises DockerfileError, whose
-    `where` is this one with the line.
+    `where` is this one with the line. As with podman, a mistake in a stage that the target does not need
+    is none: it is among the notes.
     """
     source = instructions(text, where=where)
     if not source.instructions:
@@ -176,7 +177,9 @@ class _Reader:
         self.globals = _values(platform_arguments(architecture, build_args))
         self.declared: set[str] = set()
         self.stages: list[Stage] = []
-        self.by_name: dict[str, Stage] = {}
+        # The first mistake in each stage, and what the builder takes although it may be a mistake.
+        self.mistakes: dict[int, DockerfileError] = {}
+        self.notes: list[tuple[int, str]] = []
         self.entrypoints: set[int] = set()
         self.uses: list[_Use | Base] = []
         self.mounts: list[Mount] = []
@@ -189,6 +192,14 @@ class _Reader:
 
     def read(self, instruction: Instruction) -> None:
         self.last_line = instruction.line
+        try:
+            self.read_instruction(instruction)
+        except DockerfileError as error:
+            if not self.stages:
+                raise
+            self.mistakes.setdefault(len(self.stages) - 1, error)
+
+    def read_instruction(self, instruction: Instruction) -> None:
         self.check_name(instruction)
         if instruction.name == "FROM":
             self.read_from(instruction)
@@ -256,6 +267,11 @@ class _Reader:
         line, index = instruction.line, len(self.stages)
         words = instruction.value.split()
         named = len(words) == 3 and words[1].lower() == "as"
+        name = words[2] if named else ""
+        stage = Stage(index, name, line, None, None, False)
+        # Also where the rest of it is a mistake: what stands below is in this stage.
+        self.stages.append(stage)
+        self.arguments.append({*self.globals, *self.build_args})
         if not named and len(words) != 1:
             raise self.error(
                 line,
@@ -273,32 +289,21 @@ class _Reader:
                 )
             foreign = self.resolve(platform, f"--platform={platform}", line) != self.native
         image = self.resolve(words[0], f"FROM {words[0]}", line)
-        parent = self.by_name.get(image.lower())
-        base = None
-        if parent is None and image != SCRATCH:
+        parent = _named(self.stages[:index], image)
+        if parent is not None:
+            self.stages[index] = replace(stage, parent=parent.index)
+            self.arguments[index] = set(self.arguments[parent.index])
+        elif image != SCRATCH:
             ImageReference.parse(image, where=f"{self.where}:{line}")
             base = Base(image, Via.FROM, line, index, foreign)
+            self.stages[index] = replace(stage, base=base)
             self.uses.append(base)
-        name = words[2] if named else ""
-        stage = Stage(index, name, line, base, parent.index if parent else None, False)
-        if named:
-            if not _STAGE_NAME.fullmatch(name.lower()):
-                raise self.error(
-                    line,
-                    f"{name!r} cannot be the name of a stage",
-                    "start with a letter and use letters, digits, . _ -",
-                )
-            earlier = self.by_name.setdefault(name.lower(), stage)
-            if earlier is not stage:
-                raise self.error(
-                    line,
-                    f"stage {name} was already defined in line {earlier.line}",
-                    "give one of the two another name; capital letters make no difference",
-                )
-        self.stages.append(stage)
-        self.arguments.append(
-            set(self.arguments[parent.index]) if parent else {*self.globals, *self.build_args}
-        )
+        if named and not _STAGE_NAME.fullmatch(name.lower()):
+            raise self.error(
+                line,
+                f"{name!r} cannot be the name of a stage",
+                "start with a letter and use letters, digits, . _ -",
+            )
 
     def read_copy(self, instruction: Instruction) -> None:
         for flag in instruction.flags:
@@ -343,16 +348,25 @@ class _Reader:
     def finish(self, target: str | None) -> Dockerfile:
         if not self.stages:
             raise self.error(self.last_line, "the Dockerfile has no FROM", "add FROM and a base image")
+        self.check_names()
         stages = tuple(
-            Stage(s.index, s.name, s.line, s.base, s.parent, s.index in self.entrypoints)
-            for s in self.stages
+            replace(stage, sets_entrypoint=stage.index in self.entrypoints) for stage in self.stages
         )
-        bases = [base for use in self.uses if (base := self.outside(use)) is not None]
         final = self.target(stages, target)
+        needed = self.needed(final)
+        bases = []
+        for use in self.uses:
+            try:
+                base = self.outside(use)
+            except DockerfileError as error:
+                self.mistakes.setdefault(use.stage, error)
+            else:
+                bases += [] if base is None else [base]
+        if wrong := needed & self.mistakes.keys():
+            raise self.mistakes[min(wrong)]
         chain = [final]
         while (parent := chain[-1].parent) is not None:
             chain.append(stages[parent])
-        needed = self.needed(final)
         return Dockerfile(
             stages,
             tuple(base for base in bases if base.stage <= final.index),
@@ -362,13 +376,32 @@ class _Reader:
             needed,
             tuple(self.mounts),
             tuple(self.overlooked(bases, needed)),
+            tuple(self.all_notes()),
         )
+
+    def all_notes(self) -> Iterator[str]:
+        for line, note in self.notes:
+            yield f"{self.where}:{line}: {note}"
+        for mistake in self.mistakes.values():
+            yield f"{mistake.headline}; podman passes over this stage"
+
+    def check_names(self) -> None:
+        """Raise DockerfileError for two stages of one name, of which podman 4.3.1 takes the last."""
+        seen: dict[str, Stage] = {}
+        for stage in self.stages:
+            earlier = seen.setdefault(stage.name.lower(), stage) if stage.name else stage
+            if earlier is not stage:
+                raise self.error(
+                    stage.line,
+                    f"stage {stage.name} was already defined in line {earlier.line}",
+                    "give one of the two another name; capital letters make no difference",
+                )
 
     def overlooked(self, bases: list[Base], needed: frozenset[int]) -> Iterator[tuple[Overlooked, int]]:
         """The lines of needed stages that podman's cache does not see as a whole."""
         for mount in self.mounts:
             if mount.stage in needed:
-                stage = self.stage_named(mount.name) if mount.name else None
+                stage = _stage_of(self.stages, mount.name, mount.stage)
                 yield Overlooked.SOURCE if stage is None else Overlooked.STAGE, mount.line
         for index in sorted(needed & self.expanded.keys()):
             yield Overlooked.VARIABLE, self.expanded[index]
@@ -376,11 +409,6 @@ class _Reader:
         for stage in self.stages:
             if stage.index in needed and stage.name in used:
                 yield Overlooked.SHADOW, stage.line
-
-    def stage_named(self, name: str) -> Stage | None:
-        if name.isascii() and name.isdecimal():
-            return self.stages[int(name)]
-        return self.by_name.get(name.lower())
 
     def needed(self, final: Stage) -> frozenset[int]:
         """The stages that the target is made of, itself included."""
@@ -393,8 +421,8 @@ class _Reader:
                 parent = self.stages[index].parent
                 todo += [] if parent is None else [parent]
                 for use in self.uses:
-                    if use.stage == index and isinstance(use, _Use) and self.outside(use) is None:
-                        stage = self.stage_named(use.name)
+                    if use.stage == index and isinstance(use, _Use):
+                        stage = _stage_of(self.stages, use.name, index)
                         todo += [] if stage is None else [stage.index]
         return frozenset(found)
 
@@ -402,21 +430,19 @@ class _Reader:
         """The use as one of an image from outside; None when it is a stage or nothing."""
         if isinstance(use, Base):
             return use
+        if _stage_of(self.stages, use.name, use.stage) is not None:
+            return None
         if use.name.isascii() and use.name.isdecimal():
-            if len(use.name) <= _MOST_DIGITS and int(use.name) < use.stage:
-                return None
             raise self.error(
                 use.line,
                 f"there is no stage {use.name} above stage {use.stage}, in which this line stands",
                 "stages are counted from 0; a name given with FROM … AS NAME is safer",
             )
-        stage = self.by_name.get(use.name.lower())
-        if stage is not None:
-            if stage.index < use.stage:
-                return None
+        later = _stage_of(self.stages, use.name, len(self.stages))
+        if later is not None:
             raise self.error(
                 use.line,
-                f"stage {use.name} begins in line {stage.line} and is not finished here",
+                f"stage {use.name} begins in line {later.line} and is not finished here",
                 "move that stage above this one, or give it a name that is not the image's",
             )
         if use.name == SCRATCH:
@@ -443,7 +469,9 @@ class _Reader:
         if value.unset:
             name = value.unset[0]
             what = f"variable {name} has no value in {text}"
-            raise self.error(line, what, self.how_to_set(name))
+            if not _can_be_built_on(value.text, self.stages):
+                raise self.error(line, what, self.how_to_set(name))
+            self.notes.append((line, f"{what}, which is taken as {value.text}"))
         if not value.text:
             raise self.error(line, f"{text} is empty once its variables are replaced", "name an image")
         return value.text
@@ -476,6 +504,23 @@ class _Reader:
 
     def error(self, line: int, what: str, hint: str) -> DockerfileError:
         return DockerfileError(what, where=f"{self.where}:{line}", hint=hint)
+
+
+def _stage_of(stages: Sequence[Stage], name: str, above: int) -> Stage | None:
+    if name.isascii() and name.isdecimal():
+        return stages[int(name)] if len(name) <= _MOST_DIGITS and int(name) < above else None
+    return _named(stages[:above], name)
+
+
+def _named(stages: Sequence[Stage], name: str) -> Stage | None:
+    return next((s for s in stages if s.name and s.name.lower() == name.lower()), None)
+
+
+def _can_be_built_on(name: str, stages: Sequence[Stage]) -> bool:
+    try:
+        return _named(stages, name) is not None or bool(ImageReference.parse(name))
+    except DockerfileError:
+        return False
 
 
 def variable_names(text: str) -> set[str]:

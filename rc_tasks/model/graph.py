@@ -82,14 +82,16 @@ class ImageGraph:
         return found
 
     def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
-        """Remarks for people who build these images: registry bases that may be misspelt projects.
+        """Remarks for people who build these images: what podman takes and they may not have meant.
 
+        Registry bases that may be misspelt projects are among them.
         Near names take milliseconds to find, so they are looked for once for each base, and only when
         notes are shown.
         """
         names = self.names()
         close = cache(lambda name: near(name, names))
         for node in nodes:
+            yield from node.dockerfile.notes
             where = node.project.shown(DOCKERFILE)
             for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
                 if name in node.remote and "/" not in name and close(name):
@@ -139,7 +141,7 @@ def link(
         if name is not None:
             local[base.name] = aliases.get(name, name)
             continue
-        if base.name.startswith("localhost/"):
+        if base.name.startswith("localhost/") and base.stage in dockerfile.needed:
             raise DockerfileError(
                 f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
                 where=f"{project.shown('Dockerfile')}:{base.line}",

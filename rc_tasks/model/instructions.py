@@ -4,6 +4,7 @@ dockerfile-parse tells instructions from their values, once the text is put into
 reads as Docker does: one line for each instruction, no heredoc bodies, no byte order mark.
 """
 
+import codecs
 import io
 import json
 import re
@@ -23,6 +24,8 @@ _CONTINUED = {
     escape: re.compile(rf"(?:(?<=[^\{escape}])|^)\{escape}[ \t]*\Z")
     for escape in ("\\", "`")
 }
+# A byte that is not UTF-8.
+_STRAY = re.compile("[\udc80-\udcff]")
 _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 
 
@@ -51,11 +54,12 @@ class Source:
 def instructions(text: bytes, *, where: str) -> Source:
     """Split a Dockerfile; raises DockerfileError for what cannot be split.
 
-    Names of instructions are not checked here.
+    Names of instructions are not checked here. Bytes that are not UTF-8 may stand in comments and in
+    the text of heredocs.
     """
     from dockerfile_parse.parser import DockerfileParser
 
-    lines = _lines(text, where)
+    lines = decode(text).split("\n")
     escape = _escape(lines, where)
     flat, places = _flatten(lines, escape, where)
     # Given a path instead, the parser would want it to end in "Dockerfile".
@@ -69,6 +73,16 @@ def instructions(text: bytes, *, where: str) -> Source:
             flags, value = split_flags(value, escape)
         found.append(Instruction(part["instruction"], flags, value, *place))
     return Source(escape, tuple(found))
+
+
+def decode(text: bytes) -> str:
+    """The text of a Dockerfile; `encode` gives its bytes back, apart from a byte order mark."""
+    return text.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The bytes of a text from `decode`."""
+    return text.encode(errors="surrogateescape")
 
 
 def has_heredoc(instruction: Instruction) -> bool:
@@ -129,18 +143,6 @@ def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int
     return text, tuple(places)
 
 
-def _lines(text: bytes, where: str) -> list[str]:
-    try:
-        return text.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        raise DockerfileError(
-            "the text is not UTF-8",
-            where=f"{where}:{line}",
-            hint="save the file as UTF-8",
-        ) from None
-
-
 def _escape(lines: list[str], where: str) -> str:
     """The escape character that the parser directives at the top choose."""
     escape = "\\"
@@ -198,6 +200,12 @@ def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list
             line = (whole + line).strip()
         if not line:
             continue
+        if _STRAY.search(line):
+            raise DockerfileError(
+                "this instruction is not UTF-8",
+                where=f"{where}:{start + 1}",
+                hint="save the file as UTF-8: podman replaces other bytes by U+FFFD",
+            )
         places.append((start + 1, at))
         if "<<" in line:
             for heredoc in _opened(line, escape):

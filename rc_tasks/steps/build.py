@@ -12,7 +12,7 @@ from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model import context
 from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.instructions import instructions
+from rc_tasks.model.instructions import encode, instructions
 from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout, parse_node
@@ -181,7 +181,7 @@ def _build(
         iidfile, ignorefile, dockerfile = (Path(scratch, name) for name in ("iid", "ignore", DOCKERFILE))
         ignorefile.write_text(context.ignore_text(project.directory))
         # As bytes: line ends stay what they are.
-        dockerfile.write_bytes(given.dockerfile.text.encode())
+        dockerfile.write_bytes(encode(given.dockerfile.text))
         wanted = podman.build(
             given.context(Path(scratch)),
             dockerfile,

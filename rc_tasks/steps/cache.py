@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.instructions import instructions
+from rc_tasks.model.instructions import encode, instructions
 from rc_tasks.state.catalogue import Cached
 from rc_tasks.tools.podman import Podman
 
@@ -30,10 +30,10 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
     """
-    source = instructions(text.encode(), where=node.project.shown("Dockerfile"))
+    source = instructions(encode(text), where=node.project.shown("Dockerfile"))
     found: list[list[str]] = []
     for instruction in source.instructions:
-        text = f"{instruction.name} {instruction.flags} {instruction.value}"
+        written = f"{instruction.name} {instruction.flags} {instruction.value}"
         if instruction.name == "FROM":
             stage = node.dockerfile.stages[len(found)]
             if stage.parent is not None:
@@ -42,7 +42,7 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
                 start = bases.get(stage.base.name, stage.base.name) if stage.base else ""
             found.append([_digest("FROM", start)])
         elif found:
-            found[-1].append(_digest(found[-1][-1], text))
+            found[-1].append(_digest(found[-1][-1], written))
     final = found[node.dockerfile.final.index]
     for label in sorted(labels.items()):
         final.append(_digest(final[-1], *label))

@@ -142,6 +142,8 @@ def recipe_for(
             continue
         triggers.require_own_files(found, base=base_name, where=f"{where}:{stage.line}")
         cached &= not triggers.are_overlooked(found, where)
+    for note in dockerfile.notes:
+        print(f"note: {note}", flush=True)
     if not cached:
         print("without podman's cache: it does not see what the ONBUILD triggers read", flush=True)
 

@@ -16,9 +16,11 @@ from rc_tasks.engine.summary import load_begun
 from rc_tasks.errors import DockerfileError, EdfError, PinError, RcError, SettingsError
 from rc_tasks.model import dockerfile, edf, edf_merge, manifest, pin, recipe, toml_text
 from rc_tasks.model.edf import EdfValues
+from rc_tasks.model.instructions import encode, instructions
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.readable import log_line, printable
 from rc_tasks.model.reference import ImageReference, name_problem, near
+from rc_tasks.model.rewrite import rewrite
 from rc_tasks.model.settings import load as load_settings
 from rc_tasks.state import history, locks, records
 from rc_tasks.state.catalogue import Catalogue
@@ -94,9 +96,25 @@ def read_dockerfile(data: bytes, target: str | None = None) -> dockerfile.Docker
 @example("FROM a\nCOPY --from=\u0663 / /\n".encode(), None)
 @example(b"FROM " + b"${A:-" * 2000, None)
 @example(b"FROM a\nRUN [" + b"[" * 5000, None)
+@example(b"FROM a\nCOPY --from=7 a b\nFROM a\n# \xe9\nRUN x \\\n# \xff\n y\nFROM a", "1")
 def test_any_dockerfile(data: bytes, target: str | None) -> None:
     with only(DockerfileError):
-        read_dockerfile(data, target)
+        parsed = read_dockerfile(data, target)
+        source = instructions(data, where="Dockerfile")
+        given = rewrite(
+            data,
+            source,
+            parsed,
+            architecture="x86_64",
+            ids={},
+            build_args={"A": "x"},
+            context_digest=lambda path: path,
+            stages={},
+        )
+        # podman reads as many lines, and the same needed stages.
+        assert encode(given.text).count(b"\n") == data.count(b"\n")
+        again = read_dockerfile(encode(given.text), target)
+        assert again.needed == parsed.needed
 
 
 NAME = st.from_regex(r"[a-z][a-z0-9]{0,5}(?::[a-z0-9][a-z0-9.]{0,3})?", fullmatch=True)
