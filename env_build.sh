@@ -3,10 +3,14 @@
 set -euo pipefail
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
+has_dockerfile() {
+    [ -e "$1/Dockerfile" ] || [ -e "$1/Containerfile" ]
+}
+
 list_available_environments() {
     printf 'Available environments\nBase environment:\n'
-    for dockerfile in */Dockerfile; do
-        [ ! -e "$dockerfile" ] || printf '\t%s\n' "${dockerfile%/Dockerfile}"
+    for directory in */; do
+        ! has_dockerfile "$directory" || printf '\t%s\n' "${directory%/}"
     done
     if [ -n "$(ls -A projects 2>/dev/null)" ]; then
         echo "Projects:"
@@ -25,7 +29,7 @@ if [ $# -lt 1 ]; then
     list_available_environments
     exit 1
 fi
-if [ ! -d "projects/$1" ] && [ ! -e "$1/Dockerfile" ]; then
+if [ ! -d "projects/$1" ] && ! has_dockerfile "$1"; then
     echo "Error: Environment '$1' not found"
     list_available_environments
     exit 1

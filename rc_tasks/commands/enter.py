@@ -15,7 +15,7 @@ from rc_tasks.engine.session import TASK_KINDS
 from rc_tasks.errors import ProjectError, RcError, SlurmError
 from rc_tasks.model import edf_chain
 from rc_tasks.model.edf_chain import ResolvedEdf
-from rc_tasks.model.project import DOCKERFILE, PROJECTS, Project
+from rc_tasks.model.project import PROJECTS, Project, dockerfile_name
 from rc_tasks.model.settings import Launcher, Runner
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.user_edf import UserEdf, workdir
@@ -169,10 +169,11 @@ def find_project(checkout: Checkout, argument: str) -> Project | None:
     if target in graph.broken:
         # Whoever mends a Dockerfile wants to try things in the image as it was.
         path = f"{PROJECTS}/{target}" if (checkout.root / PROJECTS / target).is_dir() else target
-        if not (checkout.root / path / DOCKERFILE).is_file():
+        project = Project(target, checkout.root, path, dockerfile_name(checkout.root / path))
+        if not project.dockerfile.is_file():
             raise graph.broken[target]
         tell(f"warning: {graph.broken[target]}")
-        return Project(target, checkout.root, path)
+        return project
     return graph.images[target].project if target in graph.images else None
 
 

@@ -13,7 +13,7 @@ from rc_tasks.engine.session import Session
 from rc_tasks.errors import EdfError, ProjectError
 from rc_tasks.model import edf, edf_merge, template
 from rc_tasks.model.graph import local_name
-from rc_tasks.model.project import DOCKERFILE, EDF, PROJECTS, Project
+from rc_tasks.model.project import DOCKERFILE, EDF, PROJECTS, Project, dockerfile_name
 from rc_tasks.model.reference import ImageReference, name_problem, near
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import open_up, refused, umask
@@ -48,7 +48,7 @@ class New(CheckoutCommand):
         name = one_name(self, names)
         project = create(opened.checkout, name, options["from"])
         print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
-        print(f"next: edit {project.shown(DOCKERFILE)}, then `doit build:{name}`")
+        print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
         return 0
 
 
@@ -105,13 +105,14 @@ def unused(checkout: Checkout, name: str) -> Project:
     for path in (f"{PROJECTS}/{name}", name):
         place = checkout.root / path
         # A directory of a project's name beside projects/ is one only with a Dockerfile in it.
-        if not os.path.lexists(place) or (path == name and not (place / DOCKERFILE).exists()):
+        has_dockerfile = (place / dockerfile_name(place)).exists()
+        if not os.path.lexists(place) or (path == name and not has_dockerfile):
             continue
         if place.is_symlink():
             points_to = os.readlink(place)
             dangling = "" if place.exists() else ", which does not exist"
             what, hint = f"is an alias, a symlink to {points_to}{dangling}", f"rm '{path}'"
-        elif (place / DOCKERFILE).exists():
+        elif has_dockerfile:
             what, hint = "is a project already", f"doit build:{name}"
         else:
             what, hint = "is in the way", "move it away, or write a Dockerfile into it"

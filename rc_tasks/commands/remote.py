@@ -23,7 +23,7 @@ from rc_tasks.commands.enter import (
 )
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
-from rc_tasks.model.project import DOCKERFILE, EDF, Project
+from rc_tasks.model.project import EDF, Project
 from rc_tasks.model.reference import near
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.files import write_atomically
@@ -81,7 +81,7 @@ class Remote(EnterCommand):
         _require_image(entry.edf.path)
         status = entry.start(official)
         if not options["print"]:
-            tell(f"next: edit {project.shown(DOCKERFILE)}, then `doit build:{project.name}`")
+            tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
         return status
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from doit.dependency import FileChangedChecker
 
 from rc_tasks.engine.session import session
+from rc_tasks.model.project import Project
 from rc_tasks.state import reading
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.inputs import CONTEXT, is_file, part_of
@@ -45,8 +46,9 @@ class RecordsDB:
             case "deps:":
                 return [_path(task_id, part) for part in record.inputs if is_file(part)]
             case _:
-                directory = _directory(task_id)
-                return record.inputs.get(part_of(dependency.removeprefix(f"{directory}/")))
+                project = _project(task_id)
+                path = dependency.removeprefix(f"{project.path}/")
+                return record.inputs.get(part_of(path, project.dockerfile_name))
 
     def set(self, task_id: str, dependency: str, value: object) -> None:
         """Only `ignore:` is doit's own to save; all else was written by the step when it ended."""
@@ -118,9 +120,9 @@ def step_of(task_id: str) -> tuple[Step, str] | None:
 _STEPS = {str(step): step for step in Step}
 
 
-def _directory(task_id: str) -> str:
-    return session().checkout.graph.images[task_id.partition(":")[2]].project.path
+def _project(task_id: str) -> Project:
+    return session().checkout.graph.images[task_id.partition(":")[2]].project
 
 
 def _path(task_id: str, part: str) -> str:
-    return f"{_directory(task_id)}/{part.removeprefix(CONTEXT)}"
+    return f"{_project(task_id).path}/{part.removeprefix(CONTEXT)}"

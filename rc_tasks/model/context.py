@@ -17,15 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.errors import ProjectError
+from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 
-# In podman's order: the first that exists is the only one that counts.
-IGNORE_FILES = (
-    "Dockerfile.dockerignore",
-    "Dockerfile.containerignore",
-    ".containerignore",
-    ".dockerignore",
-)
+# In podman's order: the first that exists is the only one that counts. {} is the Dockerfile's name.
+IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
 # What we make, or read ourselves, and the temporary names that it is made under.
 OUR_FILES = (
     "image.sqsh",
@@ -55,23 +51,23 @@ class Listing:
     changed_ns: int
 
 
-def ignore_text(directory: str | Path) -> str:
+def ignore_text(directory: str | Path, dockerfile: str = DOCKERFILE) -> str:
     """The complete ignore file for `podman build --ignorefile`, our own files last.
 
     Raises ProjectError for a pattern that Docker refuses.
     """
     names = {name for name, _ in _scan(directory, "")}
-    return "".join(f"{rule.text}\n" for rule in _rules(directory, names))
+    return "".join(f"{rule.text}\n" for rule in _rules(directory, dockerfile, names))
 
 
-def listing(directory: str | Path) -> Listing:
+def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
     """Everything that COPY could take from the directory.
 
     Symlinks are not followed. Raises ProjectError for what no image can hold and for a directory
     that cannot be read.
     """
     top = list(_scan(directory, ""))
-    ignored = _ignored(_rules(directory, {name for name, _ in top}))
+    ignored = _ignored(_rules(directory, dockerfile, {name for name, _ in top}))
     paths: list[str] = []
     signature = hashlib.sha256()
     changed_ns = 0
@@ -111,10 +107,10 @@ def listing(directory: str | Path) -> Listing:
     return Listing(tuple(paths), signature.hexdigest(), changed_ns)
 
 
-def copy(directory: Path, destination: Path) -> None:
+def copy(directory: Path, destination: Path, dockerfile: str = DOCKERFILE) -> None:
     """Copy all that the context holds, and nothing else, to `destination`, an empty directory."""
     made = []
-    for path in listing(directory).paths:
+    for path in listing(directory, dockerfile).paths:
         source, target = directory / path, destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISDIR(source.lstat().st_mode):
@@ -246,9 +242,9 @@ def _always() -> tuple[_Rule, ...]:
     return tuple(rule for pattern in OUR_FILES if (rule := _rule(pattern.encode())) is not None)
 
 
-def _rules(directory: str | Path, names: Collection[str]) -> tuple[_Rule, ...]:
+def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
-    for name in IGNORE_FILES:
+    for name in (each.format(dockerfile) for each in IGNORE_FILES):
         if name not in names:
             continue
         try:

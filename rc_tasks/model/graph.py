@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
 from rc_tasks.model.dockerfile import Base, Dockerfile, Via
-from rc_tasks.model.project import DOCKERFILE, PROJECTS, Alias, Project
+from rc_tasks.model.project import PROJECTS, Alias, Project
 from rc_tasks.model.recipe import Recipe
 from rc_tasks.model.reference import near
 
@@ -92,7 +92,7 @@ class ImageGraph:
         close = cache(lambda name: near(name, names))
         for node in nodes:
             yield from node.dockerfile.notes
-            where = node.project.shown(DOCKERFILE)
+            where = node.project.shown_dockerfile
             for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
                 if name in node.remote and "/" not in name and close(name):
                     yield (
@@ -144,7 +144,7 @@ def link(
         if base.name.startswith("localhost/") and base.stage in dockerfile.needed:
             raise DockerfileError(
                 f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
-                where=f"{project.shown('Dockerfile')}:{base.line}",
+                where=f"{project.shown_dockerfile}:{base.line}",
                 hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
             )
         remote[base.name] = None
@@ -225,4 +225,4 @@ def _no_image(alias: Alias) -> ProjectError:
 
 def _edge(node: ImageNode, to: str) -> tuple[str, Base]:
     base = next(base for base in node.dockerfile.bases if node.local.get(base.name) == to)
-    return f"{node.project.shown('Dockerfile')}:{base.line}", base
+    return f"{node.project.shown_dockerfile}:{base.line}", base

@@ -11,6 +11,8 @@ from rc_tasks.model.reference import name_problem
 
 PROJECTS = "projects"
 DOCKERFILE = "Dockerfile"
+# `podman build` takes the first that is a file (podman-build(1), "--file"; so does 4.3.1).
+DOCKERFILES = ("Containerfile", DOCKERFILE)
 ARTIFACT = "image.sqsh"
 IMAGE_JSON = "image.json"
 EDF = "env.toml"
@@ -21,11 +23,15 @@ GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """One image's directory. `path` is relative to the checkout, such as `projects/reasoning:2025.1`."""
+    """One image's directory. `path` is relative to the checkout, such as `projects/reasoning:2025.1`.
+
+    `dockerfile_name` is the one of DOCKERFILES that podman takes there.
+    """
 
     name: str
     root: Path
     path: str
+    dockerfile_name: str = DOCKERFILE
 
     @property
     def base(self) -> str:
@@ -40,7 +46,7 @@ class Project:
     @property
     def dockerfile(self) -> Path:
         """The Dockerfile."""
-        return self.directory / DOCKERFILE
+        return self.directory / self.dockerfile_name
 
     @property
     def recipe(self) -> Path:
@@ -62,6 +68,11 @@ class Project:
         """The EDF that starts the official image."""
         return self.directory / EDF
 
+    @property
+    def shown_dockerfile(self) -> str:
+        """The Dockerfile as errors name it."""
+        return self.shown(self.dockerfile_name)
+
     def shown(self, name: str) -> str:
         """A file of the project as errors name it: relative to the checkout."""
         return f"{self.path}/{name}"
@@ -81,6 +92,13 @@ class Broken:
 
     name: str
     error: RcError
+
+
+def dockerfile_name(directory: str | Path) -> str:
+    """The name of the Dockerfile in a directory, or of what is in its place, if anything is."""
+    names = [name for name in DOCKERFILES if os.path.lexists(f"{directory}/{name}")]
+    files = (name for name in names if os.path.isfile(f"{directory}/{name}"))
+    return next(files, names[0] if names else DOCKERFILE)
 
 
 def discover(root: Path) -> Iterator[Project | Alias | Broken]:
@@ -117,14 +135,15 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
         return _alias(entry, path, str(top)) if in_projects else None
     if not entry.is_dir():
         return None
-    dockerfile = _kind(os.path.join(entry.path, DOCKERFILE))
+    file = dockerfile_name(entry.path)
+    dockerfile = _kind(os.path.join(entry.path, file))
     if not in_projects and dockerfile is None:
         return None
     problem = name_problem(entry.name)
     if problem is not None:
         return Broken(entry.name, _misnamed(entry.name, path, problem))
-    if os.path.islink(os.path.join(entry.path, DOCKERFILE)) and dockerfile is None:
-        return Broken(entry.name, _dangling(entry.path, path))
+    if os.path.islink(os.path.join(entry.path, file)) and dockerfile is None:
+        return Broken(entry.name, _dangling(entry.path, path, file))
     if dockerfile is None:
         if GENERATED.issuperset(os.listdir(entry.path)):
             return None
@@ -142,11 +161,11 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
             entry.name,
             ProjectError(
                 f"is {'a directory' if is_directory else 'a socket, a pipe or a device'}, not a file",
-                where=f"{path}/{DOCKERFILE}",
+                where=f"{path}/{file}",
                 hint="move it away and write a file of this name (its first line is FROM and a base)",
             ),
         )
-    return Project(entry.name, top, path)
+    return Project(entry.name, top, path, file)
 
 
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
@@ -191,12 +210,12 @@ def _unreadable(error: OSError, path: str) -> ProjectError:
     )
 
 
-def _dangling(directory: str, path: str) -> ProjectError:
-    points_to = os.readlink(os.path.join(directory, DOCKERFILE))
+def _dangling(directory: str, path: str, file: str) -> ProjectError:
+    points_to = os.readlink(os.path.join(directory, file))
     return ProjectError(
         f"is a symlink to {points_to}, which does not exist",
-        where=f"{path}/{DOCKERFILE}",
-        hint=f"write the file, or point the symlink to one: ln -sfn FILE '{path}/{DOCKERFILE}'",
+        where=f"{path}/{file}",
+        hint=f"write the file, or point the symlink to one: ln -sfn FILE '{path}/{file}'",
     )
 
 

@@ -9,7 +9,7 @@ from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model import dockerfile, recipe
 from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
 from rc_tasks.model.pin import LOCK
-from rc_tasks.model.project import DOCKERFILE, RECIPE, Alias, Broken, Project, discover
+from rc_tasks.model.project import RECIPE, Alias, Broken, Project, discover
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
@@ -175,11 +175,11 @@ def _node(project: Project, aliases: Mapping[str, str], names: Set[str], archite
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
     options = recipe.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
     try:
-        text = read_bytes(f"{project.base}/{DOCKERFILE}")
+        text = read_bytes(f"{project.base}/{project.dockerfile_name}")
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}",
-            where=project.shown(DOCKERFILE),
+            where=project.shown_dockerfile,
             hint="mend its permissions",
         ) from None
     return link(project, _parsed(project, options, text, architecture), options, aliases, names)
@@ -195,7 +195,7 @@ def _parsed(
 ) -> dockerfile.Dockerfile:
     return dockerfile.parse(
         text,
-        where=project.shown(DOCKERFILE),
+        where=project.shown_dockerfile,
         build_args=options.build_args,
         architecture=architecture,
         target=options.target,

@@ -14,7 +14,7 @@ from rc_tasks.errors import ProjectError
 from rc_tasks.model import context, file_mode
 from rc_tasks.model.dockerfile import Overlooked
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.model.project import DOCKERFILES
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools.podman import at_least
 
@@ -41,18 +41,18 @@ Signatures = Mapping[str, tuple[int, int, int, int]]
 
 
 def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
-    """The inputs of an image that are files: `Dockerfile`, `context/entrypoint.sh`, …
+    """The inputs of an image that are files: `Dockerfile` or `Containerfile`, `context/entrypoint.sh`, …
 
     `files` are the paths of `input_files`. Values are texts to compare. Raises ProjectError when a file
     of the context cannot be read.
     """
-    directory = node.project.base
+    directory, dockerfile = node.project.base, node.project.dockerfile_name
     parts = {}
     for path in files:
         full = f"{directory}/{path}"
         try:
-            status = os.stat(full, follow_symlinks=path == DOCKERFILE)
-            parts[part_of(path)] = file_value(full, status, digests)
+            status = os.stat(full, follow_symlinks=path == dockerfile)
+            parts[part_of(path, dockerfile)] = file_value(full, status, digests)
         except OSError as error:
             raise ProjectError(
                 f"cannot be read: {error.strerror}",
@@ -86,42 +86,47 @@ def signatures(node: ImageNode) -> Signatures:
     may change and change back.
     """
     found = {}
+    dockerfile = node.project.dockerfile_name
     for path in (".", *input_files(node).paths):
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == DOCKERFILE)
+            status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == dockerfile)
             times = (status.st_mtime_ns, status.st_ctime_ns)
-            found[part_of(path)] = (0 if path == "." else status.st_size, *times, status.st_ino)
+            size_bytes = 0 if path == "." else status.st_size
+            found[part_of(path, dockerfile)] = (size_bytes, *times, status.st_ino)
     return found
 
 
 def digest_below(inputs: Mapping[str, str], path: str) -> str:
     """A digest of what the build context holds at `path` and below; the empty path means all of it."""
     path = posixpath.normpath(f"/{path}").lstrip("/")
-    exact, below = part_of(path), f"{CONTEXT}{path}/" if path else CONTEXT
+    below = f"{CONTEXT}{path}/" if path else CONTEXT
     parts = [
         f"{part} {value}"
         for part, value in sorted(inputs.items())
-        if part.startswith(below) or part == exact or (not path and part == DOCKERFILE)
+        if part.startswith(below)
+        or part == CONTEXT + path
+        or (part in DOCKERFILES and path in ("", part))
     ]
     return text_digest("\n".join(parts))
 
 
 def input_files(node: ImageNode) -> context.Listing:
     """The files that an image depends on, relative to its directory, the Dockerfile first."""
+    dockerfile = node.project.dockerfile_name
     try:
-        found = context.listing(node.project.base)
+        found = context.listing(node.project.base, dockerfile)
     except ProjectError as error:
         error.where = str(error.where).removeprefix(f"{node.project.root}/")
         raise
     # It may lie elsewhere, and it counts where an ignore file names it.
     signature, changed_ns = "", found.changed_ns
     with contextlib.suppress(OSError):
-        status = os.stat(f"{node.project.base}/{DOCKERFILE}")
+        status = os.stat(f"{node.project.base}/{dockerfile}")
         changed_ns = max(changed_ns, status.st_ctime_ns)
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
-        signature = f"{status.st_mode} {status.st_size} {times} {status.st_ino}"
+        signature = f"{dockerfile} {status.st_mode} {status.st_size} {times} {status.st_ino}"
     return context.Listing(
-        (DOCKERFILE, *[path for path in found.paths if path != DOCKERFILE]),
+        (dockerfile, *[path for path in found.paths if path != dockerfile]),
         f"{_VALUES} {signature} {found.signature}",
         changed_ns,
     )
@@ -129,12 +134,12 @@ def input_files(node: ImageNode) -> context.Listing:
 
 def is_file(part: str) -> bool:
     """Whether a part is a file of the project."""
-    return part == DOCKERFILE or part.startswith(CONTEXT)
+    return part in DOCKERFILES or part.startswith(CONTEXT)
 
 
-def part_of(path: str) -> str:
-    """The name of the part that a file of a project is."""
-    return path if path == DOCKERFILE else CONTEXT + path
+def part_of(path: str, dockerfile: str) -> str:
+    """The name of the part that a file of a project is; `dockerfile` is its Dockerfile."""
+    return path if path == dockerfile else CONTEXT + path
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:

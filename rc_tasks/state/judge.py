@@ -179,7 +179,8 @@ class Judge:
     def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
         inputs = file_inputs(node, files.paths, self._checkout.digests)
         for path in files.paths:
-            self._seen[node.project.shown(path)] = inputs[part_of(path)]
+            part = part_of(path, node.project.dockerfile_name)
+            self._seen[node.project.shown(path)] = inputs[part]
         self._as_recorded.discard(node.project.path)
         return inputs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rc_tasks.errors import PinError
 from rc_tasks.model import toml_text
 from rc_tasks.model.pin import LOCK, Pin, parse, with_pin
-from rc_tasks.model.project import DOCKERFILE
+from rc_tasks.model.project import DOCKERFILES
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.files import refused, sweep_temporaries, write_atomically
 from rc_tasks.state.inputs import CACHE, PIN
@@ -73,7 +73,7 @@ def comparable(
         for part, value in recorded.items()
         if not part.startswith((PIN, CACHE)) or part in now
     }
-    rewritten = recorded.get(DOCKERFILE) != now.get(DOCKERFILE)
+    rewritten = any(recorded.get(name) != now.get(name) for name in DOCKERFILES)
     for part, value in now.items():
         if part in parts:
             continue

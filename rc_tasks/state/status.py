@@ -128,11 +128,11 @@ def changed(part: str, old: str | None, new: str | None) -> str:
             return f"base {rest} was pinned to another digest"
         case "architecture":
             return f"built for {old}, this is {new}"
-        case "context" | "Dockerfile" if old is not None and new is not None:
+        case "context" | "Containerfile" | "Dockerfile" if old is not None and new is not None:
             same_content = old.partition(" ")[2] == new.partition(" ")[2]
             return f"{'mode of ' if same_content else ''}{rest or kind} changed"
-        case "context":
-            return f"{rest} {'added' if old is None else 'removed'}"
+        case "context" | "Containerfile" | "Dockerfile":
+            return f"{rest or kind} {'added' if old is None else 'removed'}"
         case _:
             return f"{part} changed"
 

@@ -13,7 +13,6 @@ from rc_tasks.model import context
 from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import encode, instructions
-from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.regular import read_bytes
 from rc_tasks.state.checkout import Checkout, parse_node
 from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
@@ -49,7 +48,7 @@ def build(checkout: Checkout, name: str) -> None:
     inputs = Judge(checkout).build_inputs(node)
     text = _dockerfile(checkout, node)
     version = podman_version()
-    where = node.project.shown(DOCKERFILE)
+    where = node.project.shown_dockerfile
     require_known(instructions(text, where=where), node.dockerfile.needed, version, where=where)
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
@@ -81,7 +80,7 @@ def build(checkout: Checkout, name: str) -> None:
 
 def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
     """Return the Dockerfile's bytes, which say what `node` says."""
-    where = node.project.shown(DOCKERFILE)
+    where = node.project.shown_dockerfile
     try:
         text = read_bytes(node.project.dockerfile)
     except OSError as error:
@@ -178,8 +177,10 @@ def _build(
     whole = stage is None
     target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch, nodes.building(podman):
-        iidfile, ignorefile, dockerfile = (Path(scratch, name) for name in ("iid", "ignore", DOCKERFILE))
-        ignorefile.write_text(context.ignore_text(project.directory))
+        iidfile, ignorefile, dockerfile = (
+            Path(scratch, name) for name in ("iid", "ignore", project.dockerfile_name)
+        )
+        ignorefile.write_text(context.ignore_text(project.directory, project.dockerfile_name))
         # As bytes: line ends stay what they are.
         dockerfile.write_bytes(encode(given.dockerfile.text))
         wanted = podman.build(
@@ -205,14 +206,14 @@ def _build(
         if returncode != 0:
             raise CommandError(
                 f"podman build {command.ending(returncode)}",
-                where=project.shown("Dockerfile"),
+                where=project.shown_dockerfile,
                 hint=f"mend it and run `doit build:{project.name}`: it resumes there",
             )
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""
         if not image_id:
             raise CommandError(
                 "podman build said that it was done, and named no image",
-                where=project.shown("Dockerfile"),
+                where=project.shown_dockerfile,
                 hint="run the same command again; `podman --version` tells which one that node has",
             )
         return podman.inspect(image_id)

@@ -90,7 +90,7 @@ def _file(node: ImageNode, secret: Secret) -> Path:
     top = Path(os.path.realpath(project.directory))
     if path.is_relative_to(top):
         inside = str(path.relative_to(top))
-        if inside in context.listing(top).paths:
+        if inside in context.listing(top, project.dockerfile_name).paths:
             raise ProjectError(
                 f"the secret {secret.id} lies in the build context: COPY could take it into the image",
                 where=project.shown(inside),

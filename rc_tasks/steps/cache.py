@@ -30,7 +30,7 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
     """
-    source = instructions(encode(text), where=node.project.shown("Dockerfile"))
+    source = instructions(encode(text), where=node.project.shown_dockerfile)
     found: list[list[str]] = []
     for instruction in source.instructions:
         written = f"{instruction.name} {instruction.flags} {instruction.value}"

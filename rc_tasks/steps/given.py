@@ -10,7 +10,6 @@ from rc_tasks.model import context, triggers
 from rc_tasks.model.dockerfile import Via
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import instructions
-from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.rewrite import Rewritten, mounted_name, rewrite
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.inputs import Signatures, digest_below, signatures
@@ -77,7 +76,7 @@ class Given:
             return directory
         made = scratch / "context"
         made.mkdir()
-        context.copy(directory, made)
+        context.copy(directory, made, self.node.project.dockerfile_name)
         if signatures(self.node) != self.before:
             raise ProjectError(
                 "files were changed while this build began",
@@ -91,7 +90,7 @@ class Given:
             if os.path.lexists(directory / source):
                 raise DockerfileError(
                     f"RUN --mount reads {source}, which the build context leaves out",
-                    where=f"{self.node.project.shown(DOCKERFILE)}:{mount.line}",
+                    where=f"{self.node.project.shown_dockerfile}:{mount.line}",
                     hint="take it out of .containerignore or .dockerignore, or mount another file",
                 )
         return made
@@ -102,7 +101,7 @@ class Given:
             name = self.dockerfile.bases[self.base.id]
             raise CommandError(
                 f"podman made an image that is not built on {name} ({self.base.id[:12]})",
-                where=self.node.project.shown(DOCKERFILE),
+                where=self.node.project.shown_dockerfile,
                 hint="run the same command again; if it happens again, report it with the log",
             )
 
@@ -122,7 +121,7 @@ def recipe_for(
     digests of all that it is made from, `before` the signatures of its files then. Raises
     DockerfileError for a Dockerfile that cannot be built as it says.
     """
-    dockerfile, where = node.dockerfile, node.project.shown(DOCKERFILE)
+    dockerfile, where = node.dockerfile, node.project.shown_dockerfile
     used = [base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids]
     names = tuple(dict.fromkeys(base.name for base in used))
     images = dict(zip(names, podman.inspect_all(ids[name] for name in names), strict=True))

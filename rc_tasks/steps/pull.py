@@ -6,7 +6,6 @@ from rc_tasks.errors import CommandError, DockerfileError, RcError
 from rc_tasks.model.dockerfile import Base, Via, machine
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import LOCK, Pin, is_digest
-from rc_tasks.model.project import DOCKERFILE
 from rc_tasks.model.reference import ImageReference, own_digest
 from rc_tasks.state.catalogue import Pulled
 from rc_tasks.state.checkout import Checkout
@@ -49,7 +48,7 @@ def require_machine(node: ImageNode, base: Base, image: Image, architecture: str
         return
     raise DockerfileError(
         f"{base.name} is an image for {image.architecture}, and this node is {here}",
-        where=f"{node.project.shown(DOCKERFILE)}:{base.line}",
+        where=f"{node.project.shown_dockerfile}:{base.line}",
         hint=f"name an image that exists for {here}, or, if the other machine is meant,\n"
         f"write FROM --platform=linux/{image.architecture} {base.name}"
         + (" AS STAGE, and take the files from that stage" if base.via is not Via.FROM else ""),

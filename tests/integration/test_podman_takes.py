@@ -1,5 +1,6 @@
 """What podman builds and people rarely write, built for real and looked at in image.sqsh."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -78,3 +79,33 @@ def test_what_looks_like_a_mistake_and_is_none(place: Place) -> None:
         assert f"note: {note}" in log, log
         assert f"note    {note}" in told, told
     assert place.build().started == []
+
+
+def test_a_containerfile(place: Place) -> None:
+    """Its own ignore file counts, and what lies beside it with the other name is one more file."""
+    (place.project / "Containerfile").write_text("FROM base\nCOPY . /here/\nRUN ls /here > /made\n")
+    (place.project / "Containerfile.dockerignore").write_text("data\n")
+    place.build()
+    assert place.holds("made").split() == [b"Containerfile", b"Containerfile.dockerignore"]
+    told = json.loads((place.project / "image.json").read_text())
+    assert {part for part in told["inputs"] if "ontainerfile" in part or "ockerfile" in part} == {
+        "Containerfile",
+        "context/Containerfile.dockerignore",
+    }
+    assert place.build().started == []
+
+    (place.project / "Dockerfile").write_text("FROM nowhere/nothing\n")
+    assert place.build().started == ["podman:x", "enroot:x"]
+    assert b"Dockerfile" in place.holds("made").split()
+
+    (place.project / "Containerfile").unlink()
+    (place.project / "Dockerfile").write_text("FROM base\nCOPY . /here/\nRUN ls /here > /made\n")
+    assert "podman:x  Containerfile removed" in place.build().text
+    assert b"data" in place.holds("made").split()
+
+    (place.project / "Dockerfile").rename(place.project / "Containerfile")
+    (place.project / "Containerfile").write_text("FROM base\nRUN false\n")
+    failed = place.doit("build:x")
+    assert failed.status == 1
+    assert "projects/x/Containerfile" in failed.text
+    assert "Dockerfile:" not in failed.text

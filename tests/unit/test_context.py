@@ -114,6 +114,14 @@ def test_one_ignore_file_counts(tmp_path: Path, present: tuple[str, ...], kept: 
     )
 
 
+def test_the_ignore_file_may_bear_the_name_of_a_containerfile(tmp_path: Path) -> None:
+    for name in ("Containerfile.dockerignore", "Dockerfile.dockerignore", ".containerignore"):
+        (tmp_path / name).write_text(f"not-for-{name}\n")
+    ours, theirs = (context.ignore_text(tmp_path, name) for name in ("Containerfile", "Dockerfile"))
+    assert ours == f"not-for-Containerfile.dockerignore\n{OURS}"
+    assert theirs == f"not-for-Dockerfile.dockerignore\n{OURS}"
+
+
 def test_an_empty_containerignore_still_wins(tmp_path: Path) -> None:
     (tmp_path / ".containerignore").write_text("")
     (tmp_path / ".dockerignore").write_text("*\n")

@@ -39,6 +39,28 @@ def test_projects_and_bases_are_found_and_other_directories_are_not(tmp_path: Pa
     assert len(found) == 2
 
 
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        (["Containerfile"], "Containerfile"),
+        (["Containerfile", "Dockerfile"], "Containerfile"),
+        (["Containerfile -> Dockerfile", "Dockerfile"], "Containerfile"),
+        # podman 4.3.1 passes over these.
+        (["Containerfile -> gone", "Dockerfile"], "Dockerfile"),
+        (["Containerfile/", "Dockerfile"], "Dockerfile"),
+    ],
+)
+@pytest.mark.parametrize("directory", ["base", "projects/a:1"])
+def test_the_dockerfile_is_the_one_that_podman_takes(
+    tmp_path: Path, directory: str, paths: list[str], name: str
+) -> None:
+    make(tmp_path, *(f"{directory}/{path}" for path in paths))
+    (found,) = discover(tmp_path)
+    assert isinstance(found, Project)
+    assert found.dockerfile == tmp_path / directory / name
+    assert found.shown_dockerfile == f"{directory}/{name}"
+
+
 def test_a_symlink_is_another_name_for_its_project(tmp_path: Path) -> None:
     make(tmp_path, "projects/a:1/Dockerfile", "projects/a:latest -> a:1", "projects/a:new -> a:latest")
     aliases = [one for one in discover(tmp_path) if isinstance(one, Alias)]
@@ -60,6 +82,13 @@ def test_a_directory_that_git_left_behind_is_no_project(tmp_path: Path) -> None:
             "  next: write one (its first line is FROM and a base), or remove the directory",
         ),
         (
+            ["projects/a/Containerfile -> gone"],
+            "a",
+            "projects/a/Containerfile: is a symlink to gone, which does not exist\n"
+            "  next: write the file, or point the symlink to one:"
+            " ln -sfn FILE 'projects/a/Containerfile'",
+        ),
+        (
             ["projects/a:latest -> a:1"],
             "a:latest",
             "projects/a:latest: this alias points to a:1, which does not exist\n"
@@ -78,7 +107,7 @@ def test_a_directory_that_git_left_behind_is_no_project(tmp_path: Path) -> None:
             "  next: rename it to something like reasoning:2025.1",
         ),
     ],
-    ids=["no-dockerfile", "dangling", "outside", "space"],
+    ids=["no-dockerfile", "dangling-dockerfile", "dangling", "outside", "space"],
 )
 def test_what_is_wrong_is_told_and_the_rest_is_found(
     tmp_path: Path, paths: list[str], name: str, text: str

@@ -131,6 +131,17 @@ def umask_was(root: Path, mask: int) -> None:
             id="symlink",
         ),
         pytest.param(
+            # COPY takes the file, under its name.
+            lambda root: (root / "base/Dockerfile").rename(root / "base/Containerfile"),
+            {"podman:base": "Dockerfile removed, Containerfile added"},
+            id="renamed-dockerfile",
+        ),
+        pytest.param(
+            edit("base/Containerfile", "FROM scratch\n"),
+            {"podman:base": "Dockerfile removed, Containerfile added, Dockerfile added"},
+            id="containerfile",
+        ),
+        pytest.param(
             edit(f"{CHILD}/project.toml", '[build_args]\nA = "2"\n'),
             {"podman:child:1": "build_args.A changed"},
             id="build-arg",
