@@ -7,8 +7,11 @@ from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.base import CheckoutCommand, images
 from rc_tasks.engine.session import Session
-from rc_tasks.model.project import RECIPE
+from rc_tasks.errors import EdfError
+from rc_tasks.model import edf
+from rc_tasks.model.project import EDF, RECIPE, Project
 from rc_tasks.model.readable import printable_lines
+from rc_tasks.model.regular import read_text
 from rc_tasks.state.official import OtherInputsError
 from rc_tasks.state.records import Step
 from rc_tasks.state.status import Cause, ImageStatus, State
@@ -58,7 +61,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
         for step in status.steps:
             for number, cause in enumerate(step.causes):
                 _say(f"  {step.step if number == 0 else '':8}{_line(cause)}")
-        for note in graph.notes([graph.images[name]]):
+        for note in (*graph.notes([graph.images[name]]), *_notes_on_edf(graph.images[name].project)):
             _say(f"  note    {note}")
         _tell_frozen(opened, status)
         if opened.judge.rolled_back(name):
@@ -71,6 +74,14 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
             for cause in (*step.causes, *step.held)
             if cause.part.startswith("base/")
         ]
+
+
+def _notes_on_edf(project: Project) -> list[str]:
+    try:
+        return list(edf.notes(read_text(project.edf), project.shown(EDF)))
+    except (OSError, UnicodeDecodeError, EdfError):
+        # What is wrong in it is told above.
+        return []
 
 
 def _tell_frozen(opened: Session, status: ImageStatus) -> None:

@@ -5,8 +5,9 @@ Keys and forms: CSCS Container Engine, "EDF reference". Its successor's defaults
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 
 from rc_tasks.errors import EdfError
@@ -39,14 +40,29 @@ def mount(raw: object) -> str:
 
 def annotations(raw: object) -> dict[str, str]:
     """Annotations, dotted or nested, as dotted keys; the values are strings, `"true"` too."""
+    return {key: _string(key, value) for key, value in _dotted(raw).items()}
+
+
+def _any_annotations(raw: object) -> dict[str, str]:
+    """Annotations of an EDF: the successor takes a value that is no string as its TOML.
+
+    sarus-suite/raster, src/lib.rs, map2hashmap.
+    """
+    return {
+        key: _string(key, value if isinstance(value, str) else toml_text.dump(value))
+        for key, value in _dotted(raw).items()
+    }
+
+
+def _dotted(raw: object) -> dict[str, object]:
     if not isinstance(raw, dict):
         raise wrong("a table of strings", raw)
-    found: dict[str, str] = {}
+    found: dict[str, object] = {}
     for path, value in toml_text.flat(raw):
         key = ".".join(path)
         if key in found:
             raise ValueError(f"{key} is given twice, quoted and dotted")
-        found[key] = _string(key, value)
+        found[key] = value
     return found
 
 
@@ -89,7 +105,7 @@ class Edf:
     writable: bool | None = setting(None, "root file system may be written", fields.boolean)
     mounts: tuple[str, ...] = setting((), "SRC:DST[:FLAGS]", fields.each(_mount_as_written))
     env: Mapping[str, str] = setting({}, "environment variables", variables)
-    annotations: Mapping[str, str] = setting({}, "options of hooks, dotted", annotations)
+    annotations: Mapping[str, str] = setting({}, "options of hooks, dotted", _any_annotations)
     devices: tuple[str, ...] = setting((), "devices (Sarus Suite only)")
 
 
@@ -109,20 +125,34 @@ class EdfValues:
 
 def loads(text: str, where: str) -> Edf:
     """The EDF in a text; raises EdfError with all that is wrong in it."""
-
-    def place(path: KeyPath) -> str:
-        line = toml_text.line_of(text, path)
-        return where if line is None else f"{where}:{line}"
-
+    place = partial(_place, text, where)
     values, problems = fields.read(Edf, toml_text.loads(text, where, EdfError), place)
     if problems:
         raise fields.failure(EdfError, problems, where)
     return fields.build(Edf, values)
 
 
+def _place(text: str, where: str, path: KeyPath) -> str:
+    line = toml_text.line_of(text, path)
+    return where if line is None else f"{where}:{line}"
+
+
 def check(text: str, where: str) -> None:
     """Raises EdfError unless the text is an EDF."""
     loads(text, where)
+
+
+def notes(text: str, where: str) -> Iterator[str]:
+    """What an EDF says that the Container Engine's documentation does not allow; raises EdfError."""
+    check(text, where)
+    found = toml_text.loads(text, where, EdfError).get("annotations", {})
+    for key, value in _dotted(found).items():
+        if not isinstance(value, str):
+            place, shown = _place(text, where, ("annotations", key)), toml_text.dump(value)
+            yield (
+                f"{place}: annotations: {key} is {shown} and is kept; the Container Engine wants"
+                f" strings: {toml_text.dump(shown)}"
+            )
 
 
 def render(text: str, where: str, values: EdfValues) -> str:

@@ -40,7 +40,8 @@ class Value:
     @property
     def hash(self) -> str:
         """The first 8 hex digits of the SHA-256 of the value's canonical JSON."""
-        canonical = json.dumps(self.value, ensure_ascii=False, separators=(",", ":"))
+        # A date is a value of TOML and none of JSON.
+        canonical = json.dumps(self.value, ensure_ascii=False, separators=(",", ":"), default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 

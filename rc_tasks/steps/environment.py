@@ -26,6 +26,8 @@ def write_environment(checkout: Checkout, name: str) -> None:
     if merged != existing:
         write_atomically(node.project.edf, merged)
         print(f"{where} written", flush=True)
+    for note in edf.notes(merged, where):
+        print(f"warning: {note}", flush=True)
     if text_digest(merged) != text_digest(read_text(node.project.edf)):
         raise EdfError(
             "reads back differently from what was written", where=where, hint="is the disk full?"

@@ -109,3 +109,20 @@ def test_a_containerfile(place: Place) -> None:
     assert failed.status == 1
     assert "projects/x/Containerfile" in failed.text
     assert "Dockerfile:" not in failed.text
+
+
+def test_an_annotation_that_is_no_string(place: Place) -> None:
+    (place.project / "Dockerfile").write_text("FROM base\n")
+    place.build()
+    file = place.project / "env.toml"
+    text = file.read_text() + "\n[annotations]\ncom.x = true\n"
+    file.write_text(text)
+    assert place.build().started == ["env:x"]
+    assert file.read_text() == text
+    note = (
+        f"projects/x/env.toml:{len(text.splitlines())}: annotations: com.x is true and is kept;"
+        ' the Container Engine wants strings: "true"'
+    )
+    assert f"warning: {note}" in place.doit("log", "env:x").text
+    assert f"note    {note}" in place.doit("why", "x").text
+    assert place.build().started == []

@@ -91,7 +91,6 @@ def test_what_is_not_written_is_told_apart_from_false() -> None:
         ('mount = ["/a:/a"]', f"{WHERE}:2: mount is not a known key\n  next: did you mean mounts?"),
         ('mounts = ["a:b"]', "mounts: expected a mount SRC:DST of absolute paths"),
         ('mounts = "/a:/a"', "mounts: expected a list of strings"),
-        ("annotations.com.hooks.x.enabled = true", 'expected a string, found true; write "true"'),
         ('annotations."a.b" = "1"\nannotations.a.b = "2"', "a.b is given twice, quoted and dotted"),
         ("[env]\nA = 1", f'{WHERE}:2: env: A: expected a string, found 1; write "1"'),
         ('[env]\n"A-B" = "1"', '"A-B" cannot be the name of an environment variable'),
@@ -111,6 +110,41 @@ def test_mistake_in_an_edf(line: str, message: str) -> None:
         with pytest.raises(EdfError) as caught:
             refuse()
         assert message in str(caught.value)
+
+
+def test_an_annotation_that_is_no_string_is_kept_and_noted() -> None:
+    """The Container Engine's successor takes its TOML; of variables it takes strings alone."""
+    text = (
+        "image = 'x'\nannotations.com.x.on = true\n"
+        "[annotations.com.y]\nsize = 5\nday = 2026-01-02\nlist = ['a', 1]\nname = 'z'\n"
+    )
+    assert edf.loads(text, WHERE).annotations == {
+        "com.x.on": "true",
+        "com.y.size": "5",
+        "com.y.day": "2026-01-02",
+        "com.y.list": '["a", 1]',
+        "com.y.name": "z",
+    }
+    assert list(edf.notes(text, WHERE)) == [
+        f"{WHERE}:2: annotations: com.x.on is true and is kept; the Container Engine wants strings:"
+        ' "true"',
+        f'{WHERE}:4: annotations: com.y.size is 5 and is kept; the Container Engine wants strings: "5"',
+        f"{WHERE}:5: annotations: com.y.day is 2026-01-02 and is kept; the Container Engine wants"
+        ' strings: "2026-01-02"',
+        f'{WHERE}:6: annotations: com.y.list is ["a", 1] and is kept; the Container Engine wants'
+        ' strings: "[\\"a\\", 1]"',
+    ]
+
+
+def test_what_a_person_wrote_is_kept_as_it_is_written() -> None:
+    generated = 'com.hooks.aws_ofi_nccl.enabled = "true"'
+    assert generated in published()
+    for written in (
+        "com.hooks.aws_ofi_nccl.enabled = true",
+        "com.hooks.aws_ofi_nccl.enabled = 2026-01-02",
+    ):
+        text = published().replace(generated, written)
+        assert merge(text, rendered(), WHERE) == text
 
 
 # Rendering
