@@ -223,7 +223,9 @@ def _facts(
     checkout: Checkout, podman: Podman, node: ImageNode, image: Image, earlier: Record | None
 ) -> Facts:
     """What is recorded of a built image; an ENTRYPOINT of a Dockerfile of ours is tried once."""
-    ours, behaviour = _sets_entrypoint(checkout, node), Behaviour.NOT_TRIED
+    # A Dockerfile of ours may also take away that of a base: ENTRYPOINT [].
+    ours = bool(image.entrypoint) and _sets_entrypoint(checkout, node)
+    behaviour = Behaviour.NOT_TRIED
     if ours and earlier is not None and earlier.facts is not None and earlier.facts.image_id == image.id:
         behaviour = earlier.facts.entrypoint
     if ours and behaviour is Behaviour.NOT_TRIED:

@@ -447,13 +447,15 @@ def parse_inspect(text: str) -> tuple[Image, ...]:
 
 def _parse_image(found: dict[str, Any]) -> Image:
     config = found.get("Config") or {}
+    entrypoint = tuple(config.get("Entrypoint") or ())
     return Image(
         id=found["Id"].removeprefix("sha256:"),
         architecture=found["Architecture"],
         size_bytes=found["Size"],
         env=tuple(config.get("Env") or ()),
         labels=dict(config.get("Labels") or {}),
-        entrypoint=tuple(config.get("Entrypoint") or ()),
+        # podman and Docker start such an image without one; it resets that of a base.
+        entrypoint=() if entrypoint == ("",) else entrypoint,
         cmd=tuple(config.get("Cmd") or ()),
         workdir=config.get("WorkingDir") or "",
         volumes=tuple(sorted(config.get("Volumes") or {})),
