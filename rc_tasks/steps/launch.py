@@ -133,11 +133,7 @@ def image_environ(image: str) -> dict[str, str]:
     # Before 4.5, unsquashfs cannot do this.
     wanted = Command(("unsquashfs", "-cat", image, "etc/environment"), env={"LC_ALL": "C"})
     done = capture(wanted, check=False)
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    # No variable holds a NUL.
-    return dict(
-        line.split("=", 1) for line in lines if re.match(r"[A-Za-z_]\w*=[^\0]*$", line, re.ASCII)
-    )
+    return enroot.variables(done.stdout, os.environ) if done.returncode == 0 else {}
 
 
 def command(

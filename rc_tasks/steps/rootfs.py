@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.tools import enroot
+from rc_tasks.tools.enroot import quote
 from rc_tasks.tools.podman import Image
 
 # As many as the kernel follows before it says ELOOP (path_resolution(7)).
@@ -55,8 +57,9 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
     try:
         descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
         try:
+            environment = "".join(f"{line}\n" for line in enroot.environment(image.env))
             _write(descriptor, "/etc/fstab", fstab(image.volumes))
-            _write(descriptor, "/etc/environment", "".join(f"{each}\n" for each in image.env))
+            _write(descriptor, "/etc/environment", environment)
             _write(descriptor, "/etc/rc", rc(image, provenance))
             _write(descriptor, "/etc/rc.local", _RC_LOCAL)
             with _inside(descriptor, image.workdir, last=False):
@@ -125,7 +128,7 @@ def rc(image: Image, provenance: tuple[str, ...]) -> str:
 {comments}{"" if not comments else chr(10)}\
 mkdir -p "{workdir}" 2> /dev/null
 cd "{workdir}" && unset OLDPWD || exit 1
-
+{enroot.exports(image.env)}
 if [ -s /etc/rc.local ]; then
     . /etc/rc.local
 fi
@@ -136,15 +139,6 @@ else
     exec {entrypoint} {cmd}
 fi
 """
-
-
-def quote(word: str) -> str:
-    """One word of a shell command, always in single quotes.
-
-    Enroot's bash writes $'…' for control characters, which dash and busybox do not understand;
-    between single quotes a control character, a newline too, stands for itself in every shell.
-    """
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def _write(root: int, path: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -200,6 +201,14 @@ def _enroot(
     log: IO[bytes] | None,
 ) -> None:
     command.require("enroot", enroot.INSTALL_HINT)
+    if enroot.exports(image.env):
+        name = next(each.partition("=")[0] for each in image.env if "\n" in each)
+        raise ArtifactError(
+            f"`enroot import` cannot keep the line break in the image's variable {name}",
+            where=destination.parent,
+            hint='set `method = "direct"` in the [squash] settings, or give it a value of one line\n'
+            "in the Dockerfile",
+        )
     label = f"rc-squash={container_name(destination)}"
     place = os.environ.get("ENROOT_TEMP_PATH")
     with tempfile.TemporaryDirectory(
@@ -209,6 +218,7 @@ def _enroot(
             image.id,
             destination,
             podman=podman.command(),
+            inspected=_inspected(image),
             label=label,
             scratch=Path(scratch),
             squash_options=options,
@@ -230,6 +240,19 @@ def _enroot(
         started = "Creating squashfs filesystem" in done.stderr
         full = destination.parent if started else Path(place or tempfile.gettempdir())
         _fail(done, full, image)
+
+
+def _inspected(image: Image) -> str:
+    """Return the JSON of `podman inspect` that makes Enroot write the settings as they are meant."""
+    config = {
+        "Env": enroot.environment(image.env),
+        "Labels": image.labels,
+        "Entrypoint": image.entrypoint,
+        "Cmd": image.cmd,
+        "WorkingDir": image.workdir,
+        "Volumes": {volume: {} for volume in image.volumes},
+    }
+    return json.dumps([{"Architecture": image.architecture, "Config": config}])
 
 
 def _draw(made: Command, log: IO[bytes] | None) -> Completed:

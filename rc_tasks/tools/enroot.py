@@ -17,6 +17,15 @@ INSTALL_HINT = (
 # place.
 UNMOUNTABLE = re.compile(r"[\s\\]")
 
+# Enroot replaces ${X} in /etc/environment with the host's value (common::envsubst in its common.sh).
+_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
+# It has no escape, but goes through a line once: where nobody sets EMPTY, $${EMPTY}{X} becomes ${X}.
+_ESCAPED = r"$${_RC_TASKS_EMPTY}{\1}"
+# It removes a pair of quotes around a value, twice (common::envfmt, called twice by its runtime.sh).
+_QUOTED = re.compile(r"""["'](.*)["']\s*""")
+# It drops variables with other names (the same).
+_NAME = re.compile(r"(?!ENROOT_)[A-Za-z_]\w*", re.ASCII)
+
 # Enroot reads its configuration from a file, on the node where it runs.
 _START = 'conf=$(mktemp) && printf %s "$1" >"$conf" && shift && exec enroot start --conf "$conf" "$@"'
 
@@ -27,11 +36,56 @@ def version() -> str:
     return command.capture(Command(("enroot", "version"))).stdout.strip()
 
 
+def environment(env: Iterable[str]) -> tuple[str, ...]:
+    """Return the lines of /etc/environment from which Enroot makes these variables, `KEY=value`.
+
+    A line holds one variable, so each line break becomes a space; `exports` restores it.
+    """
+    return tuple(map(_line, env))
+
+
+def exports(env: Iterable[str]) -> str:
+    """Return the lines of /etc/rc that restore line breaks in variables, `KEY=value`.
+
+    A variable that the EDF sets or unsets has another value by then and stays as it is.
+    """
+    lines = []
+    for each in env:
+        name, _, value = each.partition("=")
+        if "\n" in value and _NAME.fullmatch(name):
+            flat = quote(_flat(value))
+            lines.append(f'[ "${{{name}-}}" != {flat} ] || export {name}={quote(value)}\n')
+    return "".join(lines)
+
+
+def variables(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what Enroot reads from an image's /etc/environment; `environ` is the host's."""
+    found = {}
+    for line in _REFERENCE.sub(lambda name: environ.get(name[1], ""), text).split("\n"):
+        name, equals, value = line.lstrip().partition("=")
+        # No variable holds a NUL.
+        if equals and _NAME.fullmatch(name) and "\0" not in value:
+            for _ in range(2):
+                value = quoted[1] if (quoted := _QUOTED.fullmatch(value)) else value
+            found[name] = value
+    return found
+
+
+def quote(word: str) -> str:
+    """One word of a shell command, always in single quotes.
+
+    Enroot's bash writes $'…' for control characters, which dash and busybox do not understand;
+    between single quotes a control character, a newline too, stands for itself in every shell.
+    """
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
 def import_podman(
     image_id: str,
     destination: Path,
     *,
     podman: Command,
+    inspected: str,
     label: str,
     scratch: Path,
     squash_options: tuple[str, ...],
@@ -41,7 +95,8 @@ def import_podman(
 
     `podman` is the command with the flags that choose the storage. `scratch` is an empty directory
     of ours, where Enroot unpacks the whole image; remove it afterwards, and containers with `label`
-    (`key=value`). Enroot refuses a destination that exists.
+    (`key=value`). `inspected` is the JSON of `podman inspect` that Enroot is given. Enroot refuses a
+    destination that exists.
     """
     # Enroot runs a plain `podman`, which would look into podman's default storage. When it has no
     # docker it leaks the container that it made, as it then cleans up with `docker rm`. The container
@@ -49,8 +104,11 @@ def import_podman(
     real = shlex.join((command.require(podman.argv[0], "install podman"), *podman.argv[1:]))
     door = scratch / "bin" / "podman"
     door.parent.mkdir()
+    settings = scratch / "inspected.json"
+    settings.write_text(inspected, encoding="utf-8")
     door.write_text(
         "#!/bin/sh\n"
+        f'[ "$1" != inspect ] || exec cat {shlex.quote(str(settings))}\n'
         f'[ "$1" != create ] || {{ shift; set -- create --label {shlex.quote(label)} "$@" true; }}\n'
         f'exec {real} "$@"\n',
         encoding="utf-8",
@@ -132,10 +190,19 @@ def configuration(
     return "".join(f"{line}\n" for line in lines)
 
 
+def _flat(value: str) -> str:
+    return value.replace("\n", " ")
+
+
+def _line(variable: str) -> str:
+    """Return a line of /etc/environment, the same as Enroot's where that keeps the value."""
+    name, equals, value = _REFERENCE.sub(_ESCAPED, _flat(variable)).partition("=")
+    return f'{name}{equals}""{value}""' if _QUOTED.fullmatch(value) else f"{name}{equals}{value}"
+
+
 def _variable(name: str, value: str) -> str:
     """A line of shell that tells Enroot a variable."""
-    # Enroot formats its variables twice, and takes a pair of quotes off each time (common::envfmt in its
-    # runtime.sh): with two pairs, those of the value stay.
+    # With two pairs of quotes, those of the value stay.
     if os.environ.get(name) == value:
         return f'printf \'%s=""%s""\\n\' {name} "${{{name}-}}"'
     line = f'{name}=""{value}""'

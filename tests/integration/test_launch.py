@@ -29,6 +29,21 @@ from tests.support.tools import refuse, require_tools
 
 pytestmark = pytest.mark.podman
 
+# What Enroot would read otherwise from the lines of /etc/environment.
+ODD = {
+    "QUOTED": '"quoted"',
+    "OPTIONS": "'-a' '-b'",
+    "SPACED": '"x" ',
+    "ONE_QUOTE": '"',
+    "DOLLARS": "$HOME $$ `id` $(id)",
+    "REFERENCE": "${TOKEN}/${HOME:-x}/$${TOKEN}",
+    "BACKSLASHES": "a\\b\\",
+    "LINES": "one\nPATH=/evil\n# x\n\n'${TOKEN}'",
+    "EMPTY": "",
+    "EQUALS": "a=b=",
+    "SPACES": "  x  ",
+    "UTF": "é",
+}
 CONFIG: dict[str, object] = {
     "Entrypoint": ["/bin/sh", "-c", 'echo "entrypoint in $(pwd)"; exec "$@"', "entrypoint"],
     "Cmd": ["echo", "never"],
@@ -86,7 +101,13 @@ class Place:
 
 
 @pytest.fixture
-def place(podman_storage: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    request: pytest.FixtureRequest,
+    podman_storage: Podman,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    config = {**CONFIG, **getattr(request, "param", {})}
     monkeypatch.setenv("TOKEN", TOKEN)
     directory = tmp_path / "it's here: a, b"
     directory.mkdir()
@@ -99,7 +120,7 @@ def place(podman_storage: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     layer.directory("run/lock").symlink("var/lock", "/run/lock")
     for hidden in ("tmp/tool", "run/tool", "run/lock/tool"):
         layer.file(hidden, b"of the image\n")
-    image_id = load(podman_storage, tmp_path / "layout", CONFIG, layer)
+    image_id = load(podman_storage, tmp_path / "layout", config, layer)
     with podman_storage.mounted(image_id, name="rc-launch") as root:
         rootfs.prepare(root, podman_storage.inspect(image_id), ())
         file = directory / "image.sqsh"
@@ -237,6 +258,34 @@ def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> No
         "read-only root",
     ], done.stderr
     assert done.returncode == 7
+
+
+@pytest.mark.parametrize(
+    "place",
+    [{"Env": ["PATH=/bin", "CHANGED=a\nb", "GONE=a\nb", *(f"{n}={v}" for n, v in ODD.items())]}],
+    indirect=True,
+    ids=["odd"],
+)
+def test_variables_of_the_image_arrive_whole(place: Place, start: Start) -> None:
+    names = (*ODD, "PATH", "CHANGED", "GONE")
+    script = "".join(f'printf "%s\\1" "${{{name}-unset}}"; ' for name in names)
+    # The EDF has its own, in quotes as well.
+    edf = place.edf()
+    edf = replace(edf, env={key: value for key, value in edf.env.items() if key != "QUOTED"})
+    done = start(edf, ("sh", "-c", script))
+    assert dict(zip(names, done.stdout.split("\1"), strict=False)) == {
+        **ODD,
+        "PATH": "/bin:/more",
+        "CHANGED": "it's \"the\" EDF's",
+        "GONE": "unset",
+    }, done.stderr
+
+
+@pytest.mark.parametrize("place", [{"Entrypoint": [""]}, {"Entrypoint": []}], indirect=True, ids=str)
+@pytest.mark.parametrize("entrypoint", [True, False], ids=["on", "off"])
+def test_an_empty_entrypoint_is_none(place: Place, start: Start, entrypoint: bool) -> None:
+    done = start(place.edf(entrypoint=entrypoint), ("sh", "-c", 'echo "$@"', "sh", "a  b"))
+    assert (done.stdout, done.returncode) == ("a  b\n", 0), done.stderr
 
 
 def test_temporary_directories_of_the_image_are_hidden(place: Place, start: Start) -> None:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.settings import Compression, Squash, SquashMethod
 from rc_tasks.steps import squash
-from rc_tasks.tools import command, squashfs
+from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.images import Layer, load, write_layout
 from tests.support.tools import refuse
@@ -60,7 +59,7 @@ drwxr-xr-x then squashfs-root/bin
 drwx------ then squashfs-root/deep
 @DEEP@drwxr-xr-x then squashfs-root/dev
 drwxr-xr-x now squashfs-root/etc
--rw-r----- 49 now squashfs-root/etc/environment
+-rw-r----- 67 now squashfs-root/etc/environment
 -rw-r--r-- 146 now squashfs-root/etc/fstab
 -rw-r--r-- @RC@ now squashfs-root/etc/rc
 -rw-r--r-- 140 now squashfs-root/etc/rc.local
@@ -222,7 +221,7 @@ def test_odd_images_become_what_enroot_makes_of_them(each_storage: Podman, tmp_p
     assert listing(made) == golden(len(rc.encode()), nodes=True)
     assert rc.startswith("# who: me\n# org.example.text one touch /evil\n# title é\n\nmkdir -p ")
     assert (tree / "etc/environment").read_text() == (
-        "PATH=/bin\nGREETING=hello  'world' ${HOME}\nEMPTY=\n"
+        "PATH=/bin\nGREETING=hello  'world' $${_RC_TASKS_EMPTY}{HOME}\nEMPTY=\n"
     )
     assert (tree / "suid").samefile(tree / "suid-too")
     assert os.listxattr(tree / "caps") == []
@@ -267,14 +266,52 @@ def test_enroot_takes_an_image_without_cmd_too(podman: Podman, tmp_path: Path) -
 
 @as_root
 @with_enroot
+def test_enroot_is_given_settings_that_it_can_write(podman: Podman, tmp_path: Path) -> None:
+    config = {"Env": ["OPTIONS='-a' '-b'", "REFERENCE=${X}"], "Entrypoint": [""], "Cmd": ["sh"]}
+    image_id = load(podman, tmp_path / "layout", config, Layer().busybox())
+    made = squashed(podman, image_id, tmp_path / "out", settings=Squash(method=SquashMethod.ENROOT))
+    etc = unpacked(made, tmp_path / "tree") / "etc"
+    image = podman.inspect(image_id)
+    assert (etc / "environment").read_text().splitlines() == list(enroot.environment(image.env))
+    assert "exec  'sh'\n" in (etc / "rc").read_text()
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("config", "layer", "said"),
+    [
+        pytest.param(
+            {"Env": ["A=1", "B=one\ntwo"]},
+            Layer().busybox(),
+            "{project}: `enroot import` cannot keep the line break in the image's variable B\n"
+            '  next: set `method = "direct"` in the [squash] settings, or give it a value of one line\n'
+            "        in the Dockerfile",
+            id="line break",
+            marks=with_enroot,
+        ),
+    ],
+)
+def test_what_enroot_cannot_import_is_refused(
+    podman: Podman, tmp_path: Path, config: dict[str, object], layer: Layer, said: str
+) -> None:
+    image_id = load(podman, tmp_path / "layout", config, layer)
+    with pytest.raises(ArtifactError) as caught:
+        squashed(podman, image_id, tmp_path / "out", settings=Squash(method=SquashMethod.ENROOT))
+    assert str(caught.value) == said.format(project=tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["log"]
+
+
+@as_root
+@with_enroot
 def test_enroots_failure_is_told_in_its_words(podman: Podman, tmp_path: Path) -> None:
     image_id = load(podman, tmp_path / "layout", {}, Layer().busybox())
-    image = replace(podman.inspect(image_id), id="0" * 64)
+    existing = squash.temporary(tmp_path / "image.sqsh")
+    existing.touch()
     with pytest.raises(CommandError) as caught:
         squash.squash(
             podman,
-            image,
-            squash.temporary(tmp_path / "image.sqsh"),
+            podman.inspect(image_id),
+            existing,
             settings=Squash(method=SquashMethod.ENROOT),
             provenance=(),
             log=None,

@@ -11,6 +11,7 @@ import pytest
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.steps import rootfs
+from rc_tasks.tools import enroot
 from rc_tasks.tools.podman import Image
 
 RC_LOCAL = "# This file is sourced by /etc/rc"
@@ -116,6 +117,42 @@ def test_no_label_runs_and_every_word_arrives(shell: tuple[str, ...], tmp_path: 
     assert os.listdir(tmp_path) == [workdir.name]
 
 
+@pytest.mark.parametrize("shell", [("sh",), ("dash",), ("bash",), ("busybox", "sh")], ids=" ".join)
+def test_rc_restores_line_breaks_of_variables(shell: tuple[str, ...]) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"no {shell[0]} here")
+    names = ("KEPT", "CHANGED", "GONE", "DOLLAR")
+    env = (
+        "KEPT=one\nPATH=/evil\n",
+        "CHANGED=a\nb",
+        "GONE=a\nb",
+        "DOLLAR='$(id)\n\\${X}'",
+        "foo.bar=a\nb",
+        "PLAIN=a b",
+    )
+    code = rootfs.rc(image(env=env), ()).removeprefix("mkdir")
+    assert "PLAIN" not in code
+    assert "foo.bar" not in code
+    show = "".join(f'printf "%s\\0" "${{{name}-unset}}"; ' for name in (*names, "PATH"))
+    environ = enroot.variables("\n".join(enroot.environment(env)), {"X": "of the host"})
+    environ |= {"CHANGED": "by the EDF", "PATH": os.environ["PATH"]}
+    del environ["GONE"]
+    done = subprocess.run(
+        [*shell, "-c", f"true {code}", "rc", *shell, "-c", show],
+        env=environ,
+        check=False,
+        capture_output=True,
+    )
+    assert done.stdout.decode().split("\0")[:-1] == [
+        "one\nPATH=/evil\n",
+        "by the EDF",
+        "unset",
+        "'$(id)\n\\${X}'",
+        os.environ["PATH"],
+    ]
+    assert done.stderr == b""
+
+
 def test_odd_volumes_stay_one_field_of_fstab() -> None:
     assert rootfs.fstab(("/data", "/my data\\x")) == (
         "${ENROOT_ROOTFS}/data /data none x-create=dir,bind,rw,nosuid,nodev\n"
@@ -130,7 +167,7 @@ def test_an_empty_image_gets_all_four_files(tmp_path: Path) -> None:
         rootfs.prepare(tmp_path, image(env=("A=1", "B=${X} 'y'"), workdir="/work dir/deep"), ())
     finally:
         os.umask(previous)
-    assert (tmp_path / "etc/environment").read_text() == "A=1\nB=${X} 'y'\n"
+    assert (tmp_path / "etc/environment").read_text() == "A=1\nB=$${_RC_TASKS_EMPTY}{X} 'y'\n"
     assert (tmp_path / "etc/fstab").read_text() == ""
     assert (tmp_path / "etc/rc.local").read_text().startswith(RC_LOCAL)
     modes = {
