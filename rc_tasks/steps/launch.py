@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, EdfError, RcError, ToolNotFoundError
+from rc_tasks.errors import ArtifactError, CommandError, EdfError, RcError, ToolNotFoundError
 from rc_tasks.model import edf_chain
 from rc_tasks.model.edf_chain import Mount, ResolvedEdf
 from rc_tasks.model.project import ARTIFACT, IMAGE_JSON
@@ -34,6 +34,7 @@ from rc_tasks.tools.slurm import StepRequest
 SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 
 _HELP_TIMEOUT_S = 30.0
+_MOST_BYTES = 64 << 20
 _SRUN_KNOWS = {
     # Some other options have the word "environment" in their texts.
     Launcher.CE: re.compile(r"^\s+--environment\b", re.MULTILINE),
@@ -131,9 +132,10 @@ def image_environ(image: str) -> dict[str, str]:
     if not image.startswith("/") or which("unsquashfs") is None:
         return {}
     # Before 4.5, unsquashfs cannot do this.
-    wanted = Command(("unsquashfs", "-cat", image, "etc/environment"), env={"LC_ALL": "C"})
-    done = capture(wanted, check=False)
-    return enroot.variables(done.stdout, os.environ) if done.returncode == 0 else {}
+    with contextlib.suppress(ArtifactError):
+        text = squashfs.read_text(Path(image), "/etc/environment", _MOST_BYTES)
+        return enroot.variables(text, os.environ)
+    return {}
 
 
 def command(

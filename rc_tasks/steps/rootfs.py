@@ -9,17 +9,16 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
-from rc_tasks.tools import enroot
+from rc_tasks.tools import enroot, links
 from rc_tasks.tools.enroot import quote
 from rc_tasks.tools.podman import Image
 
-# As many as the kernel follows before it says ELOOP (path_resolution(7)).
-_MAX_SYMLINKS = 40
-
+# What Enroot writes in an image.
+_WRITTEN = ("/etc/fstab", "/etc/environment", "/etc/rc", "/etc/rc.local")
 # What container runtimes mount over and make files in, before the container's root is theirs: through a
 # symlink there runc 1.1 writes to the host. And what podman and the container read, which waits for ever
 # for a pipe.
@@ -29,6 +28,8 @@ _FILES = ("/etc/rc", "/etc/passwd", "/etc/group")
 _HINT = (
     "remove what is in its place in the Dockerfile: Enroot needs a regular file, or directories, there"
 )
+
+_IMPORT_HINT = 'set `method = "direct"` in the [squash] settings, or remove it in the Dockerfile'
 
 _LAUNCH_HINT = "remove what is in its place in the Dockerfile: no container can be started so"
 
@@ -57,6 +58,7 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
     try:
         descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
         try:
+            _turn_inwards(root)
             environment = "".join(f"{line}\n" for line in enroot.environment(image.env))
             _write(descriptor, "/etc/fstab", fstab(image.volumes))
             _write(descriptor, "/etc/environment", environment)
@@ -83,28 +85,25 @@ def require_plain(root: Path) -> None:
 
 def seen_inside(root: Path, path: str) -> Path:
     """Where a path leads for a process whose / is `root`; nothing need be there."""
-    at: list[str] = []
-    todo = path.split("/")[::-1]
-    followed = 0
-    while todo:
-        name = todo.pop()
-        if name in ("", "."):
-            continue
-        if name == "..":
-            at = at[:-1]
-            continue
-        full = root.joinpath(*at, name)
-        if not full.is_symlink():
-            at.append(name)
-            continue
-        followed += 1
-        if followed > _MAX_SYMLINKS:
-            raise _obstacle(path, "leads through a loop of symlinks", _LAUNCH_HINT)
-        target = os.readlink(full)
-        if target.startswith("/"):
-            at = []
-        todo += target.split("/")[::-1]
-    return root.joinpath(*at)
+    try:
+        return Path(f"{root}{links.follow(path, _target_in(root))}")
+    except OSError:
+        raise _obstacle(path, "leads through a loop of symlinks", _LAUNCH_HINT) from None
+
+
+def require_contained(root: Path, workdir: str) -> None:
+    """Raise ArtifactError when Enroot could write outside of the tree of an image that it imports.
+
+    Enroot writes its files and makes the working directory as a process whose / is the host.
+    """
+    for path in (*_WRITTEN, workdir):
+        if _leads_out(root, path):
+            why = "leads through a symlink that Enroot follows on the host"
+            raise _obstacle(path, why, _IMPORT_HINT)
+    for path in _WRITTEN:
+        found = seen_inside(root, path)
+        if os.path.lexists(found) and not found.is_file():
+            raise _obstacle(path, "is not a regular file", _IMPORT_HINT)
 
 
 def fstab(volumes: tuple[str, ...]) -> str:
@@ -139,6 +138,31 @@ else
     exec {entrypoint} {cmd}
 fi
 """
+
+
+def _turn_inwards(root: Path) -> None:
+    """Make the symlinks to Enroot's files lead to the same place from outside of the container.
+
+    Enroot reads them from there, and a launcher replaces rc.local.
+    """
+    for path in ("/etc", *_WRITTEN):
+        directory, name = os.path.split(path)
+        link = seen_inside(root, directory) / name
+        # An absolute one to a file is replaced by the file.
+        kept = path == "/etc" or (link.is_symlink() and not os.readlink(link).startswith("/"))
+        if link.is_symlink() and kept and _leads_out(root, path):
+            target = os.path.relpath(seen_inside(root, path), link.parent)
+            link.unlink()
+            link.symlink_to(target)
+
+
+def _leads_out(root: Path, path: str) -> bool:
+    """Whether a path leads elsewhere for a process whose / is the host than for the container."""
+    try:
+        links.follow(path, _target_in(root), outside=True)
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False
 
 
 def _write(root: int, path: str, text: str) -> None:
@@ -184,7 +208,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
                 break
             if target is not None:
                 followed += 1
-                if followed > _MAX_SYMLINKS:
+                if followed > links.MOST:
                     raise _obstacle(path, "leads through a loop of symlinks")
                 if target.startswith("/"):
                     while len(opened) > 1:
@@ -216,6 +240,14 @@ def _readlink(directory: int, name: str) -> str | None:
         if error.errno in (errno.EINVAL, errno.ENOENT):
             return None
         raise
+
+
+def _target_in(root: Path) -> Callable[[str], str | None]:
+    def target_of(path: str) -> str | None:
+        full = f"{root}{path}"
+        return os.readlink(full) if os.path.islink(full) else None
+
+    return target_of
 
 
 def _obstacle(path: str, why: str, hint: str = _HINT) -> ArtifactError:

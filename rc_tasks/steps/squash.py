@@ -83,11 +83,10 @@ def squash(
     try:
         if settings.method is SquashMethod.ENROOT:
             options = squashfs.compression_options(compression, level, settings.block_size_bytes)
-            with contextlib.ExitStack() as looking:
-                if look is not None:
-                    mounted = podman.mounted(image.id, name=container_name(destination))
-                    looking.enter_context(_beside(look, looking.enter_context(mounted)))
-                _enroot(podman, image, destination, options, processors, log)
+            with podman.mounted(image.id, name=container_name(destination)) as root:
+                rootfs.require_contained(root, image.workdir)
+                with _beside(look, root):
+                    _enroot(podman, image, destination, options, processors, log)
             return
         with podman.mounted(image.id, name=container_name(destination)) as root:
             rootfs.prepare(root, image, provenance)

@@ -184,7 +184,10 @@ def configuration(
     hooks = [f"sed -i '/^{name}=/d' \"${{ENROOT_ENVIRON}}\"" for name in unset]
     if rc_local:
         file = '"${ENROOT_ROOTFS}/etc/rc.local"'
-        # A symlink there may lead out of the image.
+        # A symlink there may lead out of the image, and /etc of an image that is not ours may be one.
+        hooks.append('local etc=$(realpath "${ENROOT_ROOTFS}/etc") root=$(realpath "${ENROOT_ROOTFS}")')
+        outside = "/etc of the image is a symlink that leads out of it"
+        hooks.append(f'[[ $etc/ == "$root"/* ]] || common::err {shlex.quote(outside)}')
         hooks += [f"rm -f {file}", f"printf %s {shlex.quote(rc_local)} > {file}"]
     function("hooks", hooks)
     return "".join(f"{line}\n" for line in lines)

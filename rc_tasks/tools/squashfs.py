@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
-from rc_tasks.tools import command
+from rc_tasks.tools import command, links
 from rc_tasks.tools.command import Command
 
 INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
@@ -17,6 +17,8 @@ PADDING_BYTES = 4096
 
 _BAR = re.compile(r"\[=*[-/|\\] *\] *\d+/\d+ +(\d+)%")
 _TOLD = re.compile(r"mksquashfs +(\d+)%")
+# A symlink in what `listing` prints.
+_LINK = re.compile(r"l\S+ \S+ +\d+ \S+ \S+ squashfs-root(/.*?) -> (.*)")
 _MAGIC = 0x73717368
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 
@@ -239,11 +241,11 @@ def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
         error.hint = "give the path of a whole image.sqsh"
         raise
     command.require("unsquashfs", INSTALL_HINT)
-    # unsquashfs would write all of it, however much that is.
-    script = 'unsquashfs -follow-symlinks -cat "$1" "$2" | head -c "$3"'
-    argv = ("sh", "-c", script, "sh", str(path.absolute()), name.lstrip("/"), str(most_bytes))
-    done = command.capture(Command(argv, env={"LC_ALL": "C"}), check=False)
-    if not done.stdout:
+    done = _cat(path, name, most_bytes)
+    # An option of unsquashfs follows no absolute symlink, and with 4.5 hardly any.
+    if not done.stdout and done.stderr and (followed := _followed(path, name)) != name:
+        done = _cat(path, followed, most_bytes)
+    if done.stderr and not done.stdout:
         raise ArtifactError(
             f"{name} cannot be read from this image",
             where=path,
@@ -251,3 +253,22 @@ def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
             hint="squashfs-tools 4.5 and newer can read it; images without it are not for Enroot",
         )
     return done.stdout
+
+
+def _cat(path: Path, name: str, most_bytes: int) -> command.Completed:
+    # unsquashfs would write all of it, however much that is.
+    script = 'unsquashfs -cat "$1" "$2" | head -c "$3"'
+    argv = ("sh", "-c", script, "sh", str(path.absolute()), name.lstrip("/"), str(most_bytes))
+    return command.capture(Command(argv, env={"LC_ALL": "C"}), check=False)
+
+
+def _followed(path: Path, name: str) -> str:
+    """Where a path leads in an image; itself where there is a loop."""
+    script = 'unsquashfs -lln "$1" | grep "^l"'
+    wanted = Command(("sh", "-c", script, "sh", str(path.absolute())), env={"LC_ALL": "C"})
+    entries = map(_LINK.fullmatch, command.capture(wanted, check=False).stdout.split("\n"))
+    targets = {entry[1]: entry[2] for entry in entries if entry is not None}
+    try:
+        return links.follow(name, targets.get)
+    except OSError:
+        return name

@@ -120,6 +120,8 @@ def place(
     layer.directory("run/lock").symlink("var/lock", "/run/lock")
     for hidden in ("tmp/tool", "run/tool", "run/lock/tool"):
         layer.file(hidden, b"of the image\n")
+    # As seen from the container: from outside it leads elsewhere.
+    layer.symlink("etc/environment", "../../image/environment")
     image_id = load(podman_storage, tmp_path / "layout", config, layer)
     with podman_storage.mounted(image_id, name="rc-launch") as root:
         rootfs.prepare(root, podman_storage.inspect(image_id), ())
@@ -426,3 +428,28 @@ def test_variables_that_no_process_can_have(tmp_path: Path, podman_storage: Podm
         with pytest.raises(CommandError, match="Argument list too long") as error:
             command.pour(wanted, lambda _: None, timeout_s=60)
     assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        pytest.param({"etc/environment": "../real/etc/environment"}, {"A": "1"}, id="relative"),
+        pytest.param({"etc/environment": "/real/etc/environment"}, {"A": "1"}, id="absolute"),
+        pytest.param({"etc": "/real/etc"}, {"A": "1"}, id="directory"),
+        pytest.param({"etc": "/a", "a": "../../../b", "b": "real/etc"}, {"A": "1"}, id="by three"),
+        pytest.param({"etc": "/etc"}, {}, id="loop"),
+        pytest.param({"etc": "/usr"}, {}, id="nowhere"),
+    ],
+)
+def test_variables_are_found_through_symlinks_of_the_image(
+    tmp_path: Path, links: dict[str, str], expected: dict[str, str]
+) -> None:
+    def spoil(root: Path) -> None:
+        (root / "real/etc").mkdir(parents=True)
+        (root / "real/etc/environment").write_text("A=1\n")
+        for name, target in links.items():
+            if name == "etc":
+                (root / name).rmdir()
+            (root / name).symlink_to(target)
+
+    assert launch.image_environ(obstructed(tmp_path, spoil).image) == expected

@@ -126,6 +126,8 @@ printf '%s\n' 'PATH=""/x/bin""'
 }
 hooks() {
 sed -i '/^HF_TOKEN=/d' "${ENROOT_ENVIRON}"
+local etc=$(realpath "${ENROOT_ROOTFS}/etc") root=$(realpath "${ENROOT_ROOTFS}")
+[[ $etc/ == "$root"/* ]] || common::err '/etc of the image is a symlink that leads out of it'
 rm -f "${ENROOT_ROOTFS}/etc/rc.local"
 printf %s 'cd -- '"'"'/home/ann/my work'"'"' && unset OLDPWD || exit 1
 ' > "${ENROOT_ROOTFS}/etc/rc.local"
@@ -182,6 +184,32 @@ def test_enroots_configuration_is_bash(resolve: Resolve, tmp_path: Path) -> None
     ]
     # It takes itself away, as nobody else can after `exec`.
     assert not script.exists()
+
+
+@pytest.mark.parametrize(
+    ("etc", "status"), [("usr/etc", 0), ("../elsewhere", 1)], ids=["inside", "outside"]
+)
+def test_enroot_writes_into_the_image_alone(
+    resolve: Resolve, tmp_path: Path, etc: str, status: int
+) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "usr/etc").mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "etc").symlink_to(etc)
+    text = launch.command(Launcher.ENROOT, "x", resolve(f'image = "{IMAGE}"'), ARGV, None).argv[4]
+    (tmp_path / "conf").write_text(text)
+    ran = subprocess.run(
+        ["bash", "-euc", 'common::err() { echo "$1"; exit 1; }; source "$1"; hooks', "bash", "conf"],
+        cwd=tmp_path,
+        env={**os.environ, "ENROOT_ROOTFS": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "/etc of the image is a symlink that leads out of it\n" if status else ""
+    assert (ran.stdout, ran.returncode) == (said, status), ran.stderr
+    assert (root / "usr/etc/rc.local").exists() is not bool(status)
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("launcher", [Launcher.PYXIS, Launcher.ENROOT, Launcher.PODMAN])

@@ -240,6 +240,11 @@ def test_no_symlink_leads_out(tmp_path: Path, hostile: Prepare, environment: str
     assert inside.read_text() == "A=1\n"
     assert not inside.is_symlink()
     assert (root / "wd").is_dir()
+    # Launchers find the files from outside of the container.
+    for name in ("environment", "fstab", "rc", "rc.local"):
+        found = Path(os.path.realpath(root / "etc" / name))
+        assert found.is_relative_to(root)
+        assert found == rootfs.seen_inside(root, f"/etc/{name}")
 
 
 def test_a_workdir_behind_a_symlink_is_made_inside(tmp_path: Path) -> None:
@@ -337,3 +342,49 @@ def test_paths_are_followed_inside_of_the_image_alone(tmp_path: Path) -> None:
     (tmp_path / "usr/passwd").symlink_to("/etc/nothing")
     rootfs.require_plain(tmp_path)
     assert rootfs.seen_inside(tmp_path, "/etc/passwd") == tmp_path / "usr/nothing"
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        pytest.param(lambda root, host: None, id="empty"),
+        pytest.param(link("etc", "usr/etc"), id="/etc is usr/etc"),
+        pytest.param(link("etc/environment", "../opt/env"), id="a file beside"),
+        pytest.param(link("work", "data/./work"), id="workdir"),
+    ],
+)
+def test_enroot_may_import_what_stays_in_the_tree(tmp_path: Path, harmless: Prepare) -> None:
+    harmless(tmp_path, tmp_path)
+    rootfs.require_contained(tmp_path, "/work/here")
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "path"),
+    [
+        pytest.param(link("etc", "/usr/etc"), "/etc/fstab", id="/etc"),
+        pytest.param(link("etc/fstab", "/nowhere"), "/etc/fstab", id="fstab"),
+        pytest.param(link("etc/environment", "../../nowhere"), "/etc/environment", id="environment"),
+        pytest.param(link("etc/rc", "there"), "/etc/rc", id="rc, by two"),
+        pytest.param(link("etc/rc.local", "/nowhere"), "/etc/rc.local", id="rc.local"),
+        pytest.param(link("work", "/nowhere"), "/work/here", id="workdir"),
+    ],
+)
+def test_enroot_may_not_import_what_leads_out_of_the_tree(
+    tmp_path: Path, obstacle: Prepare, path: str
+) -> None:
+    obstacle(tmp_path, tmp_path)
+    if path == "/etc/rc":
+        link("etc/there", "/nowhere")(tmp_path, tmp_path)
+    with pytest.raises(ArtifactError) as error:
+        rootfs.require_contained(tmp_path, "/work/here")
+    assert str(error.value) == (
+        f"the image's root file system: {path} leads through a symlink that Enroot follows on the host\n"
+        '  next: set `method = "direct"` in the [squash] settings, or remove it in the Dockerfile'
+    )
+
+
+def test_enroot_may_not_write_to_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    os.mkfifo(tmp_path / "etc/rc.local")
+    with pytest.raises(ArtifactError, match=r"/etc/rc.local is not a regular file"):
+        rootfs.require_contained(tmp_path, "")
