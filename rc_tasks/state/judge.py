@@ -18,6 +18,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
 from rc_tasks.state.inputs import PIN, file_inputs, input_files, is_file, other_inputs, part_of
+from rc_tasks.state.miswritten import RIGHT, miswritten
 from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
@@ -162,12 +163,24 @@ class Judge:
             case Step.PODMAN:
                 return self.build_inputs(node)
             case Step.ENROOT:
-                inputs = {"image": record.facts.image_id if record and record.facts else ""}
+                image_id = record.facts.image_id if record and record.facts else ""
+                inputs = {"image": image_id, **dict.fromkeys(self.miswritten(image_id), RIGHT)}
                 tests = smoke.wanted(self._checkout.graph, node)
                 launcher = self._checkout.settings.launcher
                 return inputs | ({SMOKE: text_digest(repr((tests, launcher)))} if tests else {})
             case Step.ENV:
                 return edf_inputs(self._checkout, node, record.facts) if record and record.facts else {}
+
+    def miswritten(self, image_id: str) -> Mapping[str, str]:
+        """What earlier versions wrote wrongly of an image, as far as the store has it: see there."""
+        unchanged = self._checkout.unchanged
+        if not image_id or unchanged.written_right(image_id):
+            return {}
+        config = self._checkout.store.config(image_id)
+        wrong = miswritten(config) if config is not None else {}
+        if config is not None and not wrong:
+            unchanged.remember_written_right(image_id)
+        return wrong
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
         """The inputs of the podman step, with the local bases as they are recorded now."""
@@ -268,6 +281,9 @@ class Judge:
         # What was put back stays until something else has been built than what it took the place of.
         if new and new not in {old, record.instead_of}:
             causes.append(Cause("image", "the image was built anew", old, new))
+        if new == old and not record.adopted_from:
+            wrong = self.miswritten(old)
+            causes += [Cause(part, wrong[part]) for part in wrong if part not in record.inputs]
         # Also where only the file is the official one, because the image has been built here since.
         gone = self._gone(node, record, old) if record.adopted_from else None
         damage = gone or self._damage(node, record)

@@ -149,6 +149,10 @@ class Store:
             raise ValueError("a blob has no digest")
         return found
 
+    def config(self, image_id: str) -> bytes | None:
+        """An image's configuration; None when it is not here. Raises OSError."""
+        return reading.content(self._blob(image_id))
+
     def blob(self, digest: str) -> Path:
         """Where a blob of this digest lies, or would lie."""
         return self._blob(digest)

@@ -1,4 +1,7 @@
-"""Images whose files are as they were recorded, remembered by what lstat said of all of them."""
+"""What needs no second look: files that are as they were recorded, and settings of images.
+
+Files are remembered by what lstat said of all of them.
+"""
 
 import contextlib
 import json
@@ -33,6 +36,14 @@ class Unchanged:
         if version is not None and has_settled(files.changed_ns):
             self._load()[name] = [files.signature, *version]
             self._changed = True
+
+    def written_right(self, image_id: str) -> bool:
+        """Whether an image is known to have no setting that earlier versions wrote wrongly."""
+        return self._load().get(image_id) is True
+
+    def remember_written_right(self, image_id: str) -> None:
+        """No setting of this image was written wrongly, and none ever will be: the ID is a digest."""
+        self._load()[image_id] = self._changed = True
 
     def save(self) -> None:
         """Write down what was learnt; not being able to (a read-only checkout) is no error."""

@@ -22,6 +22,7 @@ from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import bases
+from rc_tasks.state.miswritten import RIGHT
 from rc_tasks.state.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.status import SMOKE
 from rc_tasks.steps import node as nodes
@@ -56,7 +57,8 @@ def publish(checkout: Checkout, name: str) -> None:
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
-    causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
+    judge = Judge(checkout)
+    causes = [cause for cause in judge.step(Step.ENROOT, name).causes if not cause.upstream]
     record = checkout.records.get(Step.ENROOT, name)
     tests = smoke.wanted(checkout.graph, node)
     parts = {cause.part for cause in causes}
@@ -65,10 +67,11 @@ def publish(checkout: Checkout, name: str) -> None:
         made = _squash(checkout, node, built.facts, tests)
         status = project.artifact.stat()
         sample = sample_digest(str(project.artifact))
+        image_id = built.facts.image_id
         record = nodes.record(
             start,
             project,
-            {"image": built.facts.image_id},
+            {"image": image_id, **dict.fromkeys(judge.miswritten(image_id), RIGHT)},
             artifact=Artifact(status.st_size, status.st_mtime_ns, sample, made.blocks_digest),
             tools={"mksquashfs": squashfs.version()},
             smoke=made.passed,

@@ -58,6 +58,15 @@ def exports(env: Iterable[str]) -> str:
     return "".join(lines)
 
 
+def lost(env: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of variables that Enroot reads wrongly when it writes them itself."""
+    env = tuple(env)
+    pairs = (each.partition("=") for each in env)
+    meant = {name: value for name, equals, value in pairs if equals and _NAME.fullmatch(name)}
+    read = variables("\n".join(env), {})
+    return tuple(name for name in {**meant, **read} if meant.get(name) != read.get(name))
+
+
 def variables(text: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Return what Enroot reads from an image's /etc/environment; `environ` is the host's."""
     found = {}

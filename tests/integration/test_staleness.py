@@ -391,6 +391,33 @@ def test_the_summary_counts_what_was_done(family: Family) -> None:
     assert family.doit().splitlines()[-1] == f"{last} images: {last} fresh"
 
 
+def test_only_what_was_written_wrongly_is_squashed_again(family: Family) -> None:
+    settings = """ENV PATH=/bin OPTIONS="'-a' '-b'"\nENTRYPOINT ["/bin/sh"]\n"""
+    family.edit("base/Dockerfile", "RUN", f"{settings}RUN")
+    family.edit("projects/left:1/Dockerfile", "COPY", 'ENTRYPOINT [""]\nENV OPTIONS=-c\nCOPY')
+    family.edit("projects/right:1/Dockerfile", "RUN echo right", "ENTRYPOINT []\nENV OPTIONS=-c\nRUN :")
+    family.run()
+    edfs = {name: (family.directory(name) / "env.toml").read_text() for name in NAMES}
+    assert {name for name, text in edfs.items() if "entrypoint = true" in text} == {"base"}
+    # As earlier versions recorded it.
+    for record in (family.root / ".rc/state").glob("enroot:*.json"):
+        found = json.loads(record.read_text())
+        found["inputs"] = {"image": found["inputs"]["image"]}
+        record.write_text(json.dumps(found))
+    listed = {each["name"]: each["reasons"] for each in json.loads(family.doit("list", "--json"))}
+    entrypoint = 'ENTRYPOINT [""] was written into /etc/rc as a command'
+    assert listed == {
+        "base": ["Enroot reads another value of ENV OPTIONS"],
+        "left:1": [entrypoint],
+        "right:1": [],
+        "top:1": [entrypoint],
+        "user:1": [],
+    }
+    assert f"  enroot  {entrypoint}\n" in family.doit("why", "top:1")
+    assert set(family.run()) == steps(Step.ENROOT, "base", "left:1", "top:1")
+    assert family.run() == {}
+
+
 def test_an_edit_while_the_build_runs_is_stale_afterwards(family: Family) -> None:
     recipe = "projects/user:1/Dockerfile"
     family.write(recipe, "FROM tool:current\nRUN touch /started && sleep 2 && echo first > /etc/user\n")

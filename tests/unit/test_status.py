@@ -1,7 +1,9 @@
 """The judge: which steps are stale after which change, and in what words. No podman is needed."""
 
+import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,48 @@ def test_a_moved_checkout_is_fresh_but_for_its_own_path(root: Path) -> None:
     pretend_built(root)
     moved = root.rename(root.with_name("moved"))
     assert stale(moved) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "reasons"),
+    [
+        pytest.param({"Env": ["A=1", 'B=it\'s "x"', "EMPTY="]}, (), id="ordinary"),
+        pytest.param({"Env": ["foo.bar='1'"], "Entrypoint": []}, (), id="dropped by Enroot"),
+        pytest.param({"Entrypoint": ["/x", ""], "Env": None}, (), id="entrypoint"),
+        pytest.param(
+            {"Entrypoint": [""]}, ('ENTRYPOINT [""] was written into /etc/rc as a command',), id="empty"
+        ),
+        pytest.param(
+            {"Env": ["PATH=/bin", "OPTIONS='-a' '-b'", "REFERENCE=${X}", "LINES=one\nPATH=/evil"]},
+            tuple(
+                f"Enroot reads another value of ENV {name}"
+                for name in ("PATH", "OPTIONS", "REFERENCE", "LINES")
+            ),
+            id="variables",
+        ),
+    ],
+)
+def test_settings_that_earlier_versions_wrote_wrongly(
+    root: Path, config: dict[str, object], reasons: tuple[str, ...]
+) -> None:
+    checkout = open_checkout(root, {})
+    record = checkout.records.get(Step.ENROOT, "base")
+    assert record is not None
+    blob = checkout.store.blob(record.inputs["image"])
+    blob.parent.mkdir(parents=True)
+    blob.write_text(json.dumps({"config": config}))
+    for _ in range(2):
+        judge = Judge(checkout)
+        assert judge.image("base").reasons == reasons
+        # Nothing is built anew.
+        assert judge.step(Step.PODMAN, "base").fresh
+        assert judge.image("child:1").state is State.FRESH
+        checkout.remember()
+        checkout = open_checkout(root, {})
+    # As it is recorded when it has been squashed again.
+    inputs = Judge(checkout).inputs(Step.ENROOT, "base")
+    checkout.records.put(Step.ENROOT, "base", replace(record, inputs=inputs))
+    assert Judge(checkout).image("base").state is State.FRESH
 
 
 def test_staleness_is_passed_down_in_words(root: Path) -> None:
