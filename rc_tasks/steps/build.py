@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import tempfile
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rc_tasks.state.manifests import put_origin
 from rc_tasks.state.official import official_of
 from rc_tasks.state.records import Facts, Record, Step
 from rc_tasks.state.store import Store
-from rc_tasks.steps import cache, entrypoint
+from rc_tasks.steps import build_failure, cache, entrypoint
 from rc_tasks.steps import node as nodes
 from rc_tasks.steps.bring import Bases, bring_bases, bring_cache, mend
 from rc_tasks.steps.build_secrets import Secrets, find
@@ -202,13 +203,15 @@ def _build(
             cached=given.cached,
             open_files=nodes.open_files(),
         )
-        returncode = command.watch(wanted, made.see, Replacing(given.shown | secrets.shown))
+        lines: deque[str] = deque(maxlen=build_failure.LINES)
+
+        def see(line: str) -> None:
+            lines.append(line)
+            made.see(line)
+
+        returncode = command.watch(wanted, see, Replacing(given.shown | secrets.shown))
         if returncode != 0:
-            raise CommandError(
-                f"podman build {command.ending(returncode)}",
-                where=project.shown_dockerfile,
-                hint=f"mend it and run `doit build:{project.name}`: it resumes there",
-            )
+            raise build_failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""
         if not image_id:
             raise CommandError(

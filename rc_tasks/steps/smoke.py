@@ -30,7 +30,7 @@ from rc_tasks.model.settings import Launcher
 from rc_tasks.model.smoke import SmokeTest
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.records import Facts, Passed
-from rc_tasks.steps import environment, launch
+from rc_tasks.steps import environment, launch, launch_failure
 from rc_tasks.steps import node as nodes
 from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
@@ -44,6 +44,8 @@ _TAIL_BYTES = 1 << 14
 # How long a line of it may be in the log, and in what the run shows.
 _WIDTH = 1000
 _QUOTE_WIDTH = 160
+# What to do when a test ran, and failed.
+_CORRECT = "correct the image or the test"
 # What podman is given beyond our own limit, which is to come first.
 _SPARE_S = 60
 # Set by us for this step alone, they name directories that a container does not have.
@@ -98,7 +100,8 @@ def run(
                 name=name,
                 limit_s=test.timeout_s + _SPARE_S,
             )
-            duration_s = _run(_surroundings(wanted, launcher, private), test, request, node)
+            around = _surroundings(wanted, launcher, private)
+            duration_s = _run(around, test, launcher, request, node)
             print(f"passed in {duration_s:.1f} s", flush=True)
             passed.append(Passed(test.argv, launcher, round(duration_s, 3)))
     return tuple(passed)
@@ -179,47 +182,65 @@ def _without_missing_mounts(text: str, node: ImageNode) -> str:
     return toml_edit.with_value(text, ("mounts",), kept) or text
 
 
-def _run(wanted: Command, test: SmokeTest, request: StepRequest | None, node: ImageNode) -> float:
+def _run(
+    wanted: Command,
+    test: SmokeTest,
+    launcher: Launcher,
+    request: StepRequest | None,
+    node: ImageNode,
+) -> float:
     """How long the test took. Raises ArtifactError when it fails."""
     try:
         say = functools.partial(print, flush=True)
-        return slurm.patiently(lambda: _try(wanted, test, request, node), say)
+        return slurm.patiently(lambda: _try(wanted, test, launcher, request, node), say)
     except UnreachableError as error:
-        raise _failed(test, node, f"could not run: {error.what}", error.quote) from None
+        raise _not_run(test, node, error) from None
 
 
-def _try(wanted: Command, test: SmokeTest, request: StepRequest | None, node: ImageNode) -> float:
+def _try(
+    wanted: Command,
+    test: SmokeTest,
+    launcher: Launcher,
+    request: StepRequest | None,
+    node: ImageNode,
+) -> float:
     """As `_run`, but raises UnreachableError when Slurm's controller did not answer."""
     said = _Said()
     started_s = time.monotonic()
     try:
         status = command.pour(wanted, said.add, timeout_s=test.timeout_s)
     except (CommandError, ToolNotFoundError) as error:
-        raise _failed(test, node, f"cannot be started: {error.what}", error.quote) from None
+        raise _not_run(test, node, error) from None
     finally:
         said.end()
     if status == 0:
         return time.monotonic() - started_s
+    last = tuple(said.last)
     if status is None:
-        how = f"did not end within {test.timeout_s} s"
-    else:
-        refused = slurm_words.explain(status, list(said.last), request) if request is not None else None
-        if isinstance(refused, UnreachableError):
-            raise refused
-        if request is not None and launch.refused_entrypoint(said.last):
-            how = "could not be started: the image's ENTRYPOINT does not run it"
-            raise _failed(test, node, how, tuple(said.last), launch.ENTRYPOINT_HINT)
-        how = f"could not run: {refused.what}" if refused is not None else command.ending(status)
-    raise _failed(test, node, how, tuple(said.last))
+        longer = f"{_CORRECT}, or give it longer with smoke_timeout_s"
+        raise _failed(test, node, f"did not end within {test.timeout_s} s", last, longer)
+    refused = slurm_words.explain(status, last, request) if request is not None else None
+    if isinstance(refused, UnreachableError):
+        raise refused
+    if request is not None and launch.refused_entrypoint(last):
+        how = "could not be started: the image's ENTRYPOINT does not run it"
+        raise _failed(test, node, how, last, launch.ENTRYPOINT_HINT)
+    if refused is not None:
+        refused.quote = last
+        raise _not_run(test, node, refused)
+    hint = launch_failure.hint(launcher, status, last)
+    raise _failed(test, node, command.ending(status), last, hint or _CORRECT)
 
 
-def _failed(
-    test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...], hint: str = ""
-) -> RcError:
+def _not_run(test: SmokeTest, node: ImageNode, error: RcError) -> RcError:
+    """What failed is not the test, but what was to start it."""
+    hint = error.hint or "the lines above are those of what starts containers: `doit doctor` checks it"
+    return _failed(test, node, f"could not run: {error.what}", error.quote, hint)
+
+
+def _failed(test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...], hint: str) -> RcError:
     there = os.path.exists(node.project.artifact)
     kept = "the image that was there before stays" if there else "nothing was published"
-    longer = ", or give it longer with smoke_timeout_s" if how.startswith("did not end") else ""
-    hint = hint or f"mend the image or the test{longer}"
     return ArtifactError(
         f"smoke test {how}: {test}",
         where=test.where,

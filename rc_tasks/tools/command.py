@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, TextIO
 
 from rc_tasks.errors import CommandError, ToolNotFoundError
+from rc_tasks.tools import failures
 
 # How long a process group may take to end after TERM before it gets KILL.
 GRACE_S = 10.0
@@ -380,12 +381,21 @@ def _unread(pipe: IO[bytes]) -> list[str]:
 def failure(
     command: Command, returncode: int, lines: list[str], *, hint: str | None = None
 ) -> CommandError:
-    """The error for a command that ended with `returncode` after printing `lines`."""
+    """The error for a command that ended with `returncode` after printing `lines`.
+
+    Without a hint it is that of the cause which the lines name, where they name one.
+    """
     return CommandError(
         f"{Path(command.argv[0]).name} {ending(returncode)}: {command}",
         quote=tuple(lines[-TAIL_LINES:]),
-        hint=hint,
+        hint=_hint(lines, returncode) if hint is None else hint,
     )
+
+
+def _hint(lines: Iterable[str], returncode: int = 1) -> str | None:
+    causes = (*failures.PODMAN, *failures.LIMITS, *failures.SQUASHFS)
+    cause = failures.find(lines, causes, returncode)
+    return f"on {failures.here()}, {cause.what}:\n{cause.hint}" if cause else None
 
 
 def ending(returncode: int) -> str:
@@ -525,7 +535,8 @@ def _popen(
         text = str(command)
         # Arguments that are too long for the system are so for a message.
         shown = text if len(text) <= _SHOWN_WIDTH else f"{text[:_SHOWN_WIDTH]}…"
-        raise CommandError(f"cannot start {shown}: {error.strerror}") from None
+        hint = _hint((error.strerror or "",))
+        raise CommandError(f"cannot start {shown}: {error.strerror}", hint=hint) from None
 
 
 def _pass_lines(

@@ -7,13 +7,14 @@ import json
 import os
 import re
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rc_tasks.errors import CommandError
-from rc_tasks.tools import command
+from rc_tasks.tools import command, registry
 from rc_tasks.tools.command import Command
 
 INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
@@ -196,11 +197,10 @@ class Podman:
         """Pull an image unless the storage has it; returns its manifest digest, `sha256:…`."""
         if not self.exists(reference):
             wanted = self.command("pull", reference)
-            returncode = command.stream(wanted, None)
+            lines: deque[str] = deque(maxlen=command.TAIL_LINES)
+            returncode = command.watch(wanted, lines.append)
             if returncode != 0:
-                raise command.failure(
-                    wanted, returncode, [], hint="check the name, the network and `podman login`"
-                )
+                raise registry.not_pulled(reference, returncode, lines)
         done = command.capture(self.command("image", "inspect", "--format", "{{.Digest}}", reference))
         return done.stdout.strip()
 

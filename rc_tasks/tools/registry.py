@@ -1,10 +1,11 @@
 """What a registry refused, in words, whichever program asked it."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 
 from rc_tasks.errors import CommandError, RcError
-from rc_tasks.tools import command
+from rc_tasks.tools import command, failures
 from rc_tasks.tools.command import Command, Completed
 
 
@@ -15,6 +16,14 @@ class Refusal(StrEnum):
     LIMITED = "limited"
     UNKNOWN = "unknown"
     UNTRUSTED = "untrusted"
+    UNNAMED = "unnamed"
+    ELSEWHERE = "elsewhere"
+    NESTED = "nested"
+    UNSUPPORTED = "unsupported"
+    DAMAGED = "damaged"
+    PROXY = "proxy"
+    UNRESOLVED = "unresolved"
+    FAILING = "failing"
     UNREACHABLE = "unreachable"
     OTHER = "other"
 
@@ -23,8 +32,8 @@ class RegistryError(RcError):
     """A registry did not answer, or would not."""
 
     def __init__(self, refusal: Refusal, reference: str, quote: tuple[str, ...]) -> None:
-        what, hint = _WORDS[refusal]
-        super().__init__(what, where=reference, quote=quote, hint=hint.format(host=host(reference)))
+        what, hint = words(refusal, reference)
+        super().__init__(what, where=reference, quote=quote, hint=hint)
         self.refusal = refusal
 
 
@@ -32,6 +41,12 @@ def host(reference: str) -> str:
     """The registry that a reference names, by Docker's rule: Docker's own one when it names none."""
     first, slash, _ = reference.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
+
+
+def words(refusal: Refusal, reference: str) -> tuple[str, str]:
+    """What happened, and what to do next."""
+    what, hint = _WORDS[refusal]
+    return what, hint.format(host=host(reference), reference=reference)
 
 
 _WORDS = {
@@ -52,23 +67,78 @@ _WORDS = {
         "ask the site for its CA (containers-certs.d(5)), or mark the registry as insecure in\n"
         "~/.config/containers/registries.conf (containers-registries.conf(5))",
     ),
+    Refusal.UNNAMED: (
+        "podman does not know which registry this name is of",
+        "write the registry too, as in docker.io/library/debian:12",
+    ),
+    Refusal.ELSEWHERE: (
+        "the registry has this image for other machines only",
+        "name another one in the Dockerfile; `skopeo inspect --raw docker://{reference}` lists what\n"
+        "there is, and FROM --platform=linux/ARCH takes one for another machine",
+    ),
+    Refusal.NESTED: (
+        "the registry has an index within an index here, which podman cannot pull",
+        "name one of its images by digest, as `skopeo inspect --raw docker://{reference}` lists\n"
+        "them, and tell whoever publishes it",
+    ),
+    Refusal.UNSUPPORTED: (
+        "what the registry has there is no image that this podman can take",
+        "it may be an artifact, or older or newer than podman: name another one in the Dockerfile",
+    ),
+    Refusal.DAMAGED: (
+        "what the registry sent is not what it promised",
+        "try again; if it fails again, a proxy or a mirror may alter it, or {host} keeps it damaged:\n"
+        "tell whoever runs them",
+    ),
+    Refusal.PROXY: (
+        "the proxy on the way to the registry does not answer, or refuses",
+        "`env | grep -i _proxy` on this host tells which one is set: correct or unset it, or ask\n"
+        "the site",
+    ),
+    Refusal.UNRESOLVED: (
+        "this host does not know the host name of the registry",
+        "check its spelling ({host}); if it is right, ask the site how this host reaches the network\n"
+        "(DNS, a proxy), or pull on one that does",
+    ),
+    Refusal.FAILING: (
+        "the registry has an error of its own",
+        "try again later; if it lasts, tell whoever runs {host}",
+    ),
     Refusal.UNREACHABLE: (
         "the registry cannot be reached from this host",
         "check the host's name and the network (`curl -I https://{host}/v2/`), then try again",
     ),
     Refusal.OTHER: ("the registry gave no answer that can be used", "read its words above"),
 }
-# What containers/image, the library in podman and skopeo, prints; the order matters, as the words of a
-# refused login name the reference too.
+# What containers/image, the library in podman and skopeo, prints (seen with podman 4.3 and skopeo 1.9;
+# the limit is Docker Hub's); the first one that matches counts.
 _SIGNS = (
+    (Refusal.PROXY, r"proxyconnect|proxy authentication required"),
     (Refusal.LIMITED, r"toomanyrequests|too many requests|rate limit|status code 429"),
-    (Refusal.UNAUTHORISED, r"unauthorized|authentication required|access .*denied|denied:|forbidden"),
-    (Refusal.UNTRUSTED, r"x509:|HTTP response to HTTPS client|certificate"),
+    (Refusal.UNAUTHORISED, r"unauthorized|authentication required|(?<!permission )denied\b|forbidden"),
+    (
+        Refusal.UNTRUSTED,
+        r"x509:|HTTP response to HTTPS client|certificate|not look like a TLS handshake",
+    ),
+    (Refusal.UNNAMED, r"short-name|unqualified-search registries"),
+    (Refusal.ELSEWHERE, r"no image found in (image index|manifest list)|no matching manifest"),
+    (Refusal.NESTED, r"received a manifest list instead of a manifest"),
+    (
+        Refusal.UNSUPPORTED,
+        r"unsupported (manifest|image|media|MIME|schema|docker)|artifact with type|unimplemented",
+    ),
+    (
+        Refusal.DAMAGED,
+        r"does not match (expected|the required)|digest mismatch|invalid character"
+        r"|unexpected end of JSON|invalid checksum|Digest did not match",
+    ),
     (Refusal.UNKNOWN, r"manifest unknown|name unknown|repository name not known|not found"),
+    (Refusal.UNRESOLVED, r"no such host|server misbehaving|name resolution"),
+    (Refusal.FAILING, r"HTTP status:? 5\d\d|status code 5\d\d|\b50[0234] [A-Z]"),
     (
         Refusal.UNREACHABLE,
-        r"dial tcp|no such host|connection re(?:fused|set)|i/o timeout|network is unreachable|\bEOF\b"
-        r"|Client\.Timeout|TLS handshake timeout|50[234]",
+        r"dial tcp|connection re(?:fused|set)|i/o timeout|network is unreachable|\bEOF\b"
+        r"|Client\.Timeout|TLS handshake timeout|no route to host",
     ),
 )
 
@@ -83,14 +153,25 @@ def ask(wanted: Command, reference: str, timeout_s: float) -> Completed:
         ) from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RegistryError(refusal(done.stderr), reference, tuple(map(_message, lines[-1:])))
+        raise RegistryError(refusal(done.stderr, reference), reference, tuple(map(_message, lines[-1:])))
     return done
 
 
-def refusal(text: str) -> Refusal:
-    """What kind of refusal a program's error output tells."""
-    # What stands in quotes is ours, such as the reference: its words are no sign.
-    said = re.sub(r'\\"[^"\\]*\\"', "", text)
+def not_pulled(reference: str, returncode: int, lines: Sequence[str]) -> CommandError:
+    """The error for a `podman pull` that ended with `returncode`; its last `lines` stand in the log."""
+    causes = (*failures.PODMAN, *failures.LIMITS)
+    told = [line for line in lines if line.startswith("Error: ")] or lines
+    if cause := failures.find(told, causes, returncode):
+        return cause.error(f"podman pull {reference}")
+    what, hint = words(refusal("\n".join(told), reference), reference)
+    return CommandError(what, where=reference, hint=hint)
+
+
+def refusal(text: str, reference: str = "") -> Refusal:
+    """What kind of refusal a program's error output tells of a reference."""
+    # The words of the reference, and what stands in quotes, are no sign.
+    name = re.split(r"@|:(?=[^/]*$)", reference)[0]
+    said = re.sub(r'\\"[^"\\]*\\"', "", text.replace(name, "") if name else text)
     return next((kind for kind, sign in _SIGNS if re.search(sign, said, re.IGNORECASE)), Refusal.OTHER)
 
 

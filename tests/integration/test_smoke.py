@@ -195,7 +195,7 @@ def test_a_new_image_that_fails_leaves_the_old_one_in_place(family: Family) -> N
     family.edit("base/Dockerfile", "WORKDIR", "LABEL a=b\nWORKDIR")
     output = family.doit("enroot:base", status=1)
     assert started(output)["enroot:base"] == "the image was built anew, smoke tests changed"
-    assert "next: mend the image or the test, and run `doit build:base`;\n" in output
+    assert "next: correct the image or the test, and run `doit build:base`;\n" in output
     assert "  the image that was there before stays\n" in output
     assert published(family.artifact("base")) == before
     assert family.records()["enroot:base"] == record
