@@ -11,6 +11,7 @@ from doit.doit_cmd import DoitMain
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import toml_text
 from rc_tasks.model.readable import printable_lines
+from rc_tasks.model.regular import advice
 from rc_tasks.state.files import with_careful_umask
 
 # They look into doit's own database, and we have none.
@@ -60,6 +61,8 @@ def _settings_problem() -> RcError | None:
         return error
     except OSError as error:
         return SettingsError(
-            f"cannot be read: {error.strerror}", where=_SETTINGS, hint="mend its permissions"
+            f"cannot be read: {error.strerror}",
+            where=_SETTINGS,
+            hint=advice(error, "correct its permissions"),
         )
     return None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.project import DOCKERFILE
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.model.regular import advice, read_bytes
 
 # In podman's order: the first that exists is the only one that counts. {} is the Dockerfile's name.
 IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
@@ -148,7 +148,9 @@ def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_res
         raise ProjectError(
             f"cannot list the directory: {error.strerror}",
             where=os.path.join(directory, prefix),
-            hint="podman has to read it too: mend its permissions, or name it in .dockerignore",
+            hint=advice(
+                error, "podman has to read it too: correct its permissions, or name it in .dockerignore"
+            ),
         ) from None
 
 
@@ -253,7 +255,7 @@ def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tu
             raise ProjectError(
                 f"cannot be read: {error.strerror}",
                 where=f"{directory}/{name}",
-                hint="mend its permissions",
+                hint=advice(error, "correct its permissions"),
             ) from None
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
             if line.startswith(b"#"):

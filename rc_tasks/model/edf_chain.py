@@ -13,7 +13,7 @@ from pathlib import Path
 from rc_tasks.errors import EdfError
 from rc_tasks.model import fields, toml_text
 from rc_tasks.model.edf import Edf
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.model.regular import advice, read_bytes
 from rc_tasks.model.toml_text import KeyPath
 
 # An EDF and nine below it (raster counts the first one too).
@@ -222,7 +222,7 @@ class _Resolver:
                 f"cannot be read: {error.strerror}",
                 where=shown,
                 quote=self._chain(chain),
-                hint="mend its permissions, or ask its owner",
+                hint=advice(error, "correct its permissions, or ask its owner"),
             ) from None
 
         def place(key: KeyPath) -> str:

@@ -188,7 +188,7 @@ def failure(error: type[RcError], problems: Iterable[Problem], subject: str) -> 
         quote=tuple(
             f"{one.where}: {one.what}" + (f" ({one.hint})" if one.hint else "") for one in found
         ),
-        hint="mend the places named above",
+        hint="correct the places named above",
     )
 
 

@@ -191,7 +191,7 @@ def _time(value: object) -> str:
         raise _Wrong(
             f"pinned_at: {wrong('a time such as 2026-11-22T10:04:00+00:00', value)}",
             "pinned_at",
-            "mend it, or take this line out",
+            "correct it, or take this line out",
         ) from None
 
 

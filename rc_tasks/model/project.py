@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.reference import name_problem
+from rc_tasks.model.regular import advice
 
 PROJECTS = "projects"
 DOCKERFILE = "Dockerfile"
@@ -206,7 +207,9 @@ def _misnamed(name: str, path: str, problem: str) -> ProjectError:
 
 def _unreadable(error: OSError, path: str) -> ProjectError:
     return ProjectError(
-        f"cannot be read: {error.strerror}", where=f"{path}/", hint="mend its permissions, or remove it"
+        f"cannot be read: {error.strerror}",
+        where=f"{path}/",
+        hint=advice(error, "correct its permissions, or remove it"),
     )
 
 

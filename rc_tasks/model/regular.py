@@ -7,6 +7,19 @@ from io import BufferedReader
 
 # Nothing that is read whole is nearly as large.
 _MOST_BYTES = 1 << 28
+# What the system says of its limits, and of disks and servers that do not answer.
+_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+_NO_ANSWER = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.ENODEV,
+        errno.EREMOTEIO,
+    }
+)
 _NO_FILE = "a socket, a pipe or a device, not a file"
 
 
@@ -48,3 +61,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def read_text(path: str | os.PathLike[str]) -> str:
     """All of a regular file of UTF-8; raises OSError or UnicodeDecodeError."""
     return read_bytes(path).decode()
+
+
+def advice(error: OSError, correct: str) -> str:
+    """What to do about a file that cannot be read: `correct` it, unless the system is at fault."""
+    if error.errno in _LIMITS:
+        return "raise the limit (`ulimit -a`) or end something here, then run the same command again"
+    if error.errno in _NO_ANSWER:
+        return "its file system fails: run the same command again, on another host if it fails again"
+    return correct

@@ -33,7 +33,7 @@ def loads(text: str, where: str, error: type[RcError]) -> dict[str, object]:
             f"not valid TOML: {what}",
             where=f"{where}:{number}",
             quote=tuple(text.splitlines()[number - 1 : number]),
-            hint="mend this line; strings need quotes, and a key may be given only once",
+            hint="correct this line; strings need quotes, and a key may be given only once",
         ) from None
     except ValueError as found:
         # A number that Python does not read, having thousands of digits.

@@ -10,7 +10,7 @@ from rc_tasks.model import dockerfile, recipe
 from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
 from rc_tasks.model.pin import LOCK
 from rc_tasks.model.project import RECIPE, Alias, Broken, Project, discover
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.model.regular import advice, read_bytes
 from rc_tasks.model.settings import Settings
 from rc_tasks.model.settings import load as load_settings
 from rc_tasks.state import reading
@@ -180,7 +180,7 @@ def _node(project: Project, aliases: Mapping[str, str], names: Set[str], archite
         raise ProjectError(
             f"cannot be read: {error.strerror}",
             where=project.shown_dockerfile,
-            hint="mend its permissions",
+            hint=advice(error, "correct its permissions"),
         ) from None
     return link(project, _parsed(project, options, text, architecture), options, aliases, names)
 

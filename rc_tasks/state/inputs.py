@@ -15,6 +15,7 @@ from rc_tasks.model import context, file_mode
 from rc_tasks.model.dockerfile import Overlooked
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILES
+from rc_tasks.model.regular import advice
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools.podman import at_least
 
@@ -57,7 +58,9 @@ def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict
             raise ProjectError(
                 f"cannot be read: {error.strerror}",
                 where=node.project.shown(path),
-                hint="make it readable, or name it in .containerignore if no image needs it",
+                hint=advice(
+                    error, "make it readable, or name it in .containerignore if no image needs it"
+                ),
             ) from None
     return parts
 

@@ -13,6 +13,7 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
 from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON, PROJECTS
 from rc_tasks.model.readable import local_time
+from rc_tasks.model.regular import advice
 from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
@@ -357,7 +358,9 @@ class Judge:
             raise EdfError(
                 f"cannot be read: {error.strerror}",
                 where=node.project.shown(EDF),
-                hint="mend its permissions or move it away: what is missing is written anew",
+                hint=advice(
+                    error, "correct its permissions or move it away: what is missing is written anew"
+                ),
             ) from None
         words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
         for part, new in now.items():

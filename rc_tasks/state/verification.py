@@ -218,7 +218,7 @@ class Verification:
         except OSError as error:
             yield Damage(where, f"cannot be read: {error.strerror}", hint)
         except (ValueError, RecursionError) as error:
-            yield Damage(where, f"is no TOML: {error}", f"mend it, then doit env:{node.project.name}")
+            yield Damage(where, f"is no TOML: {error}", f"correct it, then doit env:{node.project.name}")
         else:
             if found != wanted:
                 yield Damage(where, f"names {found!r} as the image, and not {wanted}", hint)

@@ -14,7 +14,7 @@ from rc_tasks.model import context
 from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import encode, instructions
-from rc_tasks.model.regular import read_bytes
+from rc_tasks.model.regular import advice, read_bytes
 from rc_tasks.state.checkout import Checkout, parse_node
 from rc_tasks.state.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
 from rc_tasks.state.judge import Judge
@@ -86,7 +86,7 @@ def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
         text = read_bytes(node.project.dockerfile)
     except OSError as error:
         raise ProjectError(
-            f"cannot be read: {error.strerror}", where=where, hint="make it readable"
+            f"cannot be read: {error.strerror}", where=where, hint=advice(error, "make it readable")
         ) from None
     if parse_node(node, text, checkout.architecture) != node.dockerfile:
         raise ProjectError(

@@ -5,12 +5,17 @@ says otherwise, shortened where they repeat themselves.
 """
 # ruff: noqa: E501 recorded texts are not folded
 
+import ast
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+import rc_tasks
 from rc_tasks.model.project import Project
+from rc_tasks.model.regular import advice
 from rc_tasks.model.settings import Launcher
 from rc_tasks.steps import build_failure, launch_failure
 from rc_tasks.tools import command, failures
@@ -383,3 +388,61 @@ def test_a_launcher_that_fails_itself_is_told_from_its_test(
 ) -> None:
     told = launch_failure.hint(launcher, status, [line])
     assert told.startswith(begins) and bool(told) is bool(begins)
+
+
+# Where a hint says that something of the user's is to be corrected, and the mistake that was found there.
+BLAMES = {
+    ("commands/main.py", "_settings_problem"): "rights to pyproject.toml",
+    ("model/context.py", "_scan"): "rights to a directory of the context",
+    ("model/context.py", "_rules"): "rights to .dockerignore",
+    ("model/edf_chain.py", "_values"): "rights to an EDF",
+    ("model/fields.py", "failure"): "wrong keys or values in a file",
+    ("model/pin.py", "_time"): "no time in bases.lock",
+    ("model/project.py", "_unreadable"): "rights to a project",
+    ("model/toml_text.py", "loads"): "a line that is no TOML",
+    ("state/checkout.py", "_node"): "rights to a Dockerfile",
+    ("state/judge.py", "_env"): "rights to env.toml",
+    ("state/verification.py", "_edf"): "env.toml that is no TOML",
+    (
+        "steps/build_failure.py",
+        "explain",
+    ): "what podman says of a Dockerfile, or a RUN that ended by itself",
+    ("steps/launch_failure.py", "hint"): "beside the memory of a test that was killed",
+    ("steps/smoke.py", ""): "a test that ran and failed",
+}
+
+
+def test_only_where_a_mistake_was_found_does_a_hint_ask_to_correct_it() -> None:
+    package = Path(rc_tasks.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        documents = {
+            id(each.body[0].value)
+            for each in ast.walk(tree)
+            if isinstance(each, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and isinstance(each.body[0], ast.Expr)
+        }
+        # The innermost function comes last.
+        inside = {
+            id(constant): function.name
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef)
+            for constant in ast.walk(function)
+        }
+        found |= {
+            (str(path.relative_to(package)), inside.get(id(each), ""))
+            for each in ast.walk(tree)
+            if isinstance(each, ast.Constant)
+            and isinstance(each.value, str)
+            and id(each) not in documents
+            if re.search(r"\b(mend|correct) (it|its|the|this)\b", each.value)
+        }
+    assert found == BLAMES.keys()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_file_that_the_system_cannot_read_is_not_to_be_corrected(number: int) -> None:
+    error = OSError(number, os.strerror(number), "Dockerfile")
+    assert "correct" not in advice(error, "correct its permissions")
+    assert advice(PermissionError(errno.EACCES, "no"), "correct its permissions").startswith("correct")

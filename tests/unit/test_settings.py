@@ -209,10 +209,10 @@ def test_all_problems_of_all_places_are_told_at_once(places: Places) -> None:
         '  | pyproject.toml:2: runner: expected "auto", "slurm" or "local", found 1\n'
         "  | pyproject.toml:3: slurm.cpuz is not a known key (did you mean slurm.cpus?)\n"
         "  | ~/.config/rc_tasks.toml:1: not valid TOML: Expected ']' at the end of a table declaration,"
-        " column 5 (mend this line; strings need quotes, and a key may be given only once)\n"
+        " column 5 (correct this line; strings need quotes, and a key may be given only once)\n"
         '  | RC_SLURM_CPUS: slurm.cpus: expected a whole number of at least 0, found "many"\n'
         "  | RC_X: no setting has this variable (`doit settings` lists all; unset this one)\n"
-        "  next: mend the places named above"
+        "  next: correct the places named above"
     )
 
 

@@ -174,8 +174,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "env.toml names ",
         "doit env:app:1",
     ),
-    "edf-broken": (edited(f"{P}/env.toml", "=", "= ="), "env.toml is no TOML", "mend it"),
-    "edf-bytes": (lambda root: (root / f"{P}/env.toml").write_bytes(b"\xff"), "is no TOML", "mend it"),
+    "edf-broken": (edited(f"{P}/env.toml", "=", "= ="), "env.toml is no TOML", "correct it"),
+    "edf-bytes": (
+        lambda root: (root / f"{P}/env.toml").write_bytes(b"\xff"),
+        "is no TOML",
+        "correct it",
+    ),
     "edf-missing": (lambda root: (root / f"{P}/env.toml").unlink(), "env.toml is missing", "doit env:"),
     "blob": (overwrite(SHARED, b"X"), f"{SHARED} has another content", f"{SHARED}' "),
     "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -r "),
@@ -237,7 +241,7 @@ def test_the_command_of_a_hint_works_in_a_subfolder(root: Path, tmp_path: Path, 
     found = Verification(open_checkout(root, {}), lambda _bytes: None, 2).verify("app:1")
     for damage in found.damages:
         wanted = damage.hint.partition("    (")[0]
-        if not wanted.startswith("mend it"):
+        if not wanted.startswith("correct it"):
             done = tmp_path / "done"
             doit_alone = f'doit() {{ echo "$@" > {shlex.quote(str(done))}; }}'
             subprocess.run(["sh", "-c", f"{doit_alone}\n{wanted}"], cwd=root / P, check=True)
