@@ -1,5 +1,6 @@
 """What a registry refused, in words, whichever program asked it."""
 
+import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -13,6 +14,7 @@ class Refusal(StrEnum):
     """Why there is no answer."""
 
     UNAUTHORISED = "unauthorised"
+    UNREADABLE = "unreadable"
     LIMITED = "limited"
     UNKNOWN = "unknown"
     UNTRUSTED = "untrusted"
@@ -53,6 +55,10 @@ _WORDS = {
     Refusal.UNAUTHORISED: (
         "the registry wants other credentials, or hides what is not there",
         "`podman login {host}`; and check the name",
+    ),
+    Refusal.UNREADABLE: (
+        "the file of credentials that REGISTRY_AUTH_FILE names cannot be read on this host",
+        "`podman login {host}` makes it, in a place that the nodes share; or unset that variable",
     ),
     Refusal.LIMITED: (
         "the registry takes no more requests for now",
@@ -169,6 +175,9 @@ def not_pulled(reference: str, returncode: int, lines: Sequence[str]) -> Command
 
 def refusal(text: str, reference: str = "") -> Refusal:
     """What kind of refusal a program's error output tells of a reference."""
+    credentials = os.environ.get("REGISTRY_AUTH_FILE")
+    if credentials and re.search(rf"(stat|open|reading.*) {re.escape(credentials)}: ", text):
+        return Refusal.UNREADABLE
     # The words of the reference, and what stands in quotes, are no sign.
     name = re.split(r"@|:(?=[^/]*$)", reference)[0]
     said = re.sub(r'\\"[^"\\]*\\"', "", text.replace(name, "") if name else text)

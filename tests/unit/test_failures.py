@@ -302,6 +302,15 @@ def test_a_pull_that_finds_no_space_is_the_nodes_affair() -> None:
     )
 
 
+def test_credentials_that_are_not_on_the_node_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", "/run/user/1000/auth.json")
+    said = "Error: stat /run/user/1000/auth.json: no such file or directory"
+    assert str(not_pulled("r.io/a:1", 125, [said])) == (
+        "r.io/a:1: the file of credentials that REGISTRY_AUTH_FILE names cannot be read on this host\n"
+        "  next: `podman login r.io` makes it, in a place that the nodes share; or unset that variable"
+    )
+
+
 def test_each_hint_of_a_refusal_is_another_one() -> None:
     hints = {str(not_pulled("r.io/a/b:1", 125, [f"Error: {words}"]).hint) for words in PULLS}
     assert len(hints) == len(set(PULLS.values()))
