@@ -21,8 +21,9 @@ UNMOUNTABLE = re.compile(r"[\s\\]")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)\}", re.ASCII)
 # It has no escape, but goes through a line once: where nobody sets EMPTY, $${EMPTY}{X} becomes ${X}.
 _ESCAPED = r"$${_RC_TASKS_EMPTY}{\1}"
-# It removes a pair of quotes around a value, twice (common::envfmt, called twice by its runtime.sh).
-_QUOTED = re.compile(r"""["'](.*)["']\s*""")
+# It removes a pair of quotes around a value, twice (common::envfmt, called twice by its runtime.sh); a
+# backslash, which its bracket expression holds as well, counts as one.
+_QUOTED = re.compile(r"""["'\\](.*)["'\\]\s*""")
 # It drops variables with other names (the same).
 _NAME = re.compile(r"(?!ENROOT_)[A-Za-z_]\w*", re.ASCII)
 

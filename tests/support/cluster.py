@@ -125,6 +125,8 @@ class Cluster:
     nodes: int = 3
     cpus_per_node: int = 2
     memory_per_cpu_mib: int = 1000
+    # The lines of plugstack.conf.
+    plugins: str = ""
     _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
@@ -305,7 +307,7 @@ class Cluster:
         key.unlink(missing_ok=True)
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        (self.directory / "plugstack.conf").write_text("")
+        (self.directory / "plugstack.conf").write_text(self.plugins)
         mail = self.directory / "mail"
         mail.write_text(MAIL)
         mail.chmod(0o755)

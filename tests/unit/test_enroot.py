@@ -17,6 +17,7 @@ HOST = {"X": "of the host", "HOME": "/home/ann"}
         pytest.param("A=b=c", "A=b=c", id="equals"),
         pytest.param('A=it\'s "odd" \\ $X `id` $(id) ', 'A=it\'s "odd" \\ $X `id` $(id) ', id="odd"),
         pytest.param('A="quoted"', 'A="""quoted"""', id="quoted"),
+        pytest.param("A=\\a'", 'A=""\\a\'""', id="a backslash and a quote"),
         pytest.param("A='-a' '-b' ", "A=\"\"'-a' '-b' \"\"", id="two in quotes"),
         pytest.param('A="', 'A="', id="one quote"),
         pytest.param("A=a${X}b", "A=a$${_RC_TASKS_EMPTY}{X}b", id="reference"),
