@@ -198,7 +198,7 @@ def test_ctrl_c_ends_the_steps_and_keeps_what_is_finished(
     assert "podman:base" not in doit(root, "plan", "base", environ=environ).text
 
 
-def wait_for_log(directory: Path, text: str, timeout_s: float = 60) -> None:
+def wait_for_log(directory: Path, text: str, timeout_s: float = 180) -> None:
     """Wait until a step's log has a text."""
     import time
 
