@@ -113,8 +113,13 @@ def began_anew() -> bool:
 
 
 def in_step() -> bool:
-    """Whether this process runs in a job step, and not in a batch script or under salloc."""
-    return job_id() is not None and "SLURM_STEP_ID" in os.environ
+    """Whether this process runs in a job step, and not in a batch script or under salloc.
+
+    A batch script has no SLURM_STEP_ID, and in Slurm 26.05 that of the batch step, -5 as a signed number
+    (slurm.h, SLURM_BATCH_SCRIPT).
+    """
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return job_id() is not None and step.isascii() and step.isdecimal()
 
 
 # What an allocation of ours runs beside us: it tells what was granted, then waits for the end of its

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -91,6 +92,14 @@ def test_in_a_batch_script_the_step_shares_the_job_with_others(monkeypatch: pyte
     found = options(srun(INNER, REQUEST))
     assert "--exact" in found
     assert not found & {"--overlap", "--account=a-demo", "--partition=debug", "--time=90", "--jobid=17"}
+
+
+def test_a_batch_script_of_slurm_26_05_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    for number in ("-5", "-6", ""):
+        monkeypatch.setenv("SLURM_STEP_ID", number)
+        assert not slurm.in_step()
+    assert "--exact" in options(srun(INNER, REQUEST))
 
 
 def test_inside_a_step_the_inner_one_overlaps_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,9 +605,25 @@ def test_what_slurm_did_is_told(returncode: int, log: str, request_: StepRequest
 
 
 @pytest.mark.parametrize(
+    ("returncode", "log", "request_", "expected"), EXPLAINED.values(), ids=EXPLAINED.keys()
+)
+def test_slurm_26_05_puts_a_time_before_the_words_of_the_daemon(
+    returncode: int, log: str, request_: StepRequest, expected: str
+) -> None:
+    def of_26_05(text: str) -> str:
+        text = re.sub(r"slurmstepd\S*: error: ", "[2026-11-28T16:45:03.978] error: ", text)
+        return re.sub(r"(CANCELLED AT \S+) \*\*\*", r"\1 DUE to SIGNAL Terminated ***", text)
+
+    test_what_slurm_did_is_told(returncode, of_26_05(log), request_, of_26_05(expected))
+
+
+@pytest.mark.parametrize(
     ("returncode", "log"),
     [
         pytest.param(0, "", id="success"),
+        pytest.param(
+            1, "[2026-11-28T16:45:03.978] error: account: CANCELLED AT the registry", id="a dated error"
+        ),
         pytest.param(0, "srun: job 3 queued and waiting for resources", id="success after a queue"),
         pytest.param(
             0, "slurmstepd: error: couldn't chdir to `/x': No such file", id="success elsewhere"
