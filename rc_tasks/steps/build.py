@@ -122,7 +122,10 @@ def _made(
         # The whole image last, as None.
         for stage in (*given.mounted, None):
             given = given.with_stages(stages)
-            made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels)
+            made.keys, made.labels = (
+                cache.keys(node, given.dockerfile.text, bases.ids, labels),
+                len(labels),
+            )
             if stores and given.cached:
                 bring_cache(checkout, podman, name, itertools.chain(*made.keys))
             image = _build(checkout, podman, node, bases, given, labels, secrets, made, stage)

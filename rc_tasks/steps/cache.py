@@ -26,7 +26,7 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
 
     `text` is the Dockerfile as podman is given it, with the digests of what instructions read.
 
-    podman makes an instruction of each label on its command line, at the end of the last stage.
+    The labels of podman's command line are instructions at the end of the last stage, one of each.
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
     """
@@ -51,9 +51,13 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
 
 @dataclass(slots=True)
 class Made:
-    """The images that a build used or made, read off podman's output line by line."""
+    """The images that a build used or made, read off podman's output line by line.
+
+    `labels` is the number of labels on podman's command line.
+    """
 
     keys: Keys = ()
+    labels: int = 0
     _key: str = ""
     _found: dict[str, str] = field(default_factory=dict)
 
@@ -61,11 +65,18 @@ class Made:
         """Read the next line. What a RUN prints may look like podman's: then an image more is kept."""
         if step := _STEP.match(line):
             stage, number, total = int(step[1] or 1), int(step[2]), int(step[3])
-            known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
-            # ONBUILD of a base adds instructions that the Dockerfile has not got.
-            self._key = known[number - 1] if 0 < number <= total == len(known) else ""
+            self._key = self._key_of(stage, number, total)
         elif made := _MADE.fullmatch(line.rstrip("\r")):
             self._found[made[1]] = self._key
+
+    def _key_of(self, stage: int, number: int, total: int) -> str:
+        """The key of an instruction of `total`; empty where podman counts others than we do."""
+        known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
+        # podman 4.3 makes an instruction of each label, podman 5 (5.4.2 and 5.8.6) one of them all.
+        together = (*known[: len(known) - self.labels], *known[-1:]) if self.labels else known
+        # ONBUILD of a base adds instructions that the Dockerfile has not got.
+        found = next((each for each in (known, together) if len(each) == total), ())
+        return found[number - 1] if 0 < number <= len(found) else ""
 
     def images(self, podman: Podman) -> tuple[Cached, ...]:
         """The images that podman's storage still holds, in the order of the instructions."""

@@ -105,6 +105,29 @@ def test_each_image_has_the_key_of_its_instruction(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("total", "number", "which"),
+    [
+        pytest.param(5, 4, 3, id="one of three, podman 4.3"),
+        pytest.param(5, 5, 4, id="the last of three, podman 4.3"),
+        pytest.param(3, 3, 4, id="all in one, podman 5"),
+        pytest.param(3, 2, 1, id="COPY, podman 5"),
+        pytest.param(4, 3, None, id="one more than the Dockerfile has, podman 5"),
+    ],
+)
+def test_labels_are_one_instruction_each_or_together(
+    tmp_path: Path, total: int, number: int, which: int | None
+) -> None:
+    labels = {"a": "1", "b": "2", "c": "3"}
+    known = keys(tmp_path, labels=labels)
+    made = cache.Made(known, len(labels))
+    made.see(f"[2/2] STEP {number}/{total}: x")
+    for letter in "abc":
+        made.see(f"--> {letter * 11}")
+    key = "" if which is None else known[1][which]
+    assert [image.key for image in made.images(Holding())] == [key] * 3
+
+
 def test_what_a_run_prints_like_podman_does_no_harm(tmp_path: Path) -> None:
     made = cache.Made(keys(tmp_path))
     for step in ("9/3", "0/3", f"1/{'9' * 5000}", f"{'9' * 5000}/3"):
