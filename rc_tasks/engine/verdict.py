@@ -41,13 +41,17 @@ class Verdict:
 
 
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
-    """Our own words at the end of the log, else Slurm's, else its last lines."""
+    """Our own words at the end of the log, else Slurm's, else its last lines.
+
+    Slurm's come first where it ended the step: a RUN may die of that before the step is told.
+    """
     lines = _tail(log)
     # Slurm's own lines can stand anywhere among those of the step.
     own = [line for line in lines if request is None or not slurm_words.said(line)]
     marks = [at for at, line in enumerate(own) if _is_mark(line)]
-    if marks:
-        mark = own[marks[-1]]
+    mark = own[marks[-1]] if marks else ""
+    ended = request is not None and any(map(slurm_words.ended, lines))
+    if marks and not (ended and mark in {FAILED, FAILED_AS_ABOVE}):
         text = _own_words(own, marks[-1])
         return Verdict(
             text,

@@ -221,6 +221,11 @@ def said(line: str) -> bool:
     return _SLURMS_WORDS.match(line) is not None
 
 
+def ended(line: str) -> bool:
+    """Whether Slurm says in this line of a log that it ended the step or its job."""
+    return said(line) and re.search(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT ", line) is not None
+
+
 def unreachable(text: str) -> bool:
     """Return whether a client of Slurm says in `text` that the controller did not answer."""
     return re.search(_UNREACHABLE, text) is not None

@@ -174,7 +174,7 @@ def test_other_images_go_on_when_one_step_is_cancelled(
         cluster.client("scancel", step)
         text, _ = running.communicate(timeout=120)
     assert running.returncode != 0
-    assert "FAILED  podman:one:1" in text and "cancelled" in text
+    assert "FAILED  podman:one:1  podman:one:1 was cancelled" in text, text
     assert (root / "projects/two:1/image.sqsh").exists()
     assert not (root / "projects/both:1/image.sqsh").exists()
     shown = doit(root, "list", environ=environ).text

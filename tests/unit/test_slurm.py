@@ -10,7 +10,9 @@ from textwrap import dedent
 
 import pytest
 
+from rc_tasks.engine.verdict import verdict
 from rc_tasks.errors import NodeError, SlurmError, UnreachableError
+from rc_tasks.steps.outcome import FAILED_AS_ABOVE
 from rc_tasks.tools import sbatch, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import Granted, StepRequest, granted, srun
@@ -765,3 +767,32 @@ def test_the_node_that_failed_is_named_where_it_is_known(node: str, told: str) -
 def test_what_was_granted_is_read(variables: list[str], hosts: list[str], cpus: dict[str, int]) -> None:
     lines = ["SLURM_JOB_ID=4711", *variables, "salloc: Granted job allocation 4711", "", *hosts]
     assert granted(lines) == Granted("4711", cpus)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "text", "elsewhere"),
+    [
+        pytest.param(
+            "slurmstepd: error: *** STEP 12.0 ON nid001 CANCELLED AT 2026-11-22T09:52:01 ***",
+            "podman:a was cancelled, by somebody's scancel or by the site",
+            False,
+            id="scancel",
+        ),
+        pytest.param(
+            "[2026-11-28T16:45:03.978] error: *** JOB 12 ON nid001 CANCELLED AT 2026-11-22T09:52:01"
+            " DUE TO PREEMPTION ***",
+            "podman:a had to make room for another job",
+            True,
+            id="preemption",
+        ),
+        pytest.param("", "RUN pip failed with exit status 143", False, id="by itself"),
+    ],
+)
+def test_a_run_that_died_because_slurm_ended_its_step_is_not_blamed(
+    tmp_path: Path, daemon: str, text: str, elsewhere: bool
+) -> None:
+    log = tmp_path / "step.log"
+    failed = f'STEP 3/9: RUN pip\nError: building at STEP "RUN pip": exit status 143\n{FAILED_AS_ABOVE}'
+    log.write_text(f"{daemon}\n{failed}\npodman build failed with exit status 143\n")
+    found = verdict(1, log, StepRequest("podman:a"))
+    assert (found.text.splitlines()[0], found.elsewhere) == (text, elsewhere)
