@@ -89,7 +89,8 @@ def merge(
     if changes:
         text = _with_values(text, changes, where)
     merged = _with_record(text, record, explanation)
-    if _values(merged) != _values(text):
+    # By their hashes: a number that is none (nan) is not equal to itself.
+    if _hashes(merged) != _hashes(text):
         raise EdfError(
             f"a value of several lines holds a line that reads like our `{PREFIX} …`",
             where=where,
@@ -126,6 +127,10 @@ def _is_nobodys(existing: str) -> bool:
 def _values(text: str) -> dict[str, Value]:
     found = toml_text.flat(tomllib.loads(text))
     return {".".join(path): Value(path, value) for path, value in found}
+
+
+def _hashes(text: str) -> dict[str, str]:
+    return {key: value.hash for key, value in _values(text).items()}
 
 
 def _with_values(text: str, values: Mapping[KeyPath, object], where: str) -> str:
