@@ -236,7 +236,7 @@ def _facts(
         behaviour = earlier.facts.entrypoint
     if ours and behaviour is Behaviour.NOT_TRIED:
         behaviour = entrypoint.tried(podman, image)
-        print(f"the image's ENTRYPOINT {behaviour}", flush=True)
+        print(f"the image's ENTRYPOINT {behaviour.words}", flush=True)
     return Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours, behaviour)
 
 

@@ -11,11 +11,13 @@ from rc_tasks.tools.failures import Cause, here
 # How many of the last lines are looked at.
 LINES = 50
 
-# The lines of podman, buildah and the runtime among those of a RUN (buildah's run_common.go and chroot).
+# The lines of buildah and the runtime among those of a RUN (buildah's run_common.go and chroot).
 _OWN = re.compile(
-    r"Error: |error running container: |error chdir|time=\"|process failed to start with error"
+    r"error running container: |error chdir|process failed to start with error"
     r"|subprocess exited |exec \S+: exec format error"
 )
+# Those of podman as well, as of any program: they are podman's where no RUN ended by itself.
+_SIGNED = re.compile(rf"Error: |time=\"|{_OWN.pattern}")
 # What of them is the Dockerfile's text.
 _DOCKERFILES = (
     r'building at STEP ".*": (?=(while running runtime: )?exit status \d+$)',
@@ -26,9 +28,9 @@ _DOCKERFILES = (
 _RAN = re.compile(r"(?:^|: )(?:while running runtime: )?exit status \d+$")
 
 _NETWORK = Cause(
-    r"could not resolve|couldn't resolve|temporary failure (in name resolution|resolving)|bad address"
-    r"|name or service not known|no such host|network is unreachable|no route to host|dial tcp"
-    r"|failed to establish a new connection|connection (refused|reset|timed out)|proxyconnect"
+    r"could(n't| not) resolve (host|proxy|')|temporary failure (in name resolution|resolving)"
+    r"|bad address|name or service not known|no such host|network is unreachable|no route to host"
+    r"|dial tcp|failed to establish a new connection|connection (refused|reset|timed out)|proxyconnect"
     r"|certificate verify failed|self.signed certificate|x509:",
     "a host on the network could not be reached",
     "see whether that node reaches it (`curl -I URL`), with the proxy (https_proxy) and the\n"
@@ -104,8 +106,9 @@ def _parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     # An error of several lines goes on to the end.
     ends = [number for number, line in enumerate(last) if line.startswith("Error: ")]
     end = ends[-1] if ends else len(last)
-    own = [line for line in last[:end] if _OWN.match(line)] + list(last[end:])
-    ran = [line for line in last[:end] if not _OWN.match(line)]
+    sign = _OWN if any(_RAN.search(line) for line in last[end:]) else _SIGNED
+    own = [line for line in last[:end] if sign.match(line)] + list(last[end:])
+    ran = [line for line in last[:end] if not sign.match(line)]
     for pattern in _DOCKERFILES:
         own = [re.sub(pattern, "STEP: ", line) for line in own]
     return own, ran

@@ -60,7 +60,8 @@ LIMITS = (
         "raise it (limits.conf(5), LimitNOFILE of slurmd)",
     ),
     Cause(
-        r"cannot allocate memory|out of memory|\(OOM\)",
+        # Not that of a GPU, nor the linker's.
+        r"cannot allocate memory(?! in static TLS)|(?<!cuda )out of memory|\(OOM\)",
         "no memory is left",
         _MEMORY,
     ),

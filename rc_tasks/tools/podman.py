@@ -35,6 +35,8 @@ FLAGS_SINCE = {
 # podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
 # answer from the layer cache when their text has changed (until buildah 1.35).
 HEREDOCS_SINCE = (5, 0)
+# podman-run(1): podman itself failed.
+FAILED = 125
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +366,8 @@ class Podman:
             # As in Enroot and the Container Engine: one network, and /dev/shm has no limit of 64 MB. A
             # program with PID 1 would ignore each signal that it does not handle.
             "--network=host",
-            *(() if own_processes else ("--pid=host",)),
+            # Whatever containers.conf says.
+            *(("--pid=private", "--init=false") if own_processes else ("--pid=host",)),
             "--shm-size=0",
             # Its timers are systemd's, which a job may not use, and nobody asks for the result.
             "--no-healthcheck",

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import StrEnum
 
 from rc_tasks.errors import CommandError, RcError
@@ -15,6 +15,8 @@ class Refusal(StrEnum):
 
     UNAUTHORISED = "unauthorised"
     UNREADABLE = "unreadable"
+    CREDENTIALS = "credentials"
+    BLOCKED = "blocked"
     LIMITED = "limited"
     UNKNOWN = "unknown"
     UNTRUSTED = "untrusted"
@@ -114,11 +116,26 @@ _WORDS = {
         "the registry cannot be reached from this host",
         "check the host's name and the network (`curl -I https://{host}/v2/`), then try again",
     ),
-    Refusal.OTHER: ("the registry gave no answer that can be used", "read its words above"),
+    Refusal.CREDENTIALS: (
+        "the credentials that are kept on this host cannot be used",
+        "`podman login {host}` writes them anew; a helper that a credHelpers line names has to be\n"
+        "on PATH (containers-auth.json(5))",
+    ),
+    Refusal.BLOCKED: (
+        "this host's settings block the registry",
+        "/etc/containers/registries.conf says so (containers-registries.conf(5)): ask the site which\n"
+        "mirror to name in the Dockerfile",
+    ),
+    Refusal.OTHER: (
+        "the image could not be read from the registry",
+        "the words above tell why: show them to the site, or to whoever runs {host}",
+    ),
 }
 # What containers/image, the library in podman and skopeo, prints (seen with podman 4.3 and skopeo 1.9;
 # the limit is Docker Hub's); the first one that matches counts.
 _SIGNS = (
+    (Refusal.CREDENTIALS, r"getting (username and password|credentials)|docker-credential-"),
+    (Refusal.BLOCKED, r"is blocked in "),
     (Refusal.PROXY, r"proxyconnect|proxy authentication required"),
     (Refusal.LIMITED, r"toomanyrequests|too many requests|rate limit|status code 429"),
     (Refusal.UNAUTHORISED, r"unauthorized|authentication required|(?<!permission )denied\b|forbidden"),
@@ -163,20 +180,26 @@ def ask(wanted: Command, reference: str, timeout_s: float) -> Completed:
     return done
 
 
-def not_pulled(reference: str, returncode: int, lines: Sequence[str]) -> CommandError:
+def not_pulled(reference: str, returncode: int, lines: Iterable[str]) -> CommandError:
     """The error for a `podman pull` that ended with `returncode`; its last `lines` stand in the log."""
     causes = (*failures.PODMAN, *failures.LIMITS)
-    told = [line for line in lines if line.startswith("Error: ")] or lines
-    if cause := failures.find(told, causes, returncode):
+    # An error of several lines goes on to the end.
+    lines = list(lines)
+    begins = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
+    told = lines[begins[-1] :] if begins else lines
+    why = refusal("\n".join(told), reference)
+    cause = failures.find(told, causes, returncode)
+    if cause is not None and why is not Refusal.UNREADABLE:
         return cause.error(f"podman pull {reference}")
-    what, hint = words(refusal("\n".join(told), reference), reference)
+    what, hint = words(why, reference)
     return CommandError(what, where=reference, hint=hint)
 
 
 def refusal(text: str, reference: str = "") -> Refusal:
     """What kind of refusal a program's error output tells of a reference."""
     credentials = os.environ.get("REGISTRY_AUTH_FILE")
-    if credentials and re.search(rf"(stat|open|reading.*) {re.escape(credentials)}: ", text):
+    at = rf'(stat|open|reading.*) "?{re.escape(credentials or "")}"?: '
+    if credentials and re.search(at, text):
         return Refusal.UNREADABLE
     # The words of the reference, and what stands in quotes, are no sign.
     name = re.split(r"@|:(?=[^/]*$)", reference)[0]

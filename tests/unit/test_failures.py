@@ -9,6 +9,7 @@ import ast
 import errno
 import os
 import re
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,13 @@ def test_two_of_these_messages_in_whole() -> None:
 MISTAKES = {
     "exit status": run("collecting\nno torhc", status=3),
     "exit status, chroot": run("subprocess exited with status 127", status=127, runtime=False),
+    "words of a program's log": run(
+        'time="2026-11-29" level=fatal msg="open /etc/app.toml: permission denied"'
+    ),
+    "words of a program's error": run("Error: open /root/.cache: permission denied"),
+    "words that systemd has too": run("Error: dbus: no session"),
+    "words of a linker": run("cannot allocate memory in static TLS block"),
+    "words of npm": run("npm ERR! Could not resolve dependency: x"),
     "words of a limit in the instruction": run(
         "", step="echo 'No space left on device: exit status 137'; false", status=1
     ),
@@ -218,7 +226,7 @@ MET = {
     "make: vfork: Resource temporarily unavailable": "no more processes can be started",
     "c++: fatal error: cannot allocate memory": "no memory is left",
     "curl: (6) Could not resolve host: pypi.org": "a host on the network could not be reached",
-    "Temporary failure resolving 'deb.debian.org'": "a host on the network could not be reached",
+    "Temporary failure resolving 'mirror.example'": "a host on the network could not be reached",
     "curl: (60) SSL certificate problem: self-signed certificate": "a host on the network could not be reached",
     "subprocess exited on killed": "it was killed, as happens when memory runs out",
     "exec /x: exec format error": "a program is for another machine, or is none",
@@ -269,6 +277,9 @@ PULLS = {
     "invalid character '<' looking for beginning of value": Refusal.DAMAGED,
     "Download config.json digest sha256:fd does not match expected sha256:11": Refusal.DAMAGED,
     "unsupported image-specific operation on artifact with type application/x": Refusal.UNSUPPORTED,
+    # As containers/image says it (docker/docker_client.go and pkg/sysregistriesv2).
+    'getting username and password: reading JSON file "/run/auth.json": invalid character': Refusal.CREDENTIALS,
+    "registry r.io is blocked in /etc/containers/registries.conf or /etc/containers/registries.conf.d": Refusal.BLOCKED,
     "something that no version said before": Refusal.OTHER,
 }
 
@@ -280,7 +291,7 @@ def test_each_pull_that_fails_has_its_own_hint(words: str) -> None:
         name = re.split("[:@]", reference)[0]
         said = f"Error: initializing source docker://{reference}: {words.replace('r.io/a/b', name)}"
         assert refusal(said, reference) is PULLS[words]
-        told = not_pulled(reference, 125, ["Trying to pull…", said])
+        told = not_pulled(reference, 125, deque(["Trying to pull…", said], maxlen=5))
         assert told.where == reference and told.hint and "{" not in told.hint
 
 
@@ -309,6 +320,15 @@ def test_credentials_that_are_not_on_the_node_are_told(monkeypatch: pytest.Monke
         "r.io/a:1: the file of credentials that REGISTRY_AUTH_FILE names cannot be read on this host\n"
         "  next: `podman login r.io` makes it, in a place that the nodes share; or unset that variable"
     )
+
+
+def test_credentials_of_somebody_else_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", "/home/ada/auth.json")
+    said = [
+        "Error: 1 error occurred:",
+        '\t* reading JSON file "/home/ada/auth.json": open /home/ada/auth.json: permission denied',
+    ]
+    assert "REGISTRY_AUTH_FILE names cannot be read" in str(not_pulled("r.io/a:1", 125, said))
 
 
 def test_each_hint_of_a_refusal_is_another_one() -> None:
@@ -350,33 +370,38 @@ LAUNCHES = [
         Launcher.PODMAN,
         125,
         'Error: default OCI runtime "nosuch" not found: invalid argument',
-        "on nid001, there is no program that runs containers, by podman's words above:\n",
+        "if podman wrote the last lines above, and not the test, there is no program that runs containers on nid001:\n",
     ),
     (
         Launcher.PODMAN,
         126,
         "Error: OCI runtime error: crun: cgroups in hybrid mode not supported, drop all controllers from cgroupv2",
-        "on nid001, crun cannot work with this node's control groups, by podman's words above:\n",
+        "if podman wrote the last lines above, and not the test, crun cannot work with this node's control groups on nid001:\n",
     ),
-    (Launcher.PODMAN, 125, "Error: something new", "the last lines above are podman's own: "),
+    (
+        Launcher.PODMAN,
+        125,
+        "Error: something new",
+        "if podman wrote the last lines above, and not the test, no container started on nid001:\n",
+    ),
     # Of Enroot 4.1.2.
     (
         Launcher.ENROOT,
         1,
         "enroot-mksquashovlfs: failed to mount overlay: No space left on device",
-        "on nid001, no space is left, by enroot's words above:\n",
+        "if enroot wrote the last lines above, and not the test, no space is left on nid001:\n",
     ),
     (
         Launcher.ENROOT,
         1,
         "[ERROR] Command not found: squashfuse",
-        "the last lines above are enroot's own: ",
+        "if enroot wrote the last lines above, and not the test, no container started on nid001:\n",
     ),
     (
         Launcher.PYXIS,
         1,
         "slurmstepd: error: pyxis: mktemp failed",
-        "the last lines above are pyxis's own: ",
+        "if pyxis wrote the last lines above, and not the test, no container started on nid001:\n",
     ),
     (Launcher.PODMAN, 137, "", "it was killed, as happens when memory runs out: "),
     # What the test itself says and how it ends.
@@ -388,6 +413,22 @@ LAUNCHES = [
         "",
     ),
     (Launcher.ENROOT, 1, "python: no module named torch", ""),
+    (
+        Launcher.ENROOT,
+        1,
+        "[ERROR] CUDA out of memory",
+        "if enroot wrote the last lines above, and not the test, no container started on nid001:\n",
+    ),
+    (Launcher.CE, 1, "CE: 0.2314", ""),
+    (Launcher.PYXIS, 1, "pyxis: a test of mine", ""),
+    (
+        Launcher.PYXIS,
+        1,
+        "[2026-11-28T16:45:03.978] error: pyxis: mktemp failed",
+        "if pyxis wrote the last lines above, and not the test, no container started on nid001:\n",
+    ),
+    (Launcher.PODMAN, 126, 'Error: runc: exec: "/etc": permission denied', ""),
+    (Launcher.PODMAN, 126, "Error: crun: open executable: exec format error", ""),
 ]
 
 
