@@ -179,7 +179,8 @@ class Reporter:
     def _notes(self) -> Iterator[str]:
         """What was found out of the images' entrypoints."""
         for behaviour in Behaviour:
-            names = [name for name, found in session().entrypoints.items() if found is behaviour]
+            found = session().entrypoints.items()
+            names = sorted(name for name, each in found if each is behaviour)
             if names:
                 yield from f"note: {note(behaviour, names)}".splitlines()
 

@@ -14,41 +14,49 @@ class Behaviour(StrEnum):
 
     Pyxis gives an ENTRYPOINT a command of its own and waits for that process to stop
     (pyxis_slurmstepd.c), so it starts only one that becomes its command. CSCS's Container Engine does
-    as Pyxis does.
+    as Pyxis does. One that did not get to its command may do so on another node, with a GPU or a
+    licence: it proves nothing.
     """
 
     NOT_TRIED = ""
-    BECOMES = "becomes its command"
-    STARTS = "starts its command as a child"
-    IGNORES = "ends without its command"
-    UNKNOWN = "could not be tried"
+    BECOMES = "becomes"
+    CHILD = "child"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
 
     @property
-    def excluded(self) -> bool:
-        """Whether a container that begins with it cannot be started by Pyxis."""
-        return self in {Behaviour.STARTS, Behaviour.IGNORES}
+    def words(self) -> str:
+        """What follows `the image's ENTRYPOINT`."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Behaviour.NOT_TRIED: "was not tried",
+    Behaviour.BECOMES: "becomes the command that it is given",
+    Behaviour.CHILD: "starts the command that it is given as a child",
+    Behaviour.ENDED: "did not start the command that it was given",
+    Behaviour.UNKNOWN: "could not be tried, as podman started no container",
+}
 
 
 def note(behaviour: Behaviour, names: Sequence[str]) -> str:
     """What is told once of `edf.entrypoint = "auto"` in the images `names`, at least one of them."""
-    who = listed(names, _MOST_NAMED)
     its = "its" if len(names) == 1 else "their"
-    says = "says" if len(names) == 1 else "say"
+    means = f'{listed(names, _MOST_NAMED)}: edf.entrypoint = "auto" means'
     if behaviour is Behaviour.BECOMES:
         return (
-            f"{who}: {its} env.toml {says} entrypoint = true, so a job begins with {its} ENTRYPOINT;\n"
+            f"{means} true here: jobs begin with {its} ENTRYPOINT;\n"
             f"`entrypoint = false` under [edf] in {its} project.toml turns that off"
         )
-    if behaviour is Behaviour.UNKNOWN:
+    entry = f"{its} ENTRYPOINT {behaviour.words}"
+    needs = 'Pyxis and the Container Engine start only one that becomes its command, as by `exec "$@"`.'
+    if behaviour is Behaviour.CHILD:
         return (
-            f"{who}: {its} env.toml {says} entrypoint = true, but {its} ENTRYPOINT could not be tried\n"
-            "where it was built, and Pyxis and the Container Engine start only one that ends in\n"
-            f'`exec "$@"`: try `doit local {names[0]} -- true`, or write `entrypoint = false` under\n'
-            f"[edf] in {its} project.toml"
+            f"{means} false here,\nas {entry}.\n{needs}\n"
+            f"`entrypoint = true` under [edf] in {its} project.toml is for all other launchers"
         )
     return (
-        f"{who}: {its} env.toml {says} entrypoint = false, as {its} ENTRYPOINT {behaviour},\n"
-        "and Pyxis and the Container Engine start only one that becomes its command. End its script\n"
-        f'with `exec "$@"`, or write `entrypoint = true` under [edf] in {its} project.toml if neither\n'
-        "of them starts the image"
+        f"{means} true here,\nthough {entry} where it was built.\n{needs}\n"
+        f"`doit local {names[0]} -- true` tries it; `entrypoint = false` under [edf] in {its}\n"
+        "project.toml turns it off"
     )

@@ -17,9 +17,9 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
     entrypoint = {
         Entrypoint.TRUE: True,
         Entrypoint.FALSE: False,
-        # The entrypoints of vendors' images are not ours to run at every start; our own are meant, if
-        # every launcher can start them.
-        Entrypoint.AUTO: facts.sets_entrypoint and not facts.entrypoint.excluded,
+        # The entrypoints of vendors' images are not ours to run at every start; our own are meant, but
+        # for one that the Container Engine cannot start.
+        Entrypoint.AUTO: facts.sets_entrypoint and facts.entrypoint is not Behaviour.CHILD,
     }[edf.entrypoint]
     return EdfValues(
         name=node.project.name,

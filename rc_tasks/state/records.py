@@ -299,8 +299,12 @@ def _facts(found: dict[str, Any]) -> Facts:
         size_bytes=found["size_bytes"],
         workdir=found["workdir"],
         sets_entrypoint=found["sets_entrypoint"],
-        entrypoint=Behaviour(found.get("entrypoint", "")),
+        entrypoint=_behaviour(found.get("entrypoint", "")),
     )
+
+
+def _behaviour(found: str) -> Behaviour:
+    return Behaviour(found) if found in set(Behaviour) else Behaviour.NOT_TRIED
 
 
 def _passed(found: dict[str, Any]) -> Passed:

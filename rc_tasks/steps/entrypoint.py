@@ -7,13 +7,16 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.entrypoint import Behaviour
 from rc_tasks.steps import launch
 from rc_tasks.tools import command
-from rc_tasks.tools.podman import Image, Podman
+from rc_tasks.tools.podman import FAILED, Image, Podman
 
 # What takes longer at the start of every job than this is not what a build waits for.
 _LIMIT_S = 30
 # What podman is given beyond that to remove the container.
 _SPARE_S = 10
 _KEPT_BYTES = 1 << 12
+# Says nothing when its words are split or joined: `exec sh -c "$*"` is no `exec "$@"`, and Pyxis's
+# command has several words in one argument as well.
+_PROBE = 'kill -0 $$ && echo && echo "$0 $$."'
 
 
 @dataclass(slots=True)
@@ -32,7 +35,7 @@ def tried(podman: Podman, image: Image) -> Behaviour:
     name = f"rc-entrypoint-{image.id[:16]}"
     wanted = podman.run(
         image.id,
-        ("sh", "-c", f'echo; echo "{mark} $$."'),
+        ("sh", "-c", _PROBE, mark),
         entrypoint=True,
         # The first process of a namespace is number 1: the command is, if the ENTRYPOINT became it.
         own_processes=True,
@@ -41,7 +44,6 @@ def tried(podman: Podman, image: Image) -> Behaviour:
         limit_s=_LIMIT_S,
     )
     output = _Output()
-    status: int | None = None
     try:
         status = command.pour(wanted, output.add, timeout_s=_LIMIT_S + _SPARE_S)
         if status is None:
@@ -52,5 +54,5 @@ def tried(podman: Podman, image: Image) -> Behaviour:
     if f"\n{mark} 1.".encode() in output.last:
         return Behaviour.BECOMES
     if f"\n{mark} ".encode() in output.last:
-        return Behaviour.STARTS
-    return Behaviour.IGNORES if status == 0 else Behaviour.UNKNOWN
+        return Behaviour.CHILD
+    return Behaviour.UNKNOWN if status == FAILED else Behaviour.ENDED

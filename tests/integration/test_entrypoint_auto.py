@@ -40,24 +40,24 @@ FILES = {
     "projects/starts:1/Dockerfile": script('\\"$@\\"; exit $?'),
     "projects/ignores:1/Dockerfile": script("echo hello, $*"),
     "projects/fails:1/Dockerfile": script("echo no licence server >&2; exit 3"),
+    # A shell splits the words of the command anew.
+    "projects/joins:1/Dockerfile": script('exec sh -c \\"$*\\"'),
     "projects/chosen:1/Dockerfile": script("echo hello, $*"),
     "projects/chosen:1/project.toml": "edf.entrypoint = true\n",
 }
-NOTES = """\
-note: becomes:1, inherits:1: their env.toml say entrypoint = true, so a job begins with their ENTRYPOINT;
+NEEDS = 'Pyxis and the Container Engine start only one that becomes its command, as by `exec "$@"`.'
+NOTES = f"""\
+note: becomes:1, inherits:1: edf.entrypoint = "auto" means true here: jobs begin with their ENTRYPOINT;
 `entrypoint = false` under [edf] in their project.toml turns that off
-note: starts:1: its env.toml says entrypoint = false, as its ENTRYPOINT starts its command as a child,
-and Pyxis and the Container Engine start only one that becomes its command. End its script
-with `exec "$@"`, or write `entrypoint = true` under [edf] in its project.toml if neither
-of them starts the image
-note: ignores:1: its env.toml says entrypoint = false, as its ENTRYPOINT ends without its command,
-and Pyxis and the Container Engine start only one that becomes its command. End its script
-with `exec "$@"`, or write `entrypoint = true` under [edf] in its project.toml if neither
-of them starts the image
-note: fails:1: its env.toml says entrypoint = true, but its ENTRYPOINT could not be tried
-where it was built, and Pyxis and the Container Engine start only one that ends in
-`exec "$@"`: try `doit local fails:1 -- true`, or write `entrypoint = false` under
-[edf] in its project.toml
+note: starts:1: edf.entrypoint = "auto" means false here,
+as its ENTRYPOINT starts the command that it is given as a child.
+{NEEDS}
+`entrypoint = true` under [edf] in its project.toml is for all other launchers
+note: fails:1, ignores:1, joins:1: edf.entrypoint = "auto" means true here,
+though their ENTRYPOINT did not start the command that it was given where it was built.
+{NEEDS}
+`doit local fails:1 -- true` tries it; `entrypoint = false` under [edf] in their
+project.toml turns it off
 """
 
 
@@ -82,6 +82,7 @@ def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
                 "inherits:1",
                 "starts:1",
                 "ignores:1",
+                "joins:1",
                 "fails:1",
                 "chosen:1",
             )
@@ -93,7 +94,8 @@ def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
             "becomes:1": "entrypoint = true",
             "inherits:1": "entrypoint = true",
             "starts:1": "entrypoint = false",
-            "ignores:1": "entrypoint = false",
+            "ignores:1": "entrypoint = true",
+            "joins:1": "entrypoint = true",
             "fails:1": "entrypoint = true",
             "chosen:1": "entrypoint = true",
         }
@@ -104,19 +106,18 @@ def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
         family.write("projects/starts:1/Dockerfile", script("exit 4"))
         told = family.doit()
         assert "becomes:1, inherits:1" not in told, told
-        assert (
-            "note: starts:1: its env.toml says entrypoint = true, but its ENTRYPOINT could not" in told
-        )
-        assert family.doit().startswith("7 images: 7 fresh")
+        assert 'note: starts:1: edf.entrypoint = "auto" means true here,\nthough its' in told, told
+        assert family.doit().startswith("8 images: 8 fresh")
         assert containers(podman) == ""
 
 
 @pytest.mark.parametrize(
     ("text", "behaviour"),
     [
-        pytest.param("exec sleep 1000", Behaviour.UNKNOWN, id="never ends"),
-        pytest.param("yes", Behaviour.UNKNOWN, id="prints without end"),
+        pytest.param("exec sleep 1000", Behaviour.ENDED, id="never ends"),
+        pytest.param("yes", Behaviour.ENDED, id="prints without end"),
         pytest.param('yes | head -c 9999999; exec "$@"', Behaviour.BECOMES, id="prints much before"),
+        pytest.param("exec no-such-program", Behaviour.ENDED, id="is not there"),
     ],
 )
 def test_an_entrypoint_that_does_not_end(
@@ -127,6 +128,10 @@ def test_an_entrypoint_that_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entrypoint, "_LIMIT_S", 5)
+    # What users have set does not change what is found out.
+    settings = tmp_path / "containers.conf"
+    settings.write_text('[containers]\npidns = "host"\ninit = true\n')
+    monkeypatch.setenv("CONTAINERS_CONF", str(settings))
     layer = Layer().busybox()
     for applet in ("sleep", "yes", "head"):
         layer.symlink(f"bin/{applet}", "busybox")
