@@ -11,15 +11,15 @@ from rc_tasks.model import smoke
 from rc_tasks.model.context import Listing
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.pin import Pin
-from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON, PROJECTS
+from rc_tasks.model.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS
 from rc_tasks.model.readable import local_time
 from rc_tasks.model.regular import advice
 from rc_tasks.state import locks, reading
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
-from rc_tasks.state.inputs import PIN, file_inputs, input_files, is_file, other_inputs, part_of
-from rc_tasks.state.miswritten import RIGHT, miswritten
+from rc_tasks.state.inputs import CONTEXT, PIN, file_inputs, input_files, is_file, other_inputs, part_of
+from rc_tasks.state.miswritten import SETTINGS, miswritten, squash_inputs
 from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
@@ -165,19 +165,23 @@ class Judge:
                 return self.build_inputs(node)
             case Step.ENROOT:
                 image_id = record.facts.image_id if record and record.facts else ""
-                inputs = {"image": image_id, **dict.fromkeys(self.miswritten(image_id), RIGHT)}
+                inputs = squash_inputs(image_id)
                 tests = smoke.wanted(self._checkout.graph, node)
                 launcher = self._checkout.settings.launcher
                 return inputs | ({SMOKE: text_digest(repr((tests, launcher)))} if tests else {})
             case Step.ENV:
                 return edf_inputs(self._checkout, node, record.facts) if record and record.facts else {}
 
-    def miswritten(self, image_id: str) -> Mapping[str, str]:
-        """What earlier versions wrote wrongly of an image, as far as the store has it: see there."""
+    def _miswritten(self, image_id: str) -> Mapping[str, str]:
+        """What earlier versions wrote wrongly of an image, as far as the store can tell."""
         unchanged = self._checkout.unchanged
         if not image_id or unchanged.written_right(image_id):
             return {}
-        config = self._checkout.store.config(image_id)
+        try:
+            config = self._checkout.store.config(image_id)
+        except (OSError, RcError):
+            # It is a question about one image: what cannot be read is told by what has to read it.
+            return {}
         wrong = miswritten(config) if config is not None else {}
         if config is not None and not wrong:
             unchanged.remember_written_right(image_id)
@@ -260,6 +264,7 @@ class Judge:
             for part in parts
             if (old := recorded.get(part, "")) != (new := now.get(part, ""))
         ]
+        differing = _with_one_dockerfile(differing, recorded, node.project.dockerfile_name)
         if not unchanged and not any(is_file(cause.part) for cause in differing):
             self._checkout.unchanged.remember(name, files, version)
         causes = differing + causes
@@ -282,9 +287,9 @@ class Judge:
         # What was put back stays until something else has been built than what it took the place of.
         if new and new not in {old, record.instead_of}:
             causes.append(Cause("image", "the image was built anew", old, new))
-        if new == old and not record.adopted_from:
-            wrong = self.miswritten(old)
-            causes += [Cause(part, wrong[part]) for part in wrong if part not in record.inputs]
+        ours = not record.adopted_from and not record.instead_of
+        if ours and new == old and SETTINGS not in record.inputs:
+            causes += [Cause(part, words) for part, words in self._miswritten(old).items()]
         # Also where only the file is the official one, because the image has been built here since.
         gone = self._gone(node, record, old) if record.adopted_from else None
         damage = gone or self._damage(node, record)
@@ -296,10 +301,9 @@ class Judge:
         if tests:
             # What is not wanted any more leaves the image as good as it was.
             launcher = self._checkout.settings.launcher
-            earlier = {each.argv: each.launcher for each in record.smoke}
             for test in smoke.lacking(tests, record.passed(launcher)):
-                by = earlier.get(test.argv)
-                changed = f"passed with {by}, not with {launcher}" if by else "changed"
+                others = ", ".join(each.launcher for each in record.smoke if each.argv == test.argv)
+                changed = f"passed with {others}, not with {launcher}" if others else "changed"
                 causes.append(Cause(SMOKE, f"smoke tests {changed}", new=str(test)))
         return causes
 
@@ -408,3 +412,15 @@ def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
         return causes, []
     held = [cause for cause in causes if cause.part not in _ITSELF]
     return [cause for cause in causes if cause.part in _ITSELF], held
+
+
+def _with_one_dockerfile(causes: list[Cause], recorded: Mapping[str, str], name: str) -> list[Cause]:
+    """The causes, with one for all where a Containerfile took a Dockerfile's place, or the other way."""
+    before = next((each for each in DOCKERFILES if each in recorded), name)
+    if before == name:
+        return causes
+    parts = {before, name, CONTEXT + before, CONTEXT + name}
+    words = f"{name} takes the place of {before}"
+    new = next((cause.new for cause in causes if cause.part == name), "")
+    others = [cause for cause in causes if cause.part not in parts]
+    return [Cause(name, words, recorded[before], new), *others]

@@ -8,8 +8,14 @@ from collections.abc import Mapping
 
 from rc_tasks.tools import enroot
 
-# The value of these parts in the records of images that were squashed since.
-RIGHT = "right"
+# An input of the squash step since then: how settings are written. Raised when that changes.
+SETTINGS = "settings"
+_WRITTEN = "1"
+
+
+def squash_inputs(image_id: str) -> dict[str, str]:
+    """The inputs of the squash step of an image, as they are recorded."""
+    return {"image": image_id, SETTINGS: _WRITTEN}
 
 
 def miswritten(config: bytes) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.files import write_atomically
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.manifests import bases
-from rc_tasks.state.miswritten import RIGHT
+from rc_tasks.state.miswritten import squash_inputs
 from rc_tasks.state.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.status import SMOKE
 from rc_tasks.steps import node as nodes
@@ -57,8 +57,7 @@ def publish(checkout: Checkout, name: str) -> None:
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
-    judge = Judge(checkout)
-    causes = [cause for cause in judge.step(Step.ENROOT, name).causes if not cause.upstream]
+    causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
     record = checkout.records.get(Step.ENROOT, name)
     tests = smoke.wanted(checkout.graph, node)
     parts = {cause.part for cause in causes}
@@ -67,11 +66,10 @@ def publish(checkout: Checkout, name: str) -> None:
         made = _squash(checkout, node, built.facts, tests)
         status = project.artifact.stat()
         sample = sample_digest(str(project.artifact))
-        image_id = built.facts.image_id
         record = nodes.record(
             start,
             project,
-            {"image": image_id, **dict.fromkeys(judge.miswritten(image_id), RIGHT)},
+            squash_inputs(built.facts.image_id),
             artifact=Artifact(status.st_size, status.st_mtime_ns, sample, made.blocks_digest),
             tools={"mksquashfs": squashfs.version()},
             smoke=made.passed,
@@ -81,8 +79,8 @@ def publish(checkout: Checkout, name: str) -> None:
     elif SMOKE in parts:
         lacking = smoke.lacking(tests, record.passed(checkout.settings.launcher))
         passed = smoke_tests.run(checkout, node, built.facts, project.artifact, lacking)
-        again = {each.argv for each in passed}
-        kept = (each for each in record.smoke if each.argv not in again)
+        anew = {(each.argv, each.launcher) for each in passed}
+        kept = (each for each in record.smoke if (each.argv, each.launcher) not in anew)
         record = replace(record, smoke=(*kept, *passed))
     if record.instead_of:
         text = checkout.previous.restore_image_json(project, record)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def run(
                 limit_s=test.timeout_s + _SPARE_S,
             )
             around = _surroundings(wanted, launcher, private)
-            duration_s = _run(around, test, launcher, request, node)
+            attempt = functools.partial(_try, around, test, launcher, request, node)
+            duration_s = _run(attempt, test, node)
             print(f"passed in {duration_s:.1f} s", flush=True)
             passed.append(Passed(test.argv, launcher, round(duration_s, 3)))
     return tuple(passed)
@@ -182,17 +184,10 @@ def _without_missing_mounts(text: str, node: ImageNode) -> str:
     return toml_edit.with_value(text, ("mounts",), kept) or text
 
 
-def _run(
-    wanted: Command,
-    test: SmokeTest,
-    launcher: Launcher,
-    request: StepRequest | None,
-    node: ImageNode,
-) -> float:
-    """How long the test took. Raises ArtifactError when it fails."""
+def _run(attempt: Callable[[], float], test: SmokeTest, node: ImageNode) -> float:
+    """How long the test took, by `_try`. Raises ArtifactError when it fails."""
     try:
-        say = functools.partial(print, flush=True)
-        return slurm.patiently(lambda: _try(wanted, test, launcher, request, node), say)
+        return slurm.patiently(attempt, functools.partial(print, flush=True))
     except UnreachableError as error:
         raise _not_run(test, node, error) from None
 
@@ -204,7 +199,7 @@ def _try(
     request: StepRequest | None,
     node: ImageNode,
 ) -> float:
-    """As `_run`, but raises UnreachableError when Slurm's controller did not answer."""
+    """How long the test took. Raises ArtifactError, and UnreachableError when Slurm did not answer."""
     said = _Said()
     started_s = time.monotonic()
     try:

@@ -188,6 +188,22 @@ def test_what_fails_changes_nothing_and_is_told(
     assert left(family) == []
 
 
+def test_passes_with_two_launchers_stand_side_by_side(family: Family) -> None:
+    smoke(family, ("true",))
+    family.run("build:base")
+    before = published(family.artifact("base"))
+    record = family.root / ".rc/state/enroot:base.json"
+    record.write_text(record.read_text().replace('"launcher": "podman"', '"launcher": "enroot"'))
+    reason = "smoke tests passed with enroot, not with podman"
+    assert family.run("build:base") == {"enroot:base": reason}
+    passed = json.loads((family.directory("base") / "image.json").read_text())["smoke"]
+    assert {each["launcher"] for each in passed if each["command"] == ["true"]} == {"enroot", "podman"}
+    assert family.run("build:base") == {}
+    assert family.states(RC_LAUNCHER="enroot")["base"] == "fresh"
+    assert published(family.artifact("base")) == before
+    smoke(family)
+
+
 def test_a_new_image_that_fails_leaves_the_old_one_in_place(family: Family) -> None:
     before, record = published(family.artifact("base")), family.records()["enroot:base"]
     image_json = (family.directory("base") / "image.json").read_bytes()

@@ -350,12 +350,12 @@ def test_paths_are_followed_inside_of_the_image_alone(tmp_path: Path) -> None:
         pytest.param(lambda root, host: None, id="empty"),
         pytest.param(link("etc", "usr/etc"), id="/etc is usr/etc"),
         pytest.param(link("etc/environment", "../opt/env"), id="a file beside"),
-        pytest.param(link("work", "data/./work"), id="workdir"),
+        pytest.param(link("scratch", "data/./scratch"), id="workdir"),
     ],
 )
 def test_enroot_may_import_what_stays_in_the_tree(tmp_path: Path, harmless: Prepare) -> None:
     harmless(tmp_path, tmp_path)
-    rootfs.require_contained(tmp_path, "/work/here")
+    rootfs.require_contained(tmp_path, "/scratch/here")
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_enroot_may_import_what_stays_in_the_tree(tmp_path: Path, harmless: Prep
         pytest.param(link("etc/environment", "../../nowhere"), "/etc/environment", id="environment"),
         pytest.param(link("etc/rc", "there"), "/etc/rc", id="rc, by two"),
         pytest.param(link("etc/rc.local", "/nowhere"), "/etc/rc.local", id="rc.local"),
-        pytest.param(link("work", "/nowhere"), "/work/here", id="workdir"),
+        pytest.param(link("scratch", "/nowhere"), "/scratch/here", id="workdir"),
     ],
 )
 def test_enroot_may_not_import_what_leads_out_of_the_tree(
@@ -376,7 +376,7 @@ def test_enroot_may_not_import_what_leads_out_of_the_tree(
     if path == "/etc/rc":
         link("etc/there", "/nowhere")(tmp_path, tmp_path)
     with pytest.raises(ArtifactError) as error:
-        rootfs.require_contained(tmp_path, "/work/here")
+        rootfs.require_contained(tmp_path, "/scratch/here")
     assert str(error.value) == (
         f"the image's root file system: {path} leads through a symlink that Enroot follows on the host\n"
         '  next: set `method = "direct"` in the [squash] settings, or remove it in the Dockerfile'

@@ -136,6 +136,7 @@ def test_a_pass_counts_for_the_launcher_that_started_it(root: Path) -> None:
 
     assert reasons() == reasons(RC_LAUNCHER="podman") == ()
     assert reasons(RC_LAUNCHER="pyxis") == ("smoke tests passed with podman, not with pyxis",)
+    assert reasons(RC_LAUNCHER="ce") == ("smoke tests passed with podman, not with ce",)
     records = open_checkout(root, {}).records
     record = records.get(Step.ENROOT, "tools")
     assert record is not None

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.errors import ProjectError
 from rc_tasks.model.graph import ImageNode
-from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.digests import Digests
 from rc_tasks.state.inputs import file_inputs
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records import Failure, Step
 from rc_tasks.state.status import State
+from rc_tasks.state.store import Store
 from tests.support.checkouts import pretend_built, write_checkout
 
 CHILD = "projects/child:1"
@@ -135,12 +137,12 @@ def umask_was(root: Path, mask: int) -> None:
         pytest.param(
             # COPY takes the file, under its name.
             lambda root: (root / "base/Dockerfile").rename(root / "base/Containerfile"),
-            {"podman:base": "Dockerfile removed, Containerfile added"},
+            {"podman:base": "Containerfile takes the place of Dockerfile"},
             id="renamed-dockerfile",
         ),
         pytest.param(
             edit("base/Containerfile", "FROM scratch\n"),
-            {"podman:base": "Dockerfile removed, Containerfile added, Dockerfile added"},
+            {"podman:base": "Containerfile takes the place of Dockerfile"},
             id="containerfile",
         ),
         pytest.param(
@@ -338,6 +340,48 @@ def test_settings_that_earlier_versions_wrote_wrongly(
     inputs = Judge(checkout).inputs(Step.ENROOT, "base")
     checkout.records.put(Step.ENROOT, "base", replace(record, inputs=inputs))
     assert Judge(checkout).image("base").state is State.FRESH
+
+
+ODD = json.dumps({"config": {"Env": ["A='x'"]}})
+
+
+def odd_image(root: Path, **changes: str) -> Checkout:
+    """A checkout in which an earlier version has published `base` with a variable in quotes."""
+    checkout = open_checkout(root, {})
+    record = checkout.records.get(Step.ENROOT, "base")
+    assert record is not None
+    blob = checkout.store.blob(record.inputs["image"])
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_text(ODD)
+    checkout.records.put(Step.ENROOT, "base", replace(record, **changes))
+    return open_checkout(root, {})
+
+
+def test_an_image_that_was_put_back_stays_as_it_was_written(root: Path) -> None:
+    assert Judge(odd_image(root)).image("base").reasons == ("Enroot reads another value of ENV A",)
+    checkout = open_checkout(root, {})
+    record = checkout.records.get(Step.ENROOT, "base")
+    assert record is not None
+    assert (
+        "rolled back"
+        in Judge(odd_image(root, instead_of=record.inputs["image"])).image("base").reasons[0]
+    )
+
+
+def test_a_configuration_that_cannot_be_read_is_no_reason(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = odd_image(root)
+
+    def refused(_: Store, image_id: str) -> bytes:
+        raise ProjectError("cannot be read", where=image_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "config", refused)
+        assert Judge(checkout).image("base").state is State.FRESH
+        checkout.remember()
+    # Nothing was learnt by that.
+    assert Judge(open_checkout(root, {})).image("base").state is State.STALE
 
 
 def test_staleness_is_passed_down_in_words(root: Path) -> None:
