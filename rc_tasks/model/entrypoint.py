@@ -35,7 +35,7 @@ _WORDS = {
     Behaviour.BECOMES: "becomes the command that it is given",
     Behaviour.CHILD: "starts the command that it is given as a child",
     Behaviour.ENDED: "did not start the command that it was given",
-    Behaviour.UNKNOWN: "could not be tried, as podman started no container",
+    Behaviour.UNKNOWN: "could not be started",
 }
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.entrypoint import Behaviour
+from rc_tasks.model.readable import printable_lines
 from rc_tasks.steps import launch
 from rc_tasks.tools import command
-from rc_tasks.tools.podman import FAILED, Image, Podman
+from rc_tasks.tools.podman import NOT_STARTED, Image, Podman
 
 # What takes longer at the start of every job than this is not what a build waits for.
 _LIMIT_S = 30
@@ -55,4 +56,7 @@ def tried(podman: Podman, image: Image) -> Behaviour:
         return Behaviour.BECOMES
     if f"\n{mark} ".encode() in output.last:
         return Behaviour.CHILD
-    return Behaviour.UNKNOWN if status == FAILED else Behaviour.ENDED
+    if status in NOT_STARTED:
+        print(printable_lines(output.last.decode(errors="replace").strip()), flush=True)
+        return Behaviour.UNKNOWN
+    return Behaviour.ENDED

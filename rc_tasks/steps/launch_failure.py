@@ -25,8 +25,7 @@ _LACKS = re.compile(
 def hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:
     """What to do when the launcher may have failed; empty when what it started failed by itself."""
     own = [line for line in lines if _OWN[launcher].match(line)]
-    # podman-run(1): with 126 and 127 what it was to start could not be started.
-    if launcher is Launcher.PODMAN and status not in {podman.FAILED, 126, 127}:
+    if launcher is Launcher.PODMAN and status not in podman.NOT_STARTED:
         own = []
     cause = failures.find(own, (*failures.PODMAN, *failures.LIMITS), status)
     if cause is failures.KILLED:

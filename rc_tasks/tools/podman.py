@@ -35,8 +35,8 @@ FLAGS_SINCE = {
 # podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
 # answer from the layer cache when their text has changed (until buildah 1.35).
 HEREDOCS_SINCE = (5, 0)
-# podman-run(1): podman itself failed.
-FAILED = 125
+# podman-run(1): podman itself failed; the command could not be invoked; it is not in the image.
+NOT_STARTED = frozenset({125, 126, 127})
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
         pytest.param("exec sleep 1000", Behaviour.ENDED, id="never ends"),
         pytest.param("yes", Behaviour.ENDED, id="prints without end"),
         pytest.param('yes | head -c 9999999; exec "$@"', Behaviour.BECOMES, id="prints much before"),
-        pytest.param("exec no-such-program", Behaviour.ENDED, id="is not there"),
+        pytest.param("exec no-such-program", Behaviour.UNKNOWN, id="is not there"),
     ],
 )
 def test_an_entrypoint_that_does_not_end(
