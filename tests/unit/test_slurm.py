@@ -100,6 +100,27 @@ def test_inside_a_step_the_inner_one_overlaps_it(monkeypatch: pytest.MonkeyPatch
     assert "--overlap" in options(srun(INNER, REQUEST))
 
 
+@pytest.mark.parametrize(
+    "special",
+    [
+        pytest.param("-6", id="interactive"),
+        pytest.param("4294967290", id="interactive, as srun writes it"),
+        pytest.param("-5", id="batch script from 26.05 on"),
+        pytest.param("4294967291", id="batch script without a sign"),
+        pytest.param("-4", id="external"),
+        pytest.param("-3", id="pending"),
+        pytest.param("-1", id="none"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_special_numbers_are_no_steps(monkeypatch: pytest.MonkeyPatch, special: str) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_STEP_ID", special)
+    found = options(srun(INNER, REQUEST))
+    assert "--exact" in found
+    assert "--overlap" not in found
+
+
 def test_the_options_of_the_outer_srun_do_not_reach_the_inner_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
