@@ -736,6 +736,75 @@ def test_what_slurm_ends_by_itself_is_tried_elsewhere(log: str, what: str) -> No
     assert error.what == what
 
 
+# Recorded from 24.11.5 and 26.05.5, of which only the latter names a signal; node failure and oom_kill, which
+# a cluster on one host without cgroups has not, as 22.05 words them.
+@pytest.mark.parametrize("before", ["slurmstepd-node1: error:", "[2026-11-29T06:45:29.793] error:"])
+@pytest.mark.parametrize(
+    ("words", "what", "elsewhere"),
+    [
+        ("*** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 ***", "was cancelled", False),
+        (
+            "*** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 DUE to SIGNAL Terminated ***",
+            "was cancelled",
+            False,
+        ),
+        (
+            "*** STEP 3.0 ON node1 CANCELLED AT 2026-11-29T06:45:42 DUE to SIGNAL Killed ***",
+            "was cancelled",
+            False,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO PREEMPTION ***",
+            "had to make room",
+            True,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO TIME LIMIT ***",
+            "ran out of time",
+            False,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO NODE FAILURE ***",
+            "failed",
+            True,
+        ),
+        (
+            "StepId=4.0 exceeded memory limit (309145600 > 52428800), being killed",
+            "ran out of memory",
+            False,
+        ),
+        (
+            "Detected 1 oom_kill event in StepId=4.0. Some of the step tasks have been OOM Killed.",
+            "ran out of memory",
+            False,
+        ),
+    ],
+)
+def test_the_steps_daemon_is_understood_with_its_name_and_with_the_time(
+    before: str, words: str, what: str, *, elsewhere: bool
+) -> None:
+    line = f"{before} {words}"
+    error = explain(143, [line, "srun: error: node1: task 0: Terminated"], REQUEST)
+    assert error is not None
+    assert what in error.what
+    assert error.quote[0] == line
+    assert isinstance(error, NodeError) is elsewhere
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[2026-11-29T06:45:29.793] error: job was CANCELLED AT the registry",
+        "[2026-11-29 06:45:29] error: *** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 ***",
+        "[2026-11-29T06:45:29.793] info: StepId=4.0 exceeded memory limit",
+        "log: [2026-11-29T06:45:29.793] error: *** STEP 2.0 ON node1 CANCELLED ***",
+    ],
+)
+def test_a_command_may_log_with_the_time_too(line: str) -> None:
+    assert not slurm_words.said(line)
+    assert explain(1, [line], REQUEST) is None
+
+
 @pytest.mark.parametrize(
     ("node", "told"),
     [
