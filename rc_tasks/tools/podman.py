@@ -35,6 +35,9 @@ FLAGS_SINCE = {
 # podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
 # answer from the layer cache when their text has changed (until buildah 1.35).
 HEREDOCS_SINCE = (5, 0)
+# From here on all --label options are one instruction, and before it one each (the CHANGELOG of buildah
+# 1.29, which podman 4.4 contains; tried with 4.3.1 and 5.8.6).
+LABELS_TOGETHER_SINCE = (4, 4)
 
 
 @dataclass(frozen=True, slots=True)
