@@ -202,7 +202,7 @@ def _build(
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
             cached=given.cached,
-            open_files=nodes.open_files(),
+            limits={"nofile": nodes.open_files(), "nproc": nodes.processes()},
         )
         lines: deque[str] = deque(maxlen=build_failure.LINES)
 
