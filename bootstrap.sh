@@ -97,8 +97,12 @@ make_venv() {
 
 # Whether podman can carry out a RUN; what it said is in $scratch/error.
 run_works() {
-    local image
-    image=$(podman build --quiet --layers=false --network=host "$scratch/run" 2>"$scratch/error") &&
+    local image processes most
+    # Without these, podman 5 asks for more than root of a container may have.
+    processes=$(ulimit -Hu) most=$(</proc/sys/kernel/pid_max)
+    [ "$processes" != unlimited ] && [ "$processes" -le "$most" ] || processes=$most
+    image=$(podman build --quiet --layers=false --network=host --ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" \
+        --ulimit "nproc=$processes:$processes" "$scratch/run" 2>"$scratch/error") &&
         podman rmi "$image" >/dev/null
 }
 

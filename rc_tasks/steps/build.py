@@ -119,13 +119,11 @@ def _made(
         given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before)
         labels = _labels(checkout, node, bases)
         stages: dict[int, str] = {}
+        version = podman_version()
         # The whole image last, as None.
         for stage in (*given.mounted, None):
             given = given.with_stages(stages)
-            made.keys, made.labels = (
-                cache.keys(node, given.dockerfile.text, bases.ids, labels),
-                len(labels),
-            )
+            made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels, version)
             if stores and given.cached:
                 bring_cache(checkout, podman, name, itertools.chain(*made.keys))
             image = _build(checkout, podman, node, bases, given, labels, secrets, made, stage)
@@ -204,7 +202,7 @@ def _build(
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
             cached=given.cached,
-            open_files=nodes.open_files(),
+            limits={"nofile": nodes.open_files(), "nproc": nodes.processes()},
         )
         lines: deque[str] = deque(maxlen=build_failure.LINES)
 

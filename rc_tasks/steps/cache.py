@@ -5,6 +5,7 @@ podman left one half-written, and would not tell which belong together.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import encode, instructions
 from rc_tasks.state.catalogue import Cached
-from rc_tasks.tools.podman import Podman
+from rc_tasks.tools.podman import LABELS_TOGETHER_SINCE, Podman, at_least
 
 # Without the part in brackets when there is a single stage.
 _STEP = re.compile(r"(?:\[(\d{1,6})/\d+\] )?STEP (\d{1,6})/(\d{1,6}): ")
@@ -21,12 +22,15 @@ _MADE = re.compile(r"--> (?:Using cache )?([0-9a-f]{11,64})")
 Keys = tuple[tuple[str, ...], ...]
 
 
-def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[str, str]) -> Keys:
+def keys(
+    node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[str, str], version: str
+) -> Keys:
     """A key for each instruction of each stage: it says all above it, back to the base's image ID.
 
     `text` is the Dockerfile as podman is given it, with the digests of what instructions read.
 
-    The labels of podman's command line are instructions at the end of the last stage, one of each.
+    podman, of this `version`, puts the labels of its command line at the end of the last stage.
+
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
     """
@@ -44,20 +48,20 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[s
         elif found:
             found[-1].append(_digest(found[-1][-1], written))
     final = found[node.dockerfile.final.index]
-    for label in sorted(labels.items()):
-        final.append(_digest(final[-1], *label))
+    written_labels = sorted(labels.items())
+    if written_labels and at_least(version, LABELS_TOGETHER_SINCE):
+        final.append(_digest(final[-1], *itertools.chain(*written_labels)))
+    else:
+        for label in written_labels:
+            final.append(_digest(final[-1], *label))
     return tuple(map(tuple, found))
 
 
 @dataclass(slots=True)
 class Made:
-    """The images that a build used or made, read off podman's output line by line.
-
-    `labels` is the number of labels on podman's command line.
-    """
+    """The images that a build used or made, read off podman's output line by line."""
 
     keys: Keys = ()
-    labels: int = 0
     _key: str = ""
     _found: dict[str, str] = field(default_factory=dict)
 
@@ -65,18 +69,11 @@ class Made:
         """Read the next line. What a RUN prints may look like podman's: then an image more is kept."""
         if step := _STEP.match(line):
             stage, number, total = int(step[1] or 1), int(step[2]), int(step[3])
-            self._key = self._key_of(stage, number, total)
+            known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
+            # ONBUILD of a base adds instructions that the Dockerfile has not got.
+            self._key = known[number - 1] if 0 < number <= total == len(known) else ""
         elif made := _MADE.fullmatch(line.rstrip("\r")):
             self._found[made[1]] = self._key
-
-    def _key_of(self, stage: int, number: int, total: int) -> str:
-        """The key of an instruction of `total`; empty where podman counts others than we do."""
-        known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
-        # podman 4.3 makes an instruction of each label, podman 5 (5.4.2 and 5.8.6) one of them all.
-        together = (*known[: len(known) - self.labels], *known[-1:]) if self.labels else known
-        # ONBUILD of a base adds instructions that the Dockerfile has not got.
-        found = next((each for each in (known, together) if len(each) == total), ())
-        return found[number - 1] if 0 < number <= len(found) else ""
 
     def images(self, podman: Podman) -> tuple[Cached, ...]:
         """The images that podman's storage still holds, in the order of the instructions."""

@@ -24,6 +24,7 @@ from rc_tasks.model.regular import read_bytes
 from rc_tasks.model.settings import Launcher
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.official import official_of
+from rc_tasks.steps import node as nodes
 from rc_tasks.steps import rootfs
 from rc_tasks.tools import enroot, podman, slurm, squashfs
 from rc_tasks.tools.command import Command, capture, failure, require, which
@@ -245,10 +246,7 @@ def podman_reference(image: str) -> str:
 def limits() -> dict[str, str]:
     """Limits that this process may give on, for `podman run --ulimit`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # podman lowers its own limit of processes to this before it sets that of a container.
-    most = int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
-    processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    return {"nofile": f"{soft}:{hard}", "nproc": str(min(processes, most) if processes > 0 else most)}
+    return {"nofile": f"{soft}:{hard}", "nproc": str(nodes.processes())}
 
 
 def _available(launcher: Launcher, *, through_slurm: bool) -> bool:

@@ -24,6 +24,7 @@ from rc_tasks.tools import command, git, podman, slurm
 from rc_tasks.tools.podman import Podman
 
 _MOST_OPEN_FILES = 1 << 20
+_PID_MAX = Path("/proc/sys/kernel/pid_max")
 _SCRATCH = "rc_tasks"
 
 
@@ -164,6 +165,14 @@ def open_files() -> int:
     # Old programs close every number up to the limit before they start another, which with the
     # thousand million of some hosts takes minutes.
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MOST_OPEN_FILES)
+
+
+def processes() -> int:
+    """How many processes a container may be given: podman asks for more than root may have here."""
+    # podman lowers its own limit to this before it sets that of a container.
+    most = int(_PID_MAX.read_text(encoding="ascii"))
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    return min(hard, most) if hard > 0 else most
 
 
 @contextlib.contextmanager

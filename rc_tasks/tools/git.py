@@ -155,6 +155,7 @@ def switch(directory: Path, branch: str, *, create: bool) -> None:
         remove = _git(directory, "update-ref", "--no-deref", "-d", f"refs/heads/{branch}")
         command.capture(remove, check=False)
     lines = [line for line in done.stderr.splitlines() if line]
+    # Since 2.47 git names the reference before it: cannot lock ref 'HEAD': Unable to create '…'.
     locked = re.search(r"Unable to create '(.*\.lock)': File exists", done.stderr)
     hint = (
         f"another git is at work here; if none is (`ps`), one was killed: rm '{locked[1]}'"

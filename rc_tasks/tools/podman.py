@@ -37,6 +37,9 @@ FLAGS_SINCE = {
 HEREDOCS_SINCE = (5, 0)
 # podman-run(1): podman itself failed; the command could not be invoked; it is not in the image.
 NOT_STARTED = frozenset({125, 126, 127})
+# From here on all --label options are one instruction, and before it one each (the CHANGELOG of buildah
+# 1.29, which podman 4.4 contains; tried with 4.3.1 and 5.8.6).
+LABELS_TOGETHER_SINCE = (4, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +115,13 @@ class Podman:
         volumes: Iterable[str] = (),
         pulls: bool = False,
         cached: bool = True,
-        open_files: int = 0,
+        limits: Mapping[str, int] | None = None,
     ) -> Command:
         """`podman build`. `sources` maps the names in COPY --from and RUN --mount to image IDs.
 
         No stage may bear one of these names: podman would take the image in its place.
         `secrets` maps IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls the images that it does
-        not have. `cached`: it may answer from its layer cache. `open_files`: how many a RUN may have.
+        not have. `cached`: it may answer from its layer cache. `limits`: those of a RUN (getrlimit(2)).
         """
         argv = [
             "build",
@@ -148,9 +151,9 @@ class Podman:
             argv += ["--build-arg", f"{key}={value}"]
         for key, value in sorted(labels.items()):
             argv += ["--label", f"{key}={value}"]
-        if open_files:
-            # podman's own default for RUN can be 1024, whatever the limit outside.
-            argv += ["--ulimit", f"nofile={open_files}:{open_files}"]
+        for name, limit in (limits or {}).items():
+            # By itself podman may give RUN 1024 open files, or more than root of a container has.
+            argv += ["--ulimit", f"{name}={limit}:{limit}"]
         for secret_id, source in (secrets or {}).items():
             argv += ["--secret", f"id={secret_id},{source}"]
         for volume in volumes:

@@ -112,14 +112,19 @@ def began_anew() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
+# SLURM_MAX_NORMAL_STEP_ID in slurm_protocol_common.h. Above it are the interactive step, the batch
+# script, the external container and the pending step: -6 to -3 as numbers of 32 bits.
+_LAST_STEP = 0xFFFFFFF0
+
+
 def in_step() -> bool:
     """Whether this process runs in a job step, and not in a batch script or under salloc.
 
-    A batch script has no SLURM_STEP_ID, and in Slurm 26.05 that of the batch step, -5 as a signed number
-    (slurm.h, SLURM_BATCH_SCRIPT).
+    Those have special numbers where they have one: from Slurm 26.05 a batch script's is -5. Slurm prints
+    them with or without a sign (slurm_protocol_common.h, env.c).
     """
     step = os.environ.get("SLURM_STEP_ID", "")
-    return job_id() is not None and step.isascii() and step.isdecimal()
+    return job_id() is not None and step.isdecimal() and int(step) <= _LAST_STEP
 
 
 # What an allocation of ours runs beside us: it tells what was granted, then waits for the end of its

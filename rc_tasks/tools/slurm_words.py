@@ -199,13 +199,13 @@ _REFUSALS = (
     ),
 )
 
-# The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host. In
-# Slurm 26.05 it writes the time instead, as any program may: there its own words count. A wrong option
-# is told with the name of the program alone.
+# The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host; since
+# Slurm 26.05 (seen with 26.05.5) it puts the time in place of its name. A command may log like that
+# too, so what follows counts as well. A wrong option is told with the name of the program alone.
 _SLURMS_WORDS = re.compile(
     r"(srun|salloc|sbatch|slurmstepd\S*): "
     r"|\[\d{4}-\d\d-\d\dT[\d:.]+\] error: "
-    r"(\*\*\* (STEP|JOB) |StepId=|Detected \d+ oom|couldn't chdir to )"
+    r"(\*\*\* (STEP|JOB) \d|StepId=\d|Detected \d+ oom[-_]kill|couldn't chdir to )"
 )
 # What Slurm says in passing and explains nothing. `Force Terminated StepId` also follows a command
 # that ended by a signal of its own, and a refused allocation is sometimes revoked as well.

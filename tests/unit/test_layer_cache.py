@@ -30,16 +30,27 @@ def node(tmp_path: Path, dockerfile: str) -> ImageNode:
 
 
 def keys(
-    tmp_path: Path, dockerfile: str = DOCKERFILE, labels: dict[str, str] | None = None
+    tmp_path: Path,
+    dockerfile: str = DOCKERFILE,
+    labels: dict[str, str] | None = None,
+    version: str = "4.3.1",
 ) -> cache.Keys:
-    return cache.keys(node(tmp_path, dockerfile), dockerfile, IDS, labels or {})
+    return cache.keys(node(tmp_path, dockerfile), dockerfile, IDS, labels or {}, version)
 
 
-def test_there_is_a_key_for_each_instruction_and_label(tmp_path: Path) -> None:
-    found = keys(tmp_path, labels={"b": "1", "a": "2"})
-    assert [len(stage) for stage in found] == [3, 4]
-    assert len({key for stage in found for key in stage}) == 7
-    assert found == keys(tmp_path, labels={"a": "2", "b": "1"})
+@pytest.mark.parametrize(
+    ("version", "steps"), [("4.3.1", 2), ("4.4.0", 1), ("5.4.2", 1), ("5.8.6", 1), ("6.0.0-rc1", 1)]
+)
+def test_there_is_a_key_for_each_instruction_of_podmans(
+    tmp_path: Path, version: str, steps: int
+) -> None:
+    """podman before 4.4 makes an instruction of each label, and newer ones one of all."""
+    found = keys(tmp_path, labels={"b": "1", "a": "2"}, version=version)
+    assert [len(stage) for stage in found] == [3, 2 + steps]
+    assert len({key for stage in found for key in stage}) == 5 + steps
+    assert found == keys(tmp_path, labels={"a": "2", "b": "1"}, version=version)
+    assert found != keys(tmp_path, labels={"a": "2", "b": "2"}, version=version)
+    assert keys(tmp_path, version=version) == (found[0], found[1][:2])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +75,7 @@ def test_what_stands_below_a_change_has_other_keys(
 
 
 def test_another_base_makes_all_keys_others(tmp_path: Path) -> None:
-    other = cache.keys(node(tmp_path, DOCKERFILE), DOCKERFILE, dict.fromkeys(IDS, "e" * 64), {})
+    other = cache.keys(node(tmp_path, DOCKERFILE), DOCKERFILE, dict.fromkeys(IDS, "e" * 64), {}, "4.3.1")
     assert not {*keys(tmp_path)[0], *keys(tmp_path)[1]} & {*other[0], *other[1]}
 
 
@@ -103,29 +114,6 @@ def test_each_image_has_the_key_of_its_instruction(tmp_path: Path) -> None:
         Cached("b" * 64, known[0][2]),
         Cached("c" * 64, known[1][1]),
     )
-
-
-@pytest.mark.parametrize(
-    ("total", "number", "which"),
-    [
-        pytest.param(5, 4, 3, id="one of three, podman 4.3"),
-        pytest.param(5, 5, 4, id="the last of three, podman 4.3"),
-        pytest.param(3, 3, 4, id="all in one, podman 5"),
-        pytest.param(3, 2, 1, id="COPY, podman 5"),
-        pytest.param(4, 3, None, id="one more than the Dockerfile has, podman 5"),
-    ],
-)
-def test_labels_are_one_instruction_each_or_together(
-    tmp_path: Path, total: int, number: int, which: int | None
-) -> None:
-    labels = {"a": "1", "b": "2", "c": "3"}
-    known = keys(tmp_path, labels=labels)
-    made = cache.Made(known, len(labels))
-    made.see(f"[2/2] STEP {number}/{total}: x")
-    for letter in "abc":
-        made.see(f"--> {letter * 11}")
-    key = "" if which is None else known[1][which]
-    assert [image.key for image in made.images(Holding())] == [key] * 3
 
 
 def test_what_a_run_prints_like_podman_does_no_harm(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,32 @@ def test_mounts_are_found_whatever_their_name(tmp_path: Path) -> None:
         assert storage.mounts_below(odd) == []
     finally:
         subprocess.run(("umount", odd), check=True)
+
+
+@pytest.mark.parametrize(
+    ("hard", "asked"), [(4000, 4000), (1 << 40, 32768), (resource.RLIM_INFINITY, 32768)]
+)
+def test_no_more_processes_are_asked_for_than_root_of_a_container_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: int, asked: int
+) -> None:
+    most = tmp_path / "pid_max"
+    most.write_text("32768\n")
+    monkeypatch.setattr(node, "_PID_MAX", most)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, hard))
+    limits = {"nofile": node.open_files(), "nproc": node.processes()}
+    built = Podman().build(
+        tmp_path,
+        tmp_path / "Dockerfile",
+        tag="",
+        iidfile=tmp_path / "id",
+        ignorefile=tmp_path / "ignore",
+        sources={},
+        build_args={},
+        labels={},
+        limits=limits,
+    )
+    assert f"nproc={asked}:{asked}" in built.argv
+    assert built.argv[built.argv.index(f"nproc={asked}:{asked}") - 1] == "--ulimit"
 
 
 def test_a_build_begins_though_podman_cannot_list_what_others_left(

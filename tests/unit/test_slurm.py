@@ -96,19 +96,32 @@ def test_in_a_batch_script_the_step_shares_the_job_with_others(monkeypatch: pyte
     assert not found & {"--overlap", "--account=a-demo", "--partition=debug", "--time=90", "--jobid=17"}
 
 
-def test_a_batch_script_of_slurm_26_05_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    for number in ("-5", "-6", ""):
-        monkeypatch.setenv("SLURM_STEP_ID", number)
-        assert not slurm.in_step()
-    assert "--exact" in options(srun(INNER, REQUEST))
-
-
 def test_inside_a_step_the_inner_one_overlaps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert slurm.in_step()
     assert "--overlap" in options(srun(INNER, REQUEST))
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        pytest.param("-6", id="interactive"),
+        pytest.param("4294967290", id="interactive, as srun writes it"),
+        pytest.param("-5", id="batch script from 26.05 on"),
+        pytest.param("4294967291", id="batch script without a sign"),
+        pytest.param("-4", id="external"),
+        pytest.param("-3", id="pending"),
+        pytest.param("-1", id="none"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_special_numbers_are_no_steps(monkeypatch: pytest.MonkeyPatch, special: str) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_STEP_ID", special)
+    found = options(srun(INNER, REQUEST))
+    assert "--exact" in found
+    assert "--overlap" not in found
 
 
 def test_the_options_of_the_outer_srun_do_not_reach_the_inner_one(
@@ -740,6 +753,75 @@ def test_what_slurm_ends_by_itself_is_tried_elsewhere(log: str, what: str) -> No
     error = explain(137, log.splitlines(), StepRequest("podman:a"), guarded=True)
     assert isinstance(error, NodeError)
     assert error.what == what
+
+
+# Recorded from 24.11.5 and 26.05.5, of which only the latter names a signal; node failure and oom_kill, which
+# a cluster on one host without cgroups has not, as 22.05 words them.
+@pytest.mark.parametrize("before", ["slurmstepd-node1: error:", "[2026-11-29T06:45:29.793] error:"])
+@pytest.mark.parametrize(
+    ("words", "what", "elsewhere"),
+    [
+        ("*** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 ***", "was cancelled", False),
+        (
+            "*** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 DUE to SIGNAL Terminated ***",
+            "was cancelled",
+            False,
+        ),
+        (
+            "*** STEP 3.0 ON node1 CANCELLED AT 2026-11-29T06:45:42 DUE to SIGNAL Killed ***",
+            "was cancelled",
+            False,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO PREEMPTION ***",
+            "had to make room",
+            True,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO TIME LIMIT ***",
+            "ran out of time",
+            False,
+        ),
+        (
+            "*** STEP 5.0 ON node1 CANCELLED AT 2026-11-29T06:43:06 DUE TO NODE FAILURE ***",
+            "failed",
+            True,
+        ),
+        (
+            "StepId=4.0 exceeded memory limit (309145600 > 52428800), being killed",
+            "ran out of memory",
+            False,
+        ),
+        (
+            "Detected 1 oom_kill event in StepId=4.0. Some of the step tasks have been OOM Killed.",
+            "ran out of memory",
+            False,
+        ),
+    ],
+)
+def test_the_steps_daemon_is_understood_with_its_name_and_with_the_time(
+    before: str, words: str, what: str, *, elsewhere: bool
+) -> None:
+    line = f"{before} {words}"
+    error = explain(143, [line, "srun: error: node1: task 0: Terminated"], REQUEST)
+    assert error is not None
+    assert what in error.what
+    assert error.quote[0] == line
+    assert isinstance(error, NodeError) is elsewhere
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[2026-11-29T06:45:29.793] error: job was CANCELLED AT the registry",
+        "[2026-11-29 06:45:29] error: *** STEP 2.0 ON node1 CANCELLED AT 2026-11-29T06:45:29 ***",
+        "[2026-11-29T06:45:29.793] info: StepId=4.0 exceeded memory limit",
+        "log: [2026-11-29T06:45:29.793] error: *** STEP 2.0 ON node1 CANCELLED ***",
+    ],
+)
+def test_a_command_may_log_with_the_time_too(line: str) -> None:
+    assert not slurm_words.said(line)
+    assert explain(1, [line], REQUEST) is None
 
 
 @pytest.mark.parametrize(
