@@ -20,7 +20,7 @@ from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.images import BUSYBOX
 from tests.support.storage import remove_storage
-from tests.support.tools import require_tools, which
+from tests.support.tools import require_tools
 from tests.support.users import ordinary_user, python
 
 pytestmark = [
