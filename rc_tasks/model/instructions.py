@@ -143,6 +143,12 @@ def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int
     return text, tuple(places)
 
 
+def without_continuation(line: str, escape: str) -> str:
+    """The line without an escape character at its end, which would join the next line to it."""
+    ending = _CONTINUED[escape].search(line.rstrip("\r"))
+    return line if ending is None else line[: ending.start()]
+
+
 def _escape(lines: list[str], where: str) -> str:
     """The escape character that the parser directives at the top choose."""
     escape = "\\"

@@ -1,4 +1,4 @@
-"""The Dockerfile as podman is given it: bases by image ID, and marks that its layer cache sees.
+"""The Dockerfile as podman is given it: bases by image ID, our labels, and marks for its layer cache.
 
 podman takes a step from its cache when an earlier step with the same text stood on the same image.
 Two things that an instruction reads are not in that text: the files of a `RUN --mount`
@@ -9,6 +9,9 @@ change nothing else: a build secret that nobody provides, and a variable that no
 A stage that a RUN mounts is built by itself and mounted as an image: podman before 6.0 may show an
 earlier state of a stage that comes from the cache (#6845).
 
+Labels are an instruction below the last one: from --label podman before 4.4 makes one of each, so that
+two versions would make two images.
+
 Lines keep their numbers, and instructions theirs, so that podman's messages stay true.
 """
 
@@ -18,7 +21,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rc_tasks.model.dockerfile import EXPANDED, Dockerfile, Stage, platform_arguments, variable_names
-from rc_tasks.model.instructions import Instruction, Source, decode, joined, split_flags
+from rc_tasks.model.instructions import (
+    Instruction,
+    Source,
+    decode,
+    joined,
+    split_flags,
+    without_continuation,
+)
 from rc_tasks.model.words import split
 
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
@@ -59,13 +69,15 @@ def rewrite(
     build_args: Mapping[str, str],
     context_digest: Callable[[str], str],
     stages: Mapping[int, str],
+    labels: Mapping[str, str],
 ) -> Rewritten:
     """`text`, which parses to `source` and `dockerfile`, in the form for podman.
 
     `ids` maps the names of images from outside to image IDs; a name without one is left to podman.
     `context_digest` digests a path of the build context, the empty one all of it. `stages` has the image
     IDs of mounted stages, as far as they are built: podman finds them by `mounted_name`. Stages that the
-    target does not need are empty: podman 4.3.1 ends in a panic at `COPY --from=7` in one.
+    target does not need are empty: podman 4.3.1 ends in a panic at `COPY --from=7` in one. The image
+    gets the `labels`, each of one line.
     """
     lines = decode(text).split("\n")
     arguments = platform_arguments(architecture, build_args) | dict(build_args)
@@ -74,6 +86,7 @@ def rewrite(
     for instruction in source.instructions:
         writer.read(instruction)
     writer.empty_others()
+    writer.end(source.instructions[-1], labels)
     return Rewritten("\n".join(lines), writer.marks, writer.bases)
 
 
@@ -144,6 +157,20 @@ class _Writer:
         ):
             if stage.index not in self.dockerfile.needed:
                 self.lines[first:last] = ["FROM scratch", *[""] * (last - first - 1)]
+
+    def end(self, last: Instruction, labels: Mapping[str, str]) -> None:
+        """Put `labels` at the end of the target; `last` is the last instruction of all."""
+        if not labels:
+            return
+        # It may end in the escape character, which would take the labels for a part of it.
+        for row in reversed(range(last.line - 1, last.last_line)):
+            line = self.lines[row]
+            if line.strip() and not _COMMENT.match(line):
+                self.lines[row] = without_continuation(line, self.escape)
+                break
+        written = (f"{_quoted(key)}={_quoted(value)}" for key, value in sorted(labels.items()))
+        below = self.dockerfile.stages[self.dockerfile.final.index + 1 :]
+        self.lines.insert(below[0].line - 1 if below else len(self.lines), f"LABEL {' '.join(written)}")
 
     def read_arg(self, instruction: Instruction, scope: dict[str, str]) -> None:
         for word in split(instruction.value, self.escape):
@@ -235,6 +262,11 @@ class _Writer:
     def values(self, text: str, reading: _Reading) -> list[str]:
         used = sorted(variable_names(text) & reading.arguments.keys())
         return [reading.arguments[name] for name in used]
+
+
+def _quoted(text: str) -> str:
+    # podman takes the backslash for this whatever `# escape=` says (4.3.1, 5.8.6).
+    return '"' + re.sub(r'([\\"$])', r"\\\1", text) + '"'
 
 
 def _digest(*parts: str) -> str:

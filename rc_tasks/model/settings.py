@@ -126,6 +126,12 @@ def _owner(raw: object) -> str:
     return str(raw)
 
 
+def _label(raw: object) -> str:
+    if not fields.text(raw).isprintable():
+        raise wrong("one line of text", raw)
+    return str(raw)
+
+
 def _time_of_day(raw: object) -> str:
     if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", fields.text(raw), re.ASCII):
         raise wrong('a time of day such as "02:00"', raw)
@@ -319,7 +325,9 @@ class Settings:
         "write there",
         each(_owner),
     )
-    source: str = setting("", "URL of this repository, for the label org.opencontainers.image.source")
+    source: str = setting(
+        "", "URL of this repository, for the label org.opencontainers.image.source", _label
+    )
     runner: Runner = setting(Runner.AUTO, "where steps run; auto: through Slurm where there is Slurm")
     launcher: Launcher = setting(
         Launcher.AUTO,

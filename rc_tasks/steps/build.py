@@ -31,7 +31,7 @@ from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.replacing import Replacing
 from rc_tasks.steps.syntax import require_known
 from rc_tasks.tools import command
-from rc_tasks.tools.podman import Image, Podman
+from rc_tasks.tools.podman import Image, Podman, shares_copies
 from rc_tasks.tools.podman import version as podman_version
 
 _LABEL = "org.opencontainers.image"
@@ -50,7 +50,17 @@ def build(checkout: Checkout, name: str) -> None:
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown_dockerfile
-    require_known(instructions(text, where=where), node.dockerfile.needed, version, where=where)
+    source = instructions(text, where=where)
+    require_known(source, node.dockerfile.needed, version, where=where)
+    earlier = checkout.records.get(Step.PODMAN, name)
+    last = earlier.tools.get("podman", version) if earlier is not None else version
+    copies = any(each.name in {"ADD", "COPY"} for each in source.instructions)
+    if copies and not shares_copies(last, version):
+        print(
+            f"note: podman {last} built this image before, and podman {version} builds it now:\n"
+            "what COPY and ADD made is not found in its cache, so the image will be another one",
+            flush=True,
+        )
     podman = nodes.storage(checkout.settings.podman)
     mend(podman)
     image, digests = _made(checkout, podman, node, text, inputs, before)
@@ -60,7 +70,6 @@ def build(checkout: Checkout, name: str) -> None:
     after = signatures(node)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
-    earlier = checkout.records.get(Step.PODMAN, name)
     facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
@@ -116,17 +125,16 @@ def _made(
     secrets = find(node)
     try:
         bases = bring_bases(checkout, podman, node)
-        given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before)
         labels = _labels(checkout, node, bases)
+        given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before, labels)
         stages: dict[int, str] = {}
-        version = podman_version()
         # The whole image last, as None.
         for stage in (*given.mounted, None):
             given = given.with_stages(stages)
-            made.keys = cache.keys(node, given.dockerfile.text, bases.ids, labels, version)
+            made.keys = cache.keys(node, given.dockerfile.text, bases.ids)
             if stores and given.cached:
                 bring_cache(checkout, podman, name, itertools.chain(*made.keys))
-            image = _build(checkout, podman, node, bases, given, labels, secrets, made, stage)
+            image = _build(checkout, podman, node, bases, given, secrets, made, stage)
             if stage is not None:
                 stages[stage] = image.id
         given.check(image)
@@ -169,12 +177,11 @@ def _build(
     node: ImageNode,
     bases: Bases,
     given: Given,
-    labels: dict[str, str],
     secrets: Secrets,
     made: cache.Made,
     stage: int | None,
 ) -> Image:
-    """Build the image, or only a stage of it, which gets no name and no labels."""
+    """Build the image, or only a stage of it, which gets no name."""
     project = node.project
     whole = stage is None
     target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
@@ -193,7 +200,6 @@ def _build(
             ignorefile=ignorefile,
             sources=given.sources,
             build_args=node.recipe.build_args,
-            labels=labels if whole else {},
             # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
             target=(target.name or str(target.index))
             if node.recipe.target is not None or not whole

@@ -5,7 +5,6 @@ podman left one half-written, and would not tell which belong together.
 """
 
 import hashlib
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.instructions import encode, instructions
 from rc_tasks.state.catalogue import Cached
-from rc_tasks.tools.podman import LABELS_TOGETHER_SINCE, Podman, at_least
+from rc_tasks.tools.podman import Podman
 
 # Without the part in brackets when there is a single stage.
 _STEP = re.compile(r"(?:\[(\d{1,6})/\d+\] )?STEP (\d{1,6})/(\d{1,6}): ")
@@ -22,14 +21,10 @@ _MADE = re.compile(r"--> (?:Using cache )?([0-9a-f]{11,64})")
 Keys = tuple[tuple[str, ...], ...]
 
 
-def keys(
-    node: ImageNode, text: str, bases: Mapping[str, str], labels: Mapping[str, str], version: str
-) -> Keys:
+def keys(node: ImageNode, text: str, bases: Mapping[str, str]) -> Keys:
     """A key for each instruction of each stage: it says all above it, back to the base's image ID.
 
     `text` is the Dockerfile as podman is given it, with the digests of what instructions read.
-
-    podman, of this `version`, puts the labels of its command line at the end of the last stage.
 
     An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
     be of none all the same, as files that are copied and arguments do not count.
@@ -47,13 +42,6 @@ def keys(
             found.append([_digest("FROM", start)])
         elif found:
             found[-1].append(_digest(found[-1][-1], written))
-    final = found[node.dockerfile.final.index]
-    written_labels = sorted(labels.items())
-    if written_labels and at_least(version, LABELS_TOGETHER_SINCE):
-        final.append(_digest(final[-1], *itertools.chain(*written_labels)))
-    else:
-        for label in written_labels:
-            final.append(_digest(final[-1], *label))
     return tuple(map(tuple, found))
 
 

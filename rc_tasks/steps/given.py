@@ -114,12 +114,13 @@ def recipe_for(
     ids: Mapping[str, str],
     inputs: Mapping[str, str],
     before: Signatures,
+    labels: Mapping[str, str],
 ) -> Given:
     """Return what podman is to build `node` from.
 
     `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` the
-    digests of all that it is made from, `before` the signatures of its files then. Raises
-    DockerfileError for a Dockerfile that cannot be built as it says.
+    digests of all that it is made from, `before` the signatures of its files then, `labels` what is put
+    on the image. Raises DockerfileError for a Dockerfile that cannot be built as it says.
     """
     dockerfile, where = node.dockerfile, node.project.shown_dockerfile
     used = [base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids]
@@ -156,6 +157,7 @@ def recipe_for(
             build_args=node.recipe.build_args,
             context_digest=lambda path: digest_below(inputs, path),
             stages=stages,
+            labels=labels,
         )
 
     sources = {base.name: ids[base.name] for base in used if base.via is not Via.FROM}

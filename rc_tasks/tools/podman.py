@@ -37,9 +37,6 @@ FLAGS_SINCE = {
 HEREDOCS_SINCE = (5, 0)
 # podman-run(1): podman itself failed; the command could not be invoked; it is not in the image.
 NOT_STARTED = frozenset({125, 126, 127})
-# From here on all --label options are one instruction, and before it one each (the CHANGELOG of buildah
-# 1.29, which podman 4.4 contains; tried with 4.3.1 and 5.8.6).
-LABELS_TOGETHER_SINCE = (4, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,6 @@ class Podman:
         ignorefile: Path,
         sources: Mapping[str, str],
         build_args: Mapping[str, str],
-        labels: Mapping[str, str],
         target: str | None = None,
         secrets: Mapping[str, str] | None = None,
         volumes: Iterable[str] = (),
@@ -149,8 +145,6 @@ class Podman:
             argv += ["--build-context", f"{name}=container-image://{image_id}"]
         for key, value in sorted(build_args.items()):
             argv += ["--build-arg", f"{key}={value}"]
-        for key, value in sorted(labels.items()):
-            argv += ["--label", f"{key}={value}"]
         for name, limit in (limits or {}).items():
             # By itself podman may give RUN 1024 open files, or more than root of a container has.
             argv += ["--ulimit", f"{name}={limit}:{limit}"]
@@ -418,7 +412,19 @@ def version() -> str:
 
 def at_least(version: str, wanted: tuple[int, ...]) -> bool:
     """Whether a version, such as `5.4.2`, is this one or newer; one that is not known is not."""
-    return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0]))) >= wanted
+    return _numbers(version) >= wanted
+
+
+def shares_copies(version: str, other: str) -> bool:
+    """Whether one version of podman finds in its layer cache what COPY and ADD made in the other.
+
+    4.3.1, 5.4.2 and 5.8.6 do not: each writes another digest into the history of the image.
+    """
+    return _numbers(version)[:2] == _numbers(other)[:2]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0])))
 
 
 def failed_instruction(lines: list[str]) -> str:

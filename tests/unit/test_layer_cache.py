@@ -29,28 +29,14 @@ def node(tmp_path: Path, dockerfile: str) -> ImageNode:
     return open_checkout(root, {}).graph.resolve("app")
 
 
-def keys(
-    tmp_path: Path,
-    dockerfile: str = DOCKERFILE,
-    labels: dict[str, str] | None = None,
-    version: str = "4.3.1",
-) -> cache.Keys:
-    return cache.keys(node(tmp_path, dockerfile), dockerfile, IDS, labels or {}, version)
+def keys(tmp_path: Path, dockerfile: str = DOCKERFILE) -> cache.Keys:
+    return cache.keys(node(tmp_path, dockerfile), dockerfile, IDS)
 
 
-@pytest.mark.parametrize(
-    ("version", "steps"), [("4.3.1", 2), ("4.4.0", 1), ("5.4.2", 1), ("5.8.6", 1), ("6.0.0-rc1", 1)]
-)
-def test_there_is_a_key_for_each_instruction_of_podmans(
-    tmp_path: Path, version: str, steps: int
-) -> None:
-    """podman before 4.4 makes an instruction of each label, and newer ones one of all."""
-    found = keys(tmp_path, labels={"b": "1", "a": "2"}, version=version)
-    assert [len(stage) for stage in found] == [3, 2 + steps]
-    assert len({key for stage in found for key in stage}) == 5 + steps
-    assert found == keys(tmp_path, labels={"a": "2", "b": "1"}, version=version)
-    assert found != keys(tmp_path, labels={"a": "2", "b": "2"}, version=version)
-    assert keys(tmp_path, version=version) == (found[0], found[1][:2])
+def test_there_is_a_key_for_each_instruction(tmp_path: Path) -> None:
+    found = keys(tmp_path)
+    assert [len(stage) for stage in found] == [3, 2]
+    assert len({key for stage in found for key in stage}) == 5
 
 
 @pytest.mark.parametrize(
@@ -75,7 +61,7 @@ def test_what_stands_below_a_change_has_other_keys(
 
 
 def test_another_base_makes_all_keys_others(tmp_path: Path) -> None:
-    other = cache.keys(node(tmp_path, DOCKERFILE), DOCKERFILE, dict.fromkeys(IDS, "e" * 64), {}, "4.3.1")
+    other = cache.keys(node(tmp_path, DOCKERFILE), DOCKERFILE, dict.fromkeys(IDS, "e" * 64))
     assert not {*keys(tmp_path)[0], *keys(tmp_path)[1]} & {*other[0], *other[1]}
 
 

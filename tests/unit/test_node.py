@@ -12,6 +12,7 @@ from rc_tasks.model.settings import PodmanSettings
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.processes import space
 from rc_tasks.steps import check, node, storage
+from rc_tasks.tools import podman
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.tools import require_tools
@@ -345,6 +346,20 @@ def test_mounts_are_found_whatever_their_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "other", "shares"),
+    [
+        ("4.3.1", "4.3.1", True),
+        ("5.8.6", "5.8.4", True),
+        ("5.4.2", "5.8.6", False),
+        ("4.3.1", "5.3.1", False),
+        ("6.0.0-rc1", "6.0.1", True),
+    ],
+)
+def test_versions_of_podman_that_share_what_copy_made(version: str, other: str, shares: bool) -> None:
+    assert podman.shares_copies(version, other) is shares
+
+
+@pytest.mark.parametrize(
     ("hard", "asked"), [(4000, 4000), (1 << 40, 32768), (resource.RLIM_INFINITY, 32768)]
 )
 def test_no_more_processes_are_asked_for_than_root_of_a_container_may_have(
@@ -363,7 +378,6 @@ def test_no_more_processes_are_asked_for_than_root_of_a_container_may_have(
         ignorefile=tmp_path / "ignore",
         sources={},
         build_args={},
-        labels={},
         limits=limits,
     )
     assert f"nproc={asked}:{asked}" in built.argv

@@ -110,9 +110,12 @@ def test_any_dockerfile(data: bytes, target: str | None) -> None:
             build_args={"A": "x"},
             context_digest=lambda path: path,
             stages={},
+            labels={"title": "hello"},
         )
-        # podman reads as many lines, and the same needed stages.
-        assert encode(given.text).count(b"\n") == data.count(b"\n")
+        # podman reads a line more, with the labels, and the same needed stages.
+        assert encode(given.text).count(b"\n") == data.count(b"\n") + 1
+        rewritten = instructions(encode(given.text), where="Dockerfile").instructions
+        assert [each.value for each in rewritten if each.name == "LABEL"][-1] == '"title"="hello"'
         again = read_dockerfile(encode(given.text), target)
         assert again.needed == parsed.needed
 

@@ -27,6 +27,7 @@ def rewritten(
     ids: Mapping[str, str] = IDS,
     target: str | None = None,
     stages: Mapping[int, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Rewritten:
     parsed = dockerfile.parse(
         encode(text),
@@ -44,6 +45,7 @@ def rewritten(
         build_args=build_args or {},
         context_digest=files.__getitem__,
         stages=stages or {},
+        labels=labels or {},
     )
 
 
@@ -91,6 +93,40 @@ def test_a_stage_has_the_capitals_of_its_definition(written: str, given: str) ->
     """podman tells capitals apart, BuildKit does not."""
     text = "FROM base AS Build\nRUN x\nFROM base\nCOPY --from=0 x y\n"
     assert rewritten(text + written).text == text.replace("base", ID) + given
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        pytest.param("FROM base\nRUN x\n", f"FROM {ID}\nRUN x\n\nLABEL @", id="below all"),
+        pytest.param("FROM base", f"FROM {ID}\nLABEL @", id="without a line's end"),
+        pytest.param("FROM base\nRUN x \\", f"FROM {ID}\nRUN x \nLABEL @", id="a line that goes on"),
+        pytest.param(
+            "FROM base\nRUN x && \\ \n # no\n\n y \\\r\n\n# z\n",
+            f"FROM {ID}\nRUN x && \\ \n # no\n\n y \n\n# z\n\nLABEL @",
+            id="with comments",
+        ),
+        pytest.param(
+            "# escape=`\nFROM base\nRUN c:\\ `",
+            f"# escape=`\nFROM {ID}\nRUN c:\\ \nLABEL @",
+            id="escape",
+        ),
+        pytest.param(
+            "FROM base\nRUN <<E\nx \\\nE", f"FROM {ID}\nRUN <<E\nx \\\nE\nLABEL @", id="here-document"
+        ),
+    ],
+)
+def test_labels_stand_below_the_last_instruction(written: str, given: str) -> None:
+    label = r'"a\"\$b"="c\\d"'
+    assert rewritten(written, labels={'a"$b': "c\\d"}).text == given.replace("@", label)
+
+
+def test_labels_stand_at_the_end_of_the_target() -> None:
+    text = "FROM base AS one\nRUN x\n\nFROM one AS two\nRUN \\\n y \\"
+    assert (
+        rewritten(text, target="one", labels={"a": "1", "b": "2"}).text
+        == f'FROM {ID} AS one\nRUN x\n\nLABEL "a"="1" "b"="2"\nFROM scratch\n\n'
+    )
 
 
 def test_a_stage_that_is_not_needed_is_empty() -> None:
