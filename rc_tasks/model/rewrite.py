@@ -35,6 +35,8 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _FROM = re.compile(r"(?<=[=,])from=([^,\s\"']+)")
 _COPY_FROM = re.compile(r"--from=([^\s\"']+)")
 _COMMENT = re.compile(r"\s*#")
+# In the words of an instruction podman escapes with this, whatever `# escape=` says (4.3.1 to 5.8.6).
+_ESCAPE = "\\"
 _LENGTH = 16
 
 
@@ -202,7 +204,7 @@ class _Writer:
                 continue
             while at < len(line):
                 character = line[at]
-                if character == self.escape and quote != "'":
+                if character == _ESCAPE and quote != "'":
                     marked += line[at : at + 2]
                     at += 2
                     continue
@@ -265,8 +267,7 @@ class _Writer:
 
 
 def _quoted(text: str) -> str:
-    # podman takes the backslash for this whatever `# escape=` says (4.3.1, 5.8.6).
-    return '"' + re.sub(r'([\\"$])', r"\\\1", text) + '"'
+    return '"' + re.sub(r'([\\"$])', lambda found: _ESCAPE + found[1], text) + '"'
 
 
 def _digest(*parts: str) -> str:

@@ -208,6 +208,13 @@ def test_a_variable_of_arg_is_marked_where_podman_replaces_it(written: str, give
     assert shown(f"FROM base\nARG V=1\n{written}") == f"FROM {ID}\nARG V=1\n{given}"
 
 
+def test_podman_escapes_with_the_backslash_whatever_the_directive_says() -> None:
+    text = "# escape=`\nFROM base\nARG V=1\nENV X=\\$V Y=`$V \\\\$V Z=C:\\$V `\n  W=$V"
+    assert shown(text) == text.replace("base", ID).replace("Y=`$V", "Y=`@$V").replace(
+        "\\\\$V", "\\\\@$V"
+    ).replace("W=$V", "W=@$V")
+
+
 @pytest.mark.parametrize(
     ("text", "change"),
     [
