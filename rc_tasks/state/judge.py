@@ -19,7 +19,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.digests import text_digest
 from rc_tasks.state.environment import edf_inputs
 from rc_tasks.state.inputs import CONTEXT, PIN, file_inputs, input_files, is_file, other_inputs, part_of
-from rc_tasks.state.miswritten import SETTINGS, miswritten, squash_inputs
+from rc_tasks.state.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
 from rc_tasks.state.offers import Offers
 from rc_tasks.state.official import official_of
 from rc_tasks.state.pins import comparable
@@ -290,6 +290,8 @@ class Judge:
         ours = not record.adopted_from and not record.instead_of
         if ours and new == old and SETTINGS not in record.inputs:
             causes += [Cause(part, words) for part, words in self._miswritten(old).items()]
+        if ours and new == old and (words := doubtful(record.inputs, record.tools)):
+            causes.append(Cause(CONTENT, words))
         # Also where only the file is the official one, because the image has been built here since.
         gone = self._gone(node, record, old) if record.adopted_from else None
         damage = gone or self._damage(node, record)

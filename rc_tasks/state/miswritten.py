@@ -1,21 +1,32 @@
-"""Settings of an image that earlier versions wrote wrongly into /etc/rc and /etc/environment.
+"""What earlier versions may have written wrongly: settings of an image, and the content of files.
 
-Images that have such settings are squashed again once; no others are.
+Images of which that is so are squashed again once; no others are.
 """
 
 import json
 from collections.abc import Mapping
 
-from rc_tasks.tools import enroot
+from rc_tasks.tools import enroot, squashfs
 
 # An input of the squash step since then: how settings are written. Raised when that changes.
 SETTINGS = "settings"
 _WRITTEN = "1"
+# Another one, since steps avoid what versions of mksquashfs write into files.
+CONTENT = "content"
+_AVOIDED = "1"
 
 
 def squash_inputs(image_id: str) -> dict[str, str]:
     """The inputs of the squash step of an image, as they are recorded."""
-    return {"image": image_id, SETTINGS: _WRITTEN}
+    return {"image": image_id, SETTINGS: _WRITTEN, CONTENT: _AVOIDED}
+
+
+def doubtful(inputs: Mapping[str, str], tools: Mapping[str, str]) -> str:
+    """Why files in an image may have wrong content, by its record; an empty string if they have not."""
+    version = tools.get("mksquashfs", "")
+    if CONTENT in inputs or not squashfs.WRONG_CONTENT.affects(version):
+        return ""
+    return f"mksquashfs {version} may have written wrong content into its files"
 
 
 def miswritten(config: bytes) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """From an image in podman's storage to a checked SquashFS file, published by rename."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -80,9 +81,14 @@ def squash(
     compression = squashfs.best(wanted, squashfs.probe())
     # A level means something else to each compressor.
     level = settings.level if compression is wanted else 0
+    version = squashfs.version()
+    if avoiding := squashfs.avoiding(version):
+        does = squashfs.WRONG_CONTENT.does
+        _say(log, f"mksquashfs {version} {does}: {' '.join(avoiding)} avoids it")
     try:
         if settings.method is SquashMethod.ENROOT:
             options = squashfs.compression_options(compression, level, settings.block_size_bytes)
+            options += avoiding
             with podman.mounted(image.id, name=container_name(destination)) as root:
                 rootfs.require_contained(root, image.workdir)
                 with _beside(look, root):
@@ -90,7 +96,8 @@ def squash(
             return
         with podman.mounted(image.id, name=container_name(destination)) as root:
             rootfs.prepare(root, image, provenance)
-            made = squashfs.mksquashfs(
+            make = functools.partial(
+                squashfs.mksquashfs,
                 root,
                 destination,
                 compression=compression,
@@ -100,9 +107,18 @@ def squash(
                 memory_bytes=_MEMORY_BYTES + processors * _MEMORY_PER_PROCESSOR_BYTES,
                 exclude=rootfs.EXCLUDE,
                 actions=rootfs.ACTIONS,
+                options=avoiding,
             )
             with _beside(look, root):
-                done = _draw(made, log)
+                done = _draw(make(), log)
+                if done.returncode != 0 and squashfs.failed_comparing(done.stdout):
+                    # With the same files it may fail each time.
+                    _say(
+                        log,
+                        f"mksquashfs {version} failed while it compared files: once more without, which"
+                        " stores files with the same content several times",
+                    )
+                    done = _draw(make(compares=False), log)
                 if done.returncode != 0:
                     _fail(done, destination.parent, image)
     except BaseException:
@@ -292,6 +308,12 @@ def _run(made: Command, log: IO[bytes] | None) -> Completed:
     output.write((done.stdout + done.stderr).encode())
     output.flush()
     return done
+
+
+def _say(log: IO[bytes] | None, line: str) -> None:
+    output = log if log is not None else sys.stdout.buffer
+    output.write(f"{line}\n".encode())
+    output.flush()
 
 
 def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:

@@ -152,8 +152,17 @@ PODMAN = (
     ),
 )
 
+# Of mksquashfs 4.3 to 4.7 (mksquashfs.c, virt_disk_pos.c), which reads what it has written for nothing
+# else; unsquashfs says `uncompress failed` too, but not as the fatal error.
+COMPARING = Cause(
+    r"FATAL ERROR: ?\w+ uncompress failed with error code|BUG in get_virt_disk",
+    "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
+    'run again, or set `method = "direct"` in the [squash] settings: it then does it once more\n'
+    "without comparing",
+)
 # Of squashfs-tools 4.3 to 4.6 (mksquashfs.c, compressor.c).
 SQUASHFS = (
+    COMPARING,
     Cause(
         r"compressor \S+ (is )?not supported|unknown compressor|invalid compressor|filesystem uses \w+ "
         r"compression, this is unsupported",

@@ -8,12 +8,35 @@ from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
-from rc_tasks.tools import command, links
+from rc_tasks.tools import command, failures, links
 from rc_tasks.tools.command import Command
+from rc_tasks.tools.version import Fault
 
 INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
 # mksquashfs fills the file up to this, so that it can be mounted through a loop device.
 PADDING_BYTES = 4096
+
+# A file of several blocks that are all zeros takes a place that the next file gets too; which of both is
+# read depends on how fast the threads are. The CHANGES say since 4.7, and it happens since a commit of
+# 4.7.3 (07852991): with 4.7.4 six of 20 images were wrong, each with exit status 0, with -no-sparse none
+# of 45, and with 4.7.2 none of 30.
+WRONG_CONTENT = Fault(
+    (4, 7),
+    (4, 7, 5),
+    "can write wrong content into files, without a word, where an image has files of zeros alone",
+    "steps give it -no-sparse, with which it does not; for what you squash by hand, ask for\n"
+    "squashfs-tools 4.7.5 or newer (squashfs-tools#339)",
+    "squashfs-tools#339, and its CHANGES for 4.7.5, 2.1",
+)
+# It reads what it has not written yet, and ends with an error. By the CHANGES for 4.7.6, 7.1 and 7.2.
+FAILING_COMPARISON = Fault(
+    (4, 7),
+    (4, 7, 6),
+    "can fail while it compares files with each other",
+    'with squash.method = "direct" the step then runs it once more without comparing, which makes\n'
+    "the image larger; versions after 4.7.5 do not fail (squashfs-tools#361, #362)",
+    "squashfs-tools#361 and #362, both mended in April 2026",
+)
 
 _BAR = re.compile(r"\[=*[-/|\\] *\] *\d+/\d+ +(\d+)%")
 _TOLD = re.compile(r"mksquashfs +(\d+)%")
@@ -155,6 +178,16 @@ def compression_options(compression: Compression, level: int, block_size_bytes: 
     return (*options, "-b", str(block_size_bytes))
 
 
+def avoiding(version: str) -> tuple[str, ...]:
+    """The options with which this version of mksquashfs writes what the files hold."""
+    return ("-no-sparse",) if WRONG_CONTENT.affects(version) else ()
+
+
+def failed_comparing(said: str) -> bool:
+    """Whether mksquashfs failed while it compared files, by its words; without comparing it works."""
+    return failures.find(said.splitlines(), (failures.COMPARING,)) is not None
+
+
 def mksquashfs(
     source: Path,
     destination: Path,
@@ -166,11 +199,14 @@ def mksquashfs(
     memory_bytes: int,
     exclude: Iterable[str] = (),
     actions: Iterable[str] = (),
+    options: Iterable[str] = (),
+    compares: bool = True,
 ) -> Command:
     """`mksquashfs` of a directory; `exclude` holds shell patterns relative to `source`.
 
     `actions` change what is stored, not the source (squashfs-tools, ACTIONS-README; all of 4.4 and
-    newer understand the ones we use).
+    newer understand the ones we use). `options` are those of `avoiding`. `compares`: files with the same
+    content are stored once.
     """
     argv = [
         "mksquashfs",
@@ -188,6 +224,8 @@ def mksquashfs(
         *("-processors", str(processors)),
         # By default a quarter of the machine's memory, whatever the job may use of it.
         *("-mem", f"{memory_bytes >> 20}M"),
+        *options,
+        *(() if compares else ("-no-duplicates",)),
     ]
     for action in actions:
         argv += ["-action", action]

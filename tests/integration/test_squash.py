@@ -402,6 +402,112 @@ def test_an_old_mksquashfs_without_zstd_still_works(
     assert squashfs.inspect(made).compression == "gzip"
 
 
+def answering(directory: Path, monkeypatch: pytest.MonkeyPatch, *cases: str) -> None:
+    """A mksquashfs that is the real one but for some cases of a shell."""
+    directory.mkdir()
+    real = shutil.which("mksquashfs")
+    script = f'#!/bin/sh\ncase " $* " in {"".join(cases)} esac\nexec {real} "$@"\n'
+    (directory / "mksquashfs").write_text(script)
+    (directory / "mksquashfs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+@as_root
+def test_files_of_zeros_leave_the_others_as_they_are(podman: Podman, tmp_path: Path) -> None:
+    """mksquashfs 4.7.4 gave files after them wrong content in every third image, with exit status 0."""
+    layer, wanted = Layer().busybox(), {}
+    for number in range(40):
+        wanted[f"data/{number:02}a"] = bytes(131072 * (2 + number))
+        for small in range(8):
+            wanted[f"data/{number:02}b{small}"] = os.urandom(20_000)
+        wanted[f"data/{number:02}c"] = os.urandom(131072 * (1 + number % 3))
+    layer.directory("data")
+    for name, data in wanted.items():
+        layer.file(name, data)
+    image_id = load(podman, tmp_path / "layout", {}, layer)
+    tree = unpacked(squashed(podman, image_id, tmp_path / "out"), tmp_path / "unpacked")
+    assert [name for name, data in wanted.items() if (tree / name).read_bytes() != data] == []
+
+
+@as_root
+@pytest.mark.parametrize(
+    "method", [SquashMethod.DIRECT, pytest.param(SquashMethod.ENROOT, marks=with_enroot)]
+)
+def test_a_mksquashfs_that_writes_wrong_content_is_given_what_avoids_it(
+    podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: SquashMethod
+) -> None:
+    given = tmp_path / "given"
+    answering(
+        tmp_path / "bin",
+        monkeypatch,
+        '" -version ") echo "mksquashfs version 4.7.4 (2025/11/09)"; exit;;',
+        f'*" -noappend "*|*" -comp "*) echo "$@" >> {given};;',
+    )
+    image_id = load(podman, tmp_path / "layout", {"Cmd": ["sh"]}, Layer().busybox())
+    squashed(podman, image_id, tmp_path / "out", settings=Squash(method=method))
+    assert " -no-sparse" in given.read_text()
+    told, _, _ = (tmp_path / "out/log").read_text().partition("\n")
+    assert told == (
+        "mksquashfs 4.7.4 can write wrong content into files, without a word, where an image has files "
+        "of zeros alone: -no-sparse avoids it"
+    )
+
+
+@as_root
+def test_other_versions_look_for_holes(podman: Podman, tmp_path: Path) -> None:
+    if squashfs.avoiding(squashfs.version()):
+        pytest.skip("this mksquashfs has the fault")
+    image_id = load(podman, tmp_path / "layout", {}, Layer().busybox())
+    squashed(podman, image_id, tmp_path / "out")
+    log = (tmp_path / "out/log").read_text()
+    assert log.startswith("+ ") and "-no-sparse" not in log and "-no-duplicates" not in log
+
+
+@as_root
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FATAL ERROR: zstd uncompress failed with error code 20",
+        "FATAL ERROR: BUG in get_virt_disk, 1991996551 not found",
+    ],
+)
+def test_a_mksquashfs_that_fails_over_equal_files_does_without_comparing(
+    podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """The words are those of squashfs-tools#361 and #360."""
+    answering(
+        tmp_path / "bin",
+        monkeypatch,
+        '" -version ") echo "mksquashfs version 4.7.5 (2026/03/01)"; exit;;',
+        '*" -no-duplicates "*) ;;',
+        f'*" -noappend "*) echo half > "$2"; echo; echo "{words}"; exit 1;;',
+    )
+    same = os.urandom(1 << 20)
+    layer = Layer().busybox().file("one", same).file("two", same)
+    image_id = load(podman, tmp_path / "layout", {}, layer)
+    made = squashed(podman, image_id, tmp_path / "out")
+    tree = unpacked(made, tmp_path / "unpacked")
+    assert (tree / "one").read_bytes() == (tree / "two").read_bytes() == same
+    log = (tmp_path / "out/log").read_text()
+    assert f"\n{words}\nmksquashfs 4.7.5 failed while it compared files: once more without" in log
+
+
+@as_root
+def test_what_fails_without_comparing_too_is_told_once(
+    podman: Podman, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    words = "FATAL ERROR: BUG in get_virt_disk, 5 not found"
+    fails = f'*" -noappend "*) echo once >> {calls}; echo "{words}"; exit 1;;'
+    answering(tmp_path / "bin", monkeypatch, fails)
+    image_id = load(podman, tmp_path / "layout", {}, Layer().busybox())
+    with pytest.raises(CommandError) as raised:
+        squashed(podman, image_id, tmp_path / "out")
+    assert words in raised.value.quote
+    assert calls.read_text() == "once\nonce\n"
+    assert os.listdir(tmp_path / "out") == ["log"]
+
+
 @as_root
 @pytest.mark.parametrize(
     "method", [SquashMethod.DIRECT, pytest.param(SquashMethod.ENROOT, marks=with_enroot)]

@@ -341,6 +341,10 @@ SQUASHES = {
     "FATAL ERROR: Failed to create thread: Resource temporarily unavailable": "no more processes can be started",
     "Write failed because No space left on device": "no space is left",
     "Read failed because Input/output error": "a file system gives no answer",
+    # Of mksquashfs 4.4 and 4.7 (squashfs-tools#103, #361, #360).
+    "FATAL ERROR:xz uncompress failed with error code 9": "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
+    "FATAL ERROR: zstd uncompress failed with error code 20": "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
+    "FATAL ERROR: BUG in get_virt_disk, 1991996551 not found": "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
     # Of unsquashfs 4.3 (unsquashfs.c).
     "Filesystem uses zstd compression, this is unsupported by this version": "this version of squashfs-tools lacks the compressor",
 }

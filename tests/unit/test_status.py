@@ -342,6 +342,35 @@ def test_settings_that_earlier_versions_wrote_wrongly(
     assert Judge(checkout).image("base").state is State.FRESH
 
 
+@pytest.mark.parametrize(
+    ("mksquashfs", "reasons"),
+    [
+        ("4.5.1", ()),
+        ("4.7.4", ("mksquashfs 4.7.4 may have written wrong content into its files",)),
+        ("4.7.5", ()),
+        ("", ()),
+    ],
+)
+def test_content_that_a_mksquashfs_may_have_written_wrongly(
+    root: Path, mksquashfs: str, reasons: tuple[str, ...]
+) -> None:
+    checkout = open_checkout(root, {})
+    record = checkout.records.get(Step.ENROOT, "base")
+    assert record is not None
+    made = replace(record, tools={"mksquashfs": mksquashfs} if mksquashfs else {})
+    checkout.records.put(Step.ENROOT, "base", made)
+    judge = Judge(checkout)
+    assert judge.image("base").reasons == reasons
+    assert judge.step(Step.PODMAN, "base").fresh
+    assert judge.image("child:1").state is State.FRESH
+    # Steps avoid it now, so that an image of theirs is as good as any.
+    checkout.records.put(Step.ENROOT, "base", replace(made, inputs=judge.inputs(Step.ENROOT, "base")))
+    assert Judge(checkout).image("base").state is State.FRESH
+    # What was put back was wanted back.
+    checkout.records.put(Step.ENROOT, "base", replace(made, instead_of="0" * 64))
+    assert Judge(checkout).image("base").reasons == ()
+
+
 ODD = json.dumps({"config": {"Env": ["A='x'"]}})
 
 
