@@ -17,6 +17,7 @@ from rc_tasks.model.graph import ImageNode
 from rc_tasks.model.project import DOCKERFILES
 from rc_tasks.model.regular import advice
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
+from rc_tasks.tools import podman_versions
 from rc_tasks.tools.podman import at_least
 
 # What the names of parts begin with: files of the build context, images of this checkout, and digests
@@ -31,8 +32,11 @@ CACHE = "cache/"
 CHANGED_MEANWHILE = "changed during the build"
 
 _SEEN = "seen"
-# The versions of podman that see what a RUN --mount reads (containers/buildah#5400, #6845).
-_SEEN_SINCE = {Overlooked.SOURCE: (5, 4), Overlooked.STAGE: (6, 0)}
+# The versions of podman that see what a RUN --mount reads.
+_SEEN_SINCE = {
+    Overlooked.SOURCE: podman_versions.MOUNTED_FILES_SEEN_SINCE,
+    Overlooked.STAGE: podman_versions.MOUNTED_STAGES_SEEN_SINCE,
+}
 
 # Raised when `file_value` changes, so that what was compared before is compared again.
 _VALUES = 1

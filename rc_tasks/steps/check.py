@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from rc_tasks.steps import node as nodes
 from rc_tasks.steps import smoke as smoke_tests
 from rc_tasks.steps import storage as storages
 from rc_tasks.steps.finding import Finding, Level
-from rc_tasks.tools import command, podman, squashfs
+from rc_tasks.tools import command, podman, podman_versions, squashfs
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
 MARK = "rc-finding "
@@ -65,21 +66,24 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
     except RcError as error:
         yield Finding(Level.PROBLEM, error.what, error.hint or "")
         return
-    if tuple(map(int, version.split(".")[:2])) < (4, 3):
-        yield Finding(
-            Level.PROBLEM, f"podman {version} is too old", "4.3 is the oldest that is known to work"
-        )
+    if not podman.at_least(version, podman_versions.OLDEST):
+        oldest = ".".join(map(str, podman_versions.OLDEST))
+        hint = f"{oldest} is the oldest that is known to work"
+        yield Finding(Level.PROBLEM, f"podman {version} is too old", hint)
         return
     try:
-        driver = command.capture(engine.command("info", "--format", "{{.Store.GraphDriverName}}")).stdout
+        host, driver = engine.info()
     except RcError as error:
         yield Finding(Level.PROBLEM, f"podman does not start: {error.what}", _last(error))
         return
-    driver = driver.strip()
     programs = [option.partition("=")[2] for option in engine.options if "mount_program" in option]
     through = f" through {programs[-1]}" if programs else ""
     place = Path(engine.root).parent if engine.root else "podman's own storage"
     yield Finding(Level.OK, f"podman {version}, storage driver {driver}{through} in {place}")
+    for each in podman_versions.dropped(version, host, engine.network):
+        yield Finding(
+            Level.WARNING, each.does, each.advice.format(podman=shlex.join(engine.command().argv))
+        )
     directory = storages.directory(checkout.settings.podman)
     warning = storages.driver(checkout.settings.podman, directory).warning if directory else ""
     if warning:
@@ -128,13 +132,14 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
         automatic = settings.compression is Compression.AUTO
         wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
         found, version = squashfs.best(wanted, squashfs.probe()), squashfs.version()
-        if version.startswith("4.7") and version.split(".")[2:] < ["5"]:
-            yield Finding(
-                Level.WARNING,
-                f"mksquashfs {version} can damage images that hold sparse files",
-                "ask for 4.7.5 or newer (squashfs-tools' CHANGES, March 2026)",
-            )
-        yield Finding(Level.OK, f"mksquashfs {version}, compression {found}")
+        if (fault := squashfs.WRONG_CONTENT).affects(version):
+            yield Finding(Level.WARNING, f"mksquashfs {version} {fault.does}", fault.advice)
+        told = f"mksquashfs {version}, compression {found}"
+        if (fault := squashfs.FAILING_COMPARISON).affects(version):
+            # It has been seen to, and there may be no better version yet.
+            yield Finding(Level.OK, f"{told}; it {fault.does}", fault.advice)
+        else:
+            yield Finding(Level.OK, told)
 
 
 def _smoke(checkout: Checkout) -> Iterator[Finding]:

@@ -154,6 +154,12 @@ class Podman:
             argv += ["--volume", volume]
         return replace(self.command(*argv, str(context)), cwd=context)
 
+    def info(self) -> tuple[Mapping[str, Any], str]:
+        """What `podman info` prints of this host, and the name of the storage driver."""
+        done = command.capture(self.command("info", "--format", "json"))
+        found = json.loads(done.stdout)
+        return found["host"], found["store"]["graphDriverName"]
+
     def exists(self, image_id: str) -> bool:
         """Whether this storage holds the image."""
         done = command.capture(self.command("image", "exists", image_id), check=False)
