@@ -23,6 +23,7 @@ from rc_tasks.steps import smoke as smoke_tests
 from rc_tasks.steps import storage as storages
 from rc_tasks.steps.finding import Finding, Level
 from rc_tasks.tools import command, podman, podman_versions, squashfs
+from rc_tasks.tools.version import numbers
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
 MARK = "rc-finding "
@@ -66,9 +67,8 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
     except RcError as error:
         yield Finding(Level.PROBLEM, error.what, error.hint or "")
         return
-    if not podman.at_least(version, podman_versions.OLDEST):
-        oldest = ".".join(map(str, podman_versions.OLDEST))
-        hint = f"{oldest} is the oldest that is known to work"
+    if numbers(version) < numbers(podman_versions.OLDEST):
+        hint = f"{podman_versions.OLDEST} is the oldest that is known to work"
         yield Finding(Level.PROBLEM, f"podman {version} is too old", hint)
         return
     try:

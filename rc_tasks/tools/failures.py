@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from signal import SIGKILL
 
 from rc_tasks.errors import CommandError
+from rc_tasks.tools.podman_versions import OLDEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ PODMAN = (
     Cause(
         r"(?m)^Error: unknown (shorthand )?flag",
         "podman does not know an option that it was given",
-        "podman 4.3 and newer are known to work: `podman --version` tells which one that node has",
+        f"podman {OLDEST} and newer are known to work: `podman --version` tells which one that node has",
     ),
     Cause(
         # As Go prints what a system call says of a path.

@@ -16,6 +16,7 @@ from typing import Any
 from rc_tasks.errors import CommandError
 from rc_tasks.tools import command, registry
 from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman_versions import OLDEST
 
 INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
 # Where there are several stages, the line begins with the number of the stage.
@@ -459,7 +460,7 @@ def parse_inspect(text: str) -> tuple[Image, ...]:
         raise CommandError(
             f"podman image inspect printed something unexpected ({error!r})",
             quote=tuple(text.splitlines()[:5]),
-            hint="`podman --version` tells the version; 4.3 and newer are known to work",
+            hint=f"`podman --version` tells the version; {OLDEST} and newer are known to work",
         ) from None
 
 

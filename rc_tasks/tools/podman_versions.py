@@ -10,7 +10,7 @@ from typing import Any
 from rc_tasks.tools.version import numbers
 
 # The oldest that is known to work.
-OLDEST = (4, 3)
+OLDEST = "4.3"
 # From here on podman's layer cache sees the files that a RUN --mount reads (containers/buildah#5400),
 # and the images and stages (#6845). Nobody has to be told: `model/rewrite.py` sees to it.
 MOUNTED_FILES_SEEN_SINCE = (5, 4)
