@@ -18,7 +18,6 @@ from rc_tasks.model.project import DOCKERFILES
 from rc_tasks.model.regular import advice
 from rc_tasks.state.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools import podman_versions
-from rc_tasks.tools.podman import at_least
 
 # What the names of parts begin with: files of the build context, images of this checkout, and digests
 # of registry bases.
@@ -178,4 +177,5 @@ def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
 
 @functools.cache
 def _seen_by(podman: str) -> Mapping[str, str]:
-    return {CACHE + kind: _SEEN for kind, since in _SEEN_SINCE.items() if at_least(podman, since)}
+    since = _SEEN_SINCE.items()
+    return {CACHE + kind: _SEEN for kind, first in since if podman_versions.at_least(podman, first)}

@@ -67,7 +67,7 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
     except RcError as error:
         yield Finding(Level.PROBLEM, error.what, error.hint or "")
         return
-    if numbers(version) < numbers(podman_versions.OLDEST):
+    if not podman_versions.at_least(version, numbers(podman_versions.OLDEST)):
         hint = f"{podman_versions.OLDEST} is the oldest that is known to work"
         yield Finding(Level.PROBLEM, f"podman {version} is too old", hint)
         return

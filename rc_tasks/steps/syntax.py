@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.instructions import Instruction, Source, has_heredoc
-from rc_tasks.tools import podman
+from rc_tasks.tools import podman_versions
 
 
 def require_known(source: Source, needed: Collection[int], version: str, *, where: str) -> None:
@@ -20,7 +20,7 @@ def require_known(source: Source, needed: Collection[int], version: str, *, wher
         if stage not in needed:
             continue
         for words, since in _needed(instruction):
-            if not podman.at_least(version, since):
+            if not podman_versions.at_least(version, since):
                 wanted = ".".join(map(str, since))
                 raise DockerfileError(
                     f"podman {version} on {os.uname().nodename} does not know {words}: podman {wanted}"
@@ -32,8 +32,8 @@ def require_known(source: Source, needed: Collection[int], version: str, *, wher
 
 def _needed(instruction: Instruction) -> Iterator[tuple[str, tuple[int, ...]]]:
     if has_heredoc(instruction):
-        yield "here-documents (<<)", podman.HEREDOCS_SINCE
+        yield "here-documents (<<)", podman_versions.HEREDOCS_SINCE
     for flag in instruction.flags:
         name = flag.partition("=")[0]
-        if (since := podman.FLAGS_SINCE.get((instruction.name, name))) is not None:
+        if (since := podman_versions.FLAGS_SINCE.get((instruction.name, name))) is not None:
             yield f"{instruction.name} {name}", since

@@ -17,25 +17,11 @@ from rc_tasks.errors import CommandError
 from rc_tasks.tools import command, registry
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman_versions import OLDEST
+from rc_tasks.tools.version import numbers
 
 INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site which nodes have it"
 # Where there are several stages, the line begins with the number of the stage.
 _STEP = re.compile(r"((?:\[\d+/\d+\] )?STEP \d+/\d+):? (.*)")
-# Flags of a Dockerfile's instructions that older podman do not know, and the first one that does. By
-# the CHANGELOG of buildah (1.30, 1.33, 1.38, 1.40, 1.41), which podman 4.5, 4.8, 5.3, 5.5, 5.6 contain;
-# tried with 4.3.1, 5.4.2 and 5.8.6.
-FLAGS_SINCE = {
-    ("RUN", "--network"): (4, 5),
-    ("ADD", "--checksum"): (4, 8),
-    ("ADD", "--exclude"): (5, 3),
-    ("COPY", "--exclude"): (5, 3),
-    ("COPY", "--parents"): (5, 5),
-    ("ADD", "--link"): (5, 6),
-    ("COPY", "--link"): (5, 6),
-}
-# podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
-# answer from the layer cache when their text has changed (until buildah 1.35).
-HEREDOCS_SINCE = (5, 0)
 # podman-run(1): podman itself failed; the command could not be invoked; it is not in the image.
 NOT_STARTED = frozenset({125, 126, 127})
 
@@ -417,21 +403,12 @@ def version() -> str:
     return command.capture(Command(("podman", "--version"))).stdout.split()[-1]
 
 
-def at_least(version: str, wanted: tuple[int, ...]) -> bool:
-    """Whether a version, such as `5.4.2`, is this one or newer; one that is not known is not."""
-    return _numbers(version) >= wanted
-
-
 def shares_copies(version: str, other: str) -> bool:
     """Whether one version of podman finds in its layer cache what COPY and ADD made in the other.
 
     4.3.1, 5.4.2 and 5.8.6 do not: each writes another digest into the history of the image.
     """
-    return _numbers(version)[:2] == _numbers(other)[:2]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0])))
+    return numbers(version)[:2] == numbers(other)[:2]
 
 
 def failed_instruction(lines: list[str]) -> str:

@@ -1,7 +1,4 @@
-"""From which version podman does what, and what the next one does not do any more.
-
-`podman.py` has what it understands in a Dockerfile.
-"""
+"""From which version podman does what, and what the next one does not do any more."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +8,21 @@ from rc_tasks.tools.version import numbers
 
 # The oldest that is known to work.
 OLDEST = "4.3"
+# Flags of a Dockerfile's instructions that older podman do not know, and the first one that does. By
+# the CHANGELOG of buildah (1.30, 1.33, 1.38, 1.40, 1.41), which podman 4.5, 4.8, 5.3, 5.5, 5.6 contain;
+# tried with 4.3.1, 5.4.2 and 5.8.6.
+FLAGS_SINCE = {
+    ("RUN", "--network"): (4, 5),
+    ("ADD", "--checksum"): (4, 8),
+    ("ADD", "--exclude"): (5, 3),
+    ("COPY", "--exclude"): (5, 3),
+    ("COPY", "--parents"): (5, 5),
+    ("ADD", "--link"): (5, 6),
+    ("COPY", "--link"): (5, 6),
+}
+# podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
+# answer from the layer cache when their text has changed (until buildah 1.35).
+HEREDOCS_SINCE = (5, 0)
 # From here on podman's layer cache sees the files that a RUN --mount reads (containers/buildah#5400),
 # and the images and stages (#6845). Nobody has to be told: `model/rewrite.py` sees to it.
 MOUNTED_FILES_SEEN_SINCE = (5, 4)
@@ -54,6 +66,11 @@ DROPPED_IN_6 = (
 )
 _DROPPED_FOR = (5, 0)
 _DROPPED_IN = (6, 0)
+
+
+def at_least(version: str, wanted: tuple[int, ...]) -> bool:
+    """Whether a version, such as `5.4.2`, is this one or newer; one that is not known is not."""
+    return numbers(version) >= wanted
 
 
 def dropped(version: str, host: Mapping[str, Any], network: str = "") -> Iterator[Dropped]:
