@@ -9,6 +9,9 @@ usage: ./bootstrap.sh setup               .venv alone, for a machine that has th
                                           examples/demo, built offline
        ./bootstrap.sh test [pytest args]  Slurm as well, then ruff, mypy and all tests;
                                           -m "not slow" leaves out what takes minutes
+       ./bootstrap.sh test --on SUITE [pytest args]
+                                          the same in a fresh root of a Debian suite, such as forky;
+                                          by root or through sudo
 
 For Debian 12, Ubuntu and newer, with git and Python 3.11 or newer (PYTHON=... names another one than
 python3). Packages that are missing are installed with apt-get, by root or through sudo.
@@ -158,7 +161,17 @@ run_demo() {
         "doit doctor; doit help"
 }
 
+# test_on SUITE [pytest args]
+test_on() {
+    [ $# -gt 0 ] || { usage >&2 && exit 2; }
+    local packages=("${TOOLS[@]##*:}" "${TEST_TOOLS[@]##*:}")
+    install_tools mmdebstrap:mmdebstrap
+    tests/platforms/run "$1" "${packages[*]}" "${@:2}"
+    exit
+}
+
 run_test() {
+    [ "${1:-}" != --on ] || test_on "${@:2}"
     install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
     make_venv test
     local status=0

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -50,7 +51,19 @@ def main() -> int:
             raise
         sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
         return 3
+    finally:
+        _leave_closed_terminal()
     return status
+
+
+def _leave_closed_terminal() -> None:
+    """Drop what nobody can read: Python would try again to write it, and end with 120 for our status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings_problem() -> RcError | None:

@@ -1,7 +1,9 @@
 """What goes wrong in any command, told in our words and without doit's own."""
 
+import errno
 import os
 import re
+import stat
 import sys
 from typing import Any
 
@@ -31,7 +33,7 @@ class Told(Command):
         """Parse the arguments and run the command."""
         try:
             status = super().parse_execute(in_args)
-            sys.stdout.flush()
+            _flush()
         except CmdParseError as error:
             raise InvalidCommand(self._option(str(error))) from None
         except RcError as error:
@@ -75,6 +77,17 @@ class Told(Command):
     def _long(self, name: str) -> str:
         found: str = next(option.long for option in self.cmdparser.options if option.name == name)
         return found
+
+
+def _flush() -> None:
+    """Show what is still in the buffer, unless the terminal that it is for was closed."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        terminal = stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)
+        if not terminal or error.errno != errno.EIO:
+            raise
+        reader_left()
 
 
 def reader_left() -> None:

@@ -36,8 +36,9 @@ FILES = {
     "projects/copy:1/Dockerfile": "FROM scratch\nCOPY --from=base /bin/busybox /sh\n",
 }
 MOUNTS = 'edf.mounts = ["/nowhere/at all:/data"]'
-# What a hanging test sleeps, told from every other process by this number of seconds.
-NAP = "54321.5"
+# What a hanging test sleeps: told by this number of seconds from every other process, also from those of
+# other runs of these tests on this machine.
+NAP = f"54321.{os.getpid()}"
 
 
 @pytest.fixture(scope="module")

@@ -87,15 +87,27 @@ PartitionName=reserved MaxTime=720 AllowAccounts={admin_account} Nodes=ALL
 PartitionName=spare MaxTime=720 PriorityTier=0 Nodes=ALL
 """
 
+# Slurm 24.05 is the first to know this word (CHANGELOG/slurm-24.05.md). Without it, newer ones look at
+# cgroups though nothing needs them, and refuse a machine that has both kinds.
+CGROUP_CONF = "CgroupPlugin=disabled\n"
+CGROUP_CONF_SINCE = (24, 5)
+# From here on AllowAccounts is asked of slurmdbd, which is not here (part_policy_valid_acct in
+# src/slurmctld/partition_mgr.c).
+ALLOW_ACCOUNTS_NEEDS_SLURMDBD_SINCE = (23, 2)
+
 # A site with slurmdbd refuses accounts with the same error number.
 JOB_SUBMIT = """\
 local ESLURM_INVALID_ACCOUNT = 2045
+local ALLOW_ACCOUNTS_COUNTS = {allow_accounts_counts}
 function slurm_job_submit(job, partitions, uid)
    if job.account == nil or job.account == "" then
       slurm.log_user("Please name the account of your project: --account=...")
       return ESLURM_INVALID_ACCOUNT
    end
    if job.account ~= "{account}" and job.account ~= "{admin_account}" then
+      return ESLURM_INVALID_ACCOUNT
+   end
+   if not ALLOW_ACCOUNTS_COUNTS and job.partition == "reserved" and job.account ~= "{admin_account}" then
       return ESLURM_INVALID_ACCOUNT
    end
    return slurm.SUCCESS
@@ -311,9 +323,16 @@ class Cluster:
         mail = self.directory / "mail"
         mail.write_text(MAIL)
         mail.chmod(0o755)
+        version = _version()
         (self.directory / "job_submit.lua").write_text(
-            JOB_SUBMIT.format(account=ACCOUNT, admin_account=ADMIN_ACCOUNT)
+            JOB_SUBMIT.format(
+                account=ACCOUNT,
+                admin_account=ADMIN_ACCOUNT,
+                allow_accounts_counts=str(version < ALLOW_ACCOUNTS_NEEDS_SLURMDBD_SINCE).lower(),
+            )
         )
+        if version >= CGROUP_CONF_SINCE:
+            (self.directory / "cgroup.conf").write_text(CGROUP_CONF)
         controller_port, *node_ports = _free_ports(1 + self.nodes)
         memory_mib = self.cpus_per_node * self.memory_per_cpu_mib
         (self.directory / "slurm.conf").write_text(
@@ -350,6 +369,14 @@ def cluster() -> Iterator[Cluster]:
 def _path() -> str:
     # An ordinary user's PATH has no sbin, where Debian puts the daemons.
     return os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+
+
+def _version() -> tuple[int, ...]:
+    """Slurm's year and month, of `slurm-wlm 22.05.8`."""
+    argv = ("slurmctld", "-V")
+    environment = os.environ | {"PATH": _path()}
+    said = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in said.split()[1].split(".")[:2])
 
 
 def _free_ports(count: int) -> list[int]:
