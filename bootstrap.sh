@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two commands for a new machine, see usage(); bash and apt-get only, safe to repeat.
+# Commands for a new machine, see usage(); bash and apt-get only, safe to repeat.
 set -euo pipefail
 
 usage() {
@@ -9,7 +9,9 @@ usage: ./bootstrap.sh setup               .venv alone, for a machine that has th
                                           examples/demo, built offline
        ./bootstrap.sh test [pytest args]  Slurm as well, then ruff, mypy and all tests;
                                           -m "not slow" leaves out what takes minutes
+       ./bootstrap.sh bench NAME [args]   a program of tests/bench, such as publish
        ./bootstrap.sh test --on SUITE [pytest args]
+       ./bootstrap.sh bench --on SUITE NAME [args]
                                           the same in a fresh root of a Debian suite, such as forky;
                                           by root or through sudo
 
@@ -161,17 +163,26 @@ run_demo() {
         "doit doctor; doit help"
 }
 
-# test_on SUITE [pytest args]
-test_on() {
-    [ $# -gt 0 ] || { usage >&2 && exit 2; }
+# on_suite COMMAND SUITE [arguments of the command]
+on_suite() {
+    [ $# -gt 1 ] || { usage >&2 && exit 2; }
     local packages=("${TOOLS[@]##*:}" "${TEST_TOOLS[@]##*:}")
     install_tools mmdebstrap:mmdebstrap
-    tests/platforms/run "$1" "${packages[*]}" "${@:2}"
+    tests/platforms/run "$2" "${packages[*]}" "$1" "${@:3}"
     exit
 }
 
+run_bench() {
+    [ "${1:-}" != --on ] || on_suite bench "${@:2}"
+    [[ ${1:-} =~ ^[a-z]+$ && -e tests/bench/$1.py ]] || { usage >&2 && exit 2; }
+    install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
+    make_venv test
+    choose_isolation
+    PATH=$PWD/.venv/bin:$PATH python -m "tests.bench.$1" "${@:2}"
+}
+
 run_test() {
-    [ "${1:-}" != --on ] || test_on "${@:2}"
+    [ "${1:-}" != --on ] || on_suite test "${@:2}"
     install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
     make_venv test
     local status=0
@@ -188,7 +199,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 # An ordinary user's PATH on Debian has no sbin, where chroot and slurmd are.
 PATH=$PATH:/usr/sbin:/sbin
 case ${1:-} in
-    setup | demo | test)
+    setup | demo | test | bench)
         find_python
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT

@@ -88,7 +88,7 @@ def test_an_ordinary_user_goes_through_sudo(run: Run) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("<env>")
     assert "/tests/platforms/run><forky><podman skopeo " in done.stdout
-    assert done.stdout.endswith("><-k><it's a>")
+    assert done.stdout.endswith("><test><-k><it's a>")
 
 
 def test_the_scripts_are_clean() -> None:
