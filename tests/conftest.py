@@ -41,6 +41,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # It takes minutes to compile for each of a thousand programs anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # It hides what is still in a buffer when a program ends.
+    os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -64,6 +66,8 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     # Works everywhere: in a container, without cgroups, as any user. The demo's test, like a user,
     # takes what podman chooses.
     monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    # Where cgroups are of the old kind, podman 5 begins the output of every container with a warning.
+    monkeypatch.setenv("PODMAN_IGNORE_CGROUPSV1_WARNING", "1")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from doit.doit_cmd import DoitMain
 
+from rc_tasks.commands.told import leave_closed_output
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import toml_text
 from rc_tasks.model.readable import printable_lines
@@ -50,6 +51,8 @@ def main() -> int:
             raise
         sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
         return 3
+    finally:
+        leave_closed_output()
     return status
 
 

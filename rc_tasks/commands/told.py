@@ -1,5 +1,6 @@
 """What goes wrong in any command, told in our words and without doit's own."""
 
+import io
 import os
 import re
 import sys
@@ -75,6 +76,19 @@ class Told(Command):
     def _long(self, name: str) -> str:
         found: str = next(option.long for option in self.cmdparser.options if option.name == name)
         return found
+
+
+def leave_closed_output() -> None:
+    """Drop what cannot be written, as to a terminal that was closed: the exit status stays what it is.
+
+    Python would try once more when it ends, and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reader_left() -> None:
