@@ -453,9 +453,10 @@ def test_the_only_node_dies(site: Site, cluster: Cluster) -> None:
     site.waiting("one:1")
     with site.running("podman:one:1") as run:
         until(lambda: site.begun("one:1"), lambda: run.text)
-        cluster.kill_node("node1")
+        first = run.says(rf"granted job \d+: (node\d), {UNTIL}.*")[1]
+        cluster.kill_node(first)
         run.says(r"again   job \d+ lost its node: asking for another one")
-        run.says(rf"granted job \d+: node2, {UNTIL}.*")
+        run.says(rf"granted job \d+: (?!{first})node\d, {UNTIL}.*")
         (site.signs / "one").unlink()
         until(lambda: site.begun("one:1"), lambda: run.text)
         site.go()
@@ -465,10 +466,11 @@ def test_the_only_node_dies(site: Site, cluster: Cluster) -> None:
     site.waiting("one:1")
     with site.running("podman:one:1", RC_SLURM_RETRIES="0") as run:
         until(lambda: site.begun("one:1"), lambda: run.text)
-        cluster.kill_node("node2")
+        second = run.says(rf"granted job \d+: (node\d), {UNTIL}.*")[1]
+        cluster.kill_node(second)
         text = run.end(None)
     (failed,) = lines(text, "FAILED")
-    assert failed == "FAILED  podman:one:1  node2, the node of podman:one:1, failed"
+    assert failed == f"FAILED  podman:one:1  {second}, the node of podman:one:1, failed"
     assert lines(text, "retry", "again") == []
 
 

@@ -680,6 +680,8 @@ def shown(transcript: str, made: Team) -> str:
     }
     for place, name in places.items():
         transcript = transcript.replace(shlex.quote(place), name).replace(place, name)
+    # git says this first since 2.47.
+    transcript = transcript.replace("cannot lock ref 'HEAD': Unable to create", "Unable to create")
     transcript = re.sub(r"\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ", "TIME", transcript)
     return re.sub(r"commit [0-9a-f]{12}", "commit ID", transcript)
 
