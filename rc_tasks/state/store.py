@@ -246,7 +246,9 @@ class Store:
                 os.symlink(f"../../blobs/sha256/{digest}", view / digest)
         # A directory is read as an image when this line stands in it (containers-transports(5)).
         (view / "version").write_text("Directory Transport Version: 1.1\n")
-        (view / _MANIFEST).write_text(json.dumps(manifest))
+        # Byte by byte as podman has it where it was built: podman 5's cache knows a RUN that mounts this
+        # image by this file's digest (getCreatedBy in buildah's imagebuildah/stage_executor.go).
+        (view / _MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
 
     def _parts(self, image_id: str) -> list[dict[str, Any]]:
         manifest = json.loads((self._image(image_id) / _MANIFEST).read_bytes())
