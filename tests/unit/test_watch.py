@@ -62,8 +62,8 @@ def test_what_is_drawn_on_terminals_alone_is_seen_state_by_state() -> None:
 def test_what_a_drawing_command_leaves_behind_does_not_hold_us() -> None:
     seen: list[str] = []
     started = time.monotonic()
-    # The end of the shell hangs up on what is in its session, and setsid may not have left that yet.
-    script = "trap '' HUP; setsid sleep 30 & echo $!"
+    # What is still in the shell's group is ended together with the shell: setsid has to be out first.
+    script = 'setsid sleep 30 & until [ "$(ps -o sid= -p $!)" -eq $! ]; do sleep 0.01; done; echo $!'
     assert command.watch_drawing(sh(script), seen.append) == 0
     assert time.monotonic() - started < 20
     os.kill(int(seen[0]), 9)
