@@ -14,6 +14,7 @@ from rc_tasks.model import context
 from rc_tasks.model.dockerfile import Dockerfile
 from rc_tasks.model.instructions import instructions
 from rc_tasks.tools.podman import Podman
+from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX
 
 _SAMPLES = {"**": ("a/b", "c"), "*": ("a", "b.c"), "?": ("a",)}
@@ -88,7 +89,7 @@ class Engine:
         return "alike", ""
 
     def _build(self, place: Path) -> "subprocess.CompletedProcess[str]":
-        return self.run("build", "--pull=never", "--quiet", "--no-cache", str(place))
+        return self.run("build", "--pull=never", "--quiet", "--no-cache", *ulimits(), str(place))
 
     def ignored(self, text: str) -> tuple[str, bool]:
         """How our context differs from what COPY takes with our ignore file; empty: not at all.

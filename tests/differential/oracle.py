@@ -19,6 +19,7 @@ from rc_tasks.tools.podman import Podman
 from tests.differential import trees
 from tests.differential.recipes import Recipe
 from tests.differential.trees import Entry
+from tests.support.containers import ulimits
 
 _ENDS = 30
 
@@ -116,7 +117,7 @@ class Oracle:
         _name_stages(written)
         recipe = tomllib.loads(_text(place / "project.toml"))
         _name_parents(written, recipe.get("build_args", {}))
-        argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet"]
+        argv = ["build", "--no-cache", "--pull=never", "--format", "docker", "--quiet", *ulimits()]
         argv += ["--file", str(written)]
         if "target" in recipe:
             argv += ["--target", recipe["target"]]

@@ -18,6 +18,7 @@ from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.records import Step
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.checkouts import write_checkout
+from tests.support.containers import ulimits
 from tests.support.doit import doit
 from tests.support.registry import wait_for
 from tests.support.storage import remove_storage
@@ -74,7 +75,7 @@ def registry(podman_storage: Podman, tmp_path: Path) -> Iterator[Registry]:
             name, digest = f"{address}/base:1", tmp_path / "digest"
             for argv in (
                 podman_storage.command(
-                    "build", "--identity-label=false", "--tag", name, str(context)
+                    "build", "--identity-label=false", *ulimits(), "--tag", name, str(context)
                 ).argv,
                 podman_storage.command(
                     "push", "--tls-verify=false", f"--digestfile={digest}", name

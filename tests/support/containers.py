@@ -11,6 +11,11 @@ from tests.support.images import BUSYBOX
 from tests.support.tools import refuse
 
 
+def ulimits() -> tuple[str, ...]:
+    """What podman 5 needs to build as root of a container: by itself it asks for too much."""
+    return tuple(f"--ulimit={name}={value}" for name, value in launch.limits().items())
+
+
 def working_runtime(podman: Podman, scratch: Path, *before: str) -> str:
     """The first OCI runtime that works here: on old or mixed cgroups crun does not.
 
