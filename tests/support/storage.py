@@ -17,8 +17,9 @@ CONF = """\
 driver = "{driver}"
 graphroot = "{root}"
 runroot = "{runroot}"
-rootless_storage_path = "{root}"
 """
+# An ordinary user's podman 4 does not look at graphroot. podman 5.8 warns of both, in each output.
+CONF_ROOTLESS = 'rootless_storage_path = "{root}"\n'
 # podman keeps a mount of the overlay directory onto itself, and a killed test those of its containers.
 REMOVE = """\
 awk -v base="$1/" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
@@ -41,8 +42,10 @@ def own_storage() -> Iterator[tuple[Podman, dict[str, str]]]:
     made = Podman(root=str(base / "root"), runroot=str(base / "containers"))
     conf = base / "storage.conf"
     environment = {"CONTAINERS_STORAGE_CONF": str(conf)}
+    text = CONF
     if podman.rootless():
         environment["XDG_RUNTIME_DIR"] = str(base)
+        text += CONF_ROOTLESS
 
     def run(wanted: Command, *, check: bool = True) -> Completed:
         return command.capture(replace(wanted, env=environment), check=check)
@@ -50,7 +53,7 @@ def own_storage() -> Iterator[tuple[Podman, dict[str, str]]]:
     try:
         # overlay is what people have; on top of another overlay, and rootless on old kernels, it fails.
         for driver in ("overlay", "vfs"):
-            conf.write_text(CONF.format(driver=driver, root=made.root, runroot=made.runroot))
+            conf.write_text(text.format(driver=driver, root=made.root, runroot=made.runroot))
             made = replace(made, driver=driver)
             if run(Command(("podman", "info")), check=False).returncode == 0:
                 break
