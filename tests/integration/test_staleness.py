@@ -368,7 +368,9 @@ def test_image_json_says_from_what_the_image_is_made(family: Family) -> None:
     family.edit("projects/left:1/Dockerfile", "FROM base", "# why\nFROM base")
     family.run()
     told = json.loads((family.directory("left:1") / "image.json").read_text())
-    assert told["inputs"] == family.records()["podman:left:1"].inputs
+    # As it is written: reading it adds what follows from podman's version.
+    record = json.loads((family.root / ".rc/state/podman:left:1.json").read_text())
+    assert told["inputs"] == record["inputs"]
 
 
 def test_always_runs_every_step_of_the_image_and_its_bases(family: Family) -> None:
