@@ -3,12 +3,12 @@
 import atexit
 import gc
 import io
-import os
 import sys
 from pathlib import Path
 
 from doit.doit_cmd import DoitMain
 
+from rc_tasks.commands.told import leave_closed_output
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import toml_text
 from rc_tasks.model.readable import printable_lines
@@ -52,18 +52,8 @@ def main() -> int:
         sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
         return 3
     finally:
-        _leave_closed_terminal()
+        leave_closed_output()
     return status
-
-
-def _leave_closed_terminal() -> None:
-    """Drop what nobody can read: Python would try again to write it, and end with 120 for our status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            try:
-                stream.flush()
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings_problem() -> RcError | None:

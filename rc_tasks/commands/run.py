@@ -14,7 +14,7 @@ from doit.exceptions import InvalidCommand
 from doit.task import Task
 
 from rc_tasks.commands.at_root import AtRoot, unknown
-from rc_tasks.commands.told import INTERRUPTED
+from rc_tasks.commands.told import INTERRUPTED, leave_closed_output
 from rc_tasks.engine import adopt
 from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.dispatch import Dispatcher
@@ -119,6 +119,8 @@ class Run(AtRoot, DoitRun):
                     f"warning: Slurm did not confirm the release of job {job_id}; the next run releases"
                     f" it\n  next: scancel {job_id}, when `scontrol ping` finds the controller\n"
                 )
+            # A run goes on to its own end, whoever has stopped reading.
+            leave_closed_output()
         # doit's 2 says that something was not tried because of what failed: no other news than 1.
         return min(status, 1)
 

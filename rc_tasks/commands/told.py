@@ -1,9 +1,8 @@
 """What goes wrong in any command, told in our words and without doit's own."""
 
-import errno
+import io
 import os
 import re
-import stat
 import sys
 from typing import Any
 
@@ -33,7 +32,7 @@ class Told(Command):
         """Parse the arguments and run the command."""
         try:
             status = super().parse_execute(in_args)
-            _flush()
+            sys.stdout.flush()
         except CmdParseError as error:
             raise InvalidCommand(self._option(str(error))) from None
         except RcError as error:
@@ -79,15 +78,17 @@ class Told(Command):
         return found
 
 
-def _flush() -> None:
-    """Show what is still in the buffer, unless the terminal that it is for was closed."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        terminal = stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)
-        if not terminal or error.errno != errno.EIO:
-            raise
-        reader_left()
+def leave_closed_output() -> None:
+    """Drop what cannot be written, as to a terminal that was closed: the exit status stays what it is.
+
+    Python would try once more when it ends, and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reader_left() -> None:

@@ -495,7 +495,8 @@ class Runner:
         done = subprocess.run(
             (*self.argv, DOIT, *shlex.split(line)),
             cwd=self.cwd,
-            env=os.environ | self.environment,
+            # Results and warnings come in their order, as on a terminal.
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -518,6 +519,12 @@ def normalised(text: str, root: Path) -> str:
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\+00:00)?", "TIME", text)
     # chroot isolation says it anywhere among the lines of the RUN, and says it twice.
     text = re.sub(r" *\| subprocess exited with status \d+\n", "", text)
+    # podman 4 makes an instruction of each label, podman 5 one of all.
+    text = re.sub(r"\bSTEP (\d+)/\d+", r"STEP \1/N", text)
+    # mksquashfs 4.7 says it in a line more.
+    text = re.sub(
+        r"\| (Failed to write to output filesystem)\n *\| FATAL ERROR: .*", r"| FATAL ERROR: \1", text
+    )
     text = re.sub(r"\b\d+\.\d+ s\b", "N s", text)
     text = re.sub(r"\b[0-9a-f]{12}(?:[0-9a-f]{52})?\b", "ID", text)
     text = re.sub(r"\bprocess \d+", "process PID", text)
