@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import pytest
 
+from rc_tasks.tools import podman
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.doit import Ran, doit
@@ -24,8 +25,9 @@ from tests.support.registry import ELSEWHERE, HERE, OCI
 
 pytestmark = pytest.mark.podman
 
-# More than podman's overlay driver can mount.
-_LAYERS = 130
+# More layers than podman's overlay driver can mount, by the version from which it is so (maxDepth in the
+# drivers/overlay/overlay.go of containers/storage).
+_LAYERS_SINCE = {(4, 9): 510, (0, 0): 130}
 
 
 def _index(kind: str, body: bytes, machine: str) -> bytes:
@@ -96,7 +98,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a registry of wrong answers."""
     files = tmp_path_factory.mktemp("layouts")
     base = Layer().busybox().directory("tmp", 0o1777).tar()
-    more = [Layer().file(f"f{number}", str(number).encode()).tar() for number in range(1, _LAYERS)]
+    layers = next(
+        most for since, most in _LAYERS_SINCE.items() if podman.at_least(podman.version(), since)
+    )
+    more = [Layer().file(f"f{number}", str(number).encode()).tar() for number in range(1, layers)]
     config = {"Env": ["PATH=/bin"]}
     write_layout(files / "base", config, [base])
     write_layout(files / "deep", config, [base, *more])
@@ -184,7 +189,7 @@ def test_each_pull_that_fails_is_told_with_its_own_hint(node: Node) -> None:
 
 
 # How a node is at its limits, what is to be built there, and what is said; each with a storage on a
-# disk of its own, of 24 MB.
+# disk of its own, of 24 MB unless SIZE says otherwise.
 LIMITS = {
     "a full disk": (
         "COPY large /\n",
@@ -228,7 +233,7 @@ LIMITS = {
     "too many layers": (
         "RUN true\n",
         "",
-        {"BASE": "deep", "RC_PODMAN_DRIVER": "overlay"},
+        {"BASE": "deep", "RC_PODMAN_DRIVER": "overlay", "SIZE": "96m", "NR_INODES": "20000"},
         "nid001: podman build failed: podman's overlay driver cannot stack so many layers",
     ),
 }
@@ -242,7 +247,7 @@ def test_a_node_at_its_limits_is_told(name: str, node: Node) -> None:
     variables = dict(variables)
     write_checkout(node.root, {"projects/x:1/large": "x" * (30 << 20)} if "COPY" in instructions else {})
     with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as storage:
-        size = f"size=24m,nr_inodes={variables.pop('NR_INODES', '4000')}"
+        size = f"size={variables.pop('SIZE', '24m')},nr_inodes={variables.pop('NR_INODES', '4000')}"
         script = f'mount -t tmpfs -o {size} tmpfs "$0" && {before} exec "$@"'
         wrapped = ("unshare", "--mount", "--propagation=private", "sh", "-c", script, storage)
         told = node.failed(
