@@ -1,6 +1,7 @@
 """What podman is given to build an image from: the Dockerfile, the bases and the build context."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.inputs import Signatures, digest_below, signatures
 from rc_tasks.steps.pull import require_machine
 from rc_tasks.tools.podman import Image, Podman
+
+_GLOB = re.compile(r"[][*?\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Given:
         return replace(self, dockerfile=self.rewritten(stages), sources={**self.sources, **sources})
 
     def context(self, scratch: Path) -> Path:
-        """Return the build context: the project's directory, or a copy of it in `scratch`.
+        """Return the build context: the project's directory, or a copy of it or link to it in `scratch`.
 
         It is a copy where a RUN mounts something of it. podman would show what the context leaves out,
         such as the image that was published before; and what a RUN reads while somebody writes there
@@ -72,9 +75,14 @@ class Given:
         mounts = [
             each for each in dockerfile.mounts if not each.name and each.stage in dockerfile.needed
         ]
-        if not mounts:
-            return directory
         made = scratch / "context"
+        if not mounts:
+            # podman 5 takes what is special in a glob for one in the context's path (5.4.2, 5.8.6), and
+            # then finds none of its files; it does not follow links for that.
+            if not _GLOB.search(str(directory)):
+                return directory
+            made.symlink_to(directory)
+            return made
         made.mkdir()
         context.copy(directory, made, self.node.project.dockerfile_name)
         if signatures(self.node) != self.before:
