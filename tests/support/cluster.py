@@ -323,15 +323,15 @@ class Cluster:
         mail = self.directory / "mail"
         mail.write_text(MAIL)
         mail.chmod(0o755)
-        version = _version()
+        found = version()
         (self.directory / "job_submit.lua").write_text(
             JOB_SUBMIT.format(
                 account=ACCOUNT,
                 admin_account=ADMIN_ACCOUNT,
-                allow_accounts_counts=str(version < ALLOW_ACCOUNTS_NEEDS_SLURMDBD_SINCE).lower(),
+                allow_accounts_counts=str(found < ALLOW_ACCOUNTS_NEEDS_SLURMDBD_SINCE).lower(),
             )
         )
-        if version >= CGROUP_CONF_SINCE:
+        if found >= CGROUP_CONF_SINCE:
             (self.directory / "cgroup.conf").write_text(CGROUP_CONF)
         controller_port, *node_ports = _free_ports(1 + self.nodes)
         memory_mib = self.cpus_per_node * self.memory_per_cpu_mib
@@ -371,7 +371,7 @@ def _path() -> str:
     return os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 
 
-def _version() -> tuple[int, ...]:
+def version() -> tuple[int, ...]:
     """Slurm's year and month, of `slurm-wlm 22.05.8`."""
     argv = ("slurmctld", "-V")
     environment = os.environ | {"PATH": _path()}
