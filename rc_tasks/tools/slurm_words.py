@@ -104,13 +104,14 @@ _ENDINGS = (
     ),
 )
 
-# What srun says when the task itself was killed. Our shell around the command outlives each signal to
-# the command: what kills the shell came from outside, as from a controller that has lost its state.
+# What srun says when the task itself was killed: our shell, or the command in it, which reports what it
+# has started itself. That came from outside, as from a controller that has lost its state: it kills one
+# process after the other, and the shell may still report that the command is gone.
 _KILLED = _Cause(
-    r"Force Terminated (StepId|job ?step)",
+    r"Force Terminated (StepId|job ?step)|: tasks? [\d,-]+: Exited with exit code 137",
     "{step} was killed from outside",
-    "Slurm may have forgotten its job, or somebody killed it on its node: `sinfo --list-reasons` tells\n"
-    "of nodes. Run `doit` again: finished steps are kept",
+    "Slurm may have forgotten its job, the memory of its node may have run out, or somebody killed it:\n"
+    "`sinfo --list-reasons` tells of nodes. Run `doit` again: finished steps are kept",
     elsewhere=True,
 )
 

@@ -719,6 +719,10 @@ def test_other_silences_are_not_the_controllers(text: str) -> None:
             "podman:a was killed from outside",
         ),
         (
+            "Killed\nsrun: error: nid001: task 0: Exited with exit code 137",
+            "podman:a was killed from outside",
+        ),
+        (
             "slurmstepd: error: *** STEP 8.0 STEPD TERMINATED ON nid001 AT 2026-11-22T09:52:01 DUE TO JOB NOT"
             " ENDING WITH SIGNALS ***",
             "Slurm lost sight of podman:a",
