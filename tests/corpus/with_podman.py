@@ -104,9 +104,9 @@ class Engine:
         (place / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
         try:
             ours = {
-                entry.path
-                for entry in context.entries(place)
-                if entry.kind is not context.Kind.DIRECTORY
+                path
+                for path in context.listing(place).paths
+                if (place / path).is_symlink() or not (place / path).is_dir()
             }
             rewritten = context.ignore_text(place)
         except RcError as error:

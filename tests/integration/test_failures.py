@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import pytest
 
-from rc_tasks.tools import podman
+from rc_tasks.tools import podman, podman_versions
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.doit import Ran, doit
@@ -98,9 +98,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a registry of wrong answers."""
     files = tmp_path_factory.mktemp("layouts")
     base = Layer().busybox().directory("tmp", 0o1777).tar()
-    layers = next(
-        most for since, most in _LAYERS_SINCE.items() if podman.at_least(podman.version(), since)
-    )
+    version, since = podman.version(), _LAYERS_SINCE.items()
+    layers = next(most for first, most in since if podman_versions.at_least(version, first))
     more = [Layer().file(f"f{number}", str(number).encode()).tar() for number in range(1, layers)]
     config = {"Env": ["PATH=/bin"]}
     write_layout(files / "base", config, [base])

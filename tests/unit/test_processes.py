@@ -124,6 +124,23 @@ def test_a_directory_in_use_is_kept_fresh(living: "subprocess.Popen[str]", tmp_p
         time.sleep(0.05)
 
 
+def test_a_namespace_with_the_number_of_one_that_has_ended_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes.space.cache_clear()
+    first = tmp_path / "stat"
+    monkeypatch.setattr(processes, "_FIRST_PROCESS", first)
+    found = []
+    for began in ("100", "100", "200"):
+        first.write_text(f"1 (init (x) y) S {' '.join(['0'] * 18)} {began} 0 0\n")
+        found.append(processes.space())
+        processes.space.cache_clear()
+    assert found[0] == found[1] != found[2]
+    first.unlink()
+    assert processes.space() not in found
+    processes.space.cache_clear()
+
+
 def test_where_the_kernel_names_no_boot_nobody_is_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
