@@ -12,6 +12,9 @@ import os
 from pathlib import Path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_FIRST_PROCESS = Path("/proc/1/stat")
+# The time at which a process began, in ticks since the boot (proc(5), without the PID and the name).
+_STARTTIME = 22 - 3
 _LENGTH = 12
 
 
@@ -22,7 +25,16 @@ def space() -> str:
         boot, namespace = _BOOT.read_text(encoding="ascii").strip(), os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:_LENGTH]
+    return hashlib.sha256(f"{boot} {namespace} {_began()}".encode()).hexdigest()[:_LENGTH]
+
+
+def _began() -> str:
+    """When the namespace began: the kernel gives the number of one that has ended to the next one."""
+    try:
+        return _FIRST_PROCESS.read_text(errors="replace").rpartition(")")[2].split()[_STARTTIME]
+    except (OSError, IndexError):
+        # /proc is mounted with hidepid.
+        return ""
 
 
 def visible(node: str, where: str) -> bool:
