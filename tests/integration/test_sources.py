@@ -121,11 +121,11 @@ def test_files_that_a_run_mounts(site: Site) -> None:
         assert not site.states()
     # Nothing that was put into the Dockerfile is shown, and unchanged instructions come from the cache.
     log = site.log("m")
-    assert "STEP 2/8: RUN --mount=type=bind,source=f,target=/m cat /m > /file" in log
-    assert "STEP 1/8: FROM b\n" in log and "reads-" not in log
+    assert "STEP 2/5: RUN --mount=type=bind,source=f,target=/m cat /m > /file" in log
+    assert "STEP 1/5: FROM b\n" in log and "reads-" not in log
     # An empty node answers from the cache that the store keeps.
     site.doit("-a", "podman:m", node="b")
-    assert site.log("m").count("Using cache") == 7
+    assert site.log("m").count("Using cache") == 4
 
 
 def test_a_stage_that_a_run_mounts(site: Site) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
+from tests.support.containers import ulimits
 
 IMAGE = "nvcr.io/nvidia/pytorch:25.01-py3"
 TORCH = os.environ.get("NGC_TORCH", "torch==2.13.0")
@@ -107,6 +108,7 @@ def _make_archive(archive: Path, podman: Podman) -> None:
             # Neither asks for anything that a container in a container could refuse.
             *("--isolation", "chroot"),
             *("--network", "host"),
+            *ulimits(),
             *("--build-arg", f"TORCH={TORCH}"),
             *(f"--volume={volume}" for volume in host_volumes(directory)),
             str(directory),
