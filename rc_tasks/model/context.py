@@ -120,6 +120,8 @@ def copy(directory: Path, destination: Path, dockerfile: str = DOCKERFILE) -> No
             shutil.copy2(source, target, follow_symlinks=False)
     for source, target in reversed(made):
         shutil.copystat(source, target)
+    # podman 5.4 runs a RUN that mounts all of it again when only this has changed.
+    os.utime(destination, (0, 0))
 
 
 def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
