@@ -30,13 +30,14 @@ TORCH = os.environ.get("NGC_TORCH", "torch==2.13.0")
 PACKAGES = ("build-essential", "ca-certificates", "git", "python3-dev", "python3-pip")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
-# `rm`: NVIDIA's image has no such marker either. `pip list`: its constraint file names every package.
+# `rm`: NVIDIA's image has no such marker either, and a pip of its own: since Debian 13, Debian's cannot
+# be upgraded, as it has no list of its files. `pip list`: its constraint file names every package.
 CONTAINERFILE = """\
 FROM scratch
 ADD rootfs.tar /
 ARG TORCH
 RUN rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
-RUN pip install --no-cache-dir $TORCH
+RUN pip install --no-cache-dir --ignore-installed pip setuptools && pip install --no-cache-dir $TORCH
 RUN mkdir /etc/pip \\
     && pip list --format=freeze --exclude pip --exclude setuptools > /etc/pip/constraint.txt
 ENV PIP_CONSTRAINT=/etc/pip/constraint.txt
