@@ -43,11 +43,11 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_root_that_cannot_be_made_is_told_and_nothing_of_it_is_left(run: Run, tmp_path: Path) -> None:
-    # The archive is the last argument but one.
+    # The archive is the last argument.
     script = """\
 echo "E: The repository 'forky Release' does not have a Release file." >&2
 echo "$@" >"${0%/*}/../called"
-while [ $# -gt 2 ]; do shift; done
+while [ $# -gt 1 ]; do shift; done
 echo half >"$1"
 exit 25"""
     done = run("forky", id="echo 0", mmdebstrap=script)
@@ -55,8 +55,8 @@ exit 25"""
     assert done.stderr == (
         "E: The repository 'forky Release' does not have a Release file.\n"
         "\ntests on forky: mmdebstrap could not make a root, see above\n"
-        "  next: look whether http://deb.debian.org/debian/dists/forky can be reached from here;\n"
-        "  on Ubuntu, its keys are in the package debian-archive-keyring\n"
+        "  next: look whether Debian has a suite of that name, and whether the mirror that stands above\n"
+        "  can be reached from here; on Ubuntu, Debian's keys are in the package debian-archive-keyring\n"
     )
     asked = (tmp_path / "called").read_text()
     assert ",slurmctld,slurmd,slurm-client," in asked
