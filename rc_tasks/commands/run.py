@@ -119,7 +119,7 @@ class Run(AtRoot, DoitRun):
                     f"warning: Slurm did not confirm the release of job {job_id}; the next run releases"
                     f" it\n  next: scancel {job_id}, when `scontrol ping` finds the controller\n"
                 )
-            # A run goes on to its own end, whoever has stopped reading.
+            # Nobody may read the output any more; the images are built all the same.
             leave_closed_output()
         # doit's 2 says that something was not tried because of what failed: no other news than 1.
         return min(status, 1)

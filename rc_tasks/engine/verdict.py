@@ -43,7 +43,8 @@ class Verdict:
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
     """Our own words at the end of the log, else Slurm's, else its last lines.
 
-    Slurm's come first where it ended the step: a RUN may die of that before the step is told.
+    Slurm's come first where it ended the step: it signals one process after the other, and a RUN may
+    end before the step gets its signal.
     """
     lines = _tail(log)
     # Slurm's own lines can stand anywhere among those of the step.

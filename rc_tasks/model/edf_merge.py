@@ -89,7 +89,7 @@ def merge(
     if changes:
         text = _with_values(text, changes, where)
     merged = _with_record(text, record, explanation)
-    # By their hashes: a number that is none (nan) is not equal to itself.
+    # By their hashes, as NaN is not equal to itself.
     if _hashes(merged) != _hashes(text):
         raise EdfError(
             f"a value of several lines holds a line that reads like our `{PREFIX} …`",

@@ -55,8 +55,13 @@ def note(behaviour: Behaviour, names: Sequence[str]) -> str:
             f"{means} false here,\nas {entry}.\n{needs}\n"
             f"`entrypoint = true` under [edf] in {its} project.toml is for all other launchers"
         )
+    # The log has what podman said: a runtime that cannot start here would not start it the next time.
+    tries = (
+        f"`doit log {names[0]} podman` shows why"
+        if behaviour is Behaviour.UNKNOWN
+        else f"`doit local {names[0]} -- true` tries it"
+    )
     return (
         f"{means} true here,\nthough {entry} where it was built.\n{needs}\n"
-        f"`doit local {names[0]} -- true` tries it; `entrypoint = false` under [edf] in {its}\n"
-        "project.toml turns it off"
+        f"{tries}; `entrypoint = false` under [edf] in {its}\nproject.toml turns it off"
     )

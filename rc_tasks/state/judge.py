@@ -180,7 +180,7 @@ class Judge:
         try:
             config = self._checkout.store.config(image_id)
         except (OSError, RcError):
-            # It is a question about one image: what cannot be read is told by what has to read it.
+            # One unreadable file must not end the listing; the step that needs it reports it.
             return {}
         wrong = miswritten(config) if config is not None else {}
         if config is not None and not wrong:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model.entrypoint import Behaviour
+from rc_tasks.model.entrypoint import Behaviour, note
 from rc_tasks.steps import entrypoint
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
@@ -109,6 +109,16 @@ def test_an_entrypoint_is_tried_once_and_told_once(tmp_path: Path) -> None:
         assert 'note: starts:1: edf.entrypoint = "auto" means true here,\nthough its' in told, told
         assert family.doit().startswith("8 images: 8 fresh")
         assert containers(podman) == ""
+
+
+def test_an_entrypoint_that_could_not_be_started_leads_to_the_log() -> None:
+    assert note(Behaviour.UNKNOWN, ["a:1"]) == (
+        'a:1: edf.entrypoint = "auto" means true here,\n'
+        "though its ENTRYPOINT could not be started where it was built.\n"
+        f"{NEEDS}\n"
+        "`doit log a:1 podman` shows why; `entrypoint = false` under [edf] in its\n"
+        "project.toml turns it off"
+    )
 
 
 @pytest.mark.parametrize(
