@@ -55,8 +55,8 @@ exit 25"""
     assert done.stderr == (
         "E: The repository 'forky Release' does not have a Release file.\n"
         "\ntests on forky: mmdebstrap could not make a root, see above\n"
-        "  next: look whether Debian has a suite of that name, and whether the mirror that stands above\n"
-        "  can be reached from here; on Ubuntu, Debian's keys are in the package debian-archive-keyring\n"
+        "  next: look whether Debian has this suite, and whether the mirror above can be reached from\n"
+        "  here; on Ubuntu, Debian's keys are in the package debian-archive-keyring\n"
     )
     asked = (tmp_path / "called").read_text()
     assert ",slurmctld,slurmd,slurm-client," in asked
