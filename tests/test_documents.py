@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model.settings import reference_markdown
+from rc_tasks.model.config.settings import reference_markdown
 from tests.support.tools import require_tools, which
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -25,8 +25,8 @@ VERSION_OF = {
 
 def test_the_readme_has_every_setting_with_its_default_and_meaning() -> None:
     assert reference_markdown() in (SOURCE / "README.md").read_text(), (
-        'put there what python -c "from rc_tasks.model.settings import *; print(reference_markdown())"'
-        " prints, in place of the old table"
+        "put there, in place of the old table, what this prints: python -c 'from"
+        " rc_tasks.model.config.settings import *; print(reference_markdown())'"
     )
 
 

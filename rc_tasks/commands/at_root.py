@@ -12,12 +12,12 @@ from doit.cmd_ignore import Ignore as DoitIgnore
 from doit.cmd_info import Info as DoitInfo
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands.told import Told
+from rc_tasks.commands.cli.errors import Told
 from rc_tasks.engine.session import TASK_KINDS, session
-from rc_tasks.model.readable import printable_lines
 from rc_tasks.model.reference import near
+from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import find_root
-from rc_tasks.state.own import require_own
+from rc_tasks.util.text import printable_lines
 
 
 class AtRoot(Told, DoitCmdBase):

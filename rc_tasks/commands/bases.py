@@ -9,26 +9,25 @@ from typing import Any, ClassVar
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand, images
-from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import ProjectError, RcError
-from rc_tasks.model.pin import LOCK, Pin, is_digest
+from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import near
-from rc_tasks.state.bases import Kind, RegistryBase, registry_bases
+from rc_tasks.state.bases.registry_bases import Kind, RegistryBase, registry_bases
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.inputs import PIN
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.inputs import PIN
+from rc_tasks.state.records.records import Step
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.registry import Refusal, RegistryError
+from rc_tasks.views import tables
+from rc_tasks.views.bases_text import _short, age, words
 
 # How long one registry may take to answer, and how many are asked at a time.
 _ASK_S = 30.0
 _AT_ONCE = 8
-_SHORT = 12
 _MOVED = 1
 _NOT_ASKED = 2
 _MOVABLE = (Kind.PINNED, Kind.NOT_PINNED)
@@ -220,7 +219,7 @@ def _tell_update(
     bases: tuple[RegistryBase, ...], answers: Answers, moved: dict[str, Pin], stale: list[str]
 ) -> None:
     for base in bases:
-        name, answer = show.printable(base.reference), answers.get(base.reference)
+        name, answer = tables.printable(base.reference), answers.get(base.reference)
         if base.reference in moved:
             pin = moved[base.reference]
             before = f"{_short(pin.previous)} → " if pin.previous else "pinned to "
@@ -263,15 +262,7 @@ def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:
         if answers is not None:
             row.append(_told(base, answers.get(base.reference)))
         rows.append([*row, ", ".join(base.images) or base.kind])
-    show.table(headings, rows, right=frozenset({"AGE"}))
-
-
-def words(base: RegistryBase) -> tuple[str, str]:
-    """A base, and what builds take of it."""
-    pin = _short(base.digest) if base.digest else str(base.kind)
-    if base.kind is Kind.IN_DOCKERFILE:
-        pin += f" ({base.kind})"
-    return base.reference.partition("@")[0], pin
+    tables.table(headings, rows, right=frozenset({"AGE"}))
 
 
 def _told(base: RegistryBase, answer: str | RcError | None) -> str:
@@ -304,18 +295,3 @@ def _as_json(base: RegistryBase, answer: str | RcError | None) -> dict[str, Any]
 def _print_json(document: object) -> None:
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:_SHORT]
-
-
-def age(iso: str, now: datetime | None = None) -> str:
-    """How long ago a time was, for people; empty for none."""
-    if not iso:
-        return ""
-    age_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(iso)).total_seconds())
-    for unit, length_s in (("days", 86400), ("h", 3600)):
-        if age_s >= 2 * length_s:
-            return f"{age_s / length_s:.0f} {unit}"
-    return f"{age_s / 60:.0f} min"

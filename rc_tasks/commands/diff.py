@@ -3,28 +3,25 @@
 import json
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand
 from rc_tasks.commands.manifest import one_image, present
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.model.changes import Changes, How, PackageChange, Values, compared
-from rc_tasks.model.manifest import Kind, Manifest
-from rc_tasks.state import manifests
-from rc_tasks.state.manifests import Build
+from rc_tasks.model.manifest.diff import Changes, compared
+from rc_tasks.model.manifest.manifest import Manifest
+from rc_tasks.state.published import manifests
+from rc_tasks.state.published.manifests import Build
+from rc_tasks.views import tables
+from rc_tasks.views.diff_text import _SHORT_ID, lines
 
-_SHORT_ID = 12
 _SHORTEST_ID = 4
-_MOST_FILES = 10
 _AGO = re.compile(r"[-~](\d+)")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([ T]\d\d(:\d\d)?)?")
 # A cell of rich's for a line of a diff, by its first character.
@@ -87,7 +84,7 @@ def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
         found = [builds[at]] if 0 <= at < len(builds) else []
     elif _DATE.fullmatch(argument):
         wanted = argument.replace("T", " ")
-        found = [each for each in builds if show.when(each.manifest.published_at).startswith(wanted)]
+        found = [each for each in builds if tables.when(each.manifest.published_at).startswith(wanted)]
         # Of several on that day the last one stood at its end.
         found = sorted(found, key=lambda each: each.manifest.published_at)[-1:]
     else:
@@ -102,119 +99,6 @@ def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
         quote=tuple(" ".join(row).rstrip() for row in _columns(builds)),
         hint="choose one by the beginning of its image ID, its date, or its place such as -1",
     )
-
-
-def lines(changes: Changes) -> Iterator[str]:
-    """What is different, for people; lines of the Dockerfile's diff stand behind two blanks."""
-    old, new = changes.old, changes.new
-    yield f"{new.name}: {between(changes)}"
-    if old.image_id == new.image_id:
-        yield "it is the same image"
-        return
-    yield from differences(changes)
-
-
-def between(changes: Changes) -> str:
-    """Which builds are compared."""
-    return f"{_build(changes.old)} → {_build(changes.new)}"
-
-
-def differences(changes: Changes, most: int | None = None) -> Iterator[str]:
-    """What is different; at most so many packages, and lines of the Dockerfile."""
-    old, new = changes.old, changes.new
-    told = list(_recipe(changes, most))
-    if not changes.from_origins:
-        yield "recipe      not known: one of them was built before Dockerfiles were kept"
-    elif not told:
-        yield "recipe      as before"
-    yield from told
-    yield f"size        image.sqsh {_sizes(old.size_bytes, new.size_bytes)}"
-    yield f"            unpacked {_sizes(old.image_size_bytes, new.image_size_bytes)}"
-    grown = [f"{path} {_grown(size)}" for path, size in changes.directories_bytes.items()]
-    if grown:
-        yield f"            {', '.join(grown[:5])}{', …' if len(grown) > 5 else ''}"
-    counts = Counter(change.how for change in changes.packages)
-    summary = ", ".join(f"{counts[how]} {how}" for how in How if counts[how])
-    yield f"packages    {summary or 'the same'}"
-    yield from _packages(changes.packages, most)
-
-
-def _recipe(changes: Changes, most: int | None) -> Iterator[str]:
-    for base, values in changes.bases.items():
-        yield f"base        {base}: {_values(values, 'no base')}"
-    if changes.target is not None:
-        yield f"target      {_values(changes.target, 'the last stage')}"
-    for key, values in changes.build_args.items():
-        yield f"build arg   {key}: {_values(values, 'unset')}"
-    files = [f"{path} {how}" for path, how in changes.files.items()]
-    for number, text in enumerate(files[:_MOST_FILES]):
-        yield f"{'context' if number == 0 else '':12}{text}"
-    if len(files) > _MOST_FILES:
-        yield f"{'':12}and {len(files) - _MOST_FILES} more files"
-    if changes.dockerfile:
-        yield "Dockerfile"
-        for line in changes.dockerfile[:most]:
-            yield f"  {line}"
-        yield from _more(changes.dockerfile, most)
-
-
-def _packages(changes: tuple[PackageChange, ...], most: int | None) -> Iterator[str]:
-    by_place: dict[tuple[Kind, str], list[PackageChange]] = {}
-    for change in changes:
-        by_place.setdefault((change.package.kind, change.package.place), []).append(change)
-    room = max(1, most // max(1, len(by_place))) if most is not None else None
-    for (kind, place), found in list(by_place.items())[:most]:
-        yield ""
-        yield f"{kind}{'' if place == '/' else f' in {place}'}"
-        ways = list(How)
-        shown = sorted(found, key=lambda change: ways.index(change.how))[:room]
-        width = max(len(change.package.name) for change in shown)
-        for change in shown:
-            yield f"  {change.how:10}  {change.package.name.ljust(width)}  {_versions(change)}"
-        yield from _more(found, room)
-    yield from _more(list(by_place), most, " places")
-
-
-def _more(all_of_them: Sequence[object], most: int | None, what: str = "") -> Iterator[str]:
-    if most is not None and len(all_of_them) > most:
-        yield f"  … and {len(all_of_them) - most} more{what}"
-
-
-def _versions(change: PackageChange) -> str:
-    old, new = change.old, change.new
-    if old is None or new is None:
-        return change.package.version
-    if old.version != new.version:
-        return f"{old.version} → {new.version}"
-    keys = ("architecture", "build", "channel")
-    more = [Values(getattr(old, key), getattr(new, key)) for key in keys]
-    told = ", ".join(_values(each, "nothing") for each in more if each.old != each.new)
-    return f"{new.version} ({told})"
-
-
-def _build(manifest: Manifest) -> str:
-    return f"{manifest.image_id[:_SHORT_ID]} of {show.when(manifest.published_at)}"
-
-
-def _values(values: Values, nothing: str) -> str:
-    return f"{_short(values.old) or nothing} → {_short(values.new) or nothing}"
-
-
-def _short(value: str) -> str:
-    digest = value.removeprefix("sha256:")
-    if re.fullmatch(r"[0-9a-f]{64}", digest):
-        return value[: len(value) - len(digest) + _SHORT_ID]
-    return value
-
-
-def _sizes(old: int, new: int) -> str:
-    if old == new:
-        return f"{show.size(new)}, as before"
-    return f"{show.size(old)} → {show.size(new)} ({_grown(new - old)})"
-
-
-def _grown(size_bytes: int) -> str:
-    return f"{'+' if size_bytes >= 0 else '-'}{show.size(abs(size_bytes))}"
 
 
 def _previous(builds: tuple[Build, ...], name: str) -> Manifest:
@@ -232,7 +116,7 @@ def _list(builds: tuple[Build, ...]) -> None:
         print("no build is kept: the next one is")
         return
     rows = list(_columns(builds))
-    show.table(("", "IMAGE", "PUBLISHED", "SIZE", "COMMIT", ""), rows, right=frozenset({"SIZE"}))
+    tables.table(("", "IMAGE", "PUBLISHED", "SIZE", "COMMIT", ""), rows, right=frozenset({"SIZE"}))
 
 
 def _columns(builds: tuple[Build, ...]) -> Iterator[tuple[str, ...]]:
@@ -243,8 +127,8 @@ def _columns(builds: tuple[Build, ...]) -> Iterator[tuple[str, ...]]:
         yield (
             f"-{number}" if number else "now",
             build.manifest.image_id[:_SHORT_ID],
-            show.when(build.manifest.published_at),
-            show.size(build.manifest.size_bytes),
+            tables.when(build.manifest.published_at),
+            tables.size(build.manifest.size_bytes),
             commit + (" with changes" if commit and origin is not None and origin.dirty else ""),
             f"in {build.adopted_from}" if build.adopted_from else "",
         )
@@ -267,7 +151,7 @@ def _json(changes: Changes) -> dict[str, Any]:
 def _print(found: Iterator[str]) -> None:
     if not sys.stdout.isatty():
         for line in found:
-            print(show.printable(line))
+            print(tables.printable(line))
         return
     from rich.console import Console
     from rich.text import Text
@@ -277,4 +161,4 @@ def _print(found: Iterator[str]) -> None:
     for line in found:
         in_dockerfile = line == "Dockerfile" or (in_dockerfile and line.startswith("  "))
         style = _COLOURS.get(line[2:3], "") if in_dockerfile else ""
-        console.print(Text(show.printable(line), style=style), soft_wrap=True)
+        console.print(Text(tables.printable(line), style=style), soft_wrap=True)

@@ -10,21 +10,22 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.engine.dispatch import runner, step_command
-from rc_tasks.engine.places import Place
+from rc_tasks.commands.cli.command import CheckoutCommand
+from rc_tasks.engine.run.allocator import Place
+from rc_tasks.engine.run.dispatcher import runner, step_command
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
-from rc_tasks.model.settings import Runner
+from rc_tasks.model.config.settings import Runner
 from rc_tasks.state import rights
-from rc_tasks.state.official import Official
-from rc_tasks.state.trust import Trust
-from rc_tasks.steps import check, credentials, launch
-from rc_tasks.steps.finding import Finding, Level
+from rc_tasks.state.adoption.official import Official
+from rc_tasks.state.disk.trust import Trust
+from rc_tasks.steps.container import launch
+from rc_tasks.steps.doctor import check, credentials
+from rc_tasks.steps.doctor.finding import Finding, Level
 from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import StepRequest
+from rc_tasks.tools.slurm_request import StepRequest
+from rc_tasks.views import tables
 
 _MOST_REFUSALS = 3
 
@@ -65,9 +66,9 @@ def _tell(heading: str, findings: Iterator[Finding]) -> int:
     print(heading)
     problems = 0
     for finding in findings:
-        print(f"  {finding.level:8} {show.printable(finding.what)}")
+        print(f"  {finding.level:8} {tables.printable(finding.what)}")
         for line in finding.hint.splitlines():
-            print(f"           {show.printable(line)}")
+            print(f"           {tables.printable(line)}")
         problems += finding.level is Level.PROBLEM
         sys.stdout.flush()
     return problems

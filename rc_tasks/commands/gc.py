@@ -7,13 +7,21 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.engine.garbage import GONE_DAYS, Collector, Garbage, Item, Kind, freed_bytes, measure
+from rc_tasks.commands.cli.command import CheckoutCommand
 from rc_tasks.engine.session import Session
+from rc_tasks.engine.upkeep.garbage import (
+    GONE_DAYS,
+    Collector,
+    Garbage,
+    Item,
+    Kind,
+    freed_bytes,
+    measure,
+)
 from rc_tasks.errors import RcError
-from rc_tasks.state.locks import LockedError, LostLockError, held
-from rc_tasks.state.own import require_own
+from rc_tasks.state.adoption.ownership import require_own
+from rc_tasks.state.disk.locks import LockedError, LostLockError, held
+from rc_tasks.views import tables
 
 # More than a screen of lines tells less than their number.
 _MOST_LEFT = 10
@@ -71,7 +79,7 @@ class Gc(CheckoutCommand):
         except LockedError as error:
             raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
         if found.items:
-            print(f"freed {show.size(sum(freed_bytes(measured, removed).values()))}")
+            print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
         _tell_left(found.left[told:])
         return 0
 
@@ -87,22 +95,22 @@ def _tell(
     if found.items:
         sizes = freed_bytes(measured, found.items)
         rows = [
-            (str(count), show.size(sizes[kind]), str(kind))
+            (str(count), tables.size(sizes[kind]), str(kind))
             for kind in Kind
             if (count := found.count(kind))
         ]
-        rows.append(("", show.size(sum(sizes.values())), "in all"))
-        show.table(("COUNT", "SIZE", "WHAT"), rows, right=frozenset({"COUNT", "SIZE"}))
+        rows.append(("", tables.size(sum(sizes.values())), "in all"))
+        tables.table(("COUNT", "SIZE", "WHAT"), rows, right=frozenset({"COUNT", "SIZE"}))
     else:
         print("nothing to remove")
     for item in found.items if verbose else ():
-        print(f"  {show.printable(opened.checkout.shown(item.path))}")
+        print(f"  {tables.printable(opened.checkout.shown(item.path))}")
     gone = {item.image for item in found.items if item.kind is Kind.GONE}
     if gone:
-        print(f"projects that are gone: {show.printable(', '.join(sorted(gone)))}")
+        print(f"projects that are gone: {tables.printable(', '.join(sorted(gone)))}")
     soon = sorted(set(found.gone) - gone)
     if soon:
-        print(f"not here, and kept for {GONE_DAYS} days: {show.printable(', '.join(soon))}")
+        print(f"not here, and kept for {GONE_DAYS} days: {tables.printable(', '.join(soon))}")
     if found.young:
         print(f"images of the store that nothing refers to, younger than a day: {found.young}")
     _tell_left(found.left)
@@ -111,6 +119,6 @@ def _tell(
 
 def _tell_left(left: list[str]) -> None:
     for line in left[:_MOST_LEFT]:
-        sys.stderr.write(f"left alone: {show.printable(line)}\n")
+        sys.stderr.write(f"left alone: {tables.printable(line)}\n")
     if len(left) > _MOST_LEFT:
         sys.stderr.write(f"left alone: {len(left) - _MOST_LEFT} more\n")

@@ -11,20 +11,19 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand, images
-from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.state import history
 from rc_tasks.state.history import Entry, Outcome
-from rc_tasks.state.status import State
+from rc_tasks.state.records.status import State
+from rc_tasks.views import tables
 
 # What fits on a large screen.
 _USUAL_LIMIT = 50
 _SHORT_ID = 12
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_STYLES = {Outcome.FAILED: show.STYLES[State.FAILED]}
+_STYLES = {Outcome.FAILED: tables.STYLES[State.FAILED]}
 
 
 class History(CheckoutCommand):
@@ -98,7 +97,7 @@ class History(CheckoutCommand):
 def _table(shown: list[Entry]) -> None:
     headings = ("WHEN", "STEP", "OUTCOME", "TOOK", "QUEUED", "NODE", "IMAGE", "REASON")
     styles = [_STYLES.get(entry.outcome, "") for entry in shown]
-    show.table(headings, [_row(entry) for entry in shown], styles=styles, right=_RIGHT)
+    tables.table(headings, [_row(entry) for entry in shown], styles=styles, right=_RIGHT)
 
 
 _RIGHT = frozenset({"TOOK", "QUEUED"})
@@ -107,11 +106,11 @@ _RIGHT = frozenset({"TOOK", "QUEUED"})
 def _row(entry: Entry) -> tuple[str, ...]:
     same = entry.image_id and entry.image_id == entry.image_id_before
     return (
-        show.when(entry.started_at),
+        tables.when(entry.started_at),
         f"{entry.step}:{entry.image}",
         entry.outcome,
-        show.duration(entry.duration_s),
-        show.duration(entry.queued_s),
+        tables.duration(entry.duration_s),
+        tables.duration(entry.queued_s),
         entry.node,
         "as before" if same else entry.image_id[:_SHORT_ID],
         entry.reason,

@@ -10,21 +10,13 @@ from typing import Any
 from doit.cmd_list import List as DoitList
 from doit.task import Task
 
-from rc_tasks.commands import show
 from rc_tasks.commands.at_root import AtRoot, checked, unknown
-from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
-from rc_tasks.model.project import ARTIFACT
-from rc_tasks.state.records import Step
-from rc_tasks.state.status import ImageStatus, briefly
-
-OPT_JSON = {
-    "name": "json",
-    "long": "json",
-    "type": bool,
-    "default": False,
-    "help": "print JSON for programs",
-}
+from rc_tasks.model.graph.project import ARTIFACT
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.status import ImageStatus, briefly
+from rc_tasks.views import tables
 
 
 class List(AtRoot, DoitList):
@@ -83,8 +75,8 @@ class _Table(CheckoutCommand):
         rows = [_row(opened, status, aliases) for status in statuses]
         headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
         if rows:
-            styles = [show.STYLES[status.state] for status in statuses]
-            show.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+            styles = [tables.STYLES[status.state] for status in statuses]
+            tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
         else:
             print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
         if not names:
@@ -130,8 +122,8 @@ def _row(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]])
     return (
         status.name,
         status.state,
-        show.size(found["size_bytes"]),
-        show.when(found["built_at"]),
+        tables.size(found["size_bytes"]),
+        tables.when(found["built_at"]),
         ", ".join(found["aliases"]),
         briefly(status.name, status.reasons) if status.reasons else "",
     )

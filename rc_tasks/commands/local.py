@@ -4,13 +4,13 @@ import os
 import shlex
 from typing import Any
 
-from rc_tasks.commands.arguments import one_name
-from rc_tasks.commands.enter import EnterCommand, find_project, prepare, tell
+from rc_tasks.commands.cli.arguments import one_name
+from rc_tasks.commands.cli.interactive import EnterCommand, find_project, prepare, tell
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import ArtifactError, RcError
-from rc_tasks.model.project import Project
+from rc_tasks.model.graph.project import Project
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.status import State
+from rc_tasks.state.records.status import State
 from rc_tasks.tools import git
 
 

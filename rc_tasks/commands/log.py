@@ -11,19 +11,20 @@ from typing import Any, BinaryIO
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand, images
-from rc_tasks.commands.told import INTERRUPTED
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import CheckoutCommand, images
+from rc_tasks.commands.cli.errors import INTERRUPTED
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, ToolNotFoundError
-from rc_tasks.model.readable import log_line
 from rc_tasks.model.reference import near
-from rc_tasks.state import locks, logs
+from rc_tasks.state import logs
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.records import Step
+from rc_tasks.state.disk import locks
+from rc_tasks.state.records.records import Step
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
+from rc_tasks.views import tables
+from rc_tasks.views.tables import readable
 
 # -R: less would otherwise ask about a log that it takes for a binary file's.
 _PAGER = ("less", "-R")
@@ -72,7 +73,7 @@ class Log(CheckoutCommand):
         if found is None:
             raise _none(wanted, steps, failed=options["failed"])
         path, step, name = found
-        sys.stderr.write(f"{show.printable(checkout.shown(path))}\n")
+        sys.stderr.write(f"{tables.printable(checkout.shown(path))}\n")
         sys.stderr.flush()
         with path.open("rb") as log:
             if options["follow"]:
@@ -83,11 +84,6 @@ class Log(CheckoutCommand):
             elif not (sys.stdout.isatty() and _paged(log, path.name)):
                 sys.stdout.writelines(map(readable, log))
         return 0
-
-
-def readable(line: bytes) -> str:
-    """A line of a log for a terminal."""
-    return log_line(line) + "\n"
 
 
 def _wanted(opened: Session, words: list[str]) -> tuple[list[str], tuple[Step, ...]]:

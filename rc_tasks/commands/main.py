@@ -8,12 +8,12 @@ from pathlib import Path
 
 from doit.doit_cmd import DoitMain
 
-from rc_tasks.commands.told import leave_closed_output
+from rc_tasks.commands.cli.errors import leave_closed_output
 from rc_tasks.errors import RcError, SettingsError
-from rc_tasks.model import toml_text
-from rc_tasks.model.readable import printable_lines
-from rc_tasks.model.regular import advice
-from rc_tasks.state.files import with_careful_umask
+from rc_tasks.state.disk.files import with_careful_umask
+from rc_tasks.util import toml_text
+from rc_tasks.util.safe_read import advice
+from rc_tasks.util.text import printable_lines
 
 # They look into doit's own database, and we have none.
 _WITHOUT_MEANING = frozenset({"dumpdb", "reset-dep", "strace"})

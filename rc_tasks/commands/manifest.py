@@ -6,16 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import one_name, options_first
-from rc_tasks.commands.base import CheckoutCommand, images
-from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.commands.cli.arguments import one_name, options_first
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.model.manifest import Kind, Manifest, Origin, document, groups
-from rc_tasks.state import manifests
-from rc_tasks.state.manifests import Build
+from rc_tasks.model.manifest.manifest import Kind, Manifest, Origin, document, groups
+from rc_tasks.state.published import manifests
+from rc_tasks.state.published.manifests import Build
 from rc_tasks.tools import squashfs
+from rc_tasks.views import tables
 
 _SHORT_ID = 12
 _MOST_DIRECTORIES = 8
@@ -81,7 +80,7 @@ def present(opened: Session, name: str) -> Manifest:
 
 def _show(manifest: Manifest, options: dict[str, Any]) -> int:
     if options["cyclonedx"]:
-        from rc_tasks.commands.cyclonedx import bill
+        from rc_tasks.views.cyclonedx import bill
 
         print(bill(manifest))
     elif options["json"]:
@@ -93,7 +92,7 @@ def _show(manifest: Manifest, options: dict[str, Any]) -> int:
             for package in manifest.contents.packages
         ]
         if rows:
-            show.table(("PACKAGE", "VERSION", "KIND", "WHERE"), rows)
+            tables.table(("PACKAGE", "VERSION", "KIND", "WHERE"), rows)
             print()
         _summary(manifest)
     return 0
@@ -102,8 +101,10 @@ def _show(manifest: Manifest, options: dict[str, Any]) -> int:
 def _summary(manifest: Manifest) -> None:
     contents = manifest.contents
     _line("image", f"{manifest.name} ({manifest.image_id[:_SHORT_ID]}), {manifest.architecture}")
-    _line("published", show.when(manifest.published_at))
-    _line("size", f"{show.size(manifest.size_bytes)}, unpacked {show.size(manifest.image_size_bytes)}")
+    _line("published", tables.when(manifest.published_at))
+    _line(
+        "size", f"{tables.size(manifest.size_bytes)}, unpacked {tables.size(manifest.image_size_bytes)}"
+    )
     if contents.distribution.title:
         _line("system", contents.distribution.title)
     for key, text in _origin(manifest.origin):
@@ -115,7 +116,7 @@ def _summary(manifest: Manifest) -> None:
         _line("packages", "none were found")
     largest = sorted(contents.sizes_bytes.items(), key=lambda each: -each[1])
     for number, (path, size_bytes) in enumerate(largest[:_MOST_DIRECTORIES]):
-        _line("directories" if number == 0 else "", f"{show.size(size_bytes):>8}  {path}")
+        _line("directories" if number == 0 else "", f"{tables.size(size_bytes):>8}  {path}")
     for number, unread in enumerate(contents.unread[:_MOST_UNREAD]):
         _line("not read" if number == 0 else "", f"{unread.path}: {unread.why}")
     if len(contents.unread) > _MOST_UNREAD:
@@ -125,7 +126,7 @@ def _summary(manifest: Manifest) -> None:
 def _origin(origin: Origin | None) -> list[tuple[str, str]]:
     if origin is None:
         return []
-    lines = [("built", f"{show.when(origin.built_at)} by {origin.builder} on {origin.node}")]
+    lines = [("built", f"{tables.when(origin.built_at)} by {origin.builder} on {origin.node}")]
     if origin.commit:
         lines.append(("commit", origin.commit + (" with changes" if origin.dirty else "")))
     for base, digest in origin.bases.items():
@@ -183,4 +184,4 @@ def provenance(rc: str) -> dict[str, list[str]]:
 
 
 def _line(key: str, text: str) -> None:
-    print(f"{show.printable(key):11} {show.printable(text)}".rstrip())
+    print(f"{tables.printable(key):11} {tables.printable(text)}".rstrip())

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rc_tasks.commands.arguments import one_name, options_first
-from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.commands.cli.arguments import one_name, options_first
+from rc_tasks.commands.cli.command import CheckoutCommand
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import EdfError, ProjectError
-from rc_tasks.model import edf, edf_merge, template
-from rc_tasks.model.graph import local_name
-from rc_tasks.model.project import DOCKERFILE, EDF, PROJECTS, Project, dockerfile_name
+from rc_tasks.model.edf import merge, schema
+from rc_tasks.model.graph.graph import local_name
+from rc_tasks.model.graph.project import DOCKERFILE, EDF, PROJECTS, Project, dockerfile_name
 from rc_tasks.model.reference import ImageReference, name_problem, near
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.files import open_up, refused, umask
+from rc_tasks.state.disk.files import open_up, refused, umask
+from rc_tasks.util import template
 
 TEMPLATES = "templates/new"
 ENTRYPOINT = "entrypoint.sh"
@@ -162,7 +163,7 @@ def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
     }
     rendered = _filled(checkout, f"{EDF}.j2", values)
     try:
-        edf.check(rendered, "rendered text")
+        schema.check(rendered, "rendered text")
     except EdfError as error:
         raise EdfError(
             "the template makes no valid EDF",
@@ -170,7 +171,7 @@ def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
             quote=(f"{error.where}: {error.what}", *error.quote),
         ) from None
     # The env step takes out again what is noted as generated here.
-    return edf_merge.merge(None, rendered, project.shown(EDF))
+    return merge.merge(None, rendered, project.shown(EDF))
 
 
 def _edf_image(reference: ImageReference) -> str:

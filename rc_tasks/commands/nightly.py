@@ -10,19 +10,19 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import night_text, show
-from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.engine import night
+from rc_tasks.commands.cli.command import CheckoutCommand
+from rc_tasks.engine.nightly import job
+from rc_tasks.engine.nightly.summary import Begun, Ending, Summary, as_json, gather, load_begun
 from rc_tasks.engine.session import Session
-from rc_tasks.engine.summary import Begun, Ending, Summary, as_json, gather, load_begun
 from rc_tasks.errors import CommandError, RcError
-from rc_tasks.model.settings import RESERVED
+from rc_tasks.model.config.settings import RESERVED
 from rc_tasks.state import logs
+from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.files import umask, write_atomically
-from rc_tasks.state.own import require_own
+from rc_tasks.state.disk.files import umask, write_atomically
 from rc_tasks.tools import command, slurm
 from rc_tasks.tools.command import Command
+from rc_tasks.views import nightly_text, tables
 
 # The hook's: the job's time may be nearly over.
 _HOOK_TIMEOUT_S = 60.0
@@ -92,7 +92,7 @@ class Nightly(CheckoutCommand):
             )
         checkout = opened.checkout
         if options["print"]:
-            sys.stdout.write(night.script(checkout))
+            sys.stdout.write(job.script(checkout))
         elif options["cron"]:
             _print_cron(checkout)
         elif options["begin"]:
@@ -106,10 +106,10 @@ class Nightly(CheckoutCommand):
 
 def _submit(checkout: Checkout) -> None:
     require_own(checkout)
-    submitted = night.submit(checkout)
-    count = night.nodes(checkout)
-    limit_min = night.time_limit_min(checkout)
-    limit = show.duration(60 * limit_min) if limit_min else "the partition's default time"
+    submitted = job.submit(checkout)
+    count = job.nodes(checkout)
+    limit_min = job.time_limit_min(checkout)
+    limit = tables.duration(60 * limit_min) if limit_min else "the partition's default time"
     latest = shlex.quote(str(checkout.night_logs / logs.LATEST))
     print(f"submitted job {submitted.job_id}: {count} node{'s' * (count > 1)} for {limit}")
     print(f"  log:   {checkout.shown(submitted.log)}")
@@ -119,14 +119,14 @@ def _submit(checkout: Checkout) -> None:
 def _print_cron(checkout: Checkout) -> None:
     root, at = checkout.root, checkout.settings.nightly.at
     # Refuses what cannot be submitted.
-    night.script(checkout)
+    job.script(checkout)
     slurm_conf = os.environ.get("SLURM_CONF", "")
-    line = night_text.command_line(root, night.program(), umask(), night.tool_directories(), slurm_conf)
+    line = nightly_text.command_line(root, job.program(), umask(), job.tool_directories(), slurm_conf)
     print("# crontab -e, on a login node")
-    print(night_text.crontab(at, line))
-    if night.has_scrontab():
+    print(nightly_text.crontab(at, line))
+    if job.has_scrontab():
         print("# or scrontab -e, for a site that has it in place of cron")
-        print(night_text.scrontab(at, line, night.scrontab_directives(checkout)))
+        print(nightly_text.scrontab(at, line, job.scrontab_directives(checkout)))
     ours = sorted(key for key in os.environ if key.startswith("RC_") and key not in RESERVED)
     if ours:
         told = f"cron does not know {', '.join(ours)}: what they set belongs into pyproject.toml"
@@ -135,10 +135,10 @@ def _print_cron(checkout: Checkout) -> None:
 
 def _begin(checkout: Checkout, after: str) -> None:
     job_id = _job()
-    log = night.log_of(checkout, job_id)
+    log = job.log_of(checkout, job_id)
     if log is not None:
         logs.point(log.with_name(logs.LATEST), log)
-    begun = night.begin(checkout, job_id, after, _warn)
+    begun = job.begin(checkout, job_id, after, _warn)
     told = f", after job {after}" if after else ""
     print(f"night of {checkout.root}, job {job_id}{told}")
     if begun.commit_before != begun.commit:
@@ -148,25 +148,25 @@ def _begin(checkout: Checkout, after: str) -> None:
 def _finish(opened: Session, status: int, ending: str, after: str) -> int:
     checkout, job_id = opened.checkout, _job()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = load_begun(night.begun_path(checkout, job_id)) or Begun(job_id, now, after)
-    first = (load_begun(night.begun_path(checkout, after)) if after else None) or begun
+    begun = load_begun(job.begun_path(checkout, job_id)) or Begun(job_id, now, after)
+    first = (load_begun(job.begun_path(checkout, after)) if after else None) or begun
     summary = gather(
-        opened, begun, first, ending=ending, status=status, ended_at=now, nodes=night.our_nodes()
+        opened, begun, first, ending=ending, status=status, ended_at=now, nodes=job.our_nodes()
     )
     summary = _resubmitted(checkout, summary)
-    log = night.log_of(checkout, job_id)
+    log = job.log_of(checkout, job_id)
     summary = replace(
         summary, log=checkout.shown(log) if log is not None else "", report=_report(opened)
     )
-    subject, text = night_text.subject(summary), night_text.text(summary)
+    subject, text = nightly_text.subject(summary), nightly_text.text(summary)
     told = json.dumps(as_json(summary, subject, text), indent=1) + "\n"
     print(f"\n{text}", end="", flush=True)
     try:
-        write_atomically(night.begun_path(checkout, job_id), told)
+        write_atomically(job.begun_path(checkout, job_id), told)
     except RcError as error:
         _warn(str(error))
     _call_hook(checkout, told)
-    night.tidy(checkout)
+    job.tidy(checkout)
     return 0 if summary.is_good else 1
 
 
@@ -175,7 +175,7 @@ def _resubmitted(checkout: Checkout, summary: Summary) -> Summary:
     if summary.ending is not Ending.TIME or not wanted:
         return summary
     try:
-        submitted = night.resubmit(checkout, summary.begun.job_id)
+        submitted = job.resubmit(checkout, summary.begun.job_id)
     except RcError as error:
         _warn(f"time ran out, and no other job can follow\n{error}")
         return summary

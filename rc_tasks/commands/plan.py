@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rc_tasks.commands import show
-from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.cli.command import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.model.readable import printable_lines
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
+from rc_tasks.util.text import printable_lines
+from rc_tasks.views import tables
 
 
 class Plan(CheckoutCommand):
@@ -42,7 +42,7 @@ class Plan(CheckoutCommand):
                 rows.append(
                     (
                         f"{step}:{name}",
-                        show.duration(record.duration_s) if record else "",
+                        tables.duration(record.duration_s) if record else "",
                         "" if status.certain else "perhaps",
                         reason,
                     )
@@ -50,10 +50,10 @@ class Plan(CheckoutCommand):
                 known_s += record.duration_s if record else 0.0
                 unknown += record is None
         if rows:
-            show.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
+            tables.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
             told = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
             if unknown < len(rows):
-                told.append(f"{show.duration(known_s)} by their last times")
+                told.append(f"{tables.duration(known_s)} by their last times")
             if unknown:
                 told.append(f"{unknown} never ran before")
             print("; ".join(told))

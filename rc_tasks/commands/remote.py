@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rc_tasks.commands import new
-from rc_tasks.commands.arguments import one_name
-from rc_tasks.commands.enter import (
+from rc_tasks.commands.cli.arguments import one_name
+from rc_tasks.commands.cli.interactive import (
     OPT_FORCE,
     OPT_PRINT,
     EnterCommand,
@@ -23,11 +23,11 @@ from rc_tasks.commands.enter import (
 )
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
-from rc_tasks.model.project import EDF, Project
+from rc_tasks.model.graph.project import EDF, Project
 from rc_tasks.model.reference import near
+from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.files import write_atomically
-from rc_tasks.state.official import official_of
+from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.tools import git
 
 # When a branch was made, in UTC.

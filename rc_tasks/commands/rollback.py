@@ -8,21 +8,21 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.model.project import Project
+from rc_tasks.model.graph.project import Project
 from rc_tasks.state import history
+from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.files import refused, write_atomically
+from rc_tasks.state.disk.files import refused, write_atomically
+from rc_tasks.state.disk.locks import held
 from rc_tasks.state.history import Entry, Outcome
-from rc_tasks.state.locks import held
-from rc_tasks.state.own import require_own
-from rc_tasks.state.previous import Published, put_back
-from rc_tasks.state.records import Record, Step
-from rc_tasks.steps import squash
+from rc_tasks.state.records.records import Record, Step
+from rc_tasks.state.store.previous import Published, put_back
+from rc_tasks.steps.publish import squash
+from rc_tasks.views import tables
 
 _SHORT_ID = 12
 _SHORT_COMMIT = 10
@@ -112,7 +112,7 @@ def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Publ
     checkout.records.put(Step.ENROOT, name, after)
     verb = "forward again" if forward else "rolled back"
     run = history.Run(checkout.history)
-    reason = f"{verb} to the image published {show.when(after.ended_at)}, by {getpass.getuser()}"
+    reason = f"{verb} to the image published {tables.when(after.ended_at)}, by {getpass.getuser()}"
     run.append(_entry(run.id, name, before, after, reason))
     return target
 
@@ -177,8 +177,8 @@ def _nothing(checkout: Checkout, project: Project) -> RcError:
 
 
 def _words(image: Published) -> str:
-    when = show.when(image.record.ended_at)
-    parts = [image.image_id[:_SHORT_ID], show.size(image.artifact.size_bytes)]
+    when = tables.when(image.record.ended_at)
+    parts = [image.image_id[:_SHORT_ID], tables.size(image.artifact.size_bytes)]
     if image.record.commit:
         parts.append(f"commit {_commit(image.record)}")
     return f"the image published {when} ({', '.join(parts)})"
@@ -192,12 +192,12 @@ def _table(found: list[Published]) -> None:
     rows = [
         (
             str(number),
-            show.when(each.record.ended_at),
+            tables.when(each.record.ended_at),
             each.image_id[:_SHORT_ID],
-            show.size(each.artifact.size_bytes),
+            tables.size(each.artifact.size_bytes),
             _commit(each.record),
             "damaged" if each.damaged else "published now" if each.current else "",
         )
         for number, each in enumerate(found)
     ]
-    show.table(("N", "PUBLISHED", "IMAGE", "SIZE", "COMMIT", ""), rows, right=frozenset({"N", "SIZE"}))
+    tables.table(("N", "PUBLISHED", "IMAGE", "SIZE", "COMMIT", ""), rows, right=frozenset({"N", "SIZE"}))

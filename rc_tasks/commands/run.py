@@ -14,22 +14,22 @@ from doit.exceptions import InvalidCommand
 from doit.task import Task
 
 from rc_tasks.commands.at_root import AtRoot, unknown
-from rc_tasks.commands.told import INTERRUPTED, leave_closed_output
-from rc_tasks.engine import adopt
+from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
 from rc_tasks.engine.backend import step_of
-from rc_tasks.engine.dispatch import Dispatcher
+from rc_tasks.engine.doit.reporter import Reporter
+from rc_tasks.engine.doit.selection import reach, selection
 from rc_tasks.engine.events import Event, Kind
-from rc_tasks.engine.order import Order, order
-from rc_tasks.engine.places import release_abandoned
-from rc_tasks.engine.reporter import Reporter
-from rc_tasks.engine.selection import reach, selection
+from rc_tasks.engine.run import adopt
+from rc_tasks.engine.run.allocator import release_abandoned
+from rc_tasks.engine.run.dispatcher import Dispatcher
+from rc_tasks.engine.schedule.estimates import Order, order
 from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
-from rc_tasks.model.project import RECIPE
-from rc_tasks.model.readable import printable_lines
+from rc_tasks.model.graph.project import RECIPE
 from rc_tasks.state import rights
-from rc_tasks.state.own import require_own
-from rc_tasks.state.status import briefly
+from rc_tasks.state.adoption.ownership import require_own
+from rc_tasks.state.records.status import briefly
 from rc_tasks.tools import interrupt
+from rc_tasks.util.text import printable_lines
 
 _MOST_THREADS = 512
 # doit's verbosity with which everything is shown at once.

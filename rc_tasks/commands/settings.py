@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from rc_tasks.commands import show
-from rc_tasks.commands.base import CheckoutCommand
+from rc_tasks.commands.cli.command import CheckoutCommand
 from rc_tasks.engine.session import Session
+from rc_tasks.views import tables
 
 
 class ShowSettings(CheckoutCommand):
@@ -20,5 +20,5 @@ class ShowSettings(CheckoutCommand):
 
     def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
         rows = [(row.key, row.value, row.origin, row.help) for row in opened.checkout.settings.rows()]
-        show.table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
+        tables.table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
         return 0

@@ -5,12 +5,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rc_tasks.commands import show
-from rc_tasks.commands.base import CheckoutCommand
-from rc_tasks.commands.list import OPT_JSON
+from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand
 from rc_tasks.engine.session import Session
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.references import references
+from rc_tasks.state.published.references import references
+from rc_tasks.views import tables
 
 _SHORT_ID = 12
 
@@ -53,16 +52,16 @@ class ShowStore(CheckoutCommand):
         rows = [
             (
                 image.image_id[:_SHORT_ID],
-                show.size(image.alone_bytes),
-                show.size(image.size_bytes),
+                tables.size(image.alone_bytes),
+                tables.size(image.size_bytes),
                 ", ".join(image.referred_by) or "nothing",
             )
             for image in images
         ]
-        show.table(
+        tables.table(
             ("IMAGE", "ALONE", "TOTAL", "REFERRED TO BY"), rows, right=frozenset({"ALONE", "TOTAL"})
         )
-        print(f"{show.size(size_bytes)} on disk in {checkout.shown(checkout.store.directory)}")
+        print(f"{tables.size(size_bytes)} on disk in {checkout.shown(checkout.store.directory)}")
         return 0
 
 

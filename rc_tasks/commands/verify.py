@@ -9,16 +9,16 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands import show
-from rc_tasks.commands.arguments import options_first
-from rc_tasks.commands.base import CheckoutCommand, images
-from rc_tasks.commands.told import INTERRUPTED
-from rc_tasks.engine.dispatch import runner
+from rc_tasks.commands.cli.arguments import options_first
+from rc_tasks.commands.cli.command import CheckoutCommand, images
+from rc_tasks.commands.cli.errors import INTERRUPTED
+from rc_tasks.engine.run.dispatcher import runner
 from rc_tasks.engine.session import Session
-from rc_tasks.model.settings import Runner
-from rc_tasks.state.blocks import threads
-from rc_tasks.state.verification import Verdict, Verification, Verified, verifiable
+from rc_tasks.model.config.settings import Runner
+from rc_tasks.state.published.verify import Verdict, Verification, Verified, verifiable
+from rc_tasks.state.store.block_digest import threads
 from rc_tasks.tools import slurm
+from rc_tasks.views import tables
 
 # On a login node others work too.
 _SHARED_THREADS = 2
@@ -71,9 +71,9 @@ class Verify(CheckoutCommand):
             print(f"interrupted: {len(done)} of {len(known)} images were verified")
             return INTERRUPTED
         damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
-        took = show.duration(time.monotonic() - began_s)
+        took = tables.duration(time.monotonic() - began_s)
         count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
-        print(f"{_images(count)}, {len(damaged)} damaged; {show.size(read.bytes)} read in {took}")
+        print(f"{_images(count)}, {len(damaged)} damaged; {tables.size(read.bytes)} read in {took}")
         if damaged or len(known) < len(wanted):
             return 1
         return 3 if any(each.verdict is Verdict.UNREADABLE for each in done) else 0
@@ -102,7 +102,7 @@ def _images(count: int) -> str:
 def _print(verified: Verified) -> None:
     print(f"{verified.name}  {verified.verdict}")
     for damage in verified.damages:
-        print(f"  {show.printable(damage.where)} {show.printable(damage.what)}")
+        print(f"  {tables.printable(damage.where)} {tables.printable(damage.what)}")
         print(f"    next: {damage.hint}")
     for note in verified.notes:
         print(f"  note: {note}")

@@ -5,17 +5,17 @@ from typing import Any
 
 from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands.base import CheckoutCommand, images
+from rc_tasks.commands.cli.command import CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import EdfError
-from rc_tasks.model import edf
-from rc_tasks.model.project import EDF, RECIPE, Project
-from rc_tasks.model.readable import printable_lines
-from rc_tasks.model.regular import read_text
-from rc_tasks.state.official import OtherInputsError
-from rc_tasks.state.records import Step
-from rc_tasks.state.status import Cause, ImageStatus, State
-from rc_tasks.state.trust import AbsentError
+from rc_tasks.model.edf import schema
+from rc_tasks.model.graph.project import EDF, RECIPE, Project
+from rc_tasks.state.adoption.official import OtherInputsError
+from rc_tasks.state.disk.trust import AbsentError
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.status import Cause, ImageStatus, State
+from rc_tasks.util.safe_read import read_text
+from rc_tasks.util.text import printable_lines
 
 _ROLLED_BACK = (
     "it was rolled back, and stays so until something else is built; doit rollback {name} 0 puts the"
@@ -78,7 +78,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
 
 def _notes_on_edf(project: Project) -> list[str]:
     try:
-        return list(edf.notes(read_text(project.edf), project.shown(EDF)))
+        return list(schema.notes(read_text(project.edf), project.shown(EDF)))
     except (OSError, UnicodeDecodeError, EdfError):
         # What is wrong in it is told above.
         return []

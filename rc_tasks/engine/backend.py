@@ -12,11 +12,11 @@ from typing import Any
 from doit.dependency import FileChangedChecker
 
 from rc_tasks.engine.session import session
-from rc_tasks.model.project import Project
-from rc_tasks.state import reading
-from rc_tasks.state.files import write_atomically
-from rc_tasks.state.inputs import CONTEXT, is_file, part_of
-from rc_tasks.state.records import Record, Records, Step
+from rc_tasks.model.graph.project import Project
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.records.inputs import CONTEXT, is_file, part_of
+from rc_tasks.state.records.records import Record, Records, Step
 
 _IGNORED = ".ignore"
 

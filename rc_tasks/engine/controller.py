@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.errors import SlurmError
-from rc_tasks.model.readable import duration
 from rc_tasks.tools import slurm
+from rc_tasks.util.text import duration
 
 # How often a request may fail for want of an answer while the controller answers when it is asked.
 MOST_MISSES = 5

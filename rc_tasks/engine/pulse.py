@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rc_tasks.state import locks
+from rc_tasks.state.disk import locks
 from rc_tasks.tools import slurm
 
 # How often the lock is judged: that writes a small file.

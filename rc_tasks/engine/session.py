@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from doit.exceptions import TaskFailed
 
 from rc_tasks.engine.events import Event, Kind
-from rc_tasks.model.entrypoint import Behaviour
+from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 
 if TYPE_CHECKING:
-    from rc_tasks.engine.order import Order
+    from rc_tasks.engine.schedule.estimates import Order
 
 # What the names of tasks begin with.
 TASK_KINDS = frozenset({"build", *Step})

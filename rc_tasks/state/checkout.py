@@ -6,26 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.errors import ProjectError, RcError
-from rc_tasks.model import dockerfile, recipe
-from rc_tasks.model.graph import ImageGraph, ImageNode, graph, link
-from rc_tasks.model.pin import LOCK
-from rc_tasks.model.project import RECIPE, Alias, Broken, Project, discover
-from rc_tasks.model.regular import advice, read_bytes
-from rc_tasks.model.settings import Settings
-from rc_tasks.model.settings import load as load_settings
-from rc_tasks.state import reading
-from rc_tasks.state.digests import Digests
-from rc_tasks.state.pins import Pins
-from rc_tasks.state.previous import Previous
-from rc_tasks.state.records import Records, Step
-from rc_tasks.state.store import Store
-from rc_tasks.state.unchanged import Unchanged
+from rc_tasks.model.config import project_toml
+from rc_tasks.model.config.settings import Settings
+from rc_tasks.model.config.settings import load as load_settings
+from rc_tasks.model.dockerfile import parser
+from rc_tasks.model.graph.graph import ImageGraph, ImageNode, graph, link
+from rc_tasks.model.graph.pin import LOCK
+from rc_tasks.model.graph.project import RECIPE, Alias, Broken, Project, discover
+from rc_tasks.state.bases.pins import Pins
+from rc_tasks.state.disk import reading
+from rc_tasks.state.records.digests import Digests
+from rc_tasks.state.records.records import Records, Step
+from rc_tasks.state.records.unchanged import Unchanged
+from rc_tasks.state.store.previous import Previous
+from rc_tasks.state.store.store import Store
+from rc_tasks.util.safe_read import advice, read_bytes
 
 DODO = "dodo.py"
 GENERATED = reading.GENERATED
 TEMPLATE = "templates/env.toml.j2"
 
-_NO_RECIPE = recipe.Recipe()
+_NO_RECIPE = project_toml.Recipe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def is_task_name(name: str) -> bool:
 def _node(project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str) -> ImageNode:
     # Most projects have none, and a thousand missing files are asked for at every start.
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
-    options = recipe.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
+    options = project_toml.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
     try:
         text = read_bytes(f"{project.base}/{project.dockerfile_name}")
     except OSError as error:
@@ -185,15 +186,15 @@ def _node(project: Project, aliases: Mapping[str, str], names: Set[str], archite
     return link(project, _parsed(project, options, text, architecture), options, aliases, names)
 
 
-def parse_node(node: ImageNode, text: bytes, architecture: str) -> dockerfile.Dockerfile:
+def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of an image. Raises DockerfileError."""
     return _parsed(node.project, node.recipe, text, architecture)
 
 
 def _parsed(
-    project: Project, options: recipe.Recipe, text: bytes, architecture: str
-) -> dockerfile.Dockerfile:
-    return dockerfile.parse(
+    project: Project, options: project_toml.Recipe, text: bytes, architecture: str
+) -> parser.Dockerfile:
+    return parser.parse(
         text,
         where=project.shown_dockerfile,
         build_args=options.build_args,

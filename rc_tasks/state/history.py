@@ -17,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.state import reading
-from rc_tasks.state.records import Record, Step
+from rc_tasks.state.disk import reading
+from rc_tasks.state.records.records import Record, Step
 
 _SUFFIX = ".jsonl"
 # Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.

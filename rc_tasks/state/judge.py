@@ -7,25 +7,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rc_tasks.errors import EdfError, RcError
-from rc_tasks.model import smoke
-from rc_tasks.model.context import Listing
-from rc_tasks.model.graph import ImageNode
-from rc_tasks.model.pin import Pin
-from rc_tasks.model.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS
-from rc_tasks.model.readable import local_time
-from rc_tasks.model.regular import advice
-from rc_tasks.state import locks, reading
+from rc_tasks.model.graph import smoke
+from rc_tasks.model.graph.context import Listing
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.pin import Pin
+from rc_tasks.model.graph.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS
+from rc_tasks.state.adoption.offers import Offers
+from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.bases.pins import comparable
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.digests import text_digest
-from rc_tasks.state.environment import edf_inputs
-from rc_tasks.state.inputs import CONTEXT, PIN, file_inputs, input_files, is_file, other_inputs, part_of
-from rc_tasks.state.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
-from rc_tasks.state.offers import Offers
-from rc_tasks.state.official import official_of
-from rc_tasks.state.pins import comparable
-from rc_tasks.state.records import Facts, Failure, Record, Step
-from rc_tasks.state.rights import closed_files, is_official
-from rc_tasks.state.status import (
+from rc_tasks.state.disk import locks, reading
+from rc_tasks.state.edf.values import edf_inputs
+from rc_tasks.state.records.digests import text_digest
+from rc_tasks.state.records.inputs import (
+    CONTEXT,
+    PIN,
+    file_inputs,
+    input_files,
+    is_file,
+    other_inputs,
+    part_of,
+)
+from rc_tasks.state.records.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
+from rc_tasks.state.records.records import Facts, Failure, Record, Step
+from rc_tasks.state.records.status import (
     GONE,
     NEVER,
     OFFICIAL,
@@ -39,6 +44,9 @@ from rc_tasks.state.status import (
     first_line,
     told,
 )
+from rc_tasks.state.rights import closed_files, is_official
+from rc_tasks.util.safe_read import advice
+from rc_tasks.util.text import local_time
 
 # What befell a frozen image itself: it is put right, with the image that it was.
 _ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})

@@ -12,9 +12,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rc_tasks.model.settings import Logs
-from rc_tasks.state import reading
-from rc_tasks.state.files import temporary_prefix
+from rc_tasks.model.config.settings import Logs
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import temporary_prefix
 from rc_tasks.state.history import stamp
 
 LATEST = "latest.log"

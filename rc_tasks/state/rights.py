@@ -5,11 +5,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from rc_tasks.model.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state.checkout import GENERATED, Checkout
-from rc_tasks.state.files import umask
-from rc_tasks.state.reading import denied
-from rc_tasks.state.trust import is_private, user
+from rc_tasks.state.disk.files import umask
+from rc_tasks.state.disk.reading import denied
+from rc_tasks.state.disk.trust import is_private, user
 
 
 def is_official(checkout: Checkout) -> bool:

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
+from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
-from rc_tasks.state.files import refused, sweep_temporaries, with_careful_umask
-from rc_tasks.state.locks import LockedError, LostLockError, held
-from rc_tasks.state.own import require_own
-from rc_tasks.state.records import Step, edition
-from rc_tasks.steps import node as nodes
+from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_umask
+from rc_tasks.state.disk.locks import LockedError, LostLockError, held
+from rc_tasks.state.records.records import Step, edition
+from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS, NeedsError, ToldError
 from rc_tasks.tools import command, interrupt
 
@@ -46,15 +46,15 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
             sweep_temporaries(file.parent, file.name)
         match step:
             case Step.PODMAN:
-                from rc_tasks.steps.build import build
+                from rc_tasks.steps.podman.build import build
 
                 build(checkout, name)
             case Step.ENROOT:
-                from rc_tasks.steps.publish import publish
+                from rc_tasks.steps.publish.publish import publish
 
                 publish(checkout, name)
             case Step.ENV:
-                from rc_tasks.steps.environment import write_environment
+                from rc_tasks.steps.publish.env_toml import write_environment
 
                 write_environment(checkout, name)
     checkout.remember()
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     try:
         checkout = open_checkout(find_root(Path.cwd()))
         if argv == ["check"]:
-            from rc_tasks.steps.check import print_findings
+            from rc_tasks.steps.doctor.check import print_findings
 
             print_findings(checkout)
             return 0
@@ -84,8 +84,8 @@ def main(argv: list[str]) -> int:
             nodes.clear(checkout.settings.podman)
             return 0
         if inner:
-            from rc_tasks.model.manifest import document
-            from rc_tasks.steps.publish import squash_into
+            from rc_tasks.model.manifest.manifest import document
+            from rc_tasks.steps.publish.publish import squash_into
 
             contents = squash_into(checkout, argv[1], Path(argv[2]))
             Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")

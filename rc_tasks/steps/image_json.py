@@ -2,10 +2,10 @@
 
 import json
 
-from rc_tasks.model.graph import ImageNode
-from rc_tasks.state.files import write_atomically
-from rc_tasks.state.inputs import BASE
-from rc_tasks.state.records import Record, Step
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.records.inputs import BASE
+from rc_tasks.state.records.records import Record, Step
 
 # Raised when a key changes its meaning or goes, not when one is added.
 SCHEMA = 1

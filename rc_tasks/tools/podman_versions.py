@@ -24,7 +24,7 @@ FLAGS_SINCE = {
 # answer from the layer cache when their text has changed (until buildah 1.35).
 HEREDOCS_SINCE = (5, 0)
 # From here on podman's layer cache sees the files that a RUN --mount reads (containers/buildah#5400),
-# and the images and stages (#6845). Nobody has to be told: `model/rewrite.py` sees to it.
+# and the images and stages (#6845). Nobody has to be told: `model/dockerfile/rewrite.py` sees to it.
 MOUNTED_FILES_SEEN_SINCE = (5, 4)
 MOUNTED_STAGES_SEEN_SINCE = (6, 0)
 

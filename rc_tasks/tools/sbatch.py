@@ -9,7 +9,7 @@ from pathlib import Path
 from rc_tasks.errors import CommandError, SlurmError, UnreachableError
 from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import StepRequest
+from rc_tasks.tools.slurm_request import StepRequest
 
 _TIMEOUT_S = 60.0
 # What people may choose for all that they submit. sbatch believes these variables more than its script.

@@ -13,6 +13,7 @@ from typing import TypeVar
 from rc_tasks.errors import CommandError, SlurmError, ToolNotFoundError, UnreachableError
 from rc_tasks.tools import command, slurm_words
 from rc_tasks.tools.command import Command
+from rc_tasks.tools.slurm_request import StepRequest
 
 INSTALL_HINT = "install Slurm's clients (Debian: apt-get install slurm-client), or ask the site for them"
 
@@ -60,28 +61,6 @@ GRANTED = "== granted"
 # drops what it has not read yet (in 31 of 100 runs, Slurm 22.05). It also lives on while the command
 # cleans up after the signals that Slurm sends to both.
 _TASK = 'exec 2>&1; trap : TERM INT HUP; "$@"; exit $?'
-
-
-@dataclass(frozen=True, slots=True)
-class StepRequest:
-    """What a command needs of Slurm. Empty strings and zeros leave the choice to Slurm.
-
-    In an allocation only `job_name`, `cpus`, `node` and `extra` count: it has the rest already.
-    """
-
-    job_name: str
-    account: str = ""
-    partition: str = ""
-    time_limit_min: int = 0
-    cpus: int = 0
-    node: str = ""
-    extra: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """The request in words, for errors."""
-        account = f"account {self.account}" if self.account else "no account"
-        partition = f"partition {self.partition}" if self.partition else "the default partition"
-        return f"{self.job_name} ({account}, {partition})"
 
 
 def configured() -> bool:

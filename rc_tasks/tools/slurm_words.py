@@ -9,7 +9,7 @@ from rc_tasks.errors import NodeError, SlurmError, UnreachableError
 from rc_tasks.tools import command
 
 if TYPE_CHECKING:
-    from rc_tasks.tools.slurm import StepRequest
+    from rc_tasks.tools.slurm_request import StepRequest
 
 
 @dataclass(frozen=True, slots=True)

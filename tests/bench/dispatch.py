@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rc_tasks.tools import slurm
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import StepRequest
+from rc_tasks.tools.slurm_request import StepRequest
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import doit

@@ -3,8 +3,8 @@
     python -m tests.bench.makespan                 (a simulation of 1,000 images on 64 slots, seconds)
     python -m tests.bench.makespan slurm           (40 images in 4 levels on 4 nodes of a real cluster)
 
-The simulation plays the rules of `engine/schedule.py` with durations drawn from recorded ones. The real
-run is made with `doit`, and with `doit -n 1` beside it.
+The simulation plays the rules of `engine/schedule/slots.py` with durations drawn from recorded ones. The
+real run is made with `doit`, and with `doit -n 1` beside it.
 """
 
 import heapq
@@ -17,8 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rc_tasks.engine.schedule import Slots, Wanted, critical_paths
-from rc_tasks.state.records import Step
+from rc_tasks.engine.schedule.slots import Slots, Wanted, critical_paths
+from rc_tasks.state.records.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import doit

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rc_tasks.model.settings import Squash
-from rc_tasks.state.blocks import blocks_digest
-from rc_tasks.steps import squash
-from rc_tasks.steps.contents import Look
+from rc_tasks.model.config.settings import Squash
+from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.steps.publish import squash
+from rc_tasks.steps.publish.contents import Look
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.storage import own_storage

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
 from tests.bench.publish import files

@@ -12,9 +12,9 @@ from typing import Any
 import dockerfile as go  # type: ignore[import-not-found]
 
 from rc_tasks.errors import DockerfileError
-from rc_tasks.model import dockerfile
-from rc_tasks.model.dockerfile import Dockerfile
-from rc_tasks.model.instructions import Instruction, instructions
+from rc_tasks.model.dockerfile import parser
+from rc_tasks.model.dockerfile.instructions import Instruction, instructions
+from rc_tasks.model.dockerfile.parser import Dockerfile
 
 _IN_WORDS = frozenset({"FROM", "COPY", "ADD", "EXPOSE", "VOLUME"})
 _WHOLE = frozenset({"RUN", "CMD", "ENTRYPOINT", "SHELL", "USER", "WORKDIR", "STOPSIGNAL", "MAINTAINER"})
@@ -62,9 +62,7 @@ def compare(path: Path) -> Read:
     for difference in _instructions(ours, theirs):
         return Read(Outcome.DIFFERENT, difference)
     try:
-        parsed = dockerfile.parse(
-            data, where="Dockerfile", build_args={}, architecture=os.uname().machine
-        )
+        parsed = parser.parse(data, where="Dockerfile", build_args={}, architecture=os.uname().machine)
     except DockerfileError as error:
         return Read(Outcome.REFUSED, reason(error))
     for difference in _bases(parsed, theirs):

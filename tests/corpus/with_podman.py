@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.errors import RcError
-from rc_tasks.model import context
-from rc_tasks.model.dockerfile import Dockerfile
-from rc_tasks.model.instructions import instructions
+from rc_tasks.model.dockerfile.instructions import instructions
+from rc_tasks.model.dockerfile.parser import Dockerfile
+from rc_tasks.model.graph import context
 from rc_tasks.tools.podman import Podman
 from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rc_tasks.errors import RcError
-from rc_tasks.model import context, dockerfile
+from rc_tasks.model.dockerfile import parser
+from rc_tasks.model.graph import context
 from rc_tasks.tools.podman import Podman
 from tests.differential import trees
 from tests.differential.recipes import Recipe
@@ -159,7 +160,7 @@ def _name_parents(path: Path, build_args: Mapping[str, str]) -> None:
     """Let FROM name a stage by its name where a variable does, which podman 4.3.1 does not replace."""
     text = path.read_text()
     try:
-        parsed = dockerfile.parse(
+        parsed = parser.parse(
             text.encode(), where="", build_args=build_args, architecture=os.uname().machine
         )
     except RcError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.steps import rootfs
+from rc_tasks.steps.container import rootfs
 from rc_tasks.tools.podman import Image
 
 # Written when an image is published, from its configuration.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.model.pin import LOCK, Pin
+from rc_tasks.model.graph.pin import LOCK, Pin
 from rc_tasks.state.checkout import open_checkout
 from tests.differential import edits, trees
 from tests.differential.edits import Ground

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rc_tasks.state.processes import space
-from rc_tasks.state.records import Step
+from rc_tasks.state.disk.processes import space
+from rc_tasks.state.records.records import Step
 from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Run
 from tests.faults.plan import LOST_VARIABLE, PHASES, Action, Injection, Phase
 from tests.support.storage import remove_storage

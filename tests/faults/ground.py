@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rc_tasks.state.records import Record, Records, Step
-from rc_tasks.steps.storage import mounts_below
+from rc_tasks.state.records.records import Record, Records, Step
+from rc_tasks.steps.node.podman_storage import mounts_below
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
 from tests.faults.plan import LOST_VARIABLE, MOVING, VARIABLE, Injection

@@ -19,8 +19,8 @@ import pytest
 
 from rc_tasks.state import history
 from rc_tasks.state.history import Entry, Outcome
-from rc_tasks.state.records import Step
-from rc_tasks.steps.squash import container_name
+from rc_tasks.state.records.records import Step
+from rc_tasks.steps.publish.squash import container_name
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster, Process, processes
 from tests.support.doit import DOIT, doit

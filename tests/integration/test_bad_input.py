@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.locks import held
+from rc_tasks.state.disk.locks import held
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
 from tests.support.doit import unstamped

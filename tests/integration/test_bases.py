@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model.pin import LOCK, Pin
+from rc_tasks.model.graph.pin import LOCK, Pin
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from rc_tasks.tools.podman import Podman
 from tests.integration.test_cache import path_without
 from tests.support.checkouts import write_checkout

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout

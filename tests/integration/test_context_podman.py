@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model import context
+from rc_tasks.model.graph import context
 from tests.support.tools import refuse
 
 pytestmark = pytest.mark.podman

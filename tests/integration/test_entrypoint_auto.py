@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model.entrypoint import Behaviour, note
-from rc_tasks.steps import entrypoint
+from rc_tasks.model.edf.entrypoint import Behaviour, note
+from rc_tasks.steps.podman import entrypoint
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout

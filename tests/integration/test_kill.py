@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.state.records import Record, Step
-from rc_tasks.steps.storage import mounts_below
+from rc_tasks.state.records.records import Record, Step
+from rc_tasks.steps.node.podman_storage import mounts_below
 from rc_tasks.tools import command
 from tests.support.doit import unstamped
 from tests.support.family import Family, published, started, write_family

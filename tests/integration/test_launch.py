@@ -14,15 +14,15 @@ from typing import cast
 import pytest
 
 from rc_tasks.errors import ArtifactError, CommandError
-from rc_tasks.model import edf_chain
-from rc_tasks.model.settings import Launcher
+from rc_tasks.model.config.settings import Launcher
+from rc_tasks.model.edf import chain
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.store import Store
-from rc_tasks.steps import launch, rootfs
+from rc_tasks.state.store.store import Store
+from rc_tasks.steps.container import launch, rootfs
 from rc_tasks.tools import command, slurm, squashfs
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
-from rc_tasks.tools.slurm import StepRequest
+from rc_tasks.tools.slurm_request import StepRequest
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.images import Layer, load
 from tests.support.tools import refuse, require_tools
@@ -89,7 +89,7 @@ class Place:
 
     def edf(
         self, *, entrypoint: bool = False, writable: bool = True, workdir: str = "", image: str = ""
-    ) -> edf_chain.ResolvedEdf:
+    ) -> chain.ResolvedEdf:
         text = EDF.format(
             image=image or self.file,
             entrypoint=str(entrypoint).lower(),
@@ -158,7 +158,7 @@ Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def in_podman(place: Place, *, by_id: bool) -> Start:
-    def start(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def start(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         record = place.file.with_name("image.json")
         record.unlink(missing_ok=True)
         if by_id:
@@ -180,7 +180,7 @@ def in_podman(place: Place, *, by_id: bool) -> Start:
     return start
 
 
-def in_enroot(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def in_enroot(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     return run(launch.command(Launcher.ENROOT, "e", edf, argv, None, interactive=False))
 
 
@@ -214,7 +214,7 @@ def start(
     # Its default lies in /run, where users may not write.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.directory.parent))
 
-    def started(edf: edf_chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def started(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         # It mounts no paths with white space.
         mounts = tuple(
             replace(each, source=str(place.directory.parent / "data"), destination="/mnt,x")
@@ -377,7 +377,7 @@ def test_a_job_has_our_standard_input_and_variables(
     assert done.returncode == 7
 
 
-def obstructed(tmp_path: Path, spoil: Callable[[Path], object]) -> edf_chain.ResolvedEdf:
+def obstructed(tmp_path: Path, spoil: Callable[[Path], object]) -> chain.ResolvedEdf:
     """The EDF of a SquashFS file with something in the way."""
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)

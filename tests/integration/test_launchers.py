@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import EdfError
-from rc_tasks.model import toml_text
-from rc_tasks.model.settings import Launcher, Squash
-from rc_tasks.steps import launch, squash
+from rc_tasks.model.config.settings import Launcher, Squash
+from rc_tasks.steps.container import launch
+from rc_tasks.steps.publish import squash
 from rc_tasks.tools.podman import Podman
-from rc_tasks.tools.slurm import StepRequest
+from rc_tasks.tools.slurm_request import StepRequest
+from rc_tasks.util import toml_text
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.containers import working_runtime
 from tests.support.images import Layer, load

@@ -22,7 +22,7 @@ from tests.support.family import Family
 from tests.support.images import BUSYBOX
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
-from tests.unit.test_packages import NAMED, header
+from tests.unit.model.test_packages import NAMED, header
 
 pytestmark = pytest.mark.podman
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from rc_tasks.engine import night
+from rc_tasks.engine.nightly import job as night
 from rc_tasks.state import history
 from rc_tasks.state.history import Outcome
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.doit import DOIT, doit

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.commands.report import render
-from rc_tasks.state.overview import Built, Image, Overview
-from rc_tasks.state.records import Step
-from rc_tasks.state.status import State
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.status import State
+from rc_tasks.views.report.overview import Built, Image, Overview
+from rc_tasks.views.report.page import render
 from tests.support.browser import Browser, running_browser
 from tests.support.checkouts import SOURCE
 from tests.support.overviews import NIGHT, crowd, team

@@ -18,7 +18,8 @@ import pytest
 from rc_tasks.errors import SlurmError
 from rc_tasks.tools import command, slurm, slurm_words
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.slurm import Allocation, Granted, StepRequest, srun
+from rc_tasks.tools.slurm import Allocation, Granted, srun
+from rc_tasks.tools.slurm_request import StepRequest
 from rc_tasks.tools.slurm_words import explain
 from tests.support.cluster import ACCOUNT, Cluster
 

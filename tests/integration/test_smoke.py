@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.steps.smoke import _HOME
+from rc_tasks.steps.publish.smoke import _HOME
 from rc_tasks.tools import command
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster

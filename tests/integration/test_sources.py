@@ -15,7 +15,7 @@ import pytest
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT
 from tests.support.images import BUSYBOX
@@ -325,7 +325,7 @@ def test_the_step_by_hand_refuses_a_dockerfile_that_changed_just_now(site: Site)
     site.doit("podman:b")
     script = (
         "from pathlib import Path\nfrom rc_tasks.state.checkout import open_checkout\n"
-        "from rc_tasks.steps.build import build\nimport os\n"
+        "from rc_tasks.steps.podman.build import build\nimport os\n"
         "checkout = open_checkout(Path.cwd())\n"
         "Path('projects/x/Dockerfile').write_text('FROM b AS one\\nFROM one\\n')\n"
         "build(checkout, 'x')\n"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import ArtifactError, CommandError
-from rc_tasks.model.settings import Compression, Squash, SquashMethod
-from rc_tasks.steps import squash
+from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
+from rc_tasks.steps.publish import squash
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.images import Layer, load, write_layout
@@ -578,8 +578,8 @@ def test_a_full_scratch_directory_is_the_one_named(
 STEP = """
 import json, signal, sys
 from pathlib import Path
-from rc_tasks.model.settings import Compression, Squash, SquashMethod
-from rc_tasks.steps import squash
+from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
+from rc_tasks.steps.publish import squash
 from rc_tasks.tools.podman import Podman
 
 def interrupt(*_):

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.digests import sample_digest
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Artifact, Step
+from rc_tasks.state.records.digests import sample_digest
+from rc_tasks.state.records.records import Artifact, Step
 from rc_tasks.tools import command
 from rc_tasks.tools.command import Command
 from tests.support.checkouts import pretend_built

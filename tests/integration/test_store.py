@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import ArtifactError
-from rc_tasks.state.processes import space
-from rc_tasks.state.store import Store
+from rc_tasks.state.disk.processes import space
+from rc_tasks.state.store.store import Store
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.images import BUSYBOX
@@ -283,7 +283,7 @@ def everything(kept: Store) -> set[tuple[str, int]]:
 PUT = """
 import sys
 from pathlib import Path
-from rc_tasks.state.store import Store
+from rc_tasks.state.store.store import Store
 from rc_tasks.tools.podman import Podman
 root, runroot, driver, directory, image = sys.argv[1:]
 podman = Podman(root=root, runroot=runroot, driver=driver)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.state.records import Step
+from rc_tasks.state.records.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.runs import Site, lines, until

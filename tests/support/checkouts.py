@@ -9,10 +9,10 @@ import pytest
 
 from rc_tasks.engine.session import session
 from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.digests import content_digest, sample_digest
-from rc_tasks.state.environment import edf_inputs
+from rc_tasks.state.edf.values import edf_inputs
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records import Artifact, Facts, Record, Step
+from rc_tasks.state.records.digests import content_digest, sample_digest
+from rc_tasks.state.records.records import Artifact, Facts, Record, Step
 
 SOURCE = Path(__file__).resolve().parents[2]
 DODO = SOURCE / "dodo.py"

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from rc_tasks.steps import launch
+from rc_tasks.steps.container import launch
 from rc_tasks.tools.podman import Podman
 from tests.support.images import BUSYBOX
 from tests.support.tools import refuse

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.model.project import PROJECTS
+from rc_tasks.model.graph.project import PROJECTS
 from rc_tasks.state.checkout import Checkout, open_checkout
-from rc_tasks.state.records import Record, Records, Step
+from rc_tasks.state.records.records import Record, Records, Step
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
 from tests.support.doit import unstamped

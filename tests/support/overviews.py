@@ -10,18 +10,18 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from rc_tasks.model.changes import compared
-from rc_tasks.model.manifest import Contents, Distribution, Manifest, Origin, Package
-from rc_tasks.model.manifest import Kind as Keeper
-from rc_tasks.model.picture import Edge, Kind, Link, Node, Picture
-from rc_tasks.model.pin import Pin
-from rc_tasks.state.bases import Kind as How
-from rc_tasks.state.bases import RegistryBase
+from rc_tasks.model.graph.pin import Pin
+from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture
+from rc_tasks.model.manifest.diff import compared
+from rc_tasks.model.manifest.manifest import Contents, Distribution, Manifest, Origin, Package
+from rc_tasks.model.manifest.manifest import Kind as Keeper
+from rc_tasks.state.bases.registry_bases import Kind as How
+from rc_tasks.state.bases.registry_bases import RegistryBase
 from rc_tasks.state.history import Entry, Outcome
-from rc_tasks.state.inside import Inside
-from rc_tasks.state.overview import Failed, Image, Overview, by_image
-from rc_tasks.state.records import Passed, Step
-from rc_tasks.state.status import State
+from rc_tasks.state.records.records import Passed, Step
+from rc_tasks.state.records.status import State
+from rc_tasks.views.report.manifest_summary import Inside
+from rc_tasks.views.report.overview import Failed, Image, Overview, by_image
 
 NIGHT = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
 COMMIT = "8bddfbc71d0e4a1b9f0c2d3e4f5a6b7c8d9e0f1a"
@@ -300,7 +300,7 @@ def _night(
 
 def main(directory: Path) -> None:
     """Write a page of each."""
-    from rc_tasks.commands.report import render
+    from rc_tasks.views.report.page import render
     from tests.support.checkouts import SOURCE
 
     empty = Overview(Path("/imgs"), datetime.now().astimezone())

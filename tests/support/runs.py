@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.state.records import Record, Records, Step
+from rc_tasks.state.records.records import Record, Records, Step
 from tests.support.doit import DOIT, unstamped
 
 # How long something may take that needs no more than a busy machine's time.

@@ -6,7 +6,7 @@ import sys
 # Of the interpreter's own words only these are there before any module runs.
 _step = [word for word in sys.orig_argv if word in {"podman", "enroot", "env"}]
 if "TEST_LOST_S" in os.environ:
-    from rc_tasks.state import locks
+    from rc_tasks.state.disk import locks
 
     # In the same proportions as they are.
     _shorter = float(os.environ["TEST_LOST_S"]) / locks._LOST_S

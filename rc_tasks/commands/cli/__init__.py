@@ -1,0 +1,1 @@
+"""What the commands share: arguments, errors, doit's own commands, interactive jobs."""

@@ -1,0 +1,141 @@
+"""The graph of images as doit tasks: a group `build:NAME` of the steps of each image."""
+
+from collections.abc import Iterator
+from functools import partial
+from inspect import Signature
+
+from doit.exceptions import InvalidDodoFile, TaskFailed
+from doit.task import Task
+
+from rc_tasks.engine.run.dispatcher import reason
+from rc_tasks.engine.session import Session, session
+from rc_tasks.errors import RcError
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.status import first_line
+
+
+class Fresh:
+    """doit's question whether a step is up to date, put to the judge."""
+
+    # doit looks at the signature at every call, which takes longer than most answers.
+    __signature__ = Signature()
+
+    def __init__(self, opened: Session, step: Step, name: str) -> None:
+        self._session = opened
+        self.step = step
+        self.name = name
+
+    def __call__(self) -> bool:
+        """Whether nothing has to be done."""
+        try:
+            return self._session.judge.step(self.step, self.name).fresh
+        except RcError:
+            return False  # the step itself will say what is wrong
+
+    def __repr__(self) -> str:
+        """What `doit info` shows."""
+        return reason(self._session, self.step, self.name) or "fresh"
+
+
+def task_images() -> Iterator[Task]:
+    """All tasks of a checkout."""
+    try:
+        opened = session()
+    except RcError as error:
+        raise InvalidDodoFile(str(error)) from None
+    graph = opened.checkout.graph
+    groups: dict[str, list[str]] = {}
+    for name, node in graph.images.items():
+        yield from _image_tasks(opened, node)
+        groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
+    for name, broken in graph.broken.items():
+        yield Task(
+            f"build:{name}",
+            [partial(_refuse, (broken,))],
+            io={"capture": False},
+            doc=f"cannot be built: {first_line(broken)}",
+        )
+        groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
+    for alias, target in graph.aliases.items():
+        yield Task(
+            f"build:{alias}", None, task_dep=[f"build:{target}"], doc=f"the same as build:{target}"
+        )
+    everything = [task for tasks in groups.values() for task in tasks]
+    if graph.problems:
+        everything.append("_names")
+        yield Task("_names", [partial(_refuse, graph.problems)], io={"capture": False})
+    yield Task("build", None, task_dep=everything, doc="every image that is stale")
+    taken = {*graph.images, *graph.broken, *graph.aliases}
+    for group, tasks in groups.items():
+        if group not in taken:
+            yield Task(f"build:{group}", None, task_dep=tasks, doc=f"every version of {group}")
+
+
+def _image_tasks(opened: Session, node: ImageNode) -> Iterator[Task]:
+    project, group = node.project, f"build:{node.project.name}"
+    bases = node.bases
+    after: list[str] = []
+    for step in Step:
+        task = f"{step}:{project.name}"
+        yield Task(
+            task,
+            [partial(_run, opened, step, project.name)],
+            file_dep=_files(opened, node) if step is Step.PODMAN else (),
+            targets=_targets(node, step),
+            # A base is finished with a step before what is built on it begins that step.
+            task_dep=[*after, *(_task_of(opened, step, base) for base in bases if step is not Step.ENV)],
+            uptodate=[Fresh(opened, step, project.name)],
+            clean=True if step is Step.ENROOT else (),
+            subtask_of=group,
+            # The output goes to the step's own log; doit's capture would swap sys.stdout under threads.
+            io={"capture": False},
+            doc=f"{_DOCS[step]} {project.name}",
+        )
+        after = [task]
+    steps = [f"{step}:{project.name}" for step in Step]
+    yield Task(
+        group,
+        None,
+        task_dep=[*steps, *(f"build:{base}" for base in bases)],
+        has_subtask=True,
+        doc=project.path,
+    )
+
+
+_DOCS = {
+    Step.PODMAN: "build the image of",
+    Step.ENROOT: "publish image.sqsh of",
+    Step.ENV: "write env.toml of",
+}
+
+
+def _files(opened: Session, node: ImageNode) -> list[str]:
+    try:
+        prefix = node.project.shown("")
+        return [prefix + path for path in opened.judge.files(node)]
+    except RcError:
+        return []  # the judge will say what is wrong with the context
+
+
+def _targets(node: ImageNode, step: Step) -> list[str]:
+    match step:
+        case Step.PODMAN:
+            return []
+        case Step.ENROOT:
+            return [node.project.shown(ARTIFACT), node.project.shown(IMAGE_JSON)]
+        case Step.ENV:
+            return [node.project.shown(EDF)]
+
+
+def _task_of(opened: Session, step: Step, name: str) -> str:
+    return f"build:{name}" if name in opened.checkout.graph.broken else f"{step}:{name}"
+
+
+def _run(opened: Session, step: Step, name: str) -> TaskFailed | None:
+    return opened.run_step(step, name)
+
+
+def _refuse(errors: tuple[RcError, ...]) -> TaskFailed:
+    return TaskFailed("\n".join(map(str, errors)))

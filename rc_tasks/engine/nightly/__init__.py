@@ -1,0 +1,1 @@
+"""The nightly batch job and its summary."""

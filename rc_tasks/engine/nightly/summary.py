@@ -1,0 +1,285 @@
+"""What a night did: gathered from history and from the checkout as it is now, and told as JSON."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.session import Session
+from rc_tasks.state import history
+from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.status import State
+from rc_tasks.tools.slurm_request import StepRequest
+from rc_tasks.util.safe_read import read_bytes
+
+SCHEMA = 1
+# The clocks of nodes differ.
+_SKEW = timedelta(minutes=5)
+
+
+class Ending(StrEnum):
+    """How the run of a job ended.
+
+    `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel, or
+    because others needed the nodes. `refused`: nothing was run.
+    """
+
+    FINISHED = "finished"
+    TIME = "time"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A job of the night as it began; times are UTC, ISO 8601.
+
+    `after` is the job whose time ran out before this one. `commit_before` is the commit before the
+    pull; both are empty outside git. `error` is why it was refused.
+    """
+
+    job_id: str
+    started_at: str
+    after: str = ""
+    commit_before: str = ""
+    commit: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An image that was built; `duration_s` is that of its steps."""
+
+    name: str
+    duration_s: float
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A step that failed; `step` and `log` are empty when the project itself is wrong."""
+
+    name: str
+    step: str
+    error: str
+    last_lines: tuple[str, ...] = ()
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NotTried:
+    """An image that was left out because a base failed."""
+
+    name: str
+    because_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An image that is still to be built, and why."""
+
+    name: str
+    state: State
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one night did: the job that ends now and, if it follows on one, that one too.
+
+    `images` is how many there are, `fresh` how many are fresh now. `log` and `report` are paths in the
+    checkout; `resubmitted_as` is the job that follows. `status` is doit's exit status.
+    """
+
+    root: str
+    begun: Begun
+    ended_at: str
+    ending: Ending
+    status: int
+    nodes: tuple[str, ...]
+    images: int
+    fresh: int
+    built: tuple[Built, ...]
+    env_only: tuple[str, ...]
+    adopted: tuple[str, ...]
+    failed: tuple[Failed, ...]
+    not_tried: tuple[NotTried, ...]
+    left: tuple[Left, ...]
+    log: str = ""
+    report: str = ""
+    resubmitted_as: str = ""
+
+    @property
+    def duration_s(self) -> float:
+        """From the beginning of the job to its end."""
+        spent = datetime.fromisoformat(self.ended_at) - datetime.fromisoformat(self.begun.started_at)
+        return max(0.0, spent.total_seconds())
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing failed, and what is left is done by another job."""
+        stopped = self.ending in {Ending.CANCELLED, Ending.REFUSED}
+        unfinished = (self.left or self.status) and not self.resubmitted_as
+        return not (self.failed or stopped or unfinished)
+
+
+def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
+    """The summary for programs: docs/administrators.md tells the keys, which are a contract."""
+    found = asdict(summary)
+    begun = found.pop("begun")
+    empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")
+    flat = {"schema": SCHEMA, **begun, **found}
+    return {
+        **{key: value or None if key in empty else value for key, value in flat.items()},
+        "duration_s": summary.duration_s,
+        "subject": subject,
+        "text": text,
+    }
+
+
+def gather(
+    opened: Session,
+    begun: Begun,
+    first: Begun,
+    *,
+    ending: str,
+    status: int,
+    ended_at: str,
+    nodes: Iterable[str],
+) -> Summary:
+    """What the night did. `first` is the job with which it began, often the same one.
+
+    `ending` is what the script saw, perhaps one of Ending's values; `status` is doit's, `nodes` are
+    those of the job that ends now.
+    """
+    entries = _entries(opened, begun, first)
+    last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
+    # What never got a place says nothing of its image: the time or the nodes were missing.
+    unplaced = [each for each in last.values() if each.outcome is Outcome.FAILED and not each.node]
+    failed = [
+        _failed(opened, each)
+        for each in last.values()
+        if each.outcome is Outcome.FAILED and each not in unplaced
+    ]
+    broken = opened.checkout.graph.broken
+    bad = {each.name for each in failed} | broken.keys()
+    blocked = _blocked(opened, bad)
+    statuses = [opened.judge.image(name) for name in opened.checkout.graph.images]
+    stopped = {
+        each.image: "interrupted" if each.outcome is Outcome.INTERRUPTED else each.error or "not started"
+        for each in [*(each for each in last.values() if each.outcome is Outcome.INTERRUPTED), *unplaced]
+    }
+    left = [
+        Left(
+            found.name,
+            found.state,
+            (*((stopped[found.name],) if found.name in stopped else ()), *found.reasons),
+        )
+        for found in statuses
+        if found.state is not State.FRESH and found.name not in {*bad, *blocked}
+    ]
+    done = [entry for entry in entries if entry.outcome is Outcome.DONE]
+    made = {entry.image for entry in done if entry.step is not Step.ENV} - bad
+    adopted = _adopted(opened, first)
+    return Summary(
+        root=str(opened.checkout.root),
+        begun=begun,
+        ended_at=ended_at,
+        ending=_ending(begun, ending, status, unplaced, left),
+        status=status,
+        nodes=tuple(dict.fromkeys([*(entry.node for entry in entries if entry.node), *nodes])),
+        images=len(statuses) + len(broken),
+        fresh=sum(found.state is State.FRESH for found in statuses),
+        built=tuple(_built(name, done) for name in opened.checkout.graph.images if name in made),
+        env_only=tuple(sorted({entry.image for entry in done} - made - bad)),
+        adopted=tuple(name for name in adopted if name not in made),
+        failed=(*failed, *(Failed(name, "", str(error)) for name, error in broken.items())),
+        not_tried=tuple(NotTried(name, base) for name, base in blocked.items()),
+        left=tuple(left),
+    )
+
+
+def _ending(
+    begun: Begun, seen: str, status: int, unplaced: Iterable[Entry], left: Iterable[Left]
+) -> Ending:
+    if begun.error:
+        return Ending.REFUSED
+    if seen == Ending.CANCELLED:
+        return Ending.CANCELLED
+    # The signal may have come when all was done.
+    if left and (any(unplaced) or (seen == Ending.TIME and status != 0)):
+        return Ending.TIME
+    return Ending.FINISHED
+
+
+def _entries(opened: Session, begun: Begun, first: Begun) -> list[Entry]:
+    """What the jobs of a night did, in order."""
+    jobs = {begun.job_id, first.job_id}
+    since = datetime.fromisoformat(first.started_at) - _SKEW
+    found = []
+    for entry in history.entries(opened.checkout.history):
+        if entry.began < since:
+            # They come newest first.
+            break
+        if entry.job_id in jobs:
+            found.append(entry)
+    return found[::-1]
+
+
+def _built(name: str, done: Iterable[Entry]) -> Built:
+    mine = [entry for entry in done if entry.image == name]
+    sizes = [entry.size_bytes for entry in mine if entry.step is Step.ENROOT]
+    return Built(name, round(sum(entry.duration_s for entry in mine), 3), sizes[-1] if sizes else None)
+
+
+def _failed(opened: Session, entry: Entry) -> Failed:
+    lines: list[str] = []
+    if entry.log:
+        with contextlib.suppress(OSError):
+            log = opened.checkout.root / entry.log
+            text = verdict(1, log, StepRequest(f"{entry.step}:{entry.image}")).text
+            lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
+    root = f"{opened.checkout.root}/"
+    return Failed(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)
+
+
+def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
+    """The images that cannot be built, each with the first base on the way up that is bad."""
+    wrong, blocked = set(bad), dict[str, str]()
+    # Bases come before what is built on them.
+    for name, node in opened.checkout.graph.images.items():
+        causes = [blocked.get(base, base) for base in node.bases if base in wrong or base in blocked]
+        if causes and name not in wrong:
+            blocked[name] = causes[0]
+    return blocked
+
+
+def _adopted(opened: Session, first: Begun) -> list[str]:
+    """The images that were taken over from the official checkout since the night began."""
+    records, since_ns = (
+        opened.checkout.records,
+        datetime.fromisoformat(first.started_at).timestamp() * 1e9,
+    )
+    found = []
+    for name in opened.checkout.graph.images:
+        record, version = records.get(Step.ENROOT, name), records.version(Step.ENROOT, name)
+        if record is not None and record.adopted_from and version is not None and version[1] >= since_ns:
+            found.append(name)
+    return found
+
+
+def load_begun(path: Path) -> Begun | None:
+    """What is known of a job, from its file, also from that with its summary."""
+    try:
+        found: Mapping[str, Any] = json.loads(read_bytes(path))
+        begun = Begun(**{key: str(found.get(key) or "") for key in Begun.__slots__})
+        datetime.fromisoformat(begun.started_at)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return begun

@@ -1,0 +1,231 @@
+"""A run on a terminal: what happens scrolls by above a few lines that say what is going on now."""
+
+import os
+import shutil
+import time
+from collections.abc import Collection
+from typing import IO, TextIO, cast
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
+
+from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.progress.plain import Display, Running, told
+from rc_tasks.engine.schedule.estimates import Order
+from rc_tasks.util.text import clock, duration, printable
+
+_STYLES = {
+    Kind.DONE: "green",
+    Kind.FAILED: "bold red",
+    Kind.IGNORED: "yellow",
+    Kind.WAIT: "yellow",
+    Kind.RETRY: "yellow",
+    Kind.AGAIN: "yellow",
+    Kind.QUEUE: "yellow",
+    Kind.SLURM: "yellow",
+    Kind.INTERRUPTED: "bold yellow",
+}
+# A terminal as wide as this has room for what is cut short on others.
+_WIDE = 120
+# How often the estimate is made, which looks at every step that is left.
+_ESTIMATE_S = 1.0
+
+
+class Live(Display):
+    """Draws the lines at the bottom anew after each change.
+
+    They are shorter than the terminal is wide, so that each takes one row until it is made narrower;
+    and the cursor is never hidden, so that there is nothing to mend when we are killed.
+    """
+
+    def __init__(
+        self, out: TextIO, left: Collection[str], expected: Order | None, *, streams: bool
+    ) -> None:
+        """`left` are the steps that the run will take, as far as is known."""
+        super().__init__(out, streams=streams)
+        self._console = Console(file=cast(IO[str], self.out), highlight=False, emoji=False, markup=False)
+        self._left = set(left)
+        self._steps = len(self._left)
+        self._expected = expected
+        self._failed = 0
+        self._queued: dict[str, None] = {}
+        self._slots = 1
+        self._above: list[Text] = []
+        self._drawn: list[Text] = []
+        self._drawn_width = 0
+        self._estimate_s: float | None = None
+        self._estimated_at_s = 0.0
+
+    def show(self, event: Event) -> None:
+        match event.kind:
+            case Kind.READY | Kind.WAIT:
+                self._queued[event.task] = None
+            case Kind.START | Kind.LEFT:
+                self._queued.pop(event.task, None)
+            case Kind.DONE | Kind.FAILED | Kind.SETTLED:
+                self._queued.pop(event.task, None)
+                # What need not, or cannot, be done is none of the steps any more.
+                self._steps -= event.kind is Kind.SETTLED and event.task in self._left
+                self._left.discard(event.task)
+                self._failed += event.kind is Kind.FAILED
+        if len(self.running) > self._slots:
+            self._slots = len(self.running)
+            self._estimated_at_s = 0.0
+        if event.kind.told:
+            line = Text(self._encodable(told(event)))
+            line.stylize(_STYLES.get(event.kind, ""), 0, len(event.kind))
+            self._above.append(line)
+
+    def stream(self, lines: list[str]) -> None:
+        self._above += [Text(self._encodable(line), style="dim") for line in lines]
+
+    def refresh(self) -> None:
+        width, height = self._size()
+        # The last column stays free, and the last row, where the cursor is.
+        lines = self.lines(width - 1, height - 2)
+        if self._above or lines != self._drawn or width != self._drawn_width:
+            self._draw(lines, width)
+
+    def finish(self) -> None:
+        self._draw([], self._size()[0])
+
+    def lines(self, width: int, height: int) -> list[Text]:
+        """What goes on now, in so many columns and rows at most."""
+        if not self.running and not self._queued:
+            return []
+        below = [self._fit(Text(line), width) for line in (self._queue(width), self._overall()) if line]
+        running = list(self.running.values())
+        room = max(1, height - len(below))
+        shown = running if len(running) <= room else running[: max(0, room - 1)]
+        lines = self._steps_lines(shown, width)
+        if len(shown) < len(running):
+            lines.append(self._fit(Text(f"  {self._mark} and {len(running) - len(shown)} more"), width))
+        return [*lines, *below][-max(1, height) :]
+
+    def _steps_lines(self, shown: list[Running], width: int) -> list[Text]:
+        now_s = time.monotonic()
+        wide = width >= _WIDE
+        cells = [
+            (
+                self._short(each.event.task, 48 if wide else 32),
+                self._short(each.event.node, 24 if wide else 10),
+                clock(now_s - each.since_s),
+                f" of ~{clock(each.event.last_s)}" if each.event.last_s else "",
+                self._encodable(each.doing),
+            )
+            for each in shown
+        ]
+        widths = [max((cell_len(row[column]) for row in cells), default=0) for column in range(4)]
+        lines = []
+        for task, node, elapsed, last, doing in cells:
+            line = Text("  ")
+            line.append(set_cell_size(task, widths[0]), "cyan")
+            if widths[1]:
+                line.append("  " + set_cell_size(node, widths[1]), "dim")
+            line.append(f"  {elapsed.rjust(widths[2])}")
+            line.append(last.ljust(widths[3]), "dim")
+            line.append(f"  {doing}")
+            lines.append(self._fit(line, width))
+        return lines
+
+    def _queue(self, width: int) -> str:
+        """How many steps wait for a place, and those that are next."""
+        if not self._queued:
+            return ""
+        names = list(self._queued)
+        if (known := self._expected) is not None:
+            names.sort(key=lambda task: (-known.paths_s.get(task, 0.0), known.turns.get(task, 0)))
+        text = f"  queued {len(names)}: "
+        for number, name in enumerate(names):
+            more = f"{', ' if number else ''}{self._short(name, 48)}"
+            if number and cell_len(text + more) > width - 3:
+                return f"{text}, {self._mark}"
+            text += more
+        return text
+
+    def _overall(self) -> str:
+        counts = [f"{len(self.running)} running"]
+        if self._queued:
+            counts.append(f"{len(self._queued)} queued")
+        if self._failed:
+            counts.append(f"{self._failed} failed")
+        parts = [", ".join(counts)]
+        if self._steps:
+            done = self._steps - len(self._left) - self._failed
+            parts.insert(0, f"{max(0, done)} of {self._steps} steps done")
+        left_s = self._left_s()
+        if left_s is not None and left_s >= 1:
+            parts.append(f"about {_roughly(left_s)} left")
+        return "  " + "; ".join(parts)
+
+    def _left_s(self) -> float | None:
+        now_s = time.monotonic()
+        if self._expected is not None and now_s >= self._estimated_at_s + _ESTIMATE_S:
+            since_s = {task: now_s - running.since_s for task, running in self.running.items()}
+            self._estimate_s = self._expected.left_s(self._left, since_s, self._slots)
+            self._estimated_at_s = now_s
+        return self._estimate_s
+
+    def _draw(self, lines: list[Text], width: int) -> None:
+        # A terminal that was made narrower has folded the rows.
+        rows = sum(max(1, -(-line.cell_len // max(1, width))) for line in self._drawn)
+        with self._console:
+            if rows:
+                # What was typed, such as ^C, stands in the row of the cursor.
+                erase = (ControlType.ERASE_IN_LINE, 2)
+                up = ((ControlType.CURSOR_UP, 1), erase) * rows
+                self._console.control(Control(ControlType.CARRIAGE_RETURN, erase, *up))
+            for line in [*self._above, *lines]:
+                self._console.print(line, soft_wrap=True)
+        self.out.flush()
+        self._above, self._drawn, self._drawn_width = [], lines, width
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and rows, as they are now."""
+        try:
+            width, height = os.get_terminal_size(self.out.fileno())
+        except OSError:
+            width, height = shutil.get_terminal_size()
+        return width or 80, height or 24
+
+    @property
+    def _mark(self) -> str:
+        return self._encodable("…", "...")
+
+    def _fit(self, line: Text, width: int) -> Text:
+        """A line that is cut where it is too long."""
+        if line.cell_len > width:
+            mark = self._mark if width > len(self._mark) else ""
+            line.truncate(max(0, width - len(mark)))
+            line.append(mark)
+        return line
+
+    def _short(self, name: str, width: int) -> str:
+        """A name without its middle where it is too long: its end tells the version."""
+        name = self._encodable(printable(name))
+        if cell_len(name) <= width:
+            return name
+        end = name[-(width // 3) :]
+        while cell_len(end) > width // 3:
+            end = end[1:]
+        return set_cell_size(name, width - cell_len(self._mark + end)).rstrip() + self._mark + end
+
+    def _encodable(self, text: str, instead: str = "") -> str:
+        """A text as wide as it will be: what the locale lacks is written as a number."""
+        try:
+            text.encode(self.out.encoding)
+        except UnicodeError:
+            return instead or text.encode(self.out.encoding, "backslashreplace").decode(
+                self.out.encoding
+            )
+        return text
+
+
+def _roughly(duration_s: float) -> str:
+    """A duration that is not known better."""
+    unit_s = 10 if duration_s < 120 else 60
+    rounded_s = unit_s * max(1, round(duration_s / unit_s))
+    return duration(rounded_s).removesuffix(" 0 s").removesuffix(" 0 min")

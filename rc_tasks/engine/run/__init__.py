@@ -1,0 +1,1 @@
+"""Runs the steps: allocations, slots, retries, adoption from the official checkout."""

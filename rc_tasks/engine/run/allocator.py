@@ -1,0 +1,448 @@
+"""Where the steps of a run go: slots on this host, or on the nodes of an allocation.
+
+On a login node the allocation is taken when the first step needs it, and given back at the end.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from rc_tasks.engine.controller import MOST_MISSES, ClosedError, Controller
+from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.schedule.slots import Slots, Wanted
+from rc_tasks.errors import RcError, SlurmError, UnreachableError
+from rc_tasks.model.config.settings import Runner, Slurm
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk import locks, reading
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.tools import slurm
+from rc_tasks.tools.slurm_request import StepRequest
+
+# Without `slurm.cpus`, this many steps share what the allocation has of a node.
+_STEPS_A_NODE = 4
+# What became of an allocation that is worth another one: any other end was somebody's wish.
+_WORTH_ANOTHER = {
+    "RUNNING": "has no time or node left",
+    "TIMEOUT": "ran out of time",
+    "PREEMPTED": "had to make room for another job",
+    "NODE_FAIL": "lost its node",
+    "BOOT_FAIL": "lost its node",
+    # Slurm forgets jobs some minutes after their end (MinJobAge).
+    "": "is over",
+}
+# When a step ends, doit needs a moment to name those that it made ready: the next one is chosen after.
+_SETTLE_S = 0.02
+# The note of an allocation that may still run, as nothing confirmed its release.
+_LEFT = ".left"
+# How often a job that is ending is asked how it ended.
+_ENDING_POLL_S = 0.5
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Room for one step. `node` and `job_id` are empty on this host."""
+
+    task: str
+    settings: Slurm
+    node: str = ""
+    job_id: str = ""
+    cpus: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A step that waits; `place` or `error` is what it gets."""
+
+    wanted: Wanted
+    settings: Slurm
+    expected_s: float | None
+    place: Place | None = None
+    error: BaseException | None = None
+    answered: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The slots of one allocation, or of this host; `slots` is None until they are known."""
+
+    waiting: dict[str, _Waiting] = field(default_factory=dict)
+    slots: Slots | None = None
+    granted: slurm.Granted | None = None
+    allocation: slurm.Allocation | None = None
+    name: str = ""
+    asking: bool = False
+    settling: bool = False
+    over: bool = False
+    refused: BaseException | None = None
+    limit_s: float | None = None
+    deadline_s: float | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is an allocation that we took."""
+        return self.allocation is not None
+
+    @property
+    def left_s(self) -> float | None:
+        """How long steps may still run in it."""
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    def answer(
+        self, task: str, *, place: Place | None = None, error: BaseException | None = None
+    ) -> None:
+        """End the waiting of a step."""
+        waiting = self.waiting.pop(task)
+        waiting.place, waiting.error = place, error
+        waiting.answered.set()
+
+
+class Places:
+    """Gives the steps of a run their places; called from as many threads as there are ready steps."""
+
+    def __init__(self, checkout: Checkout, where: Runner, at_once: int, tell: Tell) -> None:
+        """`at_once` bounds the steps that run at the same time; 0: what the places can hold."""
+        self._checkout = checkout
+        self._where = where
+        self._at_once = at_once
+        self._tell = tell
+        self._turn = threading.Lock()
+        self._pools: dict[Slurm, _Pool] = {}
+        self._closing = threading.Event()
+        self._controller = Controller(tell, self._closing)
+        self._left: dict[str, None] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run is ending."""
+        return self._closing.is_set()
+
+    def take(self, wanted: Wanted, settings: Slurm, expected_s: float | None) -> Place:
+        """Wait for a place. Raises SlurmError when there can be none, ClosedError at the run's end.
+
+        A step that took `expected_s` last time is not started where less time is left.
+        """
+        waiting = _Waiting(wanted, settings, expected_s)
+        with self._turn:
+            pool = self._pool(settings)
+            pool.waiting[wanted.task] = waiting
+            self._serve(pool)
+        waiting.answered.wait()
+        if waiting.place is None:
+            raise waiting.error or ClosedError
+        return waiting.place
+
+    def leave(self, place: Place) -> None:
+        """The step has ended."""
+        with self._turn:
+            pool = self._pool(place.settings)
+            if pool.slots is not None:
+                pool.slots.drop(place.task)
+            self._serve_all()
+
+    def lose(self, place: Place) -> None:
+        """The step's node, or its whole allocation, has failed; ask this before it leaves."""
+        state = ""
+        with contextlib.suppress(UnreachableError):
+            state, _ = slurm.state(place.job_id)
+        with self._turn:
+            pool = self._pool(place.settings)
+            if pool.granted is None or pool.granted.job_id != place.job_id or pool.slots is None:
+                return
+            if state not in {"RUNNING", ""}:
+                pool.over = True
+            # The last node of somebody else's allocation is all that there is to try again on.
+            elif pool.ours or len(pool.slots.nodes) > 1:
+                pool.slots.lose(place.node)
+                pool.over = not pool.slots.nodes
+
+    def await_controller(self, settings: Slurm, since_s: float, why: str) -> bool:
+        """Wait for Slurm's controller, which did not answer a step; whether it was absent at all.
+
+        `since_s` is when the step was started (monotonic clock). Raises SlurmError when the allocation's
+        time is over before the controller is back, and ClosedError at the run's end.
+        """
+        with self._turn:
+            pool = self._pool(settings)
+        try:
+            return self._await(pool, since_s, why)
+        finally:
+            with self._turn:
+                self._serve_all()
+
+    def _await(self, pool: _Pool, since_s: float, why: str) -> bool:
+        granted = pool.granted
+        deadline_s = pool.deadline_s if granted is not None else time.monotonic() + slurm.PATIENCE_S
+        nodes = granted.cpus if granted is not None else ()
+        return self._controller.wait(since_s, deadline_s, nodes=nodes, why=why)
+
+    def close(self) -> None:
+        """Start nothing any more; steps that wait are told so."""
+        with self._turn:
+            self._closing.set()
+            self._serve_all()
+
+    def release(self) -> tuple[str, ...]:
+        """Give back what was taken, ending what still runs there; returns the jobs that may run on."""
+        self.close()
+        for pool in list(self._pools.values()):
+            self._let_go(pool)
+        return tuple(self._left)
+
+    def _let_go(self, pool: _Pool) -> None:
+        """Give an allocation back. If that is not confirmed, leave a note for the next run."""
+        if pool.allocation is not None and not pool.allocation.release():
+            job_id = pool.granted.job_id if pool.granted is not None else ""
+            if job_id:
+                self._left[job_id] = None
+            # Where nothing can be written, the run still says so.
+            with contextlib.suppress(RcError):
+                path = self._checkout.allocations / f"{pool.name}{_LEFT}"
+                write_atomically(path, json.dumps({"job_id": job_id}) + "\n")
+        pool.allocation = None
+        pool.held.close()
+
+    def _serve_all(self) -> None:
+        """With `at_once`, what ends in one allocation makes room in another."""
+        for pool in self._pools.values():
+            self._serve(pool)
+
+    def _serve(self, pool: _Pool) -> None:
+        """Answer those that wait as far as possible now; called after every change, with the lock."""
+        ended = ClosedError() if self.closed else pool.refused
+        if ended is not None:
+            for task in list(pool.waiting):
+                pool.answer(task, error=ended)
+        if pool.waiting and not pool.asking and not pool.settling:
+            pool.settling = True
+            timer = threading.Timer(_SETTLE_S, self._settled, (pool,))
+            timer.daemon = True
+            timer.start()
+
+    def _settled(self, pool: _Pool) -> None:
+        with self._turn:
+            pool.settling = False
+            if pool.waiting and not pool.asking and not self.closed:
+                self._give_out(pool)
+
+    @property
+    def _full(self) -> bool:
+        # What is asked for is for a step as well.
+        taken = sum(
+            pool.asking + (pool.slots.running if pool.slots is not None else 0)
+            for pool in self._pools.values()
+        )
+        return bool(self._at_once) and taken >= self._at_once
+
+    def _give_out(self, pool: _Pool) -> None:
+        # Without a controller nothing can be started.
+        if self._full or self._controller.absent:
+            return
+        if pool.slots is not None and not self._over(pool):
+            self._place(pool, pool.slots)
+        if pool.waiting and not self._full and (pool.slots is None or not pool.slots.running):
+            # Nothing may start in the old one now.
+            pool.over = pool.asking = True
+            settings = next(iter(pool.waiting.values())).settings
+            threading.Thread(target=self._ask, args=(settings, pool), daemon=True).start()
+
+    def _place(self, pool: _Pool, slots: Slots) -> None:
+        job_id = pool.granted.job_id if pool.granted is not None else ""
+        for task, waiting in list(pool.waiting.items()):
+            try:
+                late = self._too_late(task, pool, waiting.expected_s)
+            except SlurmError as error:
+                pool.answer(task, error=error)
+                late = True
+            if late:
+                slots.drop(task)
+            else:
+                slots.want(replace(waiting.wanted, cpus=_share(pool, waiting.settings)))
+        while not self._full and (found := slots.place()) is not None:
+            wanted, node = found
+            settings = pool.waiting[wanted.task].settings
+            place = Place(wanted.task, settings, node, job_id, wanted.cpus if job_id else 0)
+            pool.answer(wanted.task, place=place)
+
+    def _over(self, pool: _Pool) -> bool:
+        if pool.allocation is not None and pool.allocation.ended:
+            pool.over = True
+        return pool.over
+
+    def _too_late(self, task: str, pool: _Pool, expected_s: float | None) -> bool:
+        """Whether too little time is left for the step. Raises SlurmError when there never is enough."""
+        left_s = pool.left_s
+        if left_s is None or expected_s is None or expected_s <= left_s or pool.granted is None:
+            return False
+        if not pool.ours:
+            raise SlurmError(
+                f"{task} was not started: job {pool.granted.job_id} ends in {_told(left_s)}, and last"
+                f" time it took {_told(expected_s)}",
+                hint="run `doit` again in a job with more time: finished steps are kept",
+            )
+        if pool.limit_s is not None and expected_s > pool.limit_s:
+            # A second has passed since it was granted, and limits are whole minutes.
+            limit = _told(60 * round(pool.limit_s / 60))
+            raise SlurmError(
+                f"{task} was not started: the allocation is for {limit}, and last time it took"
+                f" {_told(expected_s)}",
+                hint="raise `slurm.time_limit_min`, up to what the partition allows:\n"
+                f"`sinfo --format='%P %l'`; `doit forget {task}` lets it be tried all the same",
+            )
+        return True
+
+    def _pool(self, settings: Slurm) -> _Pool:
+        # What does not concern the allocation itself makes no difference.
+        key = replace(settings, cpus=0, retries=0)
+        if self._where is Runner.LOCAL or slurm.job_id() is not None:
+            key = Slurm()
+        return self._pools.setdefault(key, _Pool())
+
+    def _ask(self, settings: Slurm, pool: _Pool) -> None:
+        """Find out what there is, or take an allocation; runs in a thread of its own."""
+        try:
+            if self._where is Runner.LOCAL:
+                pool.slots, pool.over = Slots({"": self._at_once or 1}), False
+            elif slurm.job_id() is not None:
+                self._enter(pool, slurm.around_us())
+            else:
+                self._take(settings, pool)
+        except BaseException as error:  # the steps that wait raise it
+            pool.refused = error
+            pool.held.close()
+        finally:
+            with self._turn:
+                pool.asking = False
+                if pool.waiting and pool.refused is None and not self.closed:
+                    # At once, or with `at_once` another one would be asked for meanwhile.
+                    self._give_out(pool)
+                self._serve_all()
+
+    def _take(self, settings: Slurm, pool: _Pool) -> None:
+        if pool.allocation is not None and pool.granted is not None:
+            self._again(pool.granted.job_id, pool)
+        pool.granted = None
+        began, missed = time.monotonic(), 0
+        while True:
+            # Or the new one would wait in the queue for them.
+            for job_id in release_abandoned(self._checkout):
+                self._left.pop(job_id, None)
+                self._tell(Event(Kind.SLURM, words=f"job {job_id} released, left by an earlier run"))
+            since_s = time.monotonic()
+            try:
+                granted = self._request(settings, pool)
+                break
+            except UnreachableError as error:
+                self._let_go(pool)
+                if missed >= MOST_MISSES:
+                    raise
+                missed += not self._await(pool, since_s, error.quote[-1] if error.quote else "")
+        self._enter(pool, granted)
+        waited = f" after {_told(time.monotonic() - began)}" if time.monotonic() - began > 2 else ""
+        until = (
+            time.strftime("%H:%M", time.localtime(time.time() + pool.limit_s)) if pool.limit_s else ""
+        )
+        nodes = ", ".join(granted.cpus)
+        told = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
+        self._tell(Event(Kind.GRANTED, words=told))
+
+    def _request(self, settings: Slurm, pool: _Pool) -> slurm.Granted:
+        """Ask Slurm for an allocation, and wait for it."""
+        pool.name = f"rc_tasks.{secrets.token_hex(4)}"
+        # Where the next run finds it, should this one be killed.
+        note = self._checkout.allocations / f"{pool.name}.json"
+        pool.held.enter_context(locks.held(note, "allocation"))
+        request = StepRequest(
+            "this run",
+            account=settings.account,
+            partition=settings.partition,
+            time_limit_min=settings.time_limit_min,
+            cpus=settings.cpus * max(1, -(-self._at_once // settings.nodes)),
+            extra=settings.extra,
+        )
+        with self._turn:
+            # Or `release` would not see it.
+            if self.closed:
+                raise ClosedError
+            pool.allocation = slurm.Allocation(request, settings.nodes, pool.name)
+        return pool.allocation.wait(self._queued)
+
+    def _again(self, job_id: str, pool: _Pool) -> None:
+        """Let go of an allocation for another one. Raises SlurmError when it was ended on purpose."""
+        state = self._state(job_id, pool)
+        while state == "COMPLETING" and not self.closed:
+            time.sleep(_ENDING_POLL_S)
+            state = self._state(job_id, pool)
+        self._let_go(pool)
+        if state not in _WORTH_ANOTHER:
+            raise SlurmError(
+                f"job {job_id}, the allocation of this run, was cancelled",
+                hint="run `doit` again: finished steps are kept",
+            )
+        told = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
+        self._tell(Event(Kind.AGAIN, words=told))
+
+    def _state(self, job_id: str, pool: _Pool) -> str:
+        """The state of our allocation, once the controller answers."""
+        while True:
+            since_s = time.monotonic()
+            try:
+                return slurm.state(job_id)[0]
+            except UnreachableError as error:
+                self._await(pool, since_s, error.quote[-1] if error.quote else "")
+
+    def _enter(self, pool: _Pool, granted: slurm.Granted) -> None:
+        limit_s = slurm.time_left_s(granted.job_id)
+        with self._turn:
+            pool.granted = granted
+            pool.limit_s = limit_s
+            pool.deadline_s = None if limit_s is None else time.monotonic() + limit_s
+            pool.over = False
+            pool.slots = Slots(granted.cpus)
+
+    def _queued(self, job_id: str) -> None:
+        reason = ""
+        with contextlib.suppress(UnreachableError):
+            reason = slurm.state(job_id)[1].removeprefix("None")
+        told = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
+        self._tell(Event(Kind.QUEUE, words=told))
+
+
+def release_abandoned(checkout: Checkout) -> list[str]:
+    """Give back the allocations that runs of ours have left; returns their job IDs.
+
+    A run that was killed leaves its lock, one that could not reach Slurm at its end a note. What cannot
+    be given back now keeps them.
+    """
+    found: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(reading.names(checkout.allocations)):
+            path = checkout.allocations / name
+            if name.startswith(".") or path.stat().st_uid != os.getuid():
+                continue
+            if path.suffix == _LEFT or (path.suffix == ".json" and locks.abandoned(path)):
+                cancelled = slurm.cancel(path.stem)
+                if cancelled is not None:
+                    found += cancelled
+                    path.unlink(missing_ok=True)
+    return found
+
+
+def _share(pool: _Pool, settings: Slurm) -> int:
+    """The CPUs of a step; on this host, `-n` alone counts."""
+    if pool.granted is None:
+        return 1
+    return settings.cpus or max(1, min(pool.granted.cpus.values(), default=1) // _STEPS_A_NODE)
+
+
+def _told(seconds: float) -> str:
+    """A length of time for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

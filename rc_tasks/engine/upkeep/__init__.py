@@ -1,0 +1,1 @@
+"""What `doit gc` removes."""

@@ -1,0 +1,370 @@
+"""What a checkout holds that nothing needs any more, found first and removed after.
+
+Of an image whose lock somebody holds nothing goes: a step, or a rollback, is at work. Jobs, and steps
+that read the store, cannot be asked: what they may want stays for a time. `state/store/previous.py` says
+how long for images, and `state/store/garbage.py` for the store. Of a project that is gone all stays for
+a month: it may be back with the next branch.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.graph.project import ARTIFACT, EDF, GENERATED, IMAGE_JSON, PROJECTS
+from rc_tasks.state import logs
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk import files, locks, reading
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.edf import in_use
+from rc_tasks.state.published.references import recorded, references
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.store import garbage, previous
+from rc_tasks.state.store.garbage import Unneeded
+from rc_tasks.steps.node import node as nodes
+from rc_tasks.steps.node import podman_storage
+from rc_tasks.steps.publish import squash
+
+GONE_DAYS = 30
+_DAY_S = 86_400.0
+_MANIFEST = re.compile(r"([0-9a-f]{64})(?:\.origin)?\.json")
+
+
+class Kind(StrEnum):
+    """A kind of garbage, in the words of a table."""
+
+    PREVIOUS = "earlier images beyond store.previous"
+    GONE = "projects that are gone"
+    IMAGE = "images of the store that nothing refers to"
+    BLOB = "their layers"
+    BASE = "registry bases that no Dockerfile names any more"
+    MANIFEST = "manifests of images that are gone, beyond history.days"
+    LOG = "logs beyond logs.keep and logs.days"
+    TEMPORARY = "temporary files of dead processes"
+    JOB = "podman's storage of ended jobs on this node"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file or a directory to be removed, with the image that it belongs to, if to one."""
+
+    kind: Kind
+    path: Path
+    image: str = ""
+
+
+@dataclass(slots=True)
+class Garbage:
+    """All that can go. `left` says what stays though it looks as if it could go, and why.
+
+    `gone` are the projects that are not there, with the time when that was first seen; `young` counts
+    images of the store that nothing refers to, too young to be removed.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    young: int = 0
+    left: list[str] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+
+    def count(self, kind: Kind) -> int:
+        """How many there are of a kind."""
+        found = [item for item in self.items if item.kind is kind]
+        return len({item.image for item in found}) if kind is Kind.GONE else len(found)
+
+
+class Collector:
+    """Finds and removes what one checkout does not need."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self._checkout = checkout
+        self._generated = checkout.lock("").parent.parent
+        self._now_s = files.server_time_s(self._generated) if self._generated.is_dir() else time.time()
+        self._named = in_use.naming(checkout)
+
+    @property
+    def lock(self) -> Path:
+        """Held while something is removed."""
+        return self._generated / "gc.json"
+
+    def find(self) -> Garbage:
+        """All that could be removed now; changes nothing."""
+        found = Garbage(gone=self._gone_since())
+        self._projects_gone(found)
+        gone = {item.image for item in found.items}
+        self._previous(found)
+        self._bases(found)
+        self._stored(found, gone)
+        self._logs(found, gone)
+        self._temporaries(found)
+        with contextlib.suppress(RcError):
+            left = podman_storage.dead(self._checkout.settings.podman)
+            found.items += [Item(Kind.JOB, path) for path in left]
+        return found
+
+    def remove(self, found: Garbage) -> list[Item]:
+        """Remove what was found, as far as it is not needed or busy by now; what was removed.
+
+        What refers to images goes before them. `found.left` tells what could not be removed.
+        """
+        removed: list[Item] = []
+        self._note(found.gone)
+        by_image: dict[str, list[Item]] = {}
+        for item in found.items:
+            if item.kind in {Kind.IMAGE, Kind.BLOB, Kind.JOB}:
+                continue
+            by_image.setdefault(item.image, []).append(item)
+        for image, items in by_image.items():
+            try:
+                with contextlib.ExitStack() as stack:
+                    if image:
+                        stack.enter_context(locks.held(self._checkout.lock(image), f"gc:{image}"))
+                    removed += [item for item in items if self._removed(item, found)]
+            except RcError as error:
+                found.left.append(f"{image}: {error.what}")
+        removed += self._remove_stored(found)
+        for item in found.items:
+            if item.kind is Kind.JOB:
+                podman_storage.remove(item.path, nodes.storage(self._checkout.settings.podman))
+                removed += [] if item.path.exists() else [item]
+        return removed
+
+    def _previous(self, found: Garbage) -> None:
+        kept, graph = self._checkout.previous, self._checkout.graph
+        for name, node in graph.images.items():
+            surplus = kept.surplus(node.project, self._checkout.settings.store, self._named)
+            found.items += [Item(Kind.PREVIOUS, path, name) for path in surplus]
+        for name in kept.names():
+            found.left += map(self._foreign, kept.foreign(name))
+
+    def _bases(self, found: Garbage) -> None:
+        """The notes of bases, without which their images are needed by nothing."""
+        graph = self._checkout.graph
+        if graph.broken:
+            # A Dockerfile that cannot be read may name any.
+            return
+        named = {reference for node in graph.images.values() for reference in node.remote}
+        for path, base in self._checkout.store.catalogue.base_files():
+            if base.reference not in named and self._age_days(path) >= GONE_DAYS:
+                found.items.append(Item(Kind.BASE, path))
+
+    def _stored(self, found: Garbage, gone: Iterable[str]) -> None:
+        """Images and blobs of the store, and manifests: what no image refers to that stays."""
+        store = self._checkout.store
+        leaving = {item.path for item in found.items if item.kind in {Kind.PREVIOUS, Kind.BASE}}
+        needed = references(self._checkout, set(gone), leaving)
+        if needed.unreadable:
+            # It may be of a later version of this tool, and refer to anything.
+            unread = self._shown(needed.unreadable[0])
+            found.left.append(f"the whole store: {unread} cannot be read, and may refer to an image")
+            return
+        found.left += map(self._foreign, garbage.foreign(store))
+        if not garbage.linked_parts(store):
+            unneeded = garbage.unneeded(store, needed.words, self._now_s)
+            found.items += [Item(Kind.IMAGE, path) for path in unneeded.images]
+            found.items += [Item(Kind.BLOB, path) for path in unneeded.blobs]
+            found.young = unneeded.young
+        history_days = self._checkout.settings.history.days
+        for directory in self._manifests():
+            for path in _listed(directory) if directory.name not in gone else ():
+                manifest = _MANIFEST.fullmatch(path.name)
+                if manifest is None:
+                    found.left += [] if path.name.startswith(".") else [self._foreign(path)]
+                # `doit diff` can tell of what `doit history` knows.
+                elif manifest[1] not in needed.words and self._age_days(path) > history_days:
+                    found.items.append(Item(Kind.MANIFEST, path))
+
+    def _manifests(self) -> list[Path]:
+        """The directories of manifests, by image."""
+        return _listed(self._generated / "manifests")
+
+    def _remove_stored(self, found: Garbage) -> list[Item]:
+        images = tuple(item.path for item in found.items if item.kind is Kind.IMAGE)
+        blobs = tuple(item.path for item in found.items if item.kind is Kind.BLOB)
+        if not images and not blobs:
+            return []
+        store, unneeded = self._checkout.store, Unneeded(images, blobs)
+        removed = set(garbage.remove(store, unneeded, self._now_s))
+        return [item for item in found.items if item.path in removed]
+
+    def _logs(self, found: Garbage, gone: Iterable[str]) -> None:
+        for image in _listed(self._generated / "logs"):
+            for step in _listed(image) if image.name not in gone else ():
+                surplus = logs.surplus(step, self._checkout.settings.logs)
+                found.items += [Item(Kind.LOG, path) for path in surplus]
+
+    def _temporaries(self, found: Garbage) -> None:
+        places = [self._generated, *_listed(self._generated)]
+        places += [
+            each
+            for part in ("store", "previous", "manifests", "store/references")
+            for each in _listed(self._generated / part)
+        ]
+        for place in places:
+            found.items += [Item(Kind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)]
+        for name, node in self._checkout.graph.images.items():
+            if locks.holder(self._checkout.lock(name)) is None:
+                project = node.project
+                with contextlib.suppress(OSError):
+                    paths = squash.left(project.directory)
+                    paths += files.temporaries(project.directory, IMAGE_JSON)
+                    paths += files.temporaries(project.directory, EDF)
+                    found.items += [Item(Kind.TEMPORARY, path, name) for path in paths]
+
+    def _gone_since(self) -> dict[str, str]:
+        """The projects that are not there any more, but something of theirs, with when that was seen."""
+        checkout = self._checkout
+        known = set(checkout.graph.names())
+        found = recorded(checkout) | {name for name, _ in checkout.store.catalogue.caches()}
+        # Not those of the nightly runs.
+        logged = _listed(self._generated / "logs")
+        found |= {path.name for path in logged if any((path / step).is_dir() for step in Step)}
+        found |= {*checkout.previous.names(), *(path.name for path in self._manifests())}
+        for place in (checkout.root, checkout.root / PROJECTS):
+            for path in _listed(place):
+                if not path.name.startswith(".") and _only_generated(path):
+                    found.add(path.name)
+        seen = self._noted()
+        now = datetime.fromtimestamp(self._now_s, UTC).isoformat(timespec="seconds")
+        return {name: seen.get(name, now) for name in sorted(found - known)}
+
+    def _projects_gone(self, found: Garbage) -> None:
+        """What is left of projects that were not seen, and not built, for a month."""
+        for name, since in found.gone.items():
+            paths = list(self._of_project(name))
+            age_days = min((self._age_days(path) for path in paths), default=0.0)
+            if min(age_days, self._days_since(since)) < GONE_DAYS:
+                continue
+            for path in paths:
+                if self._is_named(path, name):
+                    found.left.append(f"{self._shown(path)}: an EDF names it")
+                else:
+                    found.items.append(Item(Kind.GONE, path, name))
+
+    def _of_project(self, name: str) -> Iterator[Path]:
+        checkout = self._checkout
+        for path in _listed(checkout.records.directory):
+            task, dot, _ = path.name.rpartition(".")
+            if dot and task.partition(":")[2] == name:
+                yield path
+        yield from filter(os.path.lexists, (self._generated / "store/cache" / f"{name}.json",))
+        yield from filter(os.path.lexists, (self._generated / "logs" / name / step for step in Step))
+        yield from filter(os.path.lexists, (self._generated / "manifests" / name,))
+        for entry in checkout.previous.entries(name):
+            yield checkout.previous.directory / name / entry
+        for place in (checkout.root, checkout.root / PROJECTS):
+            if _only_generated(place / name):
+                yield from filter(os.path.lexists, (place / name / ARTIFACT, place / name / IMAGE_JSON))
+
+    def _is_named(self, path: Path, name: str) -> bool:
+        if path.name == ARTIFACT:
+            return self._named(f"/{name}/{ARTIFACT}")
+        return path.parent.parent == self._checkout.previous.directory and self._named(path.name)
+
+    def _removed(self, item: Item, found: Garbage) -> bool:
+        path = item.path
+        files.require_locks()
+        try:
+            if item.kind is Kind.PREVIOUS or path.parent.parent == self._checkout.previous.directory:
+                previous.remove(path)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            found.left.append(f"{self._shown(path)}: {error.strerror}")
+            return False
+        if item.kind is Kind.GONE:
+            # Directories that are empty now.
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+        return True
+
+    def _noted(self) -> dict[str, str]:
+        try:
+            found = json.loads((self._generated / "gone.json").read_bytes())
+            return {
+                str(name): datetime.fromisoformat(since).isoformat() for name, since in found.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    def _note(self, gone: dict[str, str]) -> None:
+        path = self._generated / "gone.json"
+        if gone != self._noted():
+            with contextlib.suppress(RcError):
+                write_atomically(path, json.dumps(gone, indent=1) + "\n")
+
+    def _days_since(self, iso: str) -> float:
+        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
+            return (self._now_s - datetime.fromisoformat(iso).timestamp()) / _DAY_S
+        return 0.0
+
+    def _age_days(self, path: Path) -> float:
+        try:
+            return (self._now_s - os.lstat(path).st_mtime) / _DAY_S
+        except OSError:
+            return 0.0
+
+    def _foreign(self, path: Path) -> str:
+        words = "is a symlink, and perhaps another checkout's" if path.is_symlink() else "is not ours"
+        return f"{self._shown(path)}: {words}"
+
+    def _shown(self, path: Path) -> str:
+        return self._checkout.shown(path)
+
+
+def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:
+    """The files of each item as they are now, for `freed_bytes`."""
+    return {item: tuple(_walk(item.path)) for item in items}
+
+
+def freed_bytes(
+    measured: Mapping[Item, tuple[os.stat_result, ...]], items: Iterable[Item]
+) -> dict[Kind, int]:
+    """What the removal of items frees, by kind: a file that keeps another name frees nothing."""
+    links: Counter[tuple[int, int]] = Counter()
+    sizes = dict.fromkeys(Kind, 0)
+    for item in items:
+        for status in measured[item]:
+            key = status.st_dev, status.st_ino
+            links[key] += 1
+            if links[key] == status.st_nlink:
+                sizes[item.kind] += status.st_size
+    return sizes
+
+
+def _walk(path: Path) -> Iterator[os.stat_result]:
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if not path.is_dir() or path.is_symlink():
+            yield status
+            return
+        for parent, _, names in os.walk(path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    yield os.lstat(f"{parent}/{name}")
+
+
+def _listed(directory: Path) -> list[Path]:
+    """The entries of a directory of the state. Raises OSError when it cannot be read."""
+    return [directory / name for name in reading.names(directory)]
+
+
+def _only_generated(directory: Path) -> bool:
+    """Whether a project directory holds nothing but what we have put there."""
+    try:
+        names = set(os.listdir(directory)) if not directory.is_symlink() else set[str]()
+    except OSError:
+        return False
+    return bool(names & {ARTIFACT, IMAGE_JSON}) and names <= GENERATED

@@ -1,0 +1,1 @@
+"""Settings and project.toml: what users may write there, and where each value came from."""

@@ -1,0 +1,116 @@
+"""project.toml: what a project says about its build beside the Dockerfile. The file is optional."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import SettingsError
+from rc_tasks.model.config import sources
+from rc_tasks.model.config.settings import EdfSettings, Slurm
+from rc_tasks.util import toml_schema, toml_text
+from rc_tasks.util.toml_schema import Overrides, overrides, setting, wrong
+
+_ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# It is a file name, in /run/secrets of the RUN.
+_SECRET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def _build_args(raw: object) -> dict[str, str]:
+    if not isinstance(raw, dict):
+        raise wrong("a table of build arguments", raw)
+    found = {}
+    for name, value in raw.items():
+        if not _ARG_NAME.fullmatch(name):
+            raise ValueError(f"{toml_text.dump(name)} cannot be the name of a build argument")
+        try:
+            found[name] = toml_text.dump(value) if isinstance(value, int) else toml_schema.text(value)
+        except ValueError as error:
+            # No other numbers: 1.10 would reach the build as 1.1.
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _target(raw: object) -> str:
+    if not toml_schema.text(raw):
+        raise wrong("the name of a build stage", raw)
+    return str(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A build secret: its ID in the Dockerfile, and the variable or else the file that holds it."""
+
+    id: str
+    variable: str = ""
+    file: str = ""
+
+
+def _secrets(raw: object) -> tuple[Secret, ...]:
+    if not isinstance(raw, list):
+        # The text may be the secret itself: it is not shown.
+        raise wrong('a list such as ["id=ID,env=VARIABLE"]', "***")
+    found = tuple(map(_secret, raw))
+    for number, secret in enumerate(found):
+        if any(secret.id == before.id for before in found[:number]):
+            raise ValueError(f"{toml_text.dump(secret.id)} is given twice")
+    return found
+
+
+def _secret(raw: object) -> Secret:
+    """podman-build(1), --secret: id=ID,src=PATH or id=ID,env=VARIABLE."""
+    words = [part.partition("=")[::2] for part in raw.split(",")] if isinstance(raw, str) else []
+    pairs = dict(words)
+    kind, name = pairs.pop("type", ""), pairs.pop("id", "")
+    key, value = pairs.popitem() if len(pairs) == 1 else ("", "")
+    in_variable = key == "env" or (key in {"src", "source"} and kind == "env")
+    in_file = key in {"src", "source"} and kind in {"", "file"}
+    known = _SECRET_ID.fullmatch(name) and kind in {"", "file", "env"} and (in_variable or in_file)
+    if not known or not value or len(dict(words)) != len(words) or toml_schema.NOT_TEXT.search(value):
+        # Again not shown.
+        raise ValueError(
+            "expected id=ID,src=PATH or id=ID,env=VARIABLE; "
+            "the secret itself must not stand in this file"
+        )
+    return Secret(name, variable=value) if in_variable else Secret(name, file=value)
+
+
+def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(raw, list) or not all(isinstance(each, list) and each for each in raw):
+        raise wrong('a list of commands, each a list of words: [["python3", "-c", "import torch"]]', raw)
+    commands = tuple(toml_schema.each(toml_schema.text)(each) for each in raw)
+    for program, *_ in commands:
+        if not program or program.startswith("-"):
+            # What starts containers would take it for an option of its own.
+            raise ValueError(f"{toml_text.dump(program)} cannot be the name of a program")
+    return commands
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`.
+
+    `smoke` is None where nothing is said; an empty one turns off what would be inherited.
+    """
+
+    build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
+    target: str | None = setting(None, "build stage to stop at; else the last one", _target)
+    secrets: tuple[Secret, ...] = setting((), "build secrets, and where they are", _secrets)
+    smoke: tuple[tuple[str, ...], ...] | None = setting(
+        None, "commands that have to succeed in the image before it is published", _smoke
+    )
+    smoke_timeout_s: int = setting(300, "how long each of them may take", toml_schema.whole(1))
+    frozen: bool = setting(False, "the image is not built again, whatever changes")
+    slurm: Overrides[Slurm] = overrides(Slurm)
+    edf: Overrides[EdfSettings] = overrides(EdfSettings)
+
+
+def load(path: Path, where: str) -> Recipe:
+    """The recipe in a project.toml; a missing file is the default one.
+
+    Raises one SettingsError for all problems; `where` is how the path is shown.
+    """
+    found = sources.from_file(Recipe, path, where)
+    if found.problems:
+        raise toml_schema.failure(SettingsError, found.problems, where)
+    return toml_schema.build(Recipe, found.values)

@@ -1,0 +1,396 @@
+"""The settings: one frozen value read from three places, each key with its origin and its help.
+
+A later place wins: `[tool.rc_tasks]` in the checkout's pyproject.toml, the user's rc_tasks.toml, then
+variables `RC_…`. A new setting is one line in one of the classes below.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.errors import SettingsError
+from rc_tasks.model.config import sources
+from rc_tasks.model.edf import schema
+from rc_tasks.util import toml_schema, toml_text
+from rc_tasks.util.toml_schema import Problem, each, setting, table, whole, wrong
+
+DEFAULT = "default"
+# Variables of the test suite; any other RC_ variable that names no setting is a typing error.
+RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
+
+# squashfs: blocks are powers of two from 4 KiB to 1 MiB.
+BLOCK_SIZES_BYTES = tuple(2**power for power in range(12, 21))
+
+# sbatch(1), --signal.
+_MOST_SIGNAL_S = 65535
+# Dates have to stay within what a calendar holds.
+_MOST_DAYS = 36500
+
+
+class Runner(StrEnum):
+    """Where steps run; `auto` means Slurm where there is Slurm."""
+
+    AUTO = "auto"
+    SLURM = "slurm"
+    LOCAL = "local"
+
+
+class Launcher(StrEnum):
+    """What starts a container of an image for a person; `auto` is the first that is there."""
+
+    AUTO = "auto"
+    CE = "ce"
+    PYXIS = "pyxis"
+    ENROOT = "enroot"
+    PODMAN = "podman"
+
+
+class SquashMethod(StrEnum):
+    """How an image becomes a SquashFS file: mksquashfs on the mounted image, or `enroot import`."""
+
+    DIRECT = "direct"
+    ENROOT = "enroot"
+
+
+class Compression(StrEnum):
+    """What mksquashfs compresses with; `auto` is zstd where mksquashfs has it, else what it has."""
+
+    AUTO = "auto"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+    LZO = "lzo"
+    GZIP = "gzip"
+    XZ = "xz"
+
+
+# mksquashfs -Xcompression-level; lz4 and xz have no levels.
+HIGHEST_LEVEL = {
+    Compression.AUTO: 22,
+    Compression.ZSTD: 22,
+    Compression.LZ4: 0,
+    Compression.LZO: 9,
+    Compression.GZIP: 9,
+    Compression.XZ: 0,
+}
+
+
+class Isolation(StrEnum):
+    """podman build --isolation; empty is podman's own choice."""
+
+    DEFAULT = ""
+    OCI = "oci"
+    ROOTLESS = "rootless"
+    CHROOT = "chroot"
+
+
+class Entrypoint(StrEnum):
+    """Whether the EDF runs the image's ENTRYPOINT; `auto`: one of a Dockerfile of ours that starts."""
+
+    AUTO = "auto"
+    TRUE = "true"
+    FALSE = "false"
+
+
+def minutes(raw: object) -> int:
+    """A time limit in whole minutes, from minutes or from one of Slurm's forms, rounded up.
+
+    Forms: sbatch(1), --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+    """
+    expected = 'minutes, or a time such as "12:00:00" or "1-06:00"'
+    if not isinstance(raw, str):
+        try:
+            return whole()(raw)
+        except ValueError:
+            raise wrong(expected, raw) from None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", raw.strip(), re.ASCII)
+    if found is None:
+        raise wrong(expected, raw)
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    first, second, third = parts
+    if days is not None or third is not None:
+        hours, mins, seconds = first or 0, second or 0, third or 0
+    else:
+        hours, mins, seconds = 0, first or 0, second or 0
+    return (days or 0) * 1440 + hours * 60 + mins + -(-seconds // 60)
+
+
+def _absolute_or_empty(raw: object) -> str:
+    if (path := toml_schema.text(raw)) and not path.startswith("/"):
+        raise wrong("an absolute path, or an empty string for this checkout", raw)
+    return path
+
+
+def _owner(raw: object) -> str:
+    if not re.fullmatch(r"@?[^@\s:/]+", toml_schema.text(raw)):
+        raise wrong("the name of a user, or @ and the name of a group", raw)
+    return str(raw)
+
+
+def _label(raw: object) -> str:
+    if not toml_schema.text(raw).isprintable():
+        raise wrong("one line of text", raw)
+    return str(raw)
+
+
+def _time_of_day(raw: object) -> str:
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", toml_schema.text(raw), re.ASCII):
+        raise wrong('a time of day such as "02:00"', raw)
+    return str(raw)
+
+
+def _storage(raw: object) -> str:
+    if (path := toml_schema.text(raw)) not in {"", "auto"} and not path.startswith(("/", "${")):
+        raise wrong('"auto", an absolute path, or an empty string', raw)
+    return path
+
+
+def _option(raw: object) -> str:
+    if not re.match(r"-[^-\s]|--[^\s=]", toml_schema.text(raw)):
+        raise wrong("an option that begins with -, its value joined to it as in --qos=debug", raw)
+    return str(raw)
+
+
+def _volume(raw: object) -> str:
+    source, *rest = toml_schema.text(raw).split(":")
+    if not source.startswith("/") or len(rest) not in {1, 2} or not rest[0].startswith("/"):
+        raise wrong("a volume SRC:DST[:OPTIONS] of absolute paths", raw)
+    return str(raw)
+
+
+def _block_size(raw: object) -> int:
+    size_bytes = whole()(raw)
+    if size_bytes not in BLOCK_SIZES_BYTES:
+        raise wrong("a power of two from 4096 to 1048576", raw)
+    return size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slurm:
+    """How job steps and allocations are asked for."""
+
+    account: str = setting("", "account; empty: the user's default one")
+    partition: str = setting("", "partition; empty: the cluster's default one")
+    nodes: int = setting(1, "nodes of the allocation that a run takes", whole(1))
+    time_limit_min: int = setting(
+        0, 'of that allocation: minutes, or "12:00:00"; 0: the partition\'s default', minutes
+    )
+    cpus: int = setting(0, "CPUs of a step; 0: whole nodes are taken, and a step gets a quarter of one")
+    extra: tuple[str, ...] = setting(
+        (), "more options for salloc; inside an allocation, for srun", each(_option)
+    )
+    retries: int = setting(2, "how often a step is tried again when its node fails")
+
+
+@dataclass(frozen=True, slots=True)
+class Debug:
+    """The interactive job of `doit remote` and `doit local`."""
+
+    account: str = setting("", "account of the interactive job; empty: slurm.account")
+    partition: str = setting("", "partition of the interactive job; empty: slurm.partition")
+    time_limit_min: int = setting(
+        0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
+    )
+    extra: tuple[str, ...] = setting((), "more options for its srun", each(_option))
+
+
+@dataclass(frozen=True, slots=True)
+class Nightly:
+    """The batch job of `doit nightly`."""
+
+    account: str = setting("", "account of the night's job; empty: slurm.account")
+    partition: str = setting("", "partition of the night's job; empty: slurm.partition")
+    nodes: int = setting(0, "nodes of the night's job; 0: slurm.nodes")
+    time_limit_min: int = setting(
+        0, 'of the night\'s job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes
+    )
+    extra: tuple[str, ...] = setting((), "more options for its sbatch", each(_option))
+    signal_s: int = setting(
+        300, "seconds before the time limit at which the run begins to end", whole(1, _MOST_SIGNAL_S)
+    )
+    resubmit: bool = setting(True, "a job that runs out of time with work left is followed by one more")
+    pull: bool = setting(False, "git pull --ff-only before the run")
+    allow_dirty: bool = setting(
+        False, "run also in a checkout with local changes, or diverged from its upstream"
+    )
+    at: str = setting("02:00", "the time of day in `doit nightly --cron`", _time_of_day)
+    mail_type: str = setting("", "when Slurm sends mail, as in END,FAIL; empty: never")
+    mail_user: str = setting("", "to whom; empty: who submits")
+    hook: tuple[str, ...] = setting(
+        (), "a command and its arguments; at the end it gets the summary as JSON on standard input"
+    )
+    report: str = setting(".rc/report.html", "where the report is written; empty: nowhere")
+
+
+@dataclass(frozen=True, slots=True)
+class PodmanSettings:
+    """Where podman keeps its images and how it runs a Dockerfile's commands."""
+
+    storage: str = setting(
+        "auto",
+        "directory of podman's images on a node, ${VAR} expanded there; auto: podman's own outside "
+        "Slurm, /dev/shm/$USER/rc_tasks/JOB in a job; empty: podman's own everywhere",
+        _storage,
+    )
+    driver: str = setting("", "storage driver; empty: podman's choice")
+    options: tuple[str, ...] = setting((), "storage options")
+    network: str = setting("host", "network of RUN commands")
+    isolation: Isolation = setting(Isolation.DEFAULT, "isolation of RUN; empty: podman's choice")
+    runtime: str = setting("", "OCI runtime; empty: podman's choice")
+    cgroup_manager: str = setting("", "cgroupfs or systemd; empty: podman's choice")
+    volumes: tuple[str, ...] = setting((), "SRC:DST[:OPTIONS], mounted into every RUN", each(_volume))
+
+
+@dataclass(frozen=True, slots=True)
+class Squash:
+    """How image.sqsh is made."""
+
+    method: SquashMethod = setting(
+        SquashMethod.DIRECT, "mksquashfs on the mounted image, or enroot import"
+    )
+    compression: Compression = setting(Compression.AUTO, "auto: zstd where mksquashfs has it")
+    level: int = setting(0, "compression level; 0: a fast one", whole(0, 22))
+    block_size_bytes: int = setting(131072, "block size, a power of two", _block_size)
+    processors: int = setting(0, "threads; 0: the CPUs of the step")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The image store on the shared file system."""
+
+    enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
+    previous: int = setting(2, "how many earlier image.sqsh of an image are kept for `doit rollback`")
+    previous_days: int = setting(
+        2,
+        "days that an image.sqsh stays after another took its place: longer than jobs may run",
+        whole(0, _MOST_DAYS),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """How long the logs of a step are kept; the newest one and that of its newest failure always are."""
+
+    keep: int = setting(20, "how many logs of a step are kept", whole(1))
+    days: int = setting(30, "days after which a log is removed", whole(1, _MOST_DAYS))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How long `doit history` remembers."""
+
+    days: int = setting(
+        90, "days after which what a run did is no longer in `doit history`", whole(1, _MOST_DAYS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EdfSettings:
+    """What stands in every env.toml."""
+
+    mounts: tuple[str, ...] = setting(
+        (), "SRC:DST[:FLAGS], or a path to mount under its own name", each(schema.mount)
+    )
+    workdir: str = setting("", "first directory; empty: the image's WORKDIR, else /")
+    entrypoint: Entrypoint = setting(
+        Entrypoint.AUTO,
+        "auto: true when a Dockerfile of ours sets an ENTRYPOINT that becomes its command",
+    )
+    writable: bool = setting(True, "the root file system may be written")
+    annotations: Mapping[str, str] = setting(
+        {}, "options of the Container Engine's hooks", schema.annotations
+    )
+    env: Mapping[str, str] = setting({}, "environment variables", schema.variables)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of `doit settings`; `value` is TOML."""
+
+    key: str
+    value: str
+    origin: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. `origins` tells for each dotted key the file or variable that set it."""
+
+    images_root: str = setting(
+        "", "the official checkout; empty: this checkout itself", _absolute_or_empty
+    )
+    images_owners: tuple[str, ...] = setting(
+        (),
+        "whose official images a clone adopts, beside root's and your own: users, and @groups that may "
+        "write there",
+        each(_owner),
+    )
+    source: str = setting(
+        "", "URL of this repository, for the label org.opencontainers.image.source", _label
+    )
+    runner: Runner = setting(Runner.AUTO, "where steps run; auto: through Slurm where there is Slurm")
+    launcher: Launcher = setting(
+        Launcher.AUTO,
+        "what starts containers: ce (CSCS Container Engine), pyxis, enroot or podman; auto: the first "
+        "of these that is there",
+    )
+    slurm: Slurm = table(Slurm)
+    debug: Debug = table(Debug)
+    nightly: Nightly = table(Nightly)
+    podman: PodmanSettings = table(PodmanSettings)
+    squash: Squash = table(Squash, shorthand="method")
+    store: Store = table(Store, shorthand="enabled")
+    logs: Logs = table(Logs)
+    history: History = table(History)
+    edf: EdfSettings = table(EdfSettings)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def rows(self) -> list[Row]:
+        """Every setting with its value and origin; an entry of a free table is a row of its own."""
+        rows = []
+        for path, leaf in toml_schema.leaves(Settings).items():
+            value: object = self
+            for part in path:
+                value = getattr(value, part)
+            free = value if leaf.is_table and isinstance(value, dict) and value else {None: value}
+            for key, item in free.items():
+                name = ".".join(path if key is None else (*path, key))
+                rows.append(Row(name, toml_text.dump(item), self.origins.get(name, DEFAULT), leaf.help))
+        return rows
+
+
+def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
+    """The settings of a checkout for one user; raises one SettingsError for all problems."""
+    config = environ.get("XDG_CONFIG_HOME", "")
+    # XDG base directory specification: a relative path is to be ignored.
+    user = (Path(config) if config.startswith("/") else home / ".config") / "rc_tasks.toml"
+    shown = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
+    found = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
+    found |= sources.from_file(Settings, user, shown)
+    found |= sources.from_environment(Settings, environ, "RC", RESERVED)
+
+    settings = toml_schema.build(Settings, found.values)
+    squash = settings.squash
+    highest = HIGHEST_LEVEL[squash.compression]
+    problems = list(found.problems)
+    if squash.level > highest:
+        limit = f"has levels up to {highest}" if highest else "has no levels"
+        where = found.origins["squash", "level"]
+        problems.append(
+            Problem(where, f"squash.level: {squash.compression} {limit}, found {squash.level}")
+        )
+    if problems:
+        raise toml_schema.failure(SettingsError, problems, "the settings")
+    return replace(settings, origins={".".join(path): origin for path, origin in found.origins.items()})
+
+
+def reference_markdown() -> str:
+    """The README's table of all settings."""
+    lines = ["| key | default | variable | meaning |", "|---|---|---|---|"]
+    for path, leaf in toml_schema.leaves(Settings).items():
+        name = "" if leaf.is_table else f"`{sources.variable('RC', path)}`"
+        default = toml_text.dump(leaf.default)
+        lines.append(f"| `{toml_schema.name(path)}` | `{default}` | {name} | {leaf.help} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,119 @@
+"""Where settings are written: a table of a TOML file, and environment variables."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rc_tasks.errors import RcError, SettingsError
+from rc_tasks.util import toml_schema, toml_text
+from rc_tasks.util.safe_read import read_bytes
+from rc_tasks.util.toml_schema import Leaf, Problem, wrong
+from rc_tasks.util.toml_text import KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Values by path, each with its origin (a file or a variable), and all that is wrong."""
+
+    values: Mapping[KeyPath, object] = field(default_factory=dict)
+    origins: Mapping[KeyPath, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    def __or__(self, later: "Found") -> "Found":
+        """Both, the later source on top."""
+        return Found(
+            {**self.values, **later.values},
+            {**self.origins, **later.origins},
+            self.problems + later.problems,
+        )
+
+
+def from_file(schema: type, path: Path, shown: str, above: KeyPath = ()) -> Found:
+    """What a file says, which need not exist.
+
+    `shown` is how its path is told; `above` is the path of the table that holds the schema's keys.
+    """
+    try:
+        text = toml_text.decode(read_bytes(path), shown, SettingsError)
+        raw: Any = toml_text.loads(text, shown, SettingsError)
+    except (FileNotFoundError, NotADirectoryError):
+        return Found()
+    except OSError as error:
+        return Found(problems=(Problem(shown, f"cannot be read: {error.strerror}"),))
+    except RcError as error:
+        return Found(problems=(Problem(str(error.where), error.what, error.hint, error.quote),))
+
+    def place(key: KeyPath) -> str:
+        line = toml_text.line_of(text, (*above, *key))
+        return shown if line is None else f"{shown}:{line}"
+
+    for depth, part in enumerate(above, 1):
+        raw = raw.get(part, {})
+        if not isinstance(raw, dict):
+            name = toml_schema.name(above[:depth])
+            return Found(problems=(Problem(shown, f"{name}: {wrong('a table', raw)}"),))
+    values, problems = toml_schema.read(schema, raw, place)
+    return Found(values, dict.fromkeys(values, shown), tuple(problems))
+
+
+def from_environment(schema: type, environ: Mapping[str, str], prefix: str, reserved: Set[str]) -> Found:
+    """What the variables say that begin with `prefix`; those in `reserved` are not ours to read."""
+    known = toml_schema.leaves(schema)
+    paths = {variable(prefix, path): path for path in known}
+    for path, shorthand in toml_schema.tables(schema).items():
+        if shorthand:
+            paths[variable(prefix, path)] = (*path, shorthand)
+    values: dict[KeyPath, object] = {}
+    origins: dict[KeyPath, str] = {}
+    problems: list[Problem] = []
+    for name, word in sorted(environ.items()):
+        if not name.startswith(f"{prefix}_") or name in reserved:
+            continue
+        free = [
+            path
+            for path, leaf in known.items()
+            if leaf.is_table and f"{name}_".startswith(f"{variable(prefix, path)}_")
+        ]
+        if free:
+            what = f"{toml_schema.name(free[0])} is a table and cannot be set from the environment"
+            problems.append(Problem(name, what, "set it in pyproject.toml or your rc_tasks.toml"))
+        elif name not in paths:
+            near = toml_schema.nearest(name, paths)
+            hint = f"did you mean {near}?" if near else "`doit settings` lists all; unset this one"
+            problems.append(Problem(name, "no setting has this variable", hint))
+        else:
+            leaf = known[paths[name]]
+            try:
+                values[paths[name]] = toml_schema.parse(leaf, _typed(leaf, word))
+                origins[paths[name]] = name
+            except ValueError as error:
+                problems.append(Problem(name, f"{toml_schema.name(paths[name])}: {error}"))
+    return Found(values, origins, tuple(problems))
+
+
+def variable(prefix: str, path: KeyPath) -> str:
+    """The environment variable of a key: `RC_SLURM_PARTITION`."""
+    return "_".join((prefix, *path)).upper()
+
+
+def _typed(leaf: Leaf, word: str) -> object:
+    """The text of a variable as the value that TOML would have given."""
+    if leaf.kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(word.lower(), word)
+    if leaf.kind is int and re.fullmatch(r"[+-]?[0-9]+", word):
+        return int(word)
+    if leaf.kind == tuple[str, ...] and word.lstrip().startswith("["):
+        try:
+            return tomllib.loads(f"list = {word}")["list"]
+        except tomllib.TOMLDecodeError:
+            raise wrong("a TOML array or shell words", word) from None
+    if leaf.kind == tuple[str, ...]:
+        try:
+            return shlex.split(word)
+        except ValueError as error:
+            raise ValueError(f"not shell words: {error}") from None
+    return word

@@ -1,0 +1,1 @@
+"""Dockerfiles: their instructions and stages, and the form in which podman is given them."""

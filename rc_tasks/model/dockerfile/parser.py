@@ -1,0 +1,555 @@
+"""Dockerfiles: their stages, and the images from outside that they are built from.
+
+The rules are BuildKit's. Whether a base is a project of ours or comes from a registry is not known
+here.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from rc_tasks.errors import DockerfileError
+from rc_tasks.model.dockerfile.expansion import Value, WordError, expand, split
+from rc_tasks.model.dockerfile.instructions import Instruction, instructions
+from rc_tasks.model.reference import ImageReference, near
+
+KNOWN = (
+    *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL"),
+    *("MAINTAINER", "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
+)
+SCRATCH = "scratch"
+
+# What Docker calls the machines that the kernel names otherwise, with the variant.
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "i686": ("386", ""),
+}
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
+# Python does not read numbers of thousands of digits.
+_MOST_DIGITS = 9
+_NO_SOURCE = frozenset({"tmpfs", "secret", "ssh"})  # mounts that come from no image
+# The instructions in which the builder itself replaces variables (Dockerfile reference, "Environment
+# replacement"); RUN leaves that to the shell.
+EXPANDED = frozenset(
+    {"ADD", "COPY", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"}
+)
+_VARIABLE_NAME = re.compile(r"\$\{?([A-Za-z_]\w*)")
+_NOT_ON_BUILD = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
+
+
+class Via(StrEnum):
+    """How an image is used."""
+
+    FROM = "FROM"
+    COPY = "COPY"
+    MOUNT = "MOUNT"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """One use of an image from outside: its name with variables replaced, else as written.
+
+    `foreign`: its --platform is not the one of this machine.
+    """
+
+    name: str
+    via: Via
+    line: int
+    stage: int
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What one --mount of a RUN reads: `source` in the image or stage `name`, or in the build context.
+
+    `name` is as written, and empty for the build context; `source` is empty for the whole of it.
+    """
+
+    name: str
+    source: str
+    line: int
+    stage: int
+
+
+class Overlooked(StrEnum):
+    """What podman's layer cache does not look at, or what podman once took from the wrong place."""
+
+    # The files of a RUN --mount, from the build context or from another image.
+    SOURCE = "source"
+    # The files of a RUN --mount from another stage.
+    STAGE = "stage"
+    # The value of an ARG in an instruction other than RUN.
+    VARIABLE = "variable"
+    # A stage named like an image that the Dockerfile uses.
+    SHADOW = "shadow"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One FROM section. It starts from `base`, from the stage `parent`, or from nothing (scratch).
+
+    `name` is as written, and empty when there is none.
+    """
+
+    index: int
+    name: str
+    line: int
+    base: Base | None
+    parent: int | None
+    sets_entrypoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dockerfile:
+    """All stages, and what is used by those up to the target.
+
+    `bases` has every use in order; `needed` are the indices of the stages that the target is made
+    of, as podman and BuildKit pass over the others. `sets_entrypoint` and `final_base` follow the
+    target down through the stages that it is built on. `mounts` has every RUN --mount that reads
+    something; `overlooked` has the lines of needed stages in which podman's cache overlooks something.
+    `notes` say, each with its `path:line`, what a person may not have meant and podman takes.
+    """
+
+    stages: tuple[Stage, ...]
+    bases: tuple[Base, ...]
+    final: Stage
+    sets_entrypoint: bool
+    final_base: Base | None
+    needed: frozenset[int] = frozenset()
+    mounts: tuple[Mount, ...] = ()
+    overlooked: tuple[tuple[Overlooked, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def stage_of(self, name: str, above: int) -> Stage | None:
+        """The stage that a `from=` in stage `above` names, by name or number, or None."""
+        return _stage_of(self.stages, name, above)
+
+
+def parse(
+    text: bytes,
+    *,
+    where: str,
+    build_args: Mapping[str, str],
+    architecture: str,
+    target: str | None = None,
+) -> Dockerfile:
+    """Read a Dockerfile; `architecture` is the machine as uname(2) names it.
+
+    `target` is a stage's name or, where it has none, its index. Raises DockerfileError, whose
+    `where` is this one with the line. As with podman, a mistake in a stage that the target does not need
+    is none: it is among the notes.
+    """
+    source = instructions(text, where=where)
+    if not source.instructions:
+        raise DockerfileError(
+            "the Dockerfile has no FROM",
+            where=f"{where}:1",
+            hint="start it with FROM and a base image",
+        )
+    reader = _Reader(where, source.escape, build_args, architecture)
+    for instruction in source.instructions:
+        reader.read(instruction)
+    return reader.finish(target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """An image or a stage that COPY or RUN --mount names."""
+
+    name: str
+    via: Via
+    line: int
+    stage: int
+
+
+class _Reader:
+    def __init__(
+        self, where: str, escape: str, build_args: Mapping[str, str], architecture: str
+    ) -> None:
+        self.where = where
+        self.escape = escape
+        self.build_args = build_args
+        self.globals = _values(platform_arguments(architecture, build_args))
+        self.declared: set[str] = set()
+        self.stages: list[Stage] = []
+        # The first mistake in each stage, and what the builder takes although it may be a mistake.
+        self.mistakes: dict[int, DockerfileError] = {}
+        self.notes: list[tuple[int, str]] = []
+        self.entrypoints: set[int] = set()
+        self.uses: list[_Use | Base] = []
+        self.mounts: list[Mount] = []
+        # The variables that ARG sets in each stage, and the first line of each that uses one elsewhere
+        # than in RUN.
+        self.arguments: list[set[str]] = []
+        self.expanded: dict[int, int] = {}
+        self.native = platform_arguments(architecture, {})["BUILDPLATFORM"]
+        self.last_line = 1
+
+    def read(self, instruction: Instruction) -> None:
+        self.last_line = instruction.line
+        try:
+            self.read_instruction(instruction)
+        except DockerfileError as error:
+            if not self.stages:
+                raise
+            self.mistakes.setdefault(len(self.stages) - 1, error)
+
+    def read_instruction(self, instruction: Instruction) -> None:
+        self.check_name(instruction)
+        if instruction.name == "FROM":
+            self.read_from(instruction)
+        elif not self.stages:
+            if instruction.name != "ARG":
+                raise self.error(
+                    instruction.line,
+                    f"{instruction.name} stands above the first FROM",
+                    "only ARG may stand there; move it below a FROM",
+                )
+            self.read_global_arg(instruction)
+        elif instruction.name in ("COPY", "ADD"):
+            self.read_copy(instruction)
+        elif instruction.name == "RUN":
+            self.read_run(instruction)
+        elif instruction.name == "ENTRYPOINT":
+            self.entrypoints.add(len(self.stages) - 1)
+        elif instruction.name == "ARG":
+            self.arguments[-1] |= {word.partition("=")[0] for word in instruction.value.split()}
+        if instruction.name in EXPANDED and self.stages:
+            text = " ".join((*instruction.flags, instruction.value))
+            if "$" in text and not self.arguments[-1].isdisjoint(variable_names(text)):
+                self.expanded.setdefault(len(self.stages) - 1, instruction.line)
+
+    def check_name(self, instruction: Instruction) -> None:
+        name = instruction.name
+        if name == "ONBUILD":
+            # The trigger runs in builds on top of this image, so what it names is no base of this one.
+            name = instruction.value.partition(" ")[0].partition("\t")[0].upper()
+            if name in _NOT_ON_BUILD or not name:
+                raise self.error(
+                    instruction.line,
+                    f"ONBUILD cannot trigger {name or 'nothing'}",
+                    "write the instruction that is to run in builds on top of this image",
+                )
+        if name not in KNOWN:
+            meant = near(name, KNOWN)
+            raise self.error(
+                instruction.line,
+                f"{name} is not an instruction",
+                f"did you mean {' or '.join(meant)}?"
+                if meant
+                else "a command of the shell needs RUN before it",
+            )
+
+    def read_global_arg(self, instruction: Instruction) -> None:
+        words = split(instruction.value, self.escape)
+        if not words:
+            raise self.error(
+                instruction.line, "ARG names no variable", "write ARG NAME or ARG NAME=VALUE"
+            )
+        for word in words:
+            name, has_default, default = word.partition("=")
+            if not name:
+                raise self.error(
+                    instruction.line, f"ARG {word} names no variable", "write ARG NAME or ARG NAME=VALUE"
+                )
+            self.declared.add(name)
+            if name in self.build_args:
+                self.globals[name] = Value(self.build_args[name])
+            elif has_default:
+                self.globals[name] = self.expand(default, f"ARG {word}", instruction.line)
+
+    def read_from(self, instruction: Instruction) -> None:
+        line, index = instruction.line, len(self.stages)
+        words = instruction.value.split()
+        named = len(words) == 3 and words[1].lower() == "as"
+        name = words[2] if named else ""
+        stage = Stage(index, name, line, None, None, False)
+        # Also where the rest of it is a mistake: what stands below is in this stage.
+        self.stages.append(stage)
+        self.arguments.append({*self.globals, *self.build_args})
+        if not named and len(words) != 1:
+            raise self.error(
+                line,
+                f"FROM has {len(words)} words after it, not one image, or IMAGE AS NAME"
+                if words
+                else "FROM names no image",
+                "write FROM IMAGE or FROM IMAGE AS STAGE",
+            )
+        foreign = False
+        for flag in instruction.flags:
+            key, _, platform = flag.partition("=")
+            if key != "--platform":
+                raise self.error(
+                    line, f"FROM does not know {key}", "its only flag is --platform=OS/ARCH"
+                )
+            foreign = self.resolve(platform, f"--platform={platform}", line) != self.native
+        image = self.resolve(words[0], f"FROM {words[0]}", line)
+        parent = _named(self.stages[:index], image)
+        if parent is not None:
+            self.stages[index] = replace(stage, parent=parent.index)
+            self.arguments[index] = set(self.arguments[parent.index])
+        elif image != SCRATCH:
+            ImageReference.parse(image, where=f"{self.where}:{line}")
+            base = Base(image, Via.FROM, line, index, foreign)
+            self.stages[index] = replace(stage, base=base)
+            self.uses.append(base)
+        if named and not _STAGE_NAME.fullmatch(name.lower()):
+            raise self.error(
+                line,
+                f"{name!r} cannot be the name of a stage",
+                "start with a letter and use letters, digits, . _ -",
+            )
+
+    def read_copy(self, instruction: Instruction) -> None:
+        for flag in instruction.flags:
+            key, _, name = flag.partition("=")
+            if key != "--from":
+                continue
+            if instruction.name == "ADD":
+                raise self.error(instruction.line, "ADD does not know --from", "use COPY --from")
+            self.use(name, f"COPY {flag}", Via.COPY, instruction.line)
+
+    def read_run(self, instruction: Instruction) -> None:
+        for flag in instruction.flags:
+            key, _, mount = flag.partition("=")
+            if key != "--mount":
+                continue
+            options = {}
+            for field in mount.split(","):
+                option, _, value = field.strip('"').partition("=")
+                options[option.strip().lower()] = value
+            kind = options.get("type", "bind").lower()
+            if kind in _NO_SOURCE:
+                continue
+            if "from" in options:
+                self.use(options["from"], f"RUN {flag}", Via.MOUNT, instruction.line)
+            if "from" in options or kind == "bind":
+                source = options.get("source", options.get("src", ""))
+                index = len(self.stages) - 1
+                self.mounts.append(Mount(options.get("from", ""), source, instruction.line, index))
+
+    def use(self, name: str, text: str, via: Via, line: int) -> None:
+        if "$" in name:
+            raise self.error(
+                line,
+                f"{text}: variables cannot be used in from=",
+                f"name the image in a stage of its own, `FROM {name} AS NAME` above this stage,"
+                " with the ARG above the first FROM, and write from=NAME here",
+            )
+        if not name:
+            raise self.error(line, f"{text} names no image or stage", "write from=NAME")
+        self.uses.append(_Use(name, via, line, len(self.stages) - 1))
+
+    def finish(self, target: str | None) -> Dockerfile:
+        if not self.stages:
+            raise self.error(self.last_line, "the Dockerfile has no FROM", "add FROM and a base image")
+        self.check_names()
+        stages = tuple(
+            replace(stage, sets_entrypoint=stage.index in self.entrypoints) for stage in self.stages
+        )
+        final = self.target(stages, target)
+        needed = self.needed(final)
+        bases = []
+        for use in self.uses:
+            try:
+                base = self.outside(use)
+            except DockerfileError as error:
+                self.mistakes.setdefault(use.stage, error)
+            else:
+                bases += [] if base is None else [base]
+        if wrong := needed & self.mistakes.keys():
+            raise self.mistakes[min(wrong)]
+        chain = [final]
+        while (parent := chain[-1].parent) is not None:
+            chain.append(stages[parent])
+        return Dockerfile(
+            stages,
+            tuple(base for base in bases if base.stage <= final.index),
+            final,
+            any(stage.sets_entrypoint for stage in chain),
+            chain[-1].base,
+            needed,
+            tuple(self.mounts),
+            tuple(self.overlooked(bases, needed)),
+            tuple(self.all_notes()),
+        )
+
+    def all_notes(self) -> Iterator[str]:
+        for line, note in self.notes:
+            yield f"{self.where}:{line}: {note}"
+        for mistake in self.mistakes.values():
+            yield f"{mistake.headline}; podman passes over this stage"
+
+    def check_names(self) -> None:
+        """Raise DockerfileError for two stages of one name, of which podman 4.3.1 takes the last."""
+        seen: dict[str, Stage] = {}
+        for stage in self.stages:
+            earlier = seen.setdefault(stage.name.lower(), stage) if stage.name else stage
+            if earlier is not stage:
+                raise self.error(
+                    stage.line,
+                    f"stage {stage.name} was already defined in line {earlier.line}",
+                    "give one of the two another name; capital letters make no difference",
+                )
+
+    def overlooked(self, bases: list[Base], needed: frozenset[int]) -> Iterator[tuple[Overlooked, int]]:
+        """The lines of needed stages that podman's cache does not see as a whole."""
+        for mount in self.mounts:
+            if mount.stage in needed:
+                stage = _stage_of(self.stages, mount.name, mount.stage)
+                yield Overlooked.SOURCE if stage is None else Overlooked.STAGE, mount.line
+        for index in sorted(needed & self.expanded.keys()):
+            yield Overlooked.VARIABLE, self.expanded[index]
+        used = {base.name for base in bases if base.stage in needed}
+        for stage in self.stages:
+            if stage.index in needed and stage.name in used:
+                yield Overlooked.SHADOW, stage.line
+
+    def needed(self, final: Stage) -> frozenset[int]:
+        """The stages that the target is made of, itself included."""
+        found: set[int] = set()
+        todo = [final.index]
+        while todo:
+            index = todo.pop()
+            if index not in found:
+                found.add(index)
+                parent = self.stages[index].parent
+                todo += [] if parent is None else [parent]
+                for use in self.uses:
+                    if use.stage == index and isinstance(use, _Use):
+                        stage = _stage_of(self.stages, use.name, index)
+                        todo += [] if stage is None else [stage.index]
+        return frozenset(found)
+
+    def outside(self, use: _Use | Base) -> Base | None:
+        """The use as one of an image from outside; None when it is a stage or nothing."""
+        if isinstance(use, Base):
+            return use
+        if _stage_of(self.stages, use.name, use.stage) is not None:
+            return None
+        if use.name.isascii() and use.name.isdecimal():
+            raise self.error(
+                use.line,
+                f"there is no stage {use.name} above stage {use.stage}, in which this line stands",
+                "stages are counted from 0; a name given with FROM … AS NAME is safer",
+            )
+        later = _stage_of(self.stages, use.name, len(self.stages))
+        if later is not None:
+            raise self.error(
+                use.line,
+                f"stage {use.name} begins in line {later.line} and is not finished here",
+                "move that stage above this one, or give it a name that is not the image's",
+            )
+        if use.name == SCRATCH:
+            return None
+        ImageReference.parse(use.name, where=f"{self.where}:{use.line}")
+        return Base(use.name, use.via, use.line, use.stage)
+
+    def target(self, stages: tuple[Stage, ...], target: str | None) -> Stage:
+        if not target:
+            return stages[-1]
+        for stage in stages:
+            if target.lower() == (stage.name.lower() or str(stage.index)):
+                return stage
+        names = [stage.name or str(stage.index) for stage in stages]
+        raise DockerfileError(
+            f"there is no stage {target!r}, which `target` in project.toml asks for",
+            where=f"{self.where}:{stages[-1].line}",
+            hint=f"the stages are: {', '.join(names)}",
+        )
+
+    def resolve(self, word: str, text: str, line: int) -> str:
+        """A word of FROM with every variable replaced."""
+        value = self.expand(word, text, line)
+        if value.unset:
+            name = value.unset[0]
+            what = f"variable {name} has no value in {text}"
+            if not _can_be_built_on(value.text, self.stages):
+                raise self.error(line, what, self.how_to_set(name))
+            self.notes.append((line, f"{what}, which is taken as {value.text}"))
+        if not value.text:
+            raise self.error(line, f"{text} is empty once its variables are replaced", "name an image")
+        return value.text
+
+    def how_to_set(self, name: str) -> str:
+        if name in self.build_args:
+            return (
+                f"build_args in project.toml sets it, so declare it: `ARG {name}` above the first FROM"
+            )
+        if name in self.declared:
+            return (
+                f"give it a default, `ARG {name}=VALUE` above the first FROM,"
+                " or set it under build_args in project.toml"
+            )
+        meant = near(name, [*self.globals, *self.declared], 1)
+        return (
+            (f"did you mean {meant[0]}? Otherwise " if meant else "")
+            + f"give it a default, `ARG {name}=VALUE` above the first FROM, or declare it there with"
+            f" `ARG {name}` and set it under build_args in project.toml"
+            "\n(FROM does not see an ARG or ENV that stands below a FROM)"
+        )
+
+    def expand(self, word: str, text: str, line: int) -> Value:
+        try:
+            return expand(word, self.escape, self.globals.get)
+        except WordError as problem:
+            raise self.error(
+                line, f"{text}: {problem}", "write ${NAME}, ${NAME:-DEFAULT} or ${NAME:+ALTERNATIVE}"
+            ) from None
+
+    def error(self, line: int, what: str, hint: str) -> DockerfileError:
+        return DockerfileError(what, where=f"{self.where}:{line}", hint=hint)
+
+
+def _stage_of(stages: Sequence[Stage], name: str, above: int) -> Stage | None:
+    if name.isascii() and name.isdecimal():
+        return stages[int(name)] if len(name) <= _MOST_DIGITS and int(name) < above else None
+    return _named(stages[:above], name)
+
+
+def _named(stages: Sequence[Stage], name: str) -> Stage | None:
+    return next((s for s in stages if s.name and s.name.lower() == name.lower()), None)
+
+
+def _can_be_built_on(name: str, stages: Sequence[Stage]) -> bool:
+    try:
+        return _named(stages, name) is not None or bool(ImageReference.parse(name))
+    except DockerfileError:
+        return False
+
+
+def variable_names(text: str) -> set[str]:
+    """The names of the variables that a text uses, whatever quotes stand around them."""
+    return set(_VARIABLE_NAME.findall(text))
+
+
+def machine(architecture: str) -> str:
+    """What Docker calls a machine that the kernel names `architecture`: amd64, arm64."""
+    return _ARCHITECTURES.get(architecture, (architecture, ""))[0]
+
+
+def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict[str, str]:
+    """The arguments that need no ARG above FROM; build arguments override them."""
+    values = _platform(architecture)
+    return {name: build_args.get(name, value) for name, value in values.items()}
+
+
+@functools.cache
+def _platform(architecture: str) -> Mapping[str, str]:
+    name, variant = _ARCHITECTURES.get(architecture, (architecture, ""))
+    values = {
+        "PLATFORM": "/".join(filter(None, ("linux", name, variant))),
+        "OS": "linux",
+        "ARCH": name,
+        "VARIANT": variant,
+    }
+    return {f"{machine}{key}": value for key, value in values.items() for machine in ("BUILD", "TARGET")}
+
+
+def _values(texts: Mapping[str, str]) -> dict[str, Value]:
+    return {name: Value(text) for name, text in texts.items()}

@@ -1,0 +1,1 @@
+"""EDF files: their keys, what they extend, how ours merges with what a user has edited."""

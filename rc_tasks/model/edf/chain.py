@@ -1,0 +1,396 @@
+"""An EDF as a launcher gets it: found by its name, its bases merged, its variables and paths expanded.
+
+The rules are those of the CSCS Container Engine ("EDF reference" and "EDF search path" in its
+documentation). Where it is silent, its successor's parser (sarus-suite/raster) was asked.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model.edf.schema import Edf
+from rc_tasks.util import toml_schema, toml_text
+from rc_tasks.util.safe_read import advice, read_bytes
+from rc_tasks.util.toml_text import KeyPath
+
+# An EDF and nine below it (raster counts the first one too).
+MAX_LEVELS = 10
+SQSH = "sqsh"
+SUFFIX = ".toml"
+
+_MOUNT = re.compile(r"((?:\$\{[^}]*\}|[^:])+)(?::((?:\$\{[^}]*\}|[^:])+)(?::(.+))?)?", re.DOTALL)
+# `$${` stands for a plain `${`; `$VAR` without braces is not a variable.
+_VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
+_IN_BRACES = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:-]")
+
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount of absolute paths; `where` is the `path:line` that asks for it."""
+
+    source: str
+    destination: str
+    flags: tuple[str, ...]
+    where: str
+
+    @property
+    def is_squashfs(self) -> bool:
+        """Whether the source is a SquashFS file whose contents are wanted."""
+        return self.flags == (SQSH,)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEdf:
+    """An EDF in which nothing is left to look up.
+
+    `image` is an absolute path, a registry's reference `[USER@][REGISTRY#]IMAGE[:TAG]`, or empty for
+    no container; an empty `workdir` is the image's. `unset` names variables that are taken away.
+    """
+
+    path: Path
+    image: str
+    workdir: str
+    entrypoint: bool
+    writable: bool
+    mounts: tuple[Mount, ...]
+    env: Environ
+    unset: tuple[str, ...]
+    annotations: Mapping[str, str]
+    devices: tuple[str, ...]
+    places: Mapping[KeyPath, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def where(self, *path: str) -> str:
+        """The `path:line` of a key, else the file."""
+        return self.places.get(path, str(self.path))
+
+
+def search_name(name: str) -> str:
+    """The name under which `--environment` finds an image's EDF: `~/.edf/<this>.toml`.
+
+    The search takes a word for a path when it begins with `.` or `/` or ends in `.toml`; a colon is
+    fine. The rule: a character that is no ASCII letter, no digit and none of `. _ : -` becomes `_`, and
+    `_` is added before a leading `.` or `-` and after a final `.toml`. So all but a few images keep
+    their names.
+    """
+    legal = _NOT_IN_A_NAME.sub("_", name)
+    before = "_" if legal.startswith((".", "-")) or not legal else ""
+    return before + legal + ("_" if legal.endswith(SUFFIX) else "")
+
+
+def search_path(environ: Environ) -> tuple[Path, ...]:
+    """The directories of `EDF_PATH`, else `~/.edf`."""
+    found = [each for each in environ.get("EDF_PATH", "").split(":") if each]
+    for each in found:
+        if not each.startswith("/"):
+            raise EdfError(
+                f"{each!r} is not an absolute path",
+                where="EDF_PATH",
+                hint="it is a list of directories with colons between them",
+            )
+    if not found:
+        home = environ.get("HOME", "")
+        if not home.startswith("/"):
+            raise EdfError("there is no home directory to look for .edf in", hint="set HOME or EDF_PATH")
+        found = [f"{home}/.edf"]
+    return tuple(Path(each) for each in found)
+
+
+def no_image(_image: str) -> Environ:
+    """The variables of an image of which nothing is known."""
+    return {}
+
+
+def resolve(
+    reference: str, *, environ: Environ, cwd: Path, image_environ: Callable[[str], Environ] = no_image
+) -> ResolvedEdf:
+    """The EDF that `--environment=reference` would start from `cwd`.
+
+    `image_environ` tells the variables of the image, which come before those of `environ` in `${VAR}`.
+    Raises EdfError.
+    """
+    return _Resolver(environ, cwd.absolute()).resolve(reference, image_environ)
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value as it is written, and where."""
+
+    raw: object
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """What a file says together with its bases; `levels` counts the files of its longest chain."""
+
+    values: Mapping[KeyPath, _Value]
+    mounts: tuple[_Value, ...]
+    devices: tuple[_Value, ...]
+    levels: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolver:
+    environ: Environ
+    cwd: Path
+    # By real path: a base that several files share is read once, however many ways lead to it.
+    _read: dict[str, _Merged] = field(default_factory=dict)
+
+    def resolve(self, reference: str, image_environ: Callable[[str], Environ]) -> ResolvedEdf:
+        path = self._find(reference, None)
+        merged = self._merged(path, ())
+        values = merged.values
+
+        def text(key: str, known: Environ) -> str:
+            return self._absolute(_expand(values[key,], key, known)) if (key,) in values else ""
+
+        image = text("image", self.environ)
+        known = {**self.environ, **image_environ(image)}
+        tables = {
+            table: {key: _expand(value, f"{table}.{key}", known) for key, value in _below(values, table)}
+            for table in ("env", "annotations")
+        }
+        workdir = text("workdir", known)
+        if workdir and not workdir.startswith("/"):
+            raise EdfError(
+                f"workdir: expected an absolute path, found {toml_text.dump(workdir)}",
+                where=values["workdir",].where,
+                hint="begin it with /, or with ./ for the directory that the container is started in",
+            )
+        return ResolvedEdf(
+            path=path,
+            image=image,
+            workdir=workdir,
+            entrypoint=self._flag(values, "entrypoint", default=False),
+            writable=self._flag(values, "writable", default=True),
+            mounts=_last_of_each(self._mount(value, known) for value in merged.mounts),
+            env={key: value for key, value in tables["env"].items() if value},
+            unset=tuple(key for key, value in tables["env"].items() if not value),
+            annotations=tables["annotations"],
+            devices=tuple(dict.fromkeys(_expand(value, "devices", known) for value in merged.devices)),
+            places={key: value.where for key, value in values.items()},
+        )
+
+    def _merged(self, path: Path, above: tuple[Path, ...]) -> _Merged:
+        chain = (*above, path)
+        real = os.path.realpath(path)
+        if real in (os.path.realpath(each) for each in above):
+            raise self._chain_error("base_environment leads back to a file of the same chain", chain)
+        if real not in self._read:
+            if len(chain) > MAX_LEVELS:
+                raise self._chain_error(f"more than {MAX_LEVELS} levels of base_environment", chain)
+            self._read[real] = self._load(path, chain)
+        merged = self._read[real]
+        if len(above) + merged.levels > MAX_LEVELS:
+            raise self._chain_error(f"more than {MAX_LEVELS} levels of base_environment", chain)
+        return merged
+
+    def _load(self, path: Path, chain: tuple[Path, ...]) -> _Merged:
+        own = self._values(path, chain)
+        values: dict[KeyPath, _Value] = {}
+        mounts: tuple[_Value, ...] = ()
+        devices: tuple[_Value, ...] = ()
+        levels = 1
+        for base in _elements(own.pop(("base_environment",), None)):
+            named = _expand(base, "base_environment", self.environ)
+            below = self._merged(self._find(named, base.where, chain), chain)
+            values |= below.values
+            # A base that is reached in several ways counts once, where it is last.
+            mounts = _each_once(mounts + below.mounts)
+            devices = _each_once(devices + below.devices)
+            levels = max(levels, below.levels + 1)
+        mounts += _elements(own.pop(("mounts",), None))
+        devices += _elements(own.pop(("devices",), None))
+        return _Merged({**values, **own}, mounts, devices, levels)
+
+    def _values(self, path: Path, chain: tuple[Path, ...]) -> dict[KeyPath, _Value]:
+        """What one file says, checked; elements of lists know their own lines."""
+        shown = self._shown(path)
+        try:
+            if not path.is_file():
+                # A FIFO would be waited for, and a device be read without end.
+                raise EdfError("is not a file", where=shown, hint="name the .toml file itself")
+            text = toml_text.decode(read_bytes(path), shown, EdfError)
+        except OSError as error:
+            raise EdfError(
+                f"cannot be read: {error.strerror}",
+                where=shown,
+                quote=self._chain(chain),
+                hint=advice(error, "correct its permissions, or ask its owner"),
+            ) from None
+
+        def place(key: KeyPath) -> str:
+            line = toml_text.line_of(text, key)
+            return shown if line is None else f"{shown}:{line}"
+
+        found, problems = toml_schema.read(Edf, toml_text.loads(text, shown, EdfError), place)
+        if problems:
+            raise toml_schema.failure(EdfError, problems, shown)
+        values = {key: _Value(value, place(key)) for key, value in found.items()}
+        for key, value in values.items():
+            if isinstance(value.raw, tuple):
+                start = toml_text.line_of(text, key) or 1
+                lines = _lines_of_elements(text, start, value.raw)
+                elements = zip(value.raw, lines, strict=True)
+                told = tuple(_Value(each, f"{shown}:{line}") for each, line in elements)
+                values[key] = _Value(told, value.where)
+        return values
+
+    def _find(self, reference: str, where: str | None, chain: tuple[Path, ...] = ()) -> Path:
+        """The file of a reference; `where` is the place that names it, or None for the user's word."""
+        hint = "write NAME to search EDF_PATH (~/.edf), else a path that begins with / or ./"
+        if reference.startswith(("/", "./", "../")):
+            # Not resolved: a symlinked checkout keeps the name that its users know.
+            path = Path(os.path.normpath(self.cwd / reference))
+            if os.path.lexists(path):
+                return path
+            raise self._missing(f"there is no {self._shown(path)}", where, chain, hint)
+        if not reference or reference.startswith(".") or reference.endswith(SUFFIX):
+            raise self._missing(f"{reference!r} names no EDF", where, chain, hint)
+        directories = search_path(self.environ)
+        for directory in directories:
+            path = directory / f"{reference}{SUFFIX}"
+            if os.path.isfile(path):
+                return path
+        searched = ", ".join(self._shown(each) for each in directories)
+        near = toml_schema.nearest(reference, (each for one in directories for each in _names_in(one)))
+        raise self._missing(
+            f"there is no {reference}{SUFFIX} in {searched}",
+            where,
+            chain,
+            f"did you mean {near}?" if near else hint,
+        )
+
+    def _missing(self, what: str, where: str | None, chain: tuple[Path, ...], hint: str) -> EdfError:
+        return EdfError(what, where=where, quote=self._chain(chain), hint=hint)
+
+    def _mount(self, value: _Value, known: Environ) -> Mount:
+        # Taken apart before variables are replaced, whose values may hold colons.
+        found = _MOUNT.fullmatch(str(value.raw))
+        if found is None:
+            raise EdfError(f"mounts: {value.raw!r} is no mount", where=value.where)
+        parts = [_expand(_Value(part, value.where), "mounts", known) for part in found.groups() if part]
+        source = self._absolute(parts[0])
+        destination = parts[1] if len(parts) > 1 else source
+        if not source.startswith("/") or not destination.startswith("/"):
+            raise EdfError(
+                f"mounts: {value.raw} becomes {source}:{destination}, which are no absolute paths",
+                where=value.where,
+                hint="see which variable is empty here, or write the path",
+            )
+        flags = tuple(flag for flag in "".join(parts[2:]).split("+") if flag)
+        if SQSH in flags and flags != (SQSH,):
+            raise EdfError(
+                f"mounts: {SQSH} stands beside other flags in {value.raw}",
+                where=value.where,
+                hint=f"`:{SQSH}` mounts a SquashFS file and goes with no other flag",
+            )
+        return Mount(source, os.path.normpath(destination), flags, value.where)
+
+    def _absolute(self, path: str) -> str:
+        """A path relative to the process that starts the container; what is none stays as it is."""
+        relative = path.startswith(("./", "../"))
+        return os.path.normpath(self.cwd / path) if relative else path
+
+    @staticmethod
+    def _flag(values: Mapping[KeyPath, _Value], key: str, *, default: bool) -> bool:
+        return bool(values[key,].raw) if (key,) in values else default
+
+    def _shown(self, path: Path) -> str:
+        """A path as errors name it: relative to where we are, or to the home directory."""
+        home = self.environ.get("HOME", "")
+        if path.is_relative_to(self.cwd):
+            return str(path.relative_to(self.cwd))
+        if home.startswith("/") and path.is_relative_to(home):
+            return f"~/{path.relative_to(home)}"
+        return str(path)
+
+    def _chain(self, chain: tuple[Path, ...]) -> tuple[str, ...]:
+        """The files that led here, for an error that is not about the first one."""
+        shown = tuple(f"{'  ' * depth}{self._shown(path)}" for depth, path in enumerate(chain))
+        return shown if len(shown) > 1 else ()
+
+    def _chain_error(self, what: str, chain: tuple[Path, ...]) -> EdfError:
+        return EdfError(
+            what,
+            where=self._shown(chain[0]),
+            quote=self._chain(chain),
+            hint="each file extends the one above it: take one base_environment out",
+        )
+
+
+def _expand(value: _Value, key: str, known: Environ) -> str:
+    """A text with its variables replaced, once: their values are not expanded again."""
+
+    def one(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return "${"
+        inner = _IN_BRACES.fullmatch(found[1])
+        if inner is None or not found[2]:
+            raise EdfError(
+                f"{key}: {found[0]} is no variable",
+                where=value.where,
+                hint="write ${VAR}, ${VAR:-} if it may be undefined, or $${VAR} for the text itself",
+            )
+        name, default = inner.groups()
+        if default is not None:
+            return known.get(name) or default
+        if name not in known:
+            raise EdfError(
+                f"{key}: the variable {name} is not defined",
+                where=value.where,
+                hint=f"export {name}, or write ${{{name}:-}} if it may be missing; "
+                f"$${{{name}}} keeps the text",
+            )
+        return known[name]
+
+    return _VARIABLE.sub(one, str(value.raw))
+
+
+def _below(values: Mapping[KeyPath, _Value], table: str) -> list[tuple[str, _Value]]:
+    return [(key[1], value) for key, value in values.items() if key[0] == table and len(key) == 2]
+
+
+def _elements(value: _Value | None) -> tuple[_Value, ...]:
+    return value.raw if value is not None and isinstance(value.raw, tuple) else ()
+
+
+def _each_once(values: tuple[_Value, ...]) -> tuple[_Value, ...]:
+    return tuple(dict.fromkeys(values[::-1]))[::-1]
+
+
+def _last_of_each(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """Of several mounts on one directory the last, as it would hide the others."""
+    by_destination: dict[str, Mount] = {}
+    for mount in mounts:
+        by_destination.pop(mount.destination, None)
+        by_destination[mount.destination] = mount
+    return tuple(by_destination.values())
+
+
+def _lines_of_elements(text: str, start: int, elements: tuple[str, ...]) -> list[int]:
+    """The line of each element of an array that begins on line `start`, as good as a search can tell."""
+    lines, at, found = text.split("\n"), start, []
+    for element in elements:
+        written = (toml_text.dump(element), f"'{element}'")
+        near = (
+            number
+            for number in range(at, len(lines) + 1)
+            if any(each in lines[number - 1] for each in written)
+        )
+        at = next(near, at)
+        found.append(at)
+    return found
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return [name.removesuffix(SUFFIX) for name in os.listdir(directory) if name.endswith(SUFFIX)]
+    except OSError:
+        return []

@@ -1,0 +1,228 @@
+"""Which image is built on which: edges from the Dockerfiles, order, cycles."""
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from functools import cache, partial
+from graphlib import CycleError, TopologicalSorter
+
+from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
+from rc_tasks.model.config.project_toml import Recipe
+from rc_tasks.model.dockerfile.parser import Base, Dockerfile, Via
+from rc_tasks.model.graph.project import PROJECTS, Alias, Project
+from rc_tasks.model.reference import near
+
+
+@dataclass(frozen=True, slots=True)
+class ImageNode:
+    """A project with what its files say.
+
+    `local` maps each base as it is written (`localhost/reasoning_base`) to the project that makes
+    it; `remote` lists the registry references.
+    """
+
+    project: Project
+    dockerfile: Dockerfile
+    recipe: Recipe
+    local: Mapping[str, str]
+    remote: tuple[str, ...]
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The projects that this image is built on, each once."""
+        return tuple(dict.fromkeys(self.local.values()))
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The registry references that builds take by a pin.
+
+        Not those with a digest of their own, of a stage that is not needed, or of another platform,
+        which podman pulls itself.
+        """
+        used = [base for base in self.dockerfile.bases if base.stage in self.dockerfile.needed]
+        foreign = {base.name for base in used if base.foreign}
+        names = dict.fromkeys(base.name for base in used if base.name in self.remote)
+        return tuple(name for name in names if "@" not in name and name not in foreign)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGraph:
+    """All images of a checkout, bases before what is built on them.
+
+    `broken` holds what cannot be built, by name, and why; of these, `circular` are built on one
+    another. `problems` concerns directories whose very name cannot be used.
+    """
+
+    images: Mapping[str, ImageNode]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, RcError] = field(default_factory=dict)
+    problems: tuple[RcError, ...] = ()
+    circular: Mapping[str, ImageNode] = field(default_factory=dict)
+
+    def resolve(self, name: str) -> ImageNode:
+        """The image with this name or alias; raises the error that breaks it, or ProjectError."""
+        name = self.aliases.get(name, name)
+        if name in self.broken:
+            raise self.broken[name]
+        if name not in self.images:
+            raise ProjectError(
+                f"there is no image named {name!r} in this checkout",
+                hint=partial(_nearest, name, self.names()),
+            )
+        return self.images[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that a person may use."""
+        return (*self.images, *self.aliases, *self.broken)
+
+    def aliases_of(self) -> dict[str, list[str]]:
+        """The aliases of each image that has any."""
+        found: dict[str, list[str]] = {}
+        for alias, target in self.aliases.items():
+            found.setdefault(target, []).append(alias)
+        return found
+
+    def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
+        """Remarks for people who build these images: what podman takes and they may not have meant.
+
+        Registry bases that may be misspelt projects are among them.
+        Near names take milliseconds to find, so they are looked for once for each base, and only when
+        notes are shown.
+        """
+        names = self.names()
+        close = cache(lambda name: near(name, names))
+        for node in nodes:
+            yield from node.dockerfile.notes
+            where = node.project.shown_dockerfile
+            for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
+                if name in node.remote and "/" not in name and close(name):
+                    yield (
+                        f"{where}:{line}: {name} is no image of this checkout and will be pulled from a"
+                        f" registry; did you mean {' or '.join(close(name))}?"
+                    )
+
+    def above(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The named images with all that they are built on, bases first."""
+        wanted: set[str] = set()
+        todo = list(names)
+        while todo:
+            name = todo.pop()
+            if name not in wanted and name in self.images:
+                wanted.add(name)
+                todo += self.images[name].bases
+        return tuple(name for name in self.images if name in wanted)
+
+
+def local_name(written: str, names: Container[str]) -> str | None:
+    """The project or alias that a base names, or None for a registry reference.
+
+    `localhost/` may stand before the name, and a missing tag and `:latest` are the same, as for
+    every container tool.
+    """
+    name = written.removeprefix("localhost/")
+    same = name.removesuffix(":latest") if name.endswith(":latest") else f"{name}:latest"
+    return next((candidate for candidate in (name, same) if candidate in names), None)
+
+
+def link(
+    project: Project,
+    dockerfile: Dockerfile,
+    recipe: Recipe,
+    aliases: Mapping[str, str],
+    names: Set[str],
+) -> ImageNode:
+    """The project as a node of the graph; `names` are all projects and aliases.
+
+    Raises DockerfileError.
+    """
+    local: dict[str, str] = {}
+    remote: dict[str, None] = {}
+    for base in dockerfile.bases:
+        name = local_name(base.name, names)
+        if name is not None:
+            local[base.name] = aliases.get(name, name)
+            continue
+        if base.name.startswith("localhost/") and base.stage in dockerfile.needed:
+            raise DockerfileError(
+                f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
+                where=f"{project.shown_dockerfile}:{base.line}",
+                hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
+            )
+        remote[base.name] = None
+    return ImageNode(project, dockerfile, recipe, local, tuple(remote))
+
+
+def graph(
+    nodes: Iterable[ImageNode],
+    aliases: Iterable[Alias] = (),
+    broken: Mapping[str, RcError] | None = None,
+    problems: Iterable[RcError] = (),
+) -> ImageGraph:
+    """The graph of all nodes, bases first; images on a cycle are broken, with the cycle as reason."""
+    by_name = {node.project.name: node for node in nodes}
+    bad = dict(broken or {})
+    while True:
+        good = {name: node for name, node in by_name.items() if name not in bad}
+        sorter = TopologicalSorter(
+            {name: [base for base in node.bases if base in good] for name, node in good.items()}
+        )
+        try:
+            order = tuple(sorter.static_order())
+        except CycleError as found:
+            # graphlib lists each node before the one that is built on it.
+            cycle = tuple(reversed(found.args[1]))[:-1]
+            bad |= dict.fromkeys(cycle, _cycle_error(cycle, by_name))
+        else:
+            break
+    kept = {}
+    for alias in aliases:
+        if alias.target in by_name or alias.target in bad:
+            kept[alias.name] = alias.target
+        else:
+            bad[alias.name] = _no_image(alias)
+    circular = {name: node for name, node in by_name.items() if name not in good}
+    return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems), circular)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The hint for a name that nothing has."""
+    close = near(name, names)
+    return f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names"
+
+
+def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> GraphError:
+    edges = [
+        _edge(nodes[name], following)
+        for name, following in zip(cycle, (*cycle[1:], cycle[0]), strict=True)
+    ]
+    if len(cycle) == 1:
+        return GraphError(
+            f"{cycle[0]} is built on itself: {_written(edges[0][1])}",
+            where=edges[0][0],
+            hint="name another base; one of the same name in a registry is written with its host,\n"
+            "as in docker.io/library/debian:12",
+        )
+    return GraphError(
+        f"these images are built on one another: {' → '.join((*cycle, cycle[0]))}",
+        where=edges[0][0],
+        quote=tuple(f"{where}: {_written(base)}" for where, base in edges),
+        hint="take one of these lines out, or move what both need into an image of its own",
+    )
+
+
+def _written(base: Base) -> str:
+    forms = {Via.FROM: "FROM ", Via.COPY: "COPY --from=", Via.MOUNT: "RUN --mount=from="}
+    return forms[base.via] + base.name
+
+
+def _no_image(alias: Alias) -> ProjectError:
+    path = f"{PROJECTS}/{alias.name}"
+    return ProjectError(
+        f"this alias points to {alias.target}, which is not an image",
+        where=path,
+        hint=f"point it to a project: ln -sfn NAME '{path}'",
+    )
+
+
+def _edge(node: ImageNode, to: str) -> tuple[str, Base]:
+    base = next(base for base in node.dockerfile.bases if node.local.get(base.name) == to)
+    return f"{node.project.shown_dockerfile}:{base.line}", base

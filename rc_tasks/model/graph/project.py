@@ -1,0 +1,229 @@
+"""Finds the project directories of a checkout, and owns every path that belongs to one."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.reference import name_problem
+from rc_tasks.util.safe_read import advice
+
+PROJECTS = "projects"
+DOCKERFILE = "Dockerfile"
+# `podman build` takes the first that is a file (podman-build(1), "--file"; so does 4.3.1).
+DOCKERFILES = ("Containerfile", DOCKERFILE)
+ARTIFACT = "image.sqsh"
+IMAGE_JSON = "image.json"
+EDF = "env.toml"
+RECIPE = "project.toml"
+# Left behind when git switches to a branch that does not have the project.
+GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One image's directory. `path` is relative to the checkout, such as `projects/reasoning:2025.1`.
+
+    `dockerfile_name` is the one of DOCKERFILES that podman takes there.
+    """
+
+    name: str
+    root: Path
+    path: str
+    dockerfile_name: str = DOCKERFILE
+
+    @property
+    def base(self) -> str:
+        """The project's directory as a string: joining Paths for a thousand images takes a while."""
+        return f"{self.root}/{self.path}"
+
+    @property
+    def directory(self) -> Path:
+        """The build context."""
+        return self.root / self.path
+
+    @property
+    def dockerfile(self) -> Path:
+        """The Dockerfile."""
+        return self.directory / self.dockerfile_name
+
+    @property
+    def recipe(self) -> Path:
+        """The optional project.toml."""
+        return self.directory / RECIPE
+
+    @property
+    def artifact(self) -> Path:
+        """The published SquashFS image."""
+        return self.directory / ARTIFACT
+
+    @property
+    def image_json(self) -> Path:
+        """The public record of the published image."""
+        return self.directory / IMAGE_JSON
+
+    @property
+    def edf(self) -> Path:
+        """The EDF that starts the official image."""
+        return self.directory / EDF
+
+    @property
+    def shown_dockerfile(self) -> str:
+        """The Dockerfile as errors name it."""
+        return self.shown(self.dockerfile_name)
+
+    def shown(self, name: str) -> str:
+        """A file of the project as errors name it: relative to the checkout."""
+        return f"{self.path}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A symlink such as `projects/reasoning:latest`; `target` is a project's name."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A directory or symlink that should be a project and is none."""
+
+    name: str
+    error: RcError
+
+
+def dockerfile_name(directory: str | Path) -> str:
+    """The name of the Dockerfile in a directory, or of what is in its place, if anything is."""
+    names = [name for name in DOCKERFILES if os.path.lexists(f"{directory}/{name}")]
+    files = (name for name in names if os.path.isfile(f"{directory}/{name}"))
+    return next(files, names[0] if names else DOCKERFILE)
+
+
+def discover(root: Path) -> Iterator[Project | Alias | Broken]:
+    """The projects of a checkout: directories in `projects/`, and those beside it with a Dockerfile."""
+    # realpath: the checkout itself may be reached through a symlink.
+    base = os.path.realpath(root)
+    top = Path(base)
+    for parent in ("", PROJECTS):
+        try:
+            entries = sorted(os.scandir(os.path.join(base, parent)), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ProjectError(
+                f"cannot be listed: {error.strerror}",
+                where=parent or base,
+                hint="it has to be a directory that you may read",
+            ) from None
+        for entry in entries:
+            if entry.name.startswith(".") or (not parent and entry.name == PROJECTS):
+                continue
+            path = f"{parent}/{entry.name}" if parent else entry.name
+            try:
+                found = _entry(entry, path, top)
+            except OSError as error:
+                found = Broken(entry.name, _unreadable(error, path))
+            if found is not None:
+                yield found
+
+
+def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | Broken | None:
+    in_projects = path.startswith(PROJECTS)
+    if entry.is_symlink():
+        return _alias(entry, path, str(top)) if in_projects else None
+    if not entry.is_dir():
+        return None
+    file = dockerfile_name(entry.path)
+    dockerfile = _kind(os.path.join(entry.path, file))
+    if not in_projects and dockerfile is None:
+        return None
+    problem = name_problem(entry.name)
+    if problem is not None:
+        return Broken(entry.name, _misnamed(entry.name, path, problem))
+    if os.path.islink(os.path.join(entry.path, file)) and dockerfile is None:
+        return Broken(entry.name, _dangling(entry.path, path, file))
+    if dockerfile is None:
+        if GENERATED.issuperset(os.listdir(entry.path)):
+            return None
+        return Broken(
+            entry.name,
+            ProjectError(
+                "this project has no Dockerfile",
+                where=f"{path}/",
+                hint="write one (its first line is FROM and a base), or remove the directory",
+            ),
+        )
+    if dockerfile != stat.S_IFREG:
+        is_directory = dockerfile == stat.S_IFDIR
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"is {'a directory' if is_directory else 'a socket, a pipe or a device'}, not a file",
+                where=f"{path}/{file}",
+                hint="move it away and write a file of this name (its first line is FROM and a base)",
+            ),
+        )
+    return Project(entry.name, top, path, file)
+
+
+def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
+    problem = name_problem(entry.name)
+    if problem is not None:
+        return Broken(entry.name, _misnamed(entry.name, path, problem))
+    points_to = os.readlink(entry.path)
+    target = os.path.realpath(entry.path)
+    parent, name = os.path.split(target)
+    if not os.path.exists(target):
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"this alias points to {points_to}, which does not exist",
+                where=path,
+                hint=f"point it to a project: ln -sfn NAME '{path}'",
+            ),
+        )
+    if parent not in (base, os.path.join(base, PROJECTS)):
+        return Broken(
+            entry.name,
+            ProjectError(
+                f"this alias points to {points_to}, outside of the projects of this checkout",
+                where=path,
+                hint=f"an alias names a project beside it: ln -sfn NAME '{path}'",
+            ),
+        )
+    return Alias(entry.name, name)
+
+
+def _misnamed(name: str, path: str, problem: str) -> ProjectError:
+    return ProjectError(
+        f"{name!r} cannot be the name of an image: it {problem}",
+        where=path if path.isprintable() else repr(path),
+        hint="rename it to something like reasoning:2025.1",
+    )
+
+
+def _unreadable(error: OSError, path: str) -> ProjectError:
+    return ProjectError(
+        f"cannot be read: {error.strerror}",
+        where=f"{path}/",
+        hint=advice(error, "correct its permissions, or remove it"),
+    )
+
+
+def _dangling(directory: str, path: str, file: str) -> ProjectError:
+    points_to = os.readlink(os.path.join(directory, file))
+    return ProjectError(
+        f"is a symlink to {points_to}, which does not exist",
+        where=f"{path}/{file}",
+        hint=f"write the file, or point the symlink to one: ln -sfn FILE '{path}/{file}'",
+    )
+
+
+def _kind(path: str) -> int | None:
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

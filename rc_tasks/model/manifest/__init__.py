@@ -1,0 +1,1 @@
+"""What is inside an image: packages and their versions, and how two images differ."""

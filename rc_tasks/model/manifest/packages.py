@@ -1,0 +1,177 @@
+"""The books that package managers keep in an image, read from their bytes.
+
+They are the image's, hence of any content: a value that cannot be one is passed over, ValueError means
+that nothing of a book can be read.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator
+
+from rc_tasks.model.manifest.manifest import Distribution, Kind, Package
+
+# No name or version of a real package is near it.
+LONGEST = 256
+
+# dpkg(1): in the other states nothing of the package is there, or its configuration alone.
+_ABSENT = frozenset({b"not-installed", b"config-files", b"half-installed"})
+_DPKG_KEYS = (b"Package:", b"Version:", b"Architecture:", b"Status:")
+_APK_KEYS = (b"P:", b"V:", b"A:")
+# rpmtag.h of rpm: numbers of tags and types.
+_RPM_NAME, _RPM_VERSION, _RPM_RELEASE, _RPM_EPOCH, _RPM_ARCH = 1000, 1001, 1002, 1003, 1022
+_RPM_INT32, _RPM_STRING = 4, 6
+# No `.*?` before white space here: a line of a million blanks would take for ever.
+_OS_RELEASE = re.compile(rb"^(ID|VERSION_ID|PRETTY_NAME)=(.*)$", re.MULTILINE)
+
+
+def dpkg(lines: Iterable[bytes], place: str) -> Iterator[Package]:
+    """The packages in dpkg's `status`, or in a file of `status.d` (distroless images)."""
+    for found in _paragraphs(lines, _DPKG_KEYS):
+        state = found.get(b"Status:", b"").split(b" ")[-1]
+        if state not in _ABSENT:
+            yield from _package(
+                Kind.DPKG, found, b"Package:", b"Version:", place, found.get(b"Architecture:", b"")
+            )
+
+
+def apk(lines: Iterable[bytes], place: str) -> Iterator[Package]:
+    """The packages in apk's `installed`."""
+    for found in _paragraphs(lines, _APK_KEYS):
+        yield from _package(Kind.APK, found, b"P:", b"V:", place, found.get(b"A:", b""))
+
+
+def rpm(header: bytes, place: str) -> Package | None:
+    """The package in a header of an rpm database; None for a signing key, which is kept as one.
+
+    The format is rpm's own (docs/manual/format_header.md): two counts, entries of tag, type, offset and
+    count, and the data that they point into. Raises ValueError.
+    """
+    try:
+        count, size_bytes = struct.unpack_from(">II", header)
+        start = 8 + 16 * count
+        if len(header) < start + size_bytes:
+            raise ValueError("it is cut short")
+        values = {}
+        for number in range(count):
+            tag, kind, offset, _ = struct.unpack_from(">IIII", header, 8 + 16 * number)
+            if tag in _RPM_TAGS and kind == _RPM_TAGS[tag]:
+                values[tag] = _rpm_value(header, start + offset, kind)
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+    name, version, release = (values.get(tag, "") for tag in (_RPM_NAME, _RPM_VERSION, _RPM_RELEASE))
+    if name == "gpg-pubkey":
+        return None
+    epoch = values.get(_RPM_EPOCH, "0")
+    full = f"{epoch}:{version}-{release}" if epoch != "0" else f"{version}-{release}"
+    if not _sound(name) or not _sound(full):
+        raise ValueError("a package has no name or version")
+    return Package(Kind.RPM, name, full, place, values.get(_RPM_ARCH, "")[:LONGEST])
+
+
+def python(metadata: bytes, place: str) -> Package:
+    """The package of a METADATA or PKG-INFO; only what stands before the first empty line counts.
+
+    Raises ValueError.
+    """
+    head = re.split(rb"\r?\n[ \t]*\r?\n", metadata, maxsplit=1)[0]
+    found = {}
+    for key in (b"Name", b"Version"):
+        match = re.search(rb"(?mi)^%s:(.*)$" % key, head)
+        found[key] = match[1].strip() if match is not None else b""
+    package = next(_package(Kind.PYTHON, found, b"Name", b"Version", place), None)
+    if package is None:
+        raise ValueError("it has no Name or Version")
+    return package
+
+
+def python_directory(name: str, place: str) -> Package | None:
+    """The package as the name of its directory tells it: `numpy-2.1.0.dist-info`."""
+    stem = name.removesuffix(".dist-info").removesuffix(".egg-info").removesuffix(".egg")
+    distribution, _, rest = stem.partition("-")
+    version = re.sub(r"-py\d.*", "", rest)
+    found = {b"Name": _bytes(distribution), b"Version": _bytes(version)}
+    return next(_package(Kind.PYTHON, found, b"Name", b"Version", place), None)
+
+
+def conda(text: bytes, place: str) -> Package:
+    """The package of a file in `conda-meta`. Raises ValueError."""
+    try:
+        found = json.loads(text)
+        name, version, build = (str(found[key]) for key in ("name", "version", "build"))
+        subdir, channel = str(found.get("subdir") or ""), str(found.get("channel") or "")
+    except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"it does not tell a package ({type(error).__name__})") from None
+    if not _sound(name) or not _sound(version):
+        raise ValueError("it has no name or version")
+    # Channels of companies have passwords in their addresses.
+    channel = re.sub(r"//[^/@]*@|/t/[^/]*(?=/)", lambda part: "//" if part[0][1] == "/" else "", channel)
+    return Package(
+        Kind.CONDA, name, version, place, subdir[:LONGEST], build[:LONGEST], channel[:LONGEST]
+    )
+
+
+def os_release(text: bytes) -> Distribution:
+    """What an os-release says."""
+    found = {
+        key: _decoded(value.strip().strip(b"\"'"))[:LONGEST] for key, value in _OS_RELEASE.findall(text)
+    }
+    return Distribution(
+        found.get(b"ID", ""), found.get(b"VERSION_ID", ""), found.get(b"PRETTY_NAME", "")
+    )
+
+
+_RPM_TAGS = {
+    _RPM_NAME: _RPM_STRING,
+    _RPM_VERSION: _RPM_STRING,
+    _RPM_RELEASE: _RPM_STRING,
+    _RPM_ARCH: _RPM_STRING,
+    _RPM_EPOCH: _RPM_INT32,
+}
+
+
+def _rpm_value(header: bytes, at: int, kind: int) -> str:
+    if kind == _RPM_INT32:
+        return str(struct.unpack_from(">I", header, at)[0])
+    end = header.find(b"\0", at, at + LONGEST + 1)
+    return _decoded(header[at:end]) if end >= 0 else ""
+
+
+def _paragraphs(lines: Iterable[bytes], keys: tuple[bytes, ...]) -> Iterator[dict[bytes, bytes]]:
+    """The values of some keys in texts of `key: value` lines that empty lines part."""
+    found: dict[bytes, bytes] = {}
+    for line in lines:
+        if line.startswith(keys):
+            key, _, value = line.partition(b":")
+            found[key + b":"] = value.strip()
+        elif not line.strip():
+            if found:
+                yield found
+            found = {}
+    if found:
+        yield found
+
+
+def _package(
+    kind: Kind,
+    found: dict[bytes, bytes],
+    name_key: bytes,
+    version_key: bytes,
+    place: str,
+    architecture: bytes = b"",
+) -> Iterator[Package]:
+    name, version = _decoded(found.get(name_key, b"")), _decoded(found.get(version_key, b""))
+    if _sound(name) and _sound(version):
+        yield Package(kind, name, version, place, _decoded(architecture)[:LONGEST])
+
+
+def _sound(text: str) -> bool:
+    return 0 < len(text) <= LONGEST
+
+
+def _decoded(value: bytes) -> str:
+    return value.decode(errors="replace")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")

@@ -1,0 +1,1 @@
+"""What a clone takes from the official checkout, and whose files it takes."""

@@ -1,0 +1,115 @@
+"""Which official images a clone is about to adopt, and why not the others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.graph import smoke
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.pin import Pin
+from rc_tasks.model.graph.project import EDF
+from rc_tasks.state.adoption.official import Offer, Official
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk.trust import NotOfferedError
+from rc_tasks.state.edf.values import edf_inputs
+from rc_tasks.state.records.records import Facts, Step
+from rc_tasks.state.records.status import StepStatus, first_line
+
+
+class Offers:
+    """The official images that a clone needs not build; looked up once until `forget`."""
+
+    def __init__(
+        self,
+        checkout: Checkout,
+        official: Official,
+        status: Callable[[Step, str], StepStatus],
+        inputs: Callable[[ImageNode], dict[str, str]],
+        pins: Callable[[ImageNode], Mapping[str, Pin]],
+    ) -> None:
+        """`status`, `inputs` and `pins` are the judge's."""
+        self.official = official
+        self._checkout = checkout
+        self._status = status
+        self._inputs = inputs
+        self._pins = pins
+        self._found: dict[str, Offer | NotOfferedError] = {}
+
+    def get(self, name: str) -> Offer | None:
+        """The official image of the same inputs, or None."""
+        found = self._look_up(name)
+        return found if isinstance(found, Offer) else None
+
+    def refusal(self, name: str) -> NotOfferedError | None:
+        """Why there is none."""
+        found = self._look_up(name)
+        return found if isinstance(found, NotOfferedError) else None
+
+    def forget(self) -> None:
+        """Look up everything anew."""
+        self._found.clear()
+
+    def covers(self, step: Step, name: str) -> bool:
+        """Whether a step that is not fresh is settled by adopting the image."""
+        offer = self.get(name)
+        if offer is None or step not in offer.records:
+            return False
+        if step is Step.PODMAN or not self._status(Step.PODMAN, name).fresh:
+            return True
+        # An image that was built here, and perhaps built upon, is not exchanged for another one.
+        record = self._checkout.records.get(Step.PODMAN, name)
+        return record is not None and record.facts == offer.facts
+
+    def facts(self, name: str) -> Facts | None:
+        """The facts of an image that is about to be adopted, None for the others."""
+        # What is fresh needs no look into the official checkout.
+        if name in self._checkout.graph.broken or not self._status(Step.PODMAN, name).adoptable:
+            return None
+        offer = self.get(name)
+        return offer.facts if offer is not None else None
+
+    def gone(self, node: ImageNode, image_id: str) -> str | None:
+        """Why an image that was adopted is not the official one any more, or None."""
+        published = self._checkout.records.get(Step.ENROOT, node.project.name)
+        artifact = published.artifact if published is not None and published.adopted_from else None
+        return self.official.gone(node.project, image_id, artifact, self._checkout.output_digests)
+
+    def _look_up(self, name: str) -> Offer | NotOfferedError:
+        found = self._found.get(name)
+        if found is None:
+            try:
+                found = self._offer(self._checkout.graph.resolve(name))
+            except NotOfferedError as error:
+                found = error
+            except RcError as error:
+                found = NotOfferedError(first_line(error))
+            self._found[name] = found
+        return found
+
+    def _offer(self, node: ImageNode) -> Offer:
+        frozen = node.recipe.frozen
+        for base in () if frozen else node.bases:
+            if base in self._checkout.graph.broken or not self._status(Step.PODMAN, base).settled:
+                raise NotOfferedError(f"its base {base} has to be built here")
+        offer = self.official.offer(
+            node.project,
+            self._inputs(node),
+            self._pins(node),
+            self._checkout.output_digests,
+            frozen=frozen,
+        )
+        passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
+        if not frozen and smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
+            # Nothing has to be built, but what is published here has passed the tests of this checkout.
+            return replace(offer, records={Step.PODMAN: offer.records[Step.PODMAN]})
+        environment = offer.records.get(Step.ENV)
+        if environment is None:
+            return offer
+        now = edf_inputs(self._checkout, node, offer.facts)
+        try:
+            now[EDF] = self._checkout.output_digests.content(f"{node.project.base}/{EDF}")
+        except OSError:
+            now.clear()
+        if environment.inputs == now:
+            return offer
+        return replace(offer, records={step: offer.records[step] for step in (Step.PODMAN, Step.ENROOT)})

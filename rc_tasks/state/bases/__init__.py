@@ -1,0 +1,1 @@
+"""Bases from registries, and the digests that they are pinned to."""

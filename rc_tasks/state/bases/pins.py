@@ -1,0 +1,85 @@
+"""The file bases.lock of a checkout, which steps on several nodes and people write."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import PinError
+from rc_tasks.model.graph.pin import LOCK, Pin, parse, with_pin
+from rc_tasks.model.graph.project import DOCKERFILES
+from rc_tasks.state.disk.files import refused, sweep_temporaries, write_atomically
+from rc_tasks.state.disk.locks import held
+from rc_tasks.state.records.inputs import CACHE, PIN
+from rc_tasks.util import toml_text
+from rc_tasks.util.safe_read import read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The pins of a checkout; `lock` is the file that whoever writes them holds."""
+
+    file: Path
+    lock: Path
+
+    def read(self) -> dict[str, Pin]:
+        """Every pin by reference; none when there is no file. Raises PinError."""
+        return parse(self._text())
+
+    def first(self, reference: str, pin: Pin) -> Pin:
+        """Pin a base unless it is pinned; returns the pin that counts, which may be another step's.
+
+        Raises RcError when the file is broken or cannot be written.
+        """
+        with held(self.lock, f"writing {LOCK}", wait=True):
+            text = self._text()
+            found = parse(text).get(reference)
+            if found is None:
+                self._write(with_pin(text, reference, pin))
+        return found or pin
+
+    def move(self, pins: Mapping[str, Pin]) -> None:
+        """Write these pins, all of them or none. Raises RcError as `first` does."""
+        with held(self.lock, f"writing {LOCK}", wait=True):
+            text = self._text()
+            parse(text)
+            for reference, pin in sorted(pins.items()):
+                text = with_pin(text, reference, pin)
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        sweep_temporaries(self.file.parent, self.file.name)
+        write_atomically(self.file, text)
+
+    def _text(self) -> str:
+        try:
+            return toml_text.decode(read_bytes(self.file), LOCK, PinError)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise refused(error, self.file) or error from None
+
+
+def comparable(
+    recorded: Mapping[str, str], now: Mapping[str, str], pins: Mapping[str, Pin]
+) -> dict[str, str]:
+    """Recorded inputs as they are to be compared with those of now: only a moved pin is a change.
+
+    What was recorded before its base was pinned counts as built from the first pin. Where the pin was
+    taken out, what was built from it is as good as ever. What podman's cache overlooks is no reason of
+    its own where the Dockerfile has changed.
+    """
+    parts = {
+        part: value
+        for part, value in recorded.items()
+        if not part.startswith((PIN, CACHE)) or part in now
+    }
+    rewritten = any(recorded.get(name) != now.get(name) for name in DOCKERFILES)
+    for part, value in now.items():
+        if part in parts:
+            continue
+        if part.startswith(PIN):
+            pin = pins.get(part.removeprefix(PIN))
+            parts[part] = pin.previous if pin is not None and pin.previous else value
+        elif part.startswith(CACHE) and rewritten:
+            parts[part] = value
+    return parts

@@ -1,0 +1,158 @@
+"""The user's EDF, `~/.edf/NAME.toml`: what `doit remote` and `doit local` start; people edit it."""
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from rc_tasks.errors import EdfError, RcError
+from rc_tasks.model.edf import merge, schema
+from rc_tasks.model.graph.project import ARTIFACT, EDF
+from rc_tasks.state.disk.files import refused, write_atomically
+from rc_tasks.util import toml_edit, toml_text
+from rc_tasks.util.safe_read import read_bytes
+
+DIRECTORY = ".edf"
+EXPLANATION = (
+    "# `doit remote` and `doit local` keep the values listed here current. One that you change is yours",
+    "# and stays, and so does all that you add.",
+)
+# A person's own values of these would start something else than was asked for.
+_WHAT_STARTS = ("base_environment", "image")
+_OLD_KEYS = frozenset({"base_environment", "image", "workdir"})
+
+
+@dataclass(frozen=True, slots=True)
+class UserEdf:
+    """One EDF of a user's, as it was read; `text` is None where there is none yet."""
+
+    path: Path
+    shown: str
+    text: str | None
+    force: bool = False
+
+    @classmethod
+    def read(cls, home: Path, name: str, *, project: str, force: bool = False) -> Self:
+        """The EDF `name` of a user, to be filled for a project.
+
+        Raises EdfError when it cannot be read or, unless `force`, when it is not ours.
+        """
+        directory = home / DIRECTORY
+        path, shown = directory / f"{name}.toml", f"~/{DIRECTORY}/{name}.toml"
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise EdfError(
+                "is not a directory, so no EDF can be found in it",
+                where=f"~/{DIRECTORY}",
+                hint=f"move it away: mv ~/{DIRECTORY} ~/{DIRECTORY}.old",
+            )
+        # Where a symlink leads, as it stays one.
+        place = Path(os.path.realpath(path)).parent
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise EdfError(
+                "you may not write here, where your EDFs lie",
+                where=place,
+                hint=f"`ls -ld {place}` tells whose it is; if it is yours: chmod u+rwx {place}",
+            )
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise EdfError("is not a file", where=shown, hint="move it away")
+            text = toml_text.decode(read_bytes(path), shown, EdfError)
+        except FileNotFoundError:
+            return cls(path, shown, None, force)
+        except OSError as error:
+            raise refused(error, path) or error from None
+        schema.check(text, shown)
+        ours = merge.generated_keys(text) or _by_env_update(text, home, project)
+        if not (ours or force or not text.strip()):
+            raise EdfError(
+                "was not written by this program and is left alone",
+                where=shown,
+                hint="rename it, or add --force: then base_environment, image and workdir are set\n"
+                "in it, and all else in it stays",
+            )
+        return cls(path, shown, text, force)
+
+    def filled(self, values: Mapping[str, object]) -> str:
+        """The text with these values; `image` goes when it is not among them.
+
+        Raises EdfError when a person's own value stands where ours has to be.
+        """
+        try:
+            wanted = "".join(
+                f"{key} = {toml_text.dump(_literal(value))}\n" for key, value in values.items()
+            )
+        except ValueError:
+            raise EdfError(
+                "a path in it is not UTF-8", where=self.shown, hint="rename the directory"
+            ) from None
+        text = self.text
+        present = edf_values(text)
+        # `always` says of `image` when it is not wanted: remove it.
+        always = {key for key in _WHAT_STARTS if key not in present}
+        if text is not None and (self.force or not merge.generated_keys(text)):
+            always |= {*_WHAT_STARTS, "workdir"}
+            if "image" in present and "image" not in values:
+                text = toml_edit.with_value(text, ("image",), None)
+        merged = merge.merge(text, wanted, self.shown, always=frozenset(always), explanation=EXPLANATION)
+        found = edf_values(merged)
+        for key in _WHAT_STARTS:
+            ours = _literal(values[key]) if key in values else None
+            if found.get(key) != ours:
+                line = toml_text.line_of(merged, (key,))
+                raise EdfError(
+                    f"{key} is your own value, and this command needs "
+                    + (f"{toml_text.dump(ours)}" if ours is not None else "the file to have none"),
+                    where=self.shown if line is None else f"{self.shown}:{line}",
+                    hint=f"remove the line, or add --force to have {key} set",
+                )
+        return merged
+
+    def write(self, text: str) -> bool:
+        """Put a text in place, where a symlink leads too; whether it is another one than before."""
+        if text == self.text:
+            return False
+        # A symlink into somebody's collection of settings stays one.
+        write_atomically(Path(os.path.realpath(self.path)), text)
+        return True
+
+
+def edf_values(text: str | None) -> dict[str, object]:
+    """The plain values of an EDF, by key."""
+    return tomllib.loads((text or "").removeprefix("\ufeff"))
+
+
+def workdir(home: Path, environ: Mapping[str, str]) -> str:
+    """Where an interactive job begins: `~/scratch`, with symlinks resolved. Raises RcError."""
+    place = home / "scratch"
+    if place.is_dir():
+        return os.path.realpath(place)
+    scratch = environ.get("SCRATCH", "")
+    if os.path.lexists(place):
+        led = f"a symlink to {os.readlink(place)}" if place.is_symlink() else "a file"
+        what = f"is {led}, and not a directory"
+    else:
+        what = "does not exist; interactive jobs begin there"
+    made = 'ln -sfn "$SCRATCH" ~/scratch' if scratch else "mkdir ~/scratch"
+    raise RcError(what, where="~/scratch", hint=f"make it: {made}")
+
+
+def _by_env_update(text: str, home: Path, project: str) -> bool:
+    """Whether the file is as the old env_update.sh wrote it, which wrote it anew each time."""
+    values = edf_values(text)
+    return (
+        "#" not in text
+        and values.keys() <= _OLD_KEYS
+        and values.get("workdir") == f"{home}/scratch"
+        and str(values.get("base_environment")).endswith(f"/{project}/{EDF}")
+        and str(values.get("image", f"/{project}/{ARTIFACT}")).endswith(f"/{project}/{ARTIFACT}")
+    )
+
+
+def _literal(value: object) -> object:
+    """A value in which the Container Engine replaces nothing: it would take `${…}` for a variable."""
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value

@@ -1,0 +1,61 @@
+"""What an env.toml is made from: the settings, the template, and the facts of the built image."""
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model.config.settings import Entrypoint
+from rc_tasks.model.edf.entrypoint import Behaviour
+from rc_tasks.model.edf.schema import EdfValues
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import ARTIFACT
+from rc_tasks.state.checkout import TEMPLATE, Checkout
+from rc_tasks.state.records.digests import text_digest
+from rc_tasks.state.records.records import Facts
+
+
+def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
+    """What the template is filled with."""
+    edf = node.recipe.edf.apply(checkout.settings.edf)
+    entrypoint = {
+        Entrypoint.TRUE: True,
+        Entrypoint.FALSE: False,
+        # The entrypoints of vendors' images are not ours to run at every start; our own are meant, but
+        # for one that the Container Engine cannot start.
+        Entrypoint.AUTO: facts.sets_entrypoint and facts.entrypoint is not Behaviour.CHILD,
+    }[edf.entrypoint]
+    return EdfValues(
+        name=node.project.name,
+        image=f"{checkout.images_root}/{node.project.path}/{ARTIFACT}",
+        mounts=edf.mounts,
+        workdir=edf.workdir or facts.workdir or "/",
+        entrypoint=entrypoint,
+        writable=edf.writable,
+        annotations=edf.annotations,
+        env=edf.env,
+    )
+
+
+def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Facts | None) -> bool:
+    """Whether users are to be told what a build with `facts` found out of the image's ENTRYPOINT.
+
+    `earlier` is what was recorded before. One that every launcher can start is told at the first build.
+    """
+    found = facts.entrypoint
+    if found is Behaviour.NOT_TRIED or (found is Behaviour.BECOMES and earlier is not None):
+        return False
+    edf = checkout.graph.images[name].recipe.edf.apply(checkout.settings.edf)
+    return edf.entrypoint is Entrypoint.AUTO and (earlier is None or earlier.entrypoint is not found)
+
+
+def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:
+    """The inputs of the env step, by part. Raises EdfError when the template cannot be read."""
+    try:
+        template = checkout.output_digests.content(f"{checkout.root}/{TEMPLATE}")
+    except OSError as error:
+        raise EdfError(
+            f"the template of every env.toml cannot be read: {error.strerror}",
+            where=TEMPLATE,
+            hint=f"`git checkout -- {TEMPLATE}` brings it back",
+        ) from None
+    return {
+        "template": template,
+        "values": text_digest(repr(edf_values(checkout, node, facts))),
+    }

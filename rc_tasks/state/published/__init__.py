@@ -1,0 +1,1 @@
+"""Published images: their manifests, their check, and what refers to them."""

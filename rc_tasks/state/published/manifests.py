@@ -1,0 +1,176 @@
+"""The manifests of published images, by image ID.
+
+.rc/manifests/NAME/IMAGE_ID.json           what is inside, and when it was published: the enroot step
+.rc/manifests/NAME/IMAGE_ID.origin.json    what it was made from: the podman step
+
+Those of the last images that were published under a name are kept, so that they can be compared.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.manifest.manifest import Manifest, Origin, document, parse_manifest, parse_origin
+from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.checkout import GENERATED, Checkout
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
+from rc_tasks.state.records.inputs import BASE, CONTEXT
+from rc_tasks.state.records.records import Record, Step
+from rc_tasks.util.safe_read import read_bytes
+
+_DIRECTORY = "manifests"
+_SUFFIX, _ORIGIN = ".json", ".origin.json"
+# Each takes some 100 kB.
+_KEEP = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """An image that was published under a name; `present` is the one that is published now.
+
+    `adopted_from` names the official checkout when only that has its manifest.
+    """
+
+    manifest: Manifest
+    present: bool
+    adopted_from: str = ""
+
+
+def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: str) -> None:
+    """Write down from what an image was built; `record` is of its podman step."""
+    if record.facts is None:
+        return
+    origin = Origin(
+        dockerfile=dockerfile,
+        build_args=dict(node.recipe.build_args),
+        target=node.recipe.target or "",
+        bases=bases(node, record),
+        files={
+            part.removeprefix(CONTEXT): value
+            for part, value in record.inputs.items()
+            if part.startswith(CONTEXT)
+        },
+        built_at=record.ended_at,
+        builder=record.builder,
+        node=record.node,
+        commit=record.commit,
+        dirty=record.dirty,
+        tools=dict(record.tools),
+    )
+    path = _directory(checkout, node.project.name) / f"{record.facts.image_id}{_ORIGIN}"
+    _write(path, {"name": node.project.name, "image_id": record.facts.image_id, **document(origin)})
+    # Also those of builds that were never published.
+    _trim(path.parent)
+
+
+def put(checkout: Checkout, manifest: Manifest) -> None:
+    """Write down what is in an image that was published; the oldest of its name go."""
+    path = _directory(checkout, manifest.name) / f"{manifest.image_id}{_SUFFIX}"
+    found = document(manifest)
+    # In a file of its own: it is written when the image is built, and once more from other inputs.
+    del found["origin"]
+    _write(path, found)
+    _trim(path.parent)
+
+
+def bases(node: ImageNode, record: Record) -> dict[str, str]:
+    """Each base of a built image: its image ID, or its digest in the registry; empty: not known."""
+    local = {base: record.inputs.get(BASE + base, "") for base in node.bases}
+    return local | {base: record.bases.get(base, "") for base in node.remote}
+
+
+def present_id(checkout: Checkout, name: str) -> str:
+    """The image ID of what is published now; empty when nothing is."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
+        if isinstance(found, str):
+            return found
+    record = checkout.records.get(Step.ENROOT, name)
+    return record.inputs.get("image", "") if record is not None else ""
+
+
+def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
+    """The builds of an image whose manifests are kept: the present one, then the newest first.
+
+    In a clone those of the official checkout are among them.
+    """
+    present = present_id(checkout, name)
+    found = {
+        manifest.image_id: Build(manifest, manifest.image_id == present)
+        for manifest in _manifests(_files(_directory(checkout, name)), name)
+    }
+    official = official_of(checkout)
+    if official is not None:
+        for manifest in _manifests(official.files(f"{_DIRECTORY}/{name}"), name):
+            theirs = Build(manifest, manifest.image_id == present, official.root)
+            found.setdefault(manifest.image_id, theirs)
+    newest = sorted(found.values(), key=lambda build: build.manifest.published_at, reverse=True)
+    return tuple(sorted(newest, key=lambda build: not build.present))
+
+
+def kept(checkout: Checkout, name: str) -> list[Path]:
+    """The files of this checkout's manifests: of the present image, then as written, the newest first.
+
+    None at all when there is none of the present image.
+    """
+    found = []
+    directory = _directory(checkout, name)
+    for file in reading.names(directory):
+        if file.endswith(_SUFFIX) and not file.endswith(_ORIGIN):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(((directory / file).stat().st_mtime, directory / file))
+    present = present_id(checkout, name)
+    newest = [path for _, path in sorted(found, reverse=True)]
+    newest.sort(key=lambda path: path.stem != present)
+    return newest if newest and newest[0].stem == present else []
+
+
+def origin_of(manifest: Path) -> Origin | None:
+    """The origin that belongs to the file of a manifest."""
+    text = reading.content(manifest.parent / f"{manifest.stem}{_ORIGIN}")
+    return parse_origin(text) if text is not None else None
+
+
+def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:
+    for file, text in files.items():
+        if file.endswith(_ORIGIN) or not file.endswith(_SUFFIX):
+            continue
+        image_id = file.removesuffix(_SUFFIX)
+        origin = files.get(f"{image_id}{_ORIGIN}")
+        manifest = parse_manifest(text, parse_origin(origin) if origin is not None else None)
+        if manifest is not None and (manifest.name, manifest.image_id) == (name, image_id):
+            yield manifest
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    texts = {name: reading.content(directory / name) for name in reading.names(directory)}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _directory(checkout: Checkout, name: str) -> Path:
+    return checkout.root / GENERATED / _DIRECTORY / name
+
+
+def _write(path: Path, value: dict[str, object]) -> None:
+    sweep_temporaries(path.parent, path.name)
+    write_atomically(path, json.dumps(value, separators=(",", ":")) + "\n")
+
+
+def _trim(directory: Path) -> None:
+    """Keep the newest manifests, and as many origins."""
+    times: dict[str, list[tuple[float, Path]]] = {_SUFFIX: [], _ORIGIN: []}
+    for path in directory.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            kind = _ORIGIN if path.name.endswith(_ORIGIN) else _SUFFIX
+            times[kind].append((path.stat().st_mtime, path))
+    kept = {path.name.partition(".")[0] for _, path in sorted(times[_SUFFIX])[-_KEEP:]}
+    for found in times.values():
+        for _, path in sorted(found)[:-_KEEP]:
+            if found is times[_SUFFIX] or path.name.partition(".")[0] not in kept:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)

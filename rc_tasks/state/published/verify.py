@@ -1,0 +1,329 @@
+"""Published images re-read against their records: what is damaged, and how to mend it.
+
+Only what was published is asked about. Whether it is stale is the judge's affair.
+"""
+
+import json
+import os
+import shlex
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
+from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk import locks
+from rc_tasks.state.disk.files import refused
+from rc_tasks.state.history import image_id as image_id_of
+from rc_tasks.state.records.digests import sample_digest
+from rc_tasks.state.records.records import Artifact, Record, Step
+from rc_tasks.state.rights import closed_files, is_official, shown
+from rc_tasks.state.store.block_digest import blocks_digest, file_digests
+from rc_tasks.state.store.store import Store
+from rc_tasks.util.safe_read import read_bytes, read_text
+
+_SHORT_ID = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that is not as it was published; `where` is relative to the checkout.
+
+    The commands in `hint` work in every directory.
+    """
+
+    where: str
+    what: str
+    hint: str
+
+
+class Verdict(StrEnum):
+    """What was found; `building`: it is being published just now, so that nothing can be said.
+
+    `unreadable`: this user may not read a part of it.
+    """
+
+    WHOLE = "whole"
+    DAMAGED = "damaged"
+    UNPUBLISHED = "was never published"
+    BUILDING = "is being built: verify it again later"
+    UNREADABLE = "cannot be verified"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An image that was verified. `notes` tell what could only be verified in part."""
+
+    name: str
+    verdict: Verdict
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Verification:
+    """Verifies images of a checkout; a blob that several need is read once.
+
+    `read` is told the size of every piece that was read; `at_once`: how many threads read.
+    """
+
+    checkout: Checkout
+    read: Callable[[int], None]
+    at_once: int
+    _blobs: dict[Path, str] = field(default_factory=dict)
+
+    def size_bytes(self, names: Iterable[str]) -> int:
+        """How much there is to read."""
+        total = 0
+        blobs: dict[Path, int] = {}
+        for name in names:
+            record = self._record(name)
+            if record is not None and record.artifact is not None:
+                total += record.artifact.size_bytes if record.artifact.blocks_digest else 0
+                for store, image_id in self._chain(name, record):
+                    blobs |= {store.blob(each): size for each, size in _blobs(store, image_id).items()}
+        return total + sum(blobs.values())
+
+    def verify(self, name: str) -> Verified:
+        """Re-read one image."""
+        node = self.checkout.graph.images[name]
+        for _ in range(2):
+            version = self.checkout.records.version(Step.ENROOT, name)
+            self.checkout.records.reread(Step.ENROOT, name)
+            record = self._record(name)
+            if record is None or record.artifact is None:
+                return Verified(name, Verdict.UNPUBLISHED)
+            notes: list[str] = []
+            try:
+                damages = [
+                    *self._artifact(node, record, record.artifact, notes),
+                    *self._image_json(node, record, record.artifact),
+                    *self._edf(node),
+                    *self._stored(node, record, notes),
+                ]
+            except PermissionError as error:
+                return Verified(name, Verdict.UNREADABLE, self._denied(error))
+            holder = locks.holder(self.checkout.lock(name))
+            if not damages or (
+                holder is None and version == self.checkout.records.version(Step.ENROOT, name)
+            ):
+                verdict = Verdict.DAMAGED if damages else Verdict.WHOLE
+                notes += self._closed(name)
+                return Verified(name, verdict, tuple(damages), tuple(notes))
+            if holder is not None:
+                break
+        # What is damaged now may be whole in a moment.
+        return Verified(name, Verdict.BUILDING)
+
+    def _denied(self, error: PermissionError) -> tuple[Damage, ...]:
+        told = refused(error)
+        return (Damage(str(told.where), told.what, told.hint or ""),) if told is not None else ()
+
+    def _closed(self, name: str) -> Iterator[str]:
+        """Which files of an official image nobody but their owner may read."""
+        for path in closed_files(self.checkout, name) if is_official(self.checkout) else ():
+            yield (
+                f"{shown(path, self.checkout.shown(path))} locks everybody else out:"
+                f" chmod go+r {shlex.quote(str(path))}"
+            )
+
+    def _record(self, name: str) -> Record | None:
+        return self.checkout.records.get(Step.ENROOT, name)
+
+    def _artifact(
+        self, node: ImageNode, record: Record, published: Artifact, notes: list[str]
+    ) -> Iterator[Damage]:
+        path = node.project.artifact
+        where = node.project.shown(ARTIFACT)
+        name = node.project.name
+        # What is sampled at every start may be whole.
+        hint = f"{_remove(path)}doit build:{name}    (it is squashed again)"
+        if record.adopted_from:
+            hint = f"ask those who own it to `doit verify {name}` in {record.adopted_from}"
+        elif self._is_put_back(name, record):
+            hint = (
+                f"doit rollback {name} --list    (another one can be put back;"
+                f" `{_remove(path)}doit build:{name}` would publish the newest)"
+            )
+        try:
+            size_bytes = path.stat().st_size
+            if size_bytes != published.size_bytes:
+                yield Damage(
+                    where, f"has {size_bytes} bytes, and {published.size_bytes} when published", hint
+                )
+            elif published.blocks_digest:
+                found = blocks_digest(str(path), self.read, self.at_once)
+                if found != published.blocks_digest:
+                    digests = f"{found[:_SHORT_ID]}, and was {published.blocks_digest[:_SHORT_ID]}"
+                    yield Damage(
+                        where, f"has another content than when published: digest {digests}", hint
+                    )
+            else:
+                notes.append(
+                    "published before digests of the whole file were kept: only 1 MiB of it was read"
+                )
+                if sample_digest(str(path)) != published.sample:
+                    yield Damage(where, "has another content than when published", hint)
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
+        except OSError as error:
+            first = f"verify it on another node first; if that cannot read it either: {hint}"
+            yield Damage(where, f"cannot be read: {error.strerror}", first)
+
+    def _image_json(self, node: ImageNode, record: Record, published: Artifact) -> Iterator[Damage]:
+        where = node.project.shown(IMAGE_JSON)
+        remove = _remove(node.project.image_json)
+        hint = f"{remove}doit build:{node.project.name}    (it is written again)"
+        try:
+            found = json.loads(read_bytes(node.project.image_json))
+            wanted = {
+                "name": node.project.name,
+                "image_id": record.inputs.get("image", ""),
+                "size_bytes": published.size_bytes,
+                "sample": published.sample,
+            }
+            if published.blocks_digest:
+                wanted["blocks_digest"] = published.blocks_digest
+            differ = [key for key, value in wanted.items() if found.get(key) != value]
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
+        except OSError as error:
+            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+        except (ValueError, AttributeError, RecursionError):
+            yield Damage(where, "is no JSON object", hint)
+        else:
+            if differ:
+                yield Damage(where, f"says something else than the record: {', '.join(differ)}", hint)
+
+    def _edf(self, node: ImageNode) -> Iterator[Damage]:
+        if self.checkout.records.get(Step.ENV, node.project.name) is None:
+            return
+        where = node.project.shown(EDF)
+        hint = f"doit env:{node.project.name}    (what people changed in it stays)"
+        wanted = f"{self.checkout.images_root}/{node.project.path}/{ARTIFACT}"
+        try:
+            found = tomllib.loads(read_text(node.project.edf)).get("image")
+        except FileNotFoundError:
+            yield Damage(where, "is missing", hint)
+        except PermissionError:
+            raise
+        except OSError as error:
+            yield Damage(where, f"cannot be read: {error.strerror}", hint)
+        except (ValueError, RecursionError) as error:
+            yield Damage(where, f"is no TOML: {error}", f"correct it, then doit env:{node.project.name}")
+        else:
+            if found != wanted:
+                yield Damage(where, f"names {found!r} as the image, and not {wanted}", hint)
+
+    def _stored(self, node: ImageNode, record: Record, notes: list[str]) -> Iterator[Damage]:
+        if not self.checkout.settings.store.enabled:
+            notes.append("the store is switched off: no layers were verified")
+            return
+        name = node.project.name
+        put_back = {image_id_of(record)} if self._is_put_back(name, record) else set()
+        for having, damage in self._lost(name, record):
+            if having <= put_back:
+                # A build would make the newest, and all that is built on the image is built on that.
+                why = "of the image that was put back alone, which nothing is built on"
+                notes.append(f"{damage.where} {damage.what}: {why}")
+            else:
+                yield damage
+
+    def _lost(self, name: str, record: Record) -> Iterator[tuple[set[str], Damage]]:
+        """What is not whole in the stores, with the images that have it."""
+        users: dict[Path, list[tuple[Store, str]]] = {}
+        for store, image_id in self._chain(name, record):
+            path = store.image(image_id)
+            where = self.checkout.shown(path)
+            try:
+                for digest in store.blobs(image_id):
+                    users.setdefault(store.blob(digest), []).append((store, image_id))
+            except FileNotFoundError:
+                yield {image_id}, Damage(where, "is not in the store any more", _rebuild(store, name))
+            except PermissionError:
+                raise
+            except (OSError, ValueError, RecursionError):
+                hint = _rebuild(store, name, path)
+                yield {image_id}, Damage(where, "cannot be read as an image", hint)
+        new = [str(path) for path in users if path not in self._blobs]
+        for file, found in file_digests(new, self.read, self.at_once):
+            self._blobs[Path(file)] = _words(Path(file).name, found)
+        for path, having in users.items():
+            if self._blobs[path]:
+                # Without their images: what is there is not made again.
+                images = [store.image(image_id) for store, image_id in having]
+                shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
+                hint = _rebuild(having[0][0], name, path, *images)
+                what = f"{self._blobs[path]}; it is a part of {shown}"
+                yield {each for _, each in having}, Damage(self.checkout.shown(path), what, hint)
+
+    def _is_put_back(self, name: str, record: Record) -> bool:
+        """Whether an older image is published, so that a build would publish another one."""
+        newest = image_id_of(self.checkout.records.get(Step.PODMAN, name))
+        return bool(record.instead_of) and newest != image_id_of(record)
+
+    def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
+        """The image that is published, and the images that it is built on, each with its store."""
+        checkout = self.checkout
+        official = official_of(checkout)
+        found: dict[tuple[Store, str], None] = {}
+        for each in reversed(checkout.graph.above([name])):
+            built = checkout.records.get(Step.PODMAN, each)
+            # It may have been built anew since.
+            record = published if each == name else built
+            image_id = image_id_of(record)
+            theirs = official is not None and record is not None and record.adopted_from
+            if image_id:
+                found[official.store if official and theirs else checkout.store, image_id] = None
+            for reference in checkout.graph.images[each].remote:
+                base = checkout.store.catalogue.base(reference, checkout.architecture)
+                # One that is not there is pulled when it is needed.
+                if base is not None and checkout.store.has(base.image_id):
+                    found[checkout.store, base.image_id] = None
+        return found
+
+
+def _words(digest: str, found: str | OSError) -> str:
+    """What is wrong with a blob; empty when nothing is."""
+    if isinstance(found, FileNotFoundError):
+        return "is missing"
+    if isinstance(found, PermissionError):
+        raise found
+    if isinstance(found, OSError):
+        return f"cannot be read: {found.strerror}"
+    return "" if found == digest else f"has another content, whose digest is {found[:_SHORT_ID]}"
+
+
+def _rebuild(store: Store, name: str, *damaged: Path) -> str:
+    if store.read_only:
+        return f"that store is not this checkout's: ask its owners to `doit verify {name}` there"
+    return f"{_remove(*damaged)}doit build:{name}    (what is missing is made again)"
+
+
+def _remove(*paths: Path) -> str:
+    """The beginning of a command that removes what is there of these."""
+    there = [path for path in paths if os.path.lexists(path)]
+    recursive = "-r " if any(map(os.path.isdir, there)) else ""
+    return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""
+
+
+def _blobs(store: Store, image_id: str) -> dict[str, int]:
+    try:
+        return store.blobs(image_id)
+    except (OSError, ValueError, RecursionError):  # what is wrong is reported when it is verified
+        return {}
+
+
+def verifiable(checkout: Checkout) -> list[str]:
+    """The images that have been published."""
+    return [
+        name for name in checkout.graph.images if checkout.records.get(Step.ENROOT, name) is not None
+    ]

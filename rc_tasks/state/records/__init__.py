@@ -1,0 +1,1 @@
+"""What each step made from what: digests of inputs, records, and the words for their differences."""

@@ -1,0 +1,182 @@
+"""What an image is made from, part by part, each with its digest.
+
+No version of this tool, no time and no path of the checkout is an input: none may cause a rebuild.
+"""
+
+import contextlib
+import functools
+import os
+import posixpath
+import stat
+from collections.abc import Iterable, Mapping
+
+from rc_tasks.errors import ProjectError
+from rc_tasks.model.dockerfile.parser import Overlooked
+from rc_tasks.model.graph import context
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import DOCKERFILES
+from rc_tasks.state.records.digests import Digests, bytes_digest, text_digest
+from rc_tasks.tools import podman_versions
+from rc_tasks.util import file_mode
+from rc_tasks.util.safe_read import advice
+
+# What the names of parts begin with: files of the build context, images of this checkout, and digests
+# of registry bases.
+CONTEXT = "context/"
+BASE = "base/"
+PIN = "pin/"
+# And what podman's own layer cache overlooks in this image: builds see to it since then (see
+# `model/dockerfile/rewrite.py`), and images of earlier builds may be made from what stood there before.
+CACHE = "cache/"
+# The value of a file that somebody wrote to while the image was built, whatever it holds by now.
+CHANGED_MEANWHILE = "changed during the build"
+
+_SEEN = "seen"
+# The versions of podman that see what a RUN --mount reads.
+_SEEN_SINCE = {
+    Overlooked.SOURCE: podman_versions.MOUNTED_FILES_SEEN_SINCE,
+    Overlooked.STAGE: podman_versions.MOUNTED_STAGES_SEEN_SINCE,
+}
+
+# Raised when `file_value` changes, so that what was compared before is compared again.
+_VALUES = 1
+
+# Size, times and inode of each file and directory, by part.
+Signatures = Mapping[str, tuple[int, int, int, int]]
+
+
+def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
+    """The inputs of an image that are files: `Dockerfile` or `Containerfile`, `context/entrypoint.sh`, …
+
+    `files` are the paths of `input_files`. Values are texts to compare. Raises ProjectError when a file
+    of the context cannot be read.
+    """
+    directory, dockerfile = node.project.base, node.project.dockerfile_name
+    parts = {}
+    for path in files:
+        full = f"{directory}/{path}"
+        try:
+            status = os.stat(full, follow_symlinks=path == dockerfile)
+            parts[part_of(path, dockerfile)] = file_value(full, status, digests)
+        except OSError as error:
+            raise ProjectError(
+                f"cannot be read: {error.strerror}",
+                where=node.project.shown(path),
+                hint=advice(
+                    error, "make it readable, or name it in .containerignore if no image needs it"
+                ),
+            ) from None
+    return parts
+
+
+def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str) -> dict[str, str]:
+    """The other inputs: `build_args.KEY`, `target`, `base/reasoning_base`, `architecture`.
+
+    `base_ids` maps the local bases that are built to their image IDs.
+    """
+    parts = {}
+    for key, value in node.recipe.build_args.items():
+        parts[f"build_args.{key}"] = text_digest(value)
+    if node.recipe.target is not None:
+        parts["target"] = node.recipe.target
+    for name in node.bases:
+        parts[BASE + name] = base_ids.get(name, "")
+    parts["architecture"] = architecture
+    parts |= {CACHE + kind: _SEEN for kind, _ in node.dockerfile.overlooked}
+    return parts
+
+
+def signatures(node: ImageNode) -> Signatures:
+    """Return size, times and inode of every file and directory that an image depends on, by part.
+
+    Two of them that are the same prove that nobody wrote there in between, where digests do not: files
+    may change and change back.
+    """
+    found = {}
+    dockerfile = node.project.dockerfile_name
+    for path in (".", *input_files(node).paths):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == dockerfile)
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            size_bytes = 0 if path == "." else status.st_size
+            found[part_of(path, dockerfile)] = (size_bytes, *times, status.st_ino)
+    return found
+
+
+def digest_below(inputs: Mapping[str, str], path: str) -> str:
+    """A digest of what the build context holds at `path` and below; the empty path means all of it."""
+    path = posixpath.normpath(f"/{path}").lstrip("/")
+    below = f"{CONTEXT}{path}/" if path else CONTEXT
+    parts = [
+        f"{part} {value}"
+        for part, value in sorted(inputs.items())
+        if part.startswith(below)
+        or part == CONTEXT + path
+        or (part in DOCKERFILES and path in ("", part))
+    ]
+    return text_digest("\n".join(parts))
+
+
+def input_files(node: ImageNode) -> context.Listing:
+    """The files that an image depends on, relative to its directory, the Dockerfile first."""
+    dockerfile = node.project.dockerfile_name
+    try:
+        found = context.listing(node.project.base, dockerfile)
+    except ProjectError as error:
+        error.where = str(error.where).removeprefix(f"{node.project.root}/")
+        raise
+    # It may lie elsewhere, and it counts where an ignore file names it.
+    signature, changed_ns = "", found.changed_ns
+    with contextlib.suppress(OSError):
+        status = os.stat(f"{node.project.base}/{dockerfile}")
+        changed_ns = max(changed_ns, status.st_ctime_ns)
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        signature = f"{dockerfile} {status.st_mode} {status.st_size} {times} {status.st_ino}"
+    return context.Listing(
+        (dockerfile, *[path for path in found.paths if path != dockerfile]),
+        f"{_VALUES} {signature} {found.signature}",
+        changed_ns,
+    )
+
+
+def is_file(part: str) -> bool:
+    """Whether a part is a file of the project."""
+    return part in DOCKERFILES or part.startswith(CONTEXT)
+
+
+def part_of(path: str, dockerfile: str) -> str:
+    """The name of the part that a file of a project is; `dockerfile` is its Dockerfile."""
+    return path if path == dockerfile else CONTEXT + path
+
+
+def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
+    """Return a file as an input: its mode as git counts it and its content's digest.
+
+    A symlink has the digest of its target.
+    """
+    if stat.S_ISLNK(status.st_mode):
+        # As bytes: a target need not be UTF-8.
+        return f"link {bytes_digest(os.readlink(os.fsencode(path)))}"
+    is_directory = stat.S_ISDIR(status.st_mode)
+    content = file_mode.DIRECTORY if is_directory else digests.content(path, status)
+    return f"{file_mode.counted(status.st_mode)} {content}"
+
+
+def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
+    """Recorded inputs in today's form; `podman` is the version that built from them.
+
+    Records of earlier versions hold all permission bits.
+    """
+    # Most are in that form, and one image may have hundreds of thousands.
+    earlier = {
+        part: file_mode.normalised(value)
+        for part, value in values.items()
+        if not file_mode.is_normalised(value) and is_file(part)
+    }
+    return {**_seen_by(podman), **values, **earlier}
+
+
+@functools.cache
+def _seen_by(podman: str) -> Mapping[str, str]:
+    since = _SEEN_SINCE.items()
+    return {CACHE + kind: _SEEN for kind, first in since if podman_versions.at_least(podman, first)}

@@ -1,0 +1,1 @@
+"""The store of images and layers, and earlier images that are kept."""

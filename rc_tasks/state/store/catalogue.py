@@ -1,0 +1,136 @@
+"""What refers to the images of a store: the bases from registries, and podman's cache by project.
+
+store/references/ARCHITECTURE/REFERENCE.json    a base: its image ID, and what the registry called it
+store/cache/NAME.json                           the intermediate images of the last builds
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import write_atomically
+
+# A file name has 255 bytes at most, and `write_atomically` adds some for its temporary one.
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A base as it was first pulled: on which node, and when (UTC, ISO 8601).
+
+    `digest` is the manifest's in the registry, `sha256:…`; the same image brought from the store has
+    another one in podman.
+    """
+
+    reference: str
+    digest: str
+    image_id: str
+    pulled_at: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """An intermediate image. `key` stands for the instructions that made it; "" when not known."""
+
+    image_id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The references of a store, by its directory."""
+
+    directory: Path
+
+    def base(self, reference: str, architecture: str) -> Pulled | None:
+        """The base that a reference stands for, or None when no node has pulled it yet."""
+        return _pulled(_read(self.base_file(reference, architecture)), reference)
+
+    def put_base(self, pulled: Pulled, architecture: str) -> None:
+        """Write down what a reference stands for."""
+        path = self.base_file(pulled.reference, architecture)
+        write_atomically(path, json.dumps(asdict(pulled), indent=1) + "\n")
+
+    def base_lock(self, reference: str, architecture: str) -> Path:
+        """The file that whoever pulls the base holds."""
+        path = self.base_file(reference, architecture)
+        return path.with_name(f"{path.name.removesuffix('.json')}.lock")
+
+    def bases(self) -> Iterator[Pulled]:
+        """Every base that was pulled."""
+        for _, found in self.base_files():
+            yield found
+
+    def base_files(self) -> Iterator[tuple[Path, Pulled]]:
+        """Every base that was pulled, with the file that says so."""
+        references = self.directory / "references"
+        for architecture in reading.names(references):
+            for name in reading.names(references / architecture):
+                path = references / architecture / name
+                if name.endswith(".json") and (found := _pulled(_read(path))) is not None:
+                    yield path, found
+
+    def cache(self, name: str) -> tuple[Cached, ...]:
+        """The intermediate images of the last build that ended well, and of failed ones since."""
+        found = _read(self._cache(name))
+        return (*_cached(found, "built"), *_cached(found, "failed"))
+
+    def put_cache(self, name: str, images: tuple[Cached, ...], *, failed: bool = False) -> None:
+        """Write down what a build made; what one that ended well made stays when one fails."""
+        built = _cached(_read(self._cache(name)), "built") if failed else images
+        known = set(built)
+        entry = {
+            "built": [asdict(image) for image in built],
+            "failed": [asdict(image) for image in images if image not in known],
+        }
+        write_atomically(self._cache(name), json.dumps(entry, indent=1) + "\n")
+
+    def caches(self) -> Iterator[tuple[str, tuple[Cached, ...]]]:
+        """Every project that has a cache, with its images."""
+        for file in reading.names(self.directory / "cache"):
+            if file.endswith(".json"):
+                name = file.removesuffix(".json")
+                yield name, self.cache(name)
+
+    def base_file(self, reference: str, architecture: str) -> Path:
+        """Where it is written down what a reference stands for."""
+        name = quote(reference, safe=":@+")
+        if len(name) > _LONGEST:
+            name = hashlib.sha256(reference.encode()).hexdigest()
+        return self.directory / "references" / architecture / f"{name}.json"
+
+    def _cache(self, name: str) -> Path:
+        return self.directory / "cache" / f"{name}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when it is not there or damaged, which costs only time.
+
+    Raises OSError when it is there and cannot be read: `doit gc` would take what it refers to.
+    """
+    try:
+        found = json.loads(reading.content(path) or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _pulled(found: dict[str, Any], reference: str | None = None) -> Pulled | None:
+    try:
+        pulled = Pulled(**{key: str(found[key]) for key in Pulled.__dataclass_fields__})
+    except KeyError:
+        return None
+    return pulled if reference in (None, pulled.reference) else None
+
+
+def _cached(found: dict[str, Any], kind: str) -> tuple[Cached, ...]:
+    try:
+        return tuple(Cached(str(each["image_id"]), str(each["key"])) for each in found.get(kind, ()))
+    except (TypeError, KeyError):
+        return ()

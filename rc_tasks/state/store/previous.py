@@ -1,0 +1,284 @@
+"""The images that were published before: kept by hard link, to be put back.
+
+    .rc/previous/NAME/PUBLISHED.IMAGE/    image.sqsh (another name of the same file), image.json,
+                                          record.json (the record of the step that published it)
+
+An entry is made before its image is replaced, and is complete from the moment that it has its name. The
+newest ones stay, and those that jobs may still run from: how many and how long are settings. Where the
+file system has no hard links, image.sqsh there is a copy.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.config.settings import Store
+from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON, Project
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import (
+    copy,
+    link,
+    open_up,
+    put_in_place,
+    sweep_temporaries,
+    temporary_prefix,
+)
+from rc_tasks.state.history import stamp
+from rc_tasks.state.records.digests import sample_digest
+from rc_tasks.state.records.records import Artifact, Record, Step, as_text, parse
+
+RECORD = "record.json"
+_TEMPORARY = "keep"
+_ENTRY = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.[0-9a-f]{12}")
+_SHORT_ID = 12
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An image that is published, or was; `artifact` is the file at `path` as it was then.
+
+    `current`: image.sqsh is this one now.
+    """
+
+    record: Record
+    artifact: Artifact
+    path: Path
+    current: bool
+
+    @property
+    def image_id(self) -> str:
+        """The image that was squashed."""
+        return self.record.inputs.get("image", "")
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the file is not as it was published; what is written to one link, all have."""
+        return not is_as_published(self.path, self.record)
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The kept images of one checkout, in `.rc/previous`."""
+
+    directory: Path
+
+    def keep(self, project: Project, record: Record | None) -> str:
+        """Keep the image that is published now; why that cannot be, or empty.
+
+        `record` is that of the step that published it. An adopted image is somebody else's, and what is
+        not as it was published is worth nothing: neither is kept. Whoever calls holds the image's lock.
+        """
+        path, place = project.artifact, self.directory / project.name
+        with contextlib.suppress(OSError):  # `doit gc` tells what stays
+            sweep_temporaries(place, _TEMPORARY)
+        try:
+            if record is None or path.is_symlink() or not is_as_published(path, record):
+                return ""
+            entry = place / _entry_name(record)
+            if _same_file(entry / ARTIFACT, path):
+                # From now on it is a previous one, once more.
+                os.utime(entry)
+                return ""
+            place.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=place))
+            try:
+                open_up(made)
+                if not link(path, made / ARTIFACT):
+                    if is_as_published(entry / ARTIFACT, record):
+                        os.utime(entry)
+                        return ""
+                    copy(path, made / ARTIFACT)
+                told = _image_json(project, record)
+                (made / IMAGE_JSON).write_text(told, encoding="utf-8")
+                text = as_text(replace(record, instead_of=""), _task(project.name))
+                (made / RECORD).write_text(text, encoding="utf-8")
+                # Only one of a file that was exchanged by hand can be in the way.
+                shutil.rmtree(entry, ignore_errors=True)
+                put_in_place(made, entry)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+        except OSError as error:
+            return f"{error.strerror}: {error.filename2 or error.filename or place}"
+        return ""
+
+    def of(self, project: Project, record: Record | None) -> list[Published]:
+        """All images that are there to be published again, and the one that is; the newest first."""
+        place, published = self.directory / project.name, project.artifact
+        if record is not None and (published.is_symlink() or not is_as_published(published, record)):
+            record = None
+        found = []
+        for name in self.entries(project.name):
+            kept, path = _read(place / name, project.name), place / name / ARTIFACT
+            if kept is not None and kept.artifact is not None:
+                # In a copy of a checkout they may be two files.
+                same = record is not None and record.artifact == kept.artifact
+                current = same or _same_file(path, published)
+                found.append(Published(kept, kept.artifact, path, current))
+        known = any(each.current for each in found)
+        if record is not None and record.artifact is not None and not known:
+            found.append(Published(record, record.artifact, published, current=True))
+        return sorted(found, key=lambda each: -each.artifact.mtime_ns)
+
+    def entries(self, name: str) -> list[str]:
+        """The names of an image's entries, the oldest first."""
+        return sorted(filter(_ENTRY.fullmatch, reading.names(self.directory / name)))
+
+    def foreign(self, name: str) -> list[Path]:
+        """What lies among an image's entries and is none."""
+        place = self.directory / name
+        return [
+            place / each
+            for each in reading.names(place)
+            if not _ENTRY.fullmatch(each) and not each.startswith(f".{_TEMPORARY}.")
+        ]
+
+    def names(self) -> list[str]:
+        """The images that have kept ones."""
+        found = reading.names(self.directory)
+        return [name for name in found if (self.directory / name).is_dir()]
+
+    def image_ids(self, name: str) -> Iterator[tuple[str, str]]:
+        """The name of each entry of an image with its image ID, as far as that is known."""
+        for entry in self.entries(name):
+            record = _read(self.directory / name / entry, name)
+            yield entry, record.inputs.get("image", "") if record is not None else ""
+
+    def surplus(self, project: Project, keep: Store, named: Callable[[str], bool]) -> list[Path]:
+        """The entries beyond the settings, but for those that an EDF names.
+
+        An entry is as old as its last replacement: a job may have started from it just before.
+        """
+        place = self.directory / project.name
+        found = []
+        for entry in self.entries(project.name):
+            # Another name of what is published costs nothing, and says what it was built from.
+            if not _same_file(place / entry / ARTIFACT, project.artifact):
+                found.append(entry)
+        oldest_s = time.time() - keep.previous_days * _DAY_S
+        return [
+            place / entry
+            for entry in found[: max(0, len(found) - keep.previous)]
+            if _mtime_s(place / entry) < oldest_s and not named(entry)
+        ]
+
+    def restore_image_json(self, project: Project, record: Record) -> str:
+        """The image.json of a kept image, or the little that its record says."""
+        entry = self.directory / project.name / _entry_name(record)
+        text = reading.content(entry / IMAGE_JSON)
+        try:
+            return text.decode() if text is not None else _little(project, record)
+        except ValueError:
+            return _little(project, record)
+
+
+def remove(entry: Path) -> None:
+    """Remove an entry; one that is half removed is no entry any more."""
+    gone = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=entry.parent))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(entry, gone / entry.name)
+    finally:
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def is_as_published(path: Path, record: Record) -> bool:
+    """Whether a file is the one that a step published. Raises OSError when it cannot be read."""
+    published, status = record.artifact, reading.status(path)
+    try:
+        return (
+            published is not None
+            and status is not None
+            and status.st_size == published.size_bytes
+            and (
+                status.st_mtime_ns == published.mtime_ns or sample_digest(str(path)) == published.sample
+            )
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _entry_name(record: Record) -> str:
+    mtime_ns = record.artifact.mtime_ns if record.artifact is not None else 0
+    published = stamp(datetime.fromtimestamp(mtime_ns / 1e9, UTC))
+    return f"{published}.{record.inputs.get('image', '')[:_SHORT_ID]}"
+
+
+def _task(name: str) -> str:
+    return f"{Step.ENROOT}:{name}"
+
+
+def _read(entry: Path, name: str) -> Record | None:
+    text = reading.content(entry / RECORD)
+    record = parse(text, _task(name)) if text is not None else None
+    return record if record is not None and record.artifact and entry.is_dir() else None
+
+
+def _image_json(project: Project, record: Record) -> str:
+    """The image.json beside an image if it is of that image, else the little that the record says."""
+    text = reading.content(project.image_json)
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text or b"")
+        if isinstance(found, dict) and found.get("image_id") == record.inputs.get("image"):
+            return (text or b"").decode()
+    return _little(project, record)
+
+
+def _little(project: Project, record: Record) -> str:
+    published = record.artifact
+    told = {
+        "schema": 1,
+        "name": project.name,
+        "image_id": record.inputs.get("image"),
+        "size_bytes": published.size_bytes if published else None,
+        "sample": published.sample if published else None,
+        "published_at": record.ended_at,
+    }
+    if published and published.blocks_digest:
+        told["blocks_digest"] = published.blocks_digest
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
+
+
+def _mtime_s(path: Path) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return time.time()
+
+
+def put_back(project: Project, target: Published, temporary: Path) -> None:
+    """Let image.sqsh be a kept image, by a rename of another link; `temporary` is a free name beside it.
+
+    Raises RcError when the kept file is damaged or gone.
+    """
+    if target.damaged:
+        raise RcError(
+            "is not as it was published any more, so it is not put back",
+            where=target.path,
+            hint=f"doit rollback {project.name} --list shows the others",
+        )
+    if target.current:
+        # rename(2) does nothing where both names are of one file.
+        return
+    try:
+        if not link(target.path, temporary):
+            copy(target.path, temporary)
+        put_in_place(temporary, project.artifact)
+    finally:
+        temporary.unlink(missing_ok=True)

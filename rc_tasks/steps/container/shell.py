@@ -1,0 +1,50 @@
+"""`python -m rc_tasks.steps.container.shell CHECKOUT EDF CMD…`: CMD in a container, here, by podman.
+
+What podman starts has to be brought to the node first, so that it cannot be an argv of srun's alone.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.config.settings import Launcher
+from rc_tasks.state.checkout import Checkout, open_checkout
+from rc_tasks.steps.container import launch
+from rc_tasks.steps.node import node as nodes
+from rc_tasks.tools import command
+
+
+def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
+    """Start the container and wait for its end; returns the exit status of `argv`."""
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    found = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
+    with (
+        nodes.prepared(checkout.settings.podman) as engine,
+        launch.podman_image(found, engine, checkout) as image,
+    ):
+        return command.interact(
+            launch.command(
+                Launcher.PODMAN,
+                edf,
+                found,
+                argv,
+                None,
+                interactive=terminal,
+                engine=engine,
+                image=image,
+            )
+        )
+
+
+def main(argv: list[str]) -> int:
+    """The exit status: that of CMD, or 1 when it could not be started and we said why."""
+    try:
+        return run(open_checkout(Path(argv[0])), argv[1], tuple(argv[2:]))
+    except RcError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

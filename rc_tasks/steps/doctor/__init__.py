@@ -1,0 +1,1 @@
+"""What `doit doctor` checks on a node."""

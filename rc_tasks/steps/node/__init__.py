@@ -1,0 +1,1 @@
+"""What a step needs of its node: private directories, limits, podman's storage."""

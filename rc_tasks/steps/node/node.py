@@ -1,0 +1,251 @@
+"""What a step needs on the node it runs on: podman's storage, temporary space, who and where we are."""
+
+import contextlib
+import fcntl
+import getpass
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rc_tasks.errors import RcError, ToolNotFoundError
+from rc_tasks.model.config.settings import PodmanSettings
+from rc_tasks.model.graph.project import Project
+from rc_tasks.state.disk.files import temporaries, temporary_directory
+from rc_tasks.state.records.records import Artifact, Facts, Passed, Record
+from rc_tasks.steps.node import podman_storage as storages
+from rc_tasks.tools import command, git, podman, slurm
+from rc_tasks.tools.podman import Podman
+
+_MOST_OPEN_FILES = 1 << 20
+_PID_MAX = Path("/proc/sys/kernel/pid_max")
+_SCRATCH = "rc_tasks"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where a step runs; `job_id` is empty outside Slurm."""
+
+    name: str
+    job_id: str
+    architecture: str
+
+
+def this_node() -> Node:
+    """The node that this process runs on."""
+    uname = os.uname()
+    # Several nodes may share one host name where Slurm runs them on one machine.
+    name = os.environ.get("SLURMD_NODENAME", uname.nodename)
+    return Node(name, os.environ.get("SLURM_JOB_ID", ""), uname.machine)
+
+
+def now() -> str:
+    """The time now, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """When a step began."""
+
+    at: str
+    monotonic_s: float
+
+
+def begin() -> Start:
+    """Now, as the beginning of a step."""
+    return Start(now(), time.monotonic())
+
+
+def record(
+    start: Start,
+    project: Project,
+    inputs: Mapping[str, str],
+    *,
+    facts: Facts | None = None,
+    artifact: Artifact | None = None,
+    tools: Mapping[str, str] | None = None,
+    bases: Mapping[str, str] | None = None,
+    smoke: tuple[Passed, ...] = (),
+) -> Record:
+    """The record of a step that ends now, on this node."""
+    here = this_node()
+    commit = git.commit(project.directory)
+    return Record(
+        inputs=inputs,
+        started_at=start.at,
+        ended_at=now(),
+        duration_s=round(time.monotonic() - start.monotonic_s, 3),
+        node=here.name,
+        job_id=here.job_id,
+        builder=getpass.getuser(),
+        commit=commit.id if commit else "",
+        dirty=commit is not None and commit.dirty,
+        tools=tools or {},
+        bases=bases or {},
+        facts=facts,
+        artifact=artifact,
+        smoke=smoke,
+    )
+
+
+def storage(settings: PodmanSettings) -> Podman:
+    """podman on this node, with the storage that the settings give it."""
+    command.require("podman", podman.INSTALL_HINT)
+    directory = storages.directory(settings)
+    driver = storages.Driver(settings.driver, settings.options)
+    if directory is not None:
+        storages.use_runtime_directory(directory)
+        driver = storages.driver(settings, directory)
+    in_job = slurm.job_id() is not None
+    return Podman(
+        root=str(storages.root(directory)) if directory else "",
+        runroot=str(storages.runroot(directory)) if directory else "",
+        driver=driver.name,
+        options=driver.options,
+        network=settings.network,
+        isolation=settings.isolation,
+        runtime=settings.runtime,
+        cgroup_manager=settings.cgroup_manager or ("cgroupfs" if in_job else ""),
+    )
+
+
+@contextlib.contextmanager
+def prepared(settings: PodmanSettings) -> Iterator[Podman]:
+    """podman for one step, with what it needs around it: temporary space, open files, a clear node.
+
+    Changes the environment and the limits of this process, for all that it starts.
+    """
+    limit = open_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    with _scratch() as scratch, _temporary_files_in(scratch):
+        engine = storage(settings)
+        for left in storages.dead(settings):
+            storages.remove(left, engine)
+            told = "could not be cleared" if left.exists() else "cleared"
+            print(f"podman's images of job {left.name}, which has ended: {told} ({left})", flush=True)
+        directory = storages.directory(settings)
+        # Not once more in podman's namespace.
+        warning = storages.driver(settings, directory).warning if directory and podman.rootless() else ""
+        if warning:
+            print(f"warning: {warning}", flush=True)
+        yield engine
+
+
+def clear(settings: PodmanSettings) -> None:
+    """Remove what this job has of podman's images on this node, unless a setting names the place."""
+    mine = storages.of_this_job(settings)
+    if mine is not None and mine.is_dir():
+        storages.remove(mine, storage(settings))
+
+
+def temporary_files() -> Path:
+    """Where steps have their temporary files, whole layers among them. Raises RcError."""
+    found = _temporary_files()
+    if not found.is_dir():
+        raise RcError(
+            f"TMPDIR names {found}, which is not on {this_node().name}",
+            hint="unset TMPDIR, or name a directory that the nodes have",
+        )
+    return found
+
+
+def _temporary_files() -> Path:
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - in a directory of our own there
+
+
+def open_files() -> int:
+    """How many files a process may have open here if it asks for all it can get."""
+    # Old programs close every number up to the limit before they start another, which with the
+    # thousand million of some hosts takes minutes.
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MOST_OPEN_FILES)
+
+
+def processes() -> int:
+    """How many processes a container may be given: podman asks for more than root may have here."""
+    # podman lowers its own limit to this before it sets that of a container.
+    most = int(_PID_MAX.read_text(encoding="ascii"))
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    return min(hard, most) if hard > 0 else most
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A private directory on this node for one step; what killed steps left of theirs goes first."""
+    sweep()
+    with temporary_directory(temporary_files(), _SCRATCH) as made:
+        yield made
+
+
+def sweep() -> None:
+    """Remove the temporary directories that killed steps left; those of other nodes after a day."""
+    for left in temporaries(_temporary_files(), _SCRATCH):
+        with contextlib.suppress(OSError):
+            if left.lstat().st_uid == os.getuid():
+                _end_rooted_in(left)
+                # What a RUN has mounted of the host is not ours to delete.
+                if not storages.mounts_below(left):
+                    shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Let podman's, skopeo's and our own temporary files lie there, to go with it after a kill too."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        tempfile.tempdir = None
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _end_rooted_in(directory: Path) -> None:
+    """End what a RUN has started in the background and a killed podman has left (chroot isolation)."""
+    for process in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if Path(os.readlink(f"/proc/{int(process)}/root")).is_relative_to(directory):
+                os.kill(int(process), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def building(podman: Podman) -> Iterator[None]:
+    """Build in a storage of our own; what ended builds left in it goes when no other one is at work.
+
+    podman 4.3 leaves its working containers when it is ended, and on a node they are memory. Whose
+    they are cannot be told, so that a storage which is the user's own is left alone.
+    """
+    if not podman.root:
+        yield
+        return
+    # The storage is the node's own, so that flock is enough.
+    with (Path(podman.root).parent / "builders").open("w") as builders:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(builders, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            podman.remove_working_containers()
+        fcntl.flock(builders, fcntl.LOCK_SH)
+        yield
+
+
+def free_bytes(directory: Path) -> int:
+    """What a user may still write on a file system."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def require(tool: str, package: str) -> None:
+    """Raise ToolNotFoundError when a program is missing on this node."""
+    if command.which(tool) is None:
+        raise ToolNotFoundError(
+            f"{tool} was not found on PATH",
+            where=this_node().name,
+            hint=f"install {package}, or ask the site which nodes have it; `doit doctor` shows the rest",
+        )

@@ -1,0 +1,305 @@
+"""podman's storage in a job: a directory per job in a node's memory, its driver, what dead jobs left.
+
+Compute nodes are diskless, home directories are no place for overlay file systems, and what lies in
+memory stays there when a job is killed.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import SettingsError
+from rc_tasks.model.config.settings import PodmanSettings
+from rc_tasks.tools import command, slurm
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman, rootless
+
+_AUTO = "auto"
+# podman 4.3 refuses to start with a longer one.
+_LONGEST_RUNROOT = 50
+# The first kernel in which an ordinary user may mount an overlay (with the option userxattr).
+_OVERLAY_FOR_USERS = (5, 11)
+_FUSE = Path("/dev/fuse")
+# Mounts first: podman keeps one of the overlay directory onto itself, and a killed podman those of its
+# containers. While one stays nothing is removed, as what is mounted is not ours to delete.
+_REMOVE = """\
+below() { awk -v base="$1/" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
+below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
+[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run"
+"""
+
+
+def directory(settings: PodmanSettings) -> Path | None:
+    """The directory of ours in which podman keeps its images here; None: podman's own storage.
+
+    Raises SettingsError when somebody else could have put something there.
+    """
+    wanted = _expanded(settings.storage)
+    if wanted == _AUTO:
+        made = of_this_job(settings)
+        if made is not None:
+            for each in (made.parent.parent, made.parent, made):
+                _own(each, follow=False)
+            _require_unexchangeable(made)
+        return made
+    if not wanted:
+        return None
+    made = Path(wanted)
+    if _too_long(made):
+        raise SettingsError(
+            f"{made} is too long: podman wants at most {_LONGEST_RUNROOT} characters with /run",
+            where="podman.storage",
+            hint="set podman.storage to a shorter path, such as /dev/shm/${USER}/images",
+        )
+    _own(made, follow=True)
+    _require_unexchangeable(made)
+    return made
+
+
+def of_this_job(settings: PodmanSettings) -> Path | None:
+    """The directory that begins and ends with this job; None when a setting names another, or no job.
+
+    Two jobs on a node never share one: what one of them leaves is cleared when it has ended.
+    """
+    job_id = slurm.job_id()
+    if job_id is None or settings.storage != _AUTO:
+        return None
+    user = os.environ.get("USER", str(os.getuid()))
+    named = _automatic(user, job_id)
+    return _automatic(str(os.getuid()), job_id) if _too_long(named) else named
+
+
+def root(storage: Path) -> Path:
+    """Where podman keeps images and containers."""
+    return storage / "root"
+
+
+def runroot(storage: Path) -> Path:
+    """Where podman notes what is gone after a reboot, such as mounts."""
+    return storage / "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A storage driver with its options, and what is slow or odd about it."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    warning: str = ""
+
+
+def driver(settings: PodmanSettings, storage: Path) -> Driver:
+    """A storage's driver: overlay, by fuse-overlayfs where users cannot mount one, else vfs."""
+    # Without a driver, a storage elsewhere would take the one of podman's default storage.
+    wanted = Driver(settings.driver or "overlay", settings.options)
+    chosen = any("mount_program" in option for option in settings.options)
+    if wanted.name != "overlay" or chosen or not _unprivileged():
+        return wanted
+    lacking = _lacking(storage)
+    if not lacking:
+        return wanted
+    program = _fuse_overlayfs()
+    if program is not None and os.access(_FUSE, os.R_OK | os.W_OK):
+        return Driver("overlay", (*settings.options, f"overlay.mount_program={program}"))
+    missing = "/dev/fuse cannot be used" if program else "no fuse-overlayfs was found"
+    return Driver(
+        "vfs",
+        warning=f"{lacking} and {missing}: the driver is vfs, "
+        "which copies the whole image for every instruction",
+    )
+
+
+def use_runtime_directory(storage: Path) -> None:
+    """In a job without root, let podman have a runtime directory that comes and goes with the storage.
+
+    podman notes in its database where that was first and goes on using it, and one of the user's session
+    or of an earlier step may be gone. Changes the environment of this process.
+    """
+    if slurm.job_id() is None or not rootless():
+        return
+    made = _own(_runtime(storage), follow=False)
+    outer = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    # Where `podman login` keeps its passwords: the first of several places, so that a link to it, unlike
+    # REGISTRY_AUTH_FILE, hides none of the others (containers-auth.json(5)).
+    passwords = outer / "containers" / "auth.json"
+    if outer != made and passwords.is_file():
+        link = made / "containers" / "auth.json"
+        link.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(passwords)
+    os.environ["XDG_RUNTIME_DIR"] = str(made)
+    # Slurm ends the process that keeps podman's namespace with the step that started it. When its ID
+    # goes to a process outside of any such namespace, podman says `cannot set user namespace`.
+    noted = _pause_file(storage)
+    with contextlib.suppress(OSError, ValueError):
+        if os.readlink(f"/proc/{int(noted.read_text())}/ns/user") == os.readlink("/proc/self/ns/user"):
+            noted.unlink()
+
+
+def dead(settings: PodmanSettings) -> list[Path]:
+    """The storages of jobs on this node that have ended; asks Slurm only when there are others."""
+    mine = of_this_job(settings)
+    # In podman's namespace we would ask for the jobs of root.
+    if mine is None or _in_namespace():
+        return []
+    others = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(mine.parent) as entries:
+        for entry in entries:
+            ours = entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid()
+            if ours and entry.name.isdigit() and entry.name != mine.name:
+                others.append(Path(entry.path))
+    running = slurm.running_jobs() if others else None
+    # An answer without our own job is none.
+    if running is None or mine.name not in running:
+        return []
+    return [each for each in others if each.name not in running]
+
+
+def remove(storage: Path, podman: Podman) -> None:
+    """Remove a storage of ours unless something in it stays mounted; `podman` may be of another one."""
+    remove = Command(("sh", "-c", _REMOVE, "sh", str(storage)))
+    if rootless():
+        # Files and mounts of containers belong to podman's user namespace.
+        _end_pause(storage)
+        remove = podman.unshare(remove)
+    if command.capture(remove, check=False).returncode == 0:
+        _end_pause(storage)
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """The mount points below a directory that this process can see."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        # proc(5): white space and backslashes are octal there.
+        path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
+        found.append(Path(os.fsdecode(path)))
+    return [path for path in found if directory in path.parents]
+
+
+def _automatic(user: str, job_id: str) -> Path:
+    return Path("/dev/shm", user, "rc_tasks", job_id)  # noqa: S108 - `_own` refuses what others put there
+
+
+def _too_long(storage: Path) -> bool:
+    return len(str(runroot(storage))) > _LONGEST_RUNROOT
+
+
+def _own(path: Path, *, follow: bool) -> Path:
+    """A directory that nobody else could have put there: images are made of what lies in it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat() if follow else path.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise _others(path)
+    return path
+
+
+def _require_unexchangeable(path: Path) -> None:
+    """Raise SettingsError when somebody else could put another directory in place of this one.
+
+    Everybody can who may write to a directory above it. In a sticky one, such as /dev/shm, that is
+    whoever owns what lies there.
+    """
+    if _in_namespace():
+        return  # asked before, where owners have their own numbers
+    path = path.resolve()
+    for place, above in zip((path, *path.parents), path.parents, strict=False):
+        parent = above.stat()
+        if not parent.st_mode & stat.S_IWOTH:
+            continue
+        if not parent.st_mode & stat.S_ISVTX:
+            raise SettingsError(
+                f"everybody may write to {above}, and so put another directory in place of {place}",
+                where="podman.storage",
+                hint=f"chmod o-w {shlex.quote(str(above))}, or set podman.storage to another place",
+            )
+        if place.stat().st_uid not in {0, os.getuid()}:
+            raise _others(place)
+
+
+def _others(path: Path) -> SettingsError:
+    return SettingsError(
+        f"{path} belongs to somebody else",
+        where="podman.storage",
+        hint="have it removed by its owner or an administrator,\n"
+        "or set podman.storage to a directory elsewhere",
+    )
+
+
+def _expanded(text: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise SettingsError(
+                f"the variable {name} is not set on this node",
+                where=f"podman.storage = {text!r}",
+                hint="use a variable that every node has, such as ${USER}",
+            )
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _unprivileged() -> bool:
+    """Whether podman works without root, also when we run in its user namespace."""
+    return rootless() or _in_namespace()
+
+
+def _in_namespace() -> bool:
+    return "_CONTAINERS_USERNS_CONFIGURED" in os.environ
+
+
+def _lacking(storage: Path) -> str:
+    """Why the kernel cannot mount an overlay for an ordinary user there; empty: it can."""
+    release = os.uname().release
+    if tuple(map(int, re.findall(r"\d+", release)[:2])) < _OVERLAY_FOR_USERS:
+        return f"Linux {release} has no overlay for ordinary users"
+    try:
+        # Overlay notes there what is deleted. tmpfs has had them since Linux 6.6. It stays, as another
+        # step may just be trying the same.
+        os.setxattr(storage, "user.rc_tasks", b"")
+    except OSError:
+        return f"{storage} has no extended attributes"
+    return ""
+
+
+def _fuse_overlayfs() -> str | None:
+    """The program on PATH: under its plain name, else the newest of those that carry a version."""
+    if plain := command.which("fuse-overlayfs"):
+        return plain
+    found = [
+        str(program)
+        for place in os.get_exec_path()
+        for program in Path(place).glob("fuse-overlayfs-*")
+        if re.fullmatch(r"fuse-overlayfs-[\d.]+", program.name) and os.access(program, os.X_OK)
+    ]
+    return max(found, key=_version, default=None)
+
+
+def _version(program: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", Path(program).name)]
+
+
+def _runtime(storage: Path) -> Path:
+    return storage / "xdg"
+
+
+def _pause_file(storage: Path) -> Path:
+    return _runtime(storage) / "libpod" / "tmp" / "pause.pid"
+
+
+def _end_pause(storage: Path) -> None:
+    """End the process that keeps podman's user namespace, which nobody needs any more."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(_pause_file(storage).read_text())
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        # By its directory too: the number may mean that of another storage, or of another PID namespace.
+        ours = os.fsencode(f"XDG_RUNTIME_DIR={_runtime(storage)}")
+        if b"_PODMAN_PAUSE=1" in environ and ours in environ:
+            os.kill(pid, signal.SIGKILL)

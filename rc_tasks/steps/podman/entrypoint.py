@@ -1,0 +1,62 @@
+"""Starts an image's ENTRYPOINT once in podman, to see what it does with the command that it is given."""
+
+import secrets
+from dataclasses import dataclass
+
+from rc_tasks.errors import RcError
+from rc_tasks.model.edf.entrypoint import Behaviour
+from rc_tasks.steps.container import launch
+from rc_tasks.tools import command
+from rc_tasks.tools.podman import NOT_STARTED, Image, Podman
+from rc_tasks.util.text import printable_lines
+
+# What takes longer at the start of every job than this is not what a build waits for.
+_LIMIT_S = 30
+# What podman is given beyond that to remove the container.
+_SPARE_S = 10
+_KEPT_BYTES = 1 << 12
+# Says nothing when its words are split or joined: `exec sh -c "$*"` is no `exec "$@"`, and Pyxis's
+# command has several words in one argument as well.
+_PROBE = 'kill -0 $$ && echo && echo "$0 $$."'
+
+
+@dataclass(slots=True)
+class _Output:
+    """The end of what was printed: an ENTRYPOINT may print without end."""
+
+    last: bytes = b""
+
+    def add(self, chunk: bytes) -> None:
+        self.last = (self.last + chunk)[-_KEPT_BYTES:]
+
+
+def tried(podman: Podman, image: Image) -> Behaviour:
+    """What the ENTRYPOINT of a built image does; nothing of it is left running."""
+    mark = secrets.token_hex(8)
+    name = f"rc-entrypoint-{image.id[:16]}"
+    wanted = podman.run(
+        image.id,
+        ("sh", "-c", _PROBE, mark),
+        entrypoint=True,
+        # The first process of a namespace is number 1: the command is, if the ENTRYPOINT became it.
+        own_processes=True,
+        limits=launch.limits(),
+        name=name,
+        limit_s=_LIMIT_S,
+    )
+    output = _Output()
+    try:
+        status = command.pour(wanted, output.add, timeout_s=_LIMIT_S + _SPARE_S)
+        if status is None:
+            podman.remove(name)
+    except RcError:
+        # That the ENTRYPOINT cannot be tried is no reason not to build.
+        return Behaviour.UNKNOWN
+    if f"\n{mark} 1.".encode() in output.last:
+        return Behaviour.BECOMES
+    if f"\n{mark} ".encode() in output.last:
+        return Behaviour.CHILD
+    if status in NOT_STARTED:
+        print(printable_lines(output.last.decode(errors="replace").strip()), flush=True)
+        return Behaviour.UNKNOWN
+    return Behaviour.ENDED

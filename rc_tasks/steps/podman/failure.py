@@ -1,0 +1,114 @@
+"""Why `podman build` failed: by its node, by what a RUN met there, or by a mistake in the Dockerfile."""
+
+import re
+from collections.abc import Sequence
+
+from rc_tasks.errors import CommandError
+from rc_tasks.model.graph.project import Project
+from rc_tasks.tools import command, failures
+from rc_tasks.tools.failures import Cause, here
+
+# How many of the last lines are looked at.
+LINES = 50
+
+# The lines of buildah and the runtime among those of a RUN (buildah's run_common.go and chroot).
+_OWN = re.compile(
+    r"error running container: |error chdir|process failed to start with error"
+    r"|subprocess exited |exec \S+: exec format error"
+)
+# Those of podman as well, as of any program: they are podman's where no RUN ended by itself.
+_SIGNED = re.compile(rf"Error: |time=\"|{_OWN.pattern}")
+# What of them is the Dockerfile's text.
+_DOCKERFILES = (
+    r'building at STEP ".*": (?=(while running runtime: )?exit status \d+$)',
+    r'building at STEP ".*?": ',
+    r"creating container for \[.*\]: ",
+    r"for step \{.*\}: ",
+)
+_RAN = re.compile(r"(?:^|: )(?:while running runtime: )?exit status \d+$")
+
+_NETWORK = Cause(
+    r"could(n't| not) resolve (host|proxy|')|temporary failure (in name resolution|resolving)"
+    r"|bad address|name or service not known|no such host|network is unreachable|no route to host"
+    r"|dial tcp|failed to establish a new connection|connection (refused|reset|timed out)|proxyconnect"
+    r"|certificate verify failed|self.signed certificate|x509:",
+    "a host on the network could not be reached",
+    "see whether that node reaches it (`curl -I URL`), with the proxy (https_proxy) and the\n"
+    "certificates of the site, and whether its name is right",
+)
+_MACHINE = Cause(
+    r"exec format error",
+    "a program is for another machine, or is none",
+    "a base for another machine (FROM --platform) runs only where the site has set up qemu with\n"
+    "binfmt_misc; a script needs a first line such as #!/bin/sh",
+)
+_RUNTIME = Cause(
+    r"error running container: |did not get container (create|start) message",
+    "the container could not be started",
+    'the last lines above are those of crun or runc: set `podman.isolation` to "chroot", which needs\n'
+    "neither, or `podman.runtime` to the other one, or show them to the site",
+)
+
+# What a mistake in a Dockerfile, and nothing else, makes buildah and the runtimes say.
+_MISTAKES = re.compile(
+    r"copier: stat: .*no such file or directory|no items matching glob|no source files"
+    r"|unknown instruction|requires (at least|exactly)|must have at least|only supports the|unknown flag"
+    r"|flag provided but not defined|invalid mount type|invalid reference format|unknown user error"
+    r"|unable to find user|secret required but|parse error|no stage or image found|syntax error"
+    r"|executable file .*not found in \$PATH|exec: .*: (stat .*)?no such file or directory"
+    r"|fork/exec \S+: no such file or directory|: not a directory|can't find .* in this image",
+    re.IGNORECASE,
+)
+
+
+def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandError:
+    """The error for a `podman build` that ended with `returncode` after printing `lines`."""
+    own, ran = _parted(lines)
+    last = own[-1] if own else ""
+    # Where buildah speaks of an exit status, the command was started, or its runtime failed.
+    by_itself = any(_RAN.search(line) for line in own) or last.startswith("subprocess exited")
+    cause = failures.find(own, (*failures.PODMAN, *failures.LIMITS), 1 if by_itself else returncode)
+    if cause is not None:
+        return cause.error("podman build")
+    what, where = f"podman build {command.ending(returncode)}", project.shown_dockerfile
+    correct = f"correct it and run `doit build:{project.name}`: it resumes there"
+    if any(_MISTAKES.search(line) for line in own):
+        return CommandError(what, where=where, hint=correct)
+    if any(re.search(_RUNTIME.words, line) for line in own):
+        return _RUNTIME.error("podman build")
+    if by_itself:
+        # Its own words are a sign, no more: they may be about anything.
+        seen = failures.find(own, (_MACHINE, failures.KILLED)) or failures.find(
+            ran, (*failures.LIMITS, _NETWORK), returncode
+        )
+        if seen is None:
+            return CommandError(what, where=where, hint=correct)
+        otherwise = f"if it is the Dockerfile, {correct}"
+        return CommandError(
+            what,
+            where=where,
+            hint=f"on {here()}, {seen.what}, by the lines above:\n{seen.hint};\n{otherwise}",
+        )
+    if seen := failures.find(own, (_NETWORK, _MACHINE)):
+        return seen.error("podman build")
+    return CommandError(
+        what,
+        where=where,
+        hint="the last lines above are podman's: they may tell whether the Dockerfile or the\n"
+        f"node is at fault. `doit build:{project.name}` tries again, and resumes there",
+    )
+
+
+def _parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines that podman and its runtime wrote, without the Dockerfile's text, and a RUN's."""
+    steps = [number for number, line in enumerate(lines) if re.match(r"(\[\d+/\d+\] )?STEP ", line)]
+    last = lines[steps[-1] + 1 :] if steps else lines
+    # An error of several lines goes on to the end.
+    ends = [number for number, line in enumerate(last) if line.startswith("Error: ")]
+    end = ends[-1] if ends else len(last)
+    sign = _OWN if any(_RAN.search(line) for line in last[end:]) else _SIGNED
+    own = [line for line in last[:end] if sign.match(line)] + list(last[end:])
+    ran = [line for line in last[:end] if not sign.match(line)]
+    for pattern in _DOCKERFILES:
+        own = [re.sub(pattern, "STEP: ", line) for line in own]
+    return own, ran

@@ -1,0 +1,115 @@
+"""Build secrets: looked for before podman starts, handed to it by name, and masked in what it prints."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.errors import ProjectError
+from rc_tasks.model.config.project_toml import Secret
+from rc_tasks.model.graph import context
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import RECIPE
+
+# A shorter word stands in too many lines that have nothing to do with it.
+_SHORTEST = 8
+# As much of a file as is looked for in the output: keys and tokens are small.
+_MOST_BYTES = 1 << 20
+_MASKED = b"***"
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The secrets of an image: `given` as its project.toml says, `files` by ID; `values` are masked."""
+
+    given: tuple[Secret, ...]
+    files: dict[str, Path]
+    values: tuple[bytes, ...]
+
+    @property
+    def shown(self) -> dict[bytes, bytes]:
+        """What is shown in place of each value."""
+        return dict.fromkeys(self.values, _MASKED)
+
+    def sources(self, scratch: Path) -> dict[str, str]:
+        """By ID, what podman is told of where it is: never the secret itself."""
+        told = {}
+        for number, secret in enumerate(self.given):
+            if secret.variable:
+                told[secret.id] = f"env={secret.variable}"
+                continue
+            # A comma in its path would end it for podman.
+            link = scratch / f"secret.{number}"
+            link.symlink_to(self.files[secret.id])
+            told[secret.id] = f"src={link}"
+        return told
+
+
+def find(node: ImageNode) -> Secrets:
+    """The secrets that an image's project.toml names.
+
+    Raises ProjectError for a variable that is not set, a file that cannot be read, and one that COPY
+    could take into the image.
+    """
+    files: dict[str, Path] = {}
+    values: list[bytes] = []
+    for secret in node.recipe.secrets:
+        if secret.variable:
+            values.append(os.fsencode(_variable(node, secret)))
+        else:
+            files[secret.id] = path = _file(node, secret)
+            values.append(_content(node, secret, path))
+    lines = (line.strip() for value in values for line in (value, *value.splitlines()))
+    return Secrets(node.recipe.secrets, files, tuple({line for line in lines if len(line) >= _SHORTEST}))
+
+
+def _variable(node: ImageNode, secret: Secret) -> str:
+    value = os.environ.get(secret.variable, "")
+    if not value:
+        raise ProjectError(
+            f"the secret {secret.id} is to come from {secret.variable}, which is not set here",
+            where=node.project.shown(RECIPE),
+            hint=f"set it where you call doit: read -rs {secret.variable}; export {secret.variable}",
+        )
+    return value
+
+
+def _file(node: ImageNode, secret: Secret) -> Path:
+    """The file with symlinks resolved; `~` is a home, and another relative path is the project's."""
+    project = node.project
+    path = Path(os.path.realpath(project.directory / os.path.expanduser(secret.file)))
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ProjectError(
+                f"the secret {secret.id} is to come from {secret.file}, which is not a file",
+                where=project.shown(RECIPE),
+                hint="name a file there",
+            )
+    except OSError as error:
+        raise _unreadable(node, secret, error) from None
+    top = Path(os.path.realpath(project.directory))
+    if path.is_relative_to(top):
+        inside = str(path.relative_to(top))
+        if inside in context.listing(top, project.dockerfile_name).paths:
+            raise ProjectError(
+                f"the secret {secret.id} lies in the build context: COPY could take it into the image",
+                where=project.shown(inside),
+                hint="move it out of the project (src=~/FILE will do), or name it in .containerignore",
+            )
+    return path
+
+
+def _content(node: ImageNode, secret: Secret, path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES)
+    except OSError as error:
+        raise _unreadable(node, secret, error) from None
+
+
+def _unreadable(node: ImageNode, secret: Secret, error: OSError) -> ProjectError:
+    return ProjectError(
+        f"the secret {secret.id} is to come from {secret.file}, which cannot be read: {error.strerror}",
+        where=node.project.shown(RECIPE),
+        hint="write the file, readable for you alone (chmod 600); a relative path begins at the project",
+    )

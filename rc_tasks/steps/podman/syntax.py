@@ -1,0 +1,39 @@
+"""What a Dockerfile needs that this node's podman may be too old for."""
+
+import os
+from collections.abc import Collection, Iterator
+
+from rc_tasks.errors import DockerfileError
+from rc_tasks.model.dockerfile.instructions import Instruction, Source, has_heredoc
+from rc_tasks.tools import podman_versions
+
+
+def require_known(source: Source, needed: Collection[int], version: str, *, where: str) -> None:
+    """Raise DockerfileError for the first instruction that podman of this version does not know.
+
+    Its own message would call it a mistake in the Dockerfile. `needed` are the stages that are built, by
+    index: podman passes over the others.
+    """
+    stage = -1
+    for instruction in source.instructions:
+        stage += instruction.name == "FROM"
+        if stage not in needed:
+            continue
+        for words, since in _needed(instruction):
+            if not podman_versions.at_least(version, since):
+                wanted = ".".join(map(str, since))
+                raise DockerfileError(
+                    f"podman {version} on {os.uname().nodename} does not know {words}: podman {wanted}"
+                    " does",
+                    where=f"{where}:{instruction.line}",
+                    hint="build it on a node with a newer podman, or write it without",
+                )
+
+
+def _needed(instruction: Instruction) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if has_heredoc(instruction):
+        yield "here-documents (<<)", podman_versions.HEREDOCS_SINCE
+    for flag in instruction.flags:
+        name = flag.partition("=")[0]
+        if (since := podman_versions.FLAGS_SINCE.get((instruction.name, name))) is not None:
+            yield f"{instruction.name} {name}", since

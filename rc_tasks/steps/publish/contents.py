@@ -1,0 +1,255 @@
+"""What is inside a mounted image: its packages, and its size by directory, in one walk.
+
+An image is untrusted and we may be root: no symlink is followed, nothing but regular files is opened,
+and nothing of the image is executed. What cannot be read is named.
+"""
+
+import contextlib
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from rc_tasks.model.manifest import packages
+from rc_tasks.model.manifest.manifest import Contents, Distribution, Kind, Package, Unread, groups
+from rc_tasks.tools import rpm_database
+
+# So much is read of the start of a METADATA: a licence may stand there before the empty line.
+_METADATA_BYTES = 1 << 20
+# More than the largest books of real images.
+_CONDA_BYTES = 32 << 20
+_BOOK_BYTES = 256 << 20
+_MOST_PACKAGES = 100_000
+_MOST_UNREAD = 100
+_RPM_LIMIT_S = 20.0
+_OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
+# In /dev there is nothing when the image is squashed.
+_EMPTY = "/dev"
+
+
+class _FullError(Exception):
+    """More packages than anybody installs."""
+
+
+class Look:
+    """A look into an image: `run` it in a thread, then read `contents`."""
+
+    def __init__(self) -> None:
+        self._root = ""
+        self._distribution = Distribution()
+        self._packages: list[Package] = []
+        self._sizes_bytes: dict[str, int] = {}
+        self._files = 0
+        self._unread: list[Unread] = []
+        self._missed = 0
+        self._linked: set[tuple[int, int]] = set()
+        # Paths in the image without a slash at the end, the directory of the root that each is below,
+        # and whether packages in it count.
+        self._todo = [("", "", True)]
+
+    def run(self, root: Path, stop: threading.Event) -> None:
+        """Walk through all of the image; end early, with less, when `stop` is set."""
+        self._root = os.fspath(root)
+        self._distribution = self._os_release()
+        while self._todo and not stop.is_set():
+            try:
+                self._directory(*self._todo.pop())
+            except _FullError:
+                self._miss("/", f"it has more than {_MOST_PACKAGES} packages; the others are left out")
+                # Sizes still count, but for the rest of that directory.
+                self._todo = [(path, top, False) for path, top, _ in self._todo]
+
+    @property
+    def contents(self) -> Contents:
+        """What was seen."""
+        unread = list(self._unread)
+        if self._missed:
+            unread.append(Unread("/", f"{self._missed} more could not be read"))
+        return Contents(
+            self._distribution,
+            tuple(itertools.chain(*groups(self._packages).values())),
+            dict(sorted(self._sizes_bytes.items())),
+            self._files,
+            tuple(unread),
+        )
+
+    def _directory(self, directory: str, top: str, books: bool) -> None:
+        """See what lies in a directory; `books`: packages in it count."""
+        try:
+            with os.scandir(f"{self._root}{directory}/") as listing:
+                entries = list(listing)
+        except OSError as error:
+            self._miss(directory, error.strerror)
+            return
+        # conda keeps there what it has installed: the same files once more.
+        cache = "pkgs" if any(entry.name == "conda-meta" for entry in entries) else ""
+        for entry in entries:
+            path = f"{directory}/{entry.name}"
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if path == _EMPTY:
+                        continue
+                    self._todo.append((path, top or path, books and entry.name != cache))
+                    if books:
+                        self._in_directory(directory, entry.name)
+                elif entry.is_file(follow_symlinks=False):
+                    self._count(entry.stat(follow_symlinks=False), top or "/")
+                    if books:
+                        self._in_file(directory, entry.name)
+                elif books and (directory, entry.name) in _FIXED:
+                    self._miss(path, "it is no regular file, and no symlink is followed")
+            except OSError as error:
+                self._miss(path, error.strerror)
+
+    def _count(self, status: os.stat_result, top: str) -> None:
+        if status.st_nlink > 1:
+            inode = (status.st_dev, status.st_ino)
+            if inode in self._linked:
+                return
+            self._linked.add(inode)
+        self._files += 1
+        self._sizes_bytes[top] = self._sizes_bytes.get(top, 0) + status.st_size
+
+    def _in_directory(self, directory: str, name: str) -> None:
+        path = f"{directory}/{name}"
+        # pip renames what it is about to remove, and looks past it when that was not finished.
+        if name.startswith("~"):
+            return
+        if name.endswith(".dist-info"):
+            self._python(path, "METADATA")
+        elif name.endswith(".egg-info"):
+            self._python(path, "PKG-INFO")
+        elif name == "EGG-INFO" and directory.endswith(".egg"):
+            self._python(directory, "EGG-INFO/PKG-INFO")
+        elif name == "conda-meta":
+            for entry in self._listed(path):
+                if entry.endswith(".json"):
+                    with self._named(f"{path}/{entry}"):
+                        text = self._read(f"{path}/{entry}", _CONDA_BYTES)
+                        self._add(packages.conda(text, directory or "/"))
+        elif path.endswith("/var/lib/dpkg/status.d"):
+            place = path.removesuffix("/var/lib/dpkg/status.d") or "/"
+            for entry in self._listed(path):
+                if not entry.endswith(".md5sums"):
+                    self._book(f"{path}/{entry}", Kind.DPKG, place)
+
+    def _in_file(self, directory: str, name: str) -> None:
+        path = f"{directory}/{name}"
+        if name.endswith(".egg-info"):
+            self._python(path, "")
+        elif name == "status" and directory.endswith("/var/lib/dpkg"):
+            self._book(path, Kind.DPKG, directory.removesuffix("/var/lib/dpkg") or "/")
+        elif name == "installed" and directory.endswith("/lib/apk/db"):
+            place = directory.removesuffix("/lib/apk/db").removesuffix("/usr")
+            self._book(path, Kind.APK, place or "/")
+        elif directory.endswith(_RPM_DIRECTORIES):
+            place = next(
+                directory.removesuffix(each) for each in _RPM_DIRECTORIES if directory.endswith(each)
+            )
+            self._rpm(path, name, place or "/")
+
+    def _python(self, path: str, metadata: str) -> None:
+        """A package by its metadata, or where that cannot be read by the name of its directory."""
+        place, _, name = path.rpartition("/")
+        file = f"{path}/{metadata}" if metadata else path
+        try:
+            found = packages.python(self._read(file, _METADATA_BYTES, cut=True), place or "/")
+        except (OSError, ValueError) as error:
+            named = packages.python_directory(name, place or "/")
+            # Such directories exist without being a package: then nobody misses one.
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                return
+            self._miss(file, _why(error))
+            if named is None:
+                return
+            found = named
+        self._add(found)
+
+    def _book(self, path: str, kind: Kind, place: str) -> None:
+        read = {Kind.DPKG: packages.dpkg, Kind.APK: packages.apk}[kind]
+        with self._named(path), self._open(path) as file:
+            if os.fstat(file.fileno()).st_size > _BOOK_BYTES:
+                raise ValueError(f"it is larger than {_BOOK_BYTES >> 20} MiB")
+            for package in read(file, place):
+                self._add(package)
+
+    def _rpm(self, path: str, name: str, place: str) -> None:
+        if name in rpm_database.OLDER_FILES:
+            self._miss(path, "rpm packages are not listed: only rpm itself reads this form of database")
+        elif name == rpm_database.FILE:
+            with self._named(path):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.lstat(f"{self._root}{path}-wal").st_size:
+                        self._miss(path, "it was not closed: what was installed last may be missing")
+                for header in rpm_database.headers(Path(self._root + path), _RPM_LIMIT_S):
+                    package = packages.rpm(header, place)
+                    if package is not None:
+                        self._add(package)
+
+    def _os_release(self) -> Distribution:
+        for path in _OS_RELEASE:
+            # No directory on the way may be a symlink: what it leads to would be ours.
+            parts = path.split("/")[:-1]
+            ways = ["/".join(parts[: number + 1]) for number in range(len(parts))]
+            with contextlib.suppress(OSError, ValueError):
+                if not any(os.path.islink(f"{self._root}/{way}") for way in ways):
+                    return packages.os_release(self._read(f"/{path}", _METADATA_BYTES))
+        return Distribution()
+
+    def _listed(self, path: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._root + path))
+        except OSError:
+            return []  # it will be named when it is walked through
+
+    def _read(self, path: str, most_bytes: int, *, cut: bool = False) -> bytes:
+        """A regular file; raises OSError, and ValueError when it is something else or larger."""
+        with self._open(path) as file:
+            text = file.read(most_bytes + 1)
+        if len(text) > most_bytes and not cut:
+            raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
+        return text[:most_bytes]
+
+    def _open(self, path: str) -> IO[bytes]:
+        """A regular file; the directories on its way are known to be no symlinks."""
+        # Looked at first: a device would be one of this host, and opening some of them does something.
+        if not stat.S_ISREG(os.lstat(self._root + path).st_mode):
+            raise ValueError("it is no regular file, and no symlink is followed")
+        return os.fdopen(os.open(self._root + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+    @contextlib.contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._miss(path, _why(error))
+
+    def _add(self, package: Package) -> None:
+        if len(self._packages) >= _MOST_PACKAGES:
+            raise _FullError
+        self._packages.append(package)
+
+    def _miss(self, path: str, why: str | None) -> None:
+        if len(self._unread) < _MOST_UNREAD:
+            self._unread.append(Unread(path[: packages.LONGEST] or "/", why or "cannot be read"))
+        else:
+            self._missed += 1
+
+
+def _why(error: OSError | ValueError) -> str:
+    return error.strerror or "cannot be read" if isinstance(error, OSError) else str(error)
+
+
+_RPM_DIRECTORIES = ("/var/lib/rpm", "/usr/lib/sysimage/rpm", "/usr/share/rpm")
+# Where the books of a whole system lie: a symlink there hides packages.
+_FIXED = frozenset(
+    {
+        ("/var/lib/dpkg", "status"),
+        ("/lib/apk/db", "installed"),
+        ("/usr/lib/apk/db", "installed"),
+        *((directory, rpm_database.FILE) for directory in _RPM_DIRECTORIES),
+    }
+)

@@ -1,0 +1,57 @@
+"""The env step: the EDF beside the image, generated but people's to edit."""
+
+from rc_tasks.errors import EdfError
+from rc_tasks.model.edf import merge, schema
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import EDF
+from rc_tasks.state.checkout import TEMPLATE, Checkout
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.edf.values import edf_inputs, edf_values
+from rc_tasks.state.records.digests import text_digest
+from rc_tasks.state.records.records import Facts, Step
+from rc_tasks.steps.node import node as nodes
+from rc_tasks.util.safe_read import read_text
+
+
+def write_environment(checkout: Checkout, name: str) -> None:
+    """Write or bring up to date a project's env.toml. Raises EdfError; then the old file stays."""
+    node = checkout.graph.resolve(name)
+    start = nodes.begin()
+    record = checkout.records.get(Step.PODMAN, name)
+    if record is None or record.facts is None:
+        raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")
+    inputs = edf_inputs(checkout, node, record.facts)
+    where = node.project.shown(EDF)
+    existing, merged = texts(checkout, node, record.facts)
+    if merged != existing:
+        write_atomically(node.project.edf, merged)
+        print(f"{where} written", flush=True)
+    for note in schema.notes(merged, where):
+        print(f"warning: {note}", flush=True)
+    if text_digest(merged) != text_digest(read_text(node.project.edf)):
+        raise EdfError(
+            "reads back differently from what was written", where=where, hint="is the disk full?"
+        )
+    inputs[EDF] = text_digest(merged)
+    checkout.records.put(Step.ENV, name, nodes.record(start, node.project, inputs))
+
+
+def texts(checkout: Checkout, node: ImageNode, facts: Facts) -> tuple[str | None, str]:
+    """A project's env.toml as it is, None where there is none, and as it is to be.
+
+    Raises EdfError.
+    """
+    where = node.project.shown(EDF)
+    values = edf_values(checkout, node, facts)
+    rendered = schema.render(read_text(checkout.template), TEMPLATE, values)
+    try:
+        existing = read_text(node.project.edf)
+    except FileNotFoundError:
+        existing = None
+    except UnicodeDecodeError as error:
+        raise EdfError(
+            "is not UTF-8 text", where=where, hint=f"byte {error.start} is the first bad one"
+        ) from None
+    merged = merge.merge(existing, rendered, where)
+    schema.check(merged, where)
+    return existing, merged

@@ -1,0 +1,215 @@
+"""The enroot step: from an image in the store to a published image.sqsh and its image.json."""
+
+import contextlib
+import getpass
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rc_tasks.errors import CommandError
+from rc_tasks.model.config.settings import SquashMethod
+from rc_tasks.model.graph import smoke
+from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
+from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.edf import in_use
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.published import manifests
+from rc_tasks.state.published.manifests import bases
+from rc_tasks.state.records.digests import sample_digest
+from rc_tasks.state.records.miswritten import squash_inputs
+from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
+from rc_tasks.state.records.status import SMOKE
+from rc_tasks.state.store import previous
+from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.steps.image_json import write_image_json
+from rc_tasks.steps.node import node as nodes
+from rc_tasks.steps.outcome import ToldError
+from rc_tasks.steps.podman.fetch import bring
+from rc_tasks.steps.publish import smoke as smoke_tests
+from rc_tasks.steps.publish import squash
+from rc_tasks.steps.publish.contents import Look
+from rc_tasks.tools import command, podman, squashfs
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What is known of an image.sqsh that was just put in place."""
+
+    blocks_digest: str
+    contents: Contents
+    passed: tuple[Passed, ...]
+
+
+def publish(checkout: Checkout, name: str) -> None:
+    """Squash the image, check and test it, and put it in place of the old one, which stays on any error.
+
+    Where nothing but the smoke tests changed, the published image is tested.
+    """
+    node = checkout.graph.resolve(name)
+    project = node.project
+    start = nodes.begin()
+    built = checkout.records.get(Step.PODMAN, name)
+    if built is None or built.facts is None:
+        raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
+    causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
+    record = checkout.records.get(Step.ENROOT, name)
+    tests = smoke.wanted(checkout.graph, node)
+    parts = {cause.part for cause in causes}
+    # Neither a missing image.json nor another smoke test is a reason to squash again.
+    if record is None or not parts or parts - {IMAGE_JSON, SMOKE}:
+        made = _squash(checkout, node, built.facts, tests)
+        status = project.artifact.stat()
+        sample = sample_digest(str(project.artifact))
+        record = nodes.record(
+            start,
+            project,
+            squash_inputs(built.facts.image_id),
+            artifact=Artifact(status.st_size, status.st_mtime_ns, sample, made.blocks_digest),
+            tools={"mksquashfs": squashfs.version()},
+            smoke=made.passed,
+        )
+        manifests.put(checkout, _manifest(name, built.facts, record, made.contents))
+        print(f"{project.shown(ARTIFACT)}, {status.st_size / 1e6:.1f} MB", flush=True)
+    elif SMOKE in parts:
+        lacking = smoke.lacking(tests, record.passed(checkout.settings.launcher))
+        passed = smoke_tests.run(checkout, node, built.facts, project.artifact, lacking)
+        anew = {(each.argv, each.launcher) for each in passed}
+        kept = (each for each in record.smoke if (each.argv, each.launcher) not in anew)
+        record = replace(record, smoke=(*kept, *passed))
+    if record.instead_of:
+        text = checkout.previous.restore_image_json(project, record)
+        write_atomically(project.image_json, text)
+    else:
+        write_image_json(node, built, record)
+    checkout.records.put(Step.ENROOT, name, record)
+    # What cannot be removed stays for `doit gc` to tell.
+    with contextlib.suppress(OSError), _undisturbed():
+        for entry in checkout.previous.surplus(
+            project, checkout.settings.store, in_use.naming(checkout)
+        ):
+            previous.remove(entry)
+
+
+def squash_into(checkout: Checkout, name: str, temporary: Path) -> Contents:
+    """Squash the image to `temporary`; rootless, this runs in podman's user namespace."""
+    node, built = checkout.graph.images[name], checkout.records.get(Step.PODMAN, name)
+    if built is None or built.facts is None:
+        raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
+    engine, look = nodes.storage(checkout.settings.podman), Look()
+    squash.squash(
+        engine,
+        engine.inspect(built.facts.image_id),
+        temporary,
+        settings=checkout.settings.squash,
+        provenance=_provenance(node, built),
+        log=None,
+        look=look,
+    )
+    return look.contents
+
+
+def _squash(
+    checkout: Checkout,
+    node: ImageNode,
+    facts: Facts,
+    tests: tuple[smoke.SmokeTest, ...],
+) -> _Published:
+    project = node.project
+    nodes.require("mksquashfs", "squashfs-tools")
+    if checkout.settings.squash.method is SquashMethod.ENROOT:
+        nodes.require("enroot", "enroot")
+    engine = nodes.storage(checkout.settings.podman)
+    bring(checkout, engine, project.name)
+    squash.sweep(project.directory)
+    temporary = squash.temporary(project.artifact)
+    try:
+        contents = _contents(checkout, engine, project.name, temporary)
+        squash.check(temporary)
+        # Now, while what was written is still in memory.
+        digest = blocks_digest(str(temporary))
+        passed = smoke_tests.run(checkout, node, facts, temporary, tests)
+        _keep(checkout, node)
+        squash.publish(temporary, project.artifact)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _Published(digest, contents, passed)
+
+
+def _contents(checkout: Checkout, engine: Podman, name: str, temporary: Path) -> Contents:
+    """Squash the image to `temporary`; what is in it."""
+    if not podman.rootless():
+        return squash_into(checkout, name, temporary)
+    # Only in podman's user namespace can an image be mounted and all of its files be read; and only
+    # outside of it are we the user whom Slurm knows, and start containers as others do.
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch, "contents.json")
+        argv = ("-m", "rc_tasks.steps", "squash", name, str(temporary), str(told))
+        inner = Command((sys.executable, *argv), cwd=checkout.root)
+        status = command.stream(engine.unshare(inner), None)
+        if status != 0:
+            raise ToldError(status)
+        return parse_contents(told.read_bytes())
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal end what takes a moment: no later step would sweep up after one that is done."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def _keep(checkout: Checkout, node: ImageNode) -> None:
+    """Let the image that is about to be replaced be found by `doit rollback`."""
+    if checkout.settings.store.previous:
+        published = checkout.records.get(Step.ENROOT, node.project.name)
+        why = checkout.previous.keep(node.project, published)
+        if why:
+            print(f"warning: the image before cannot be kept for doit rollback: {why}", flush=True)
+
+
+def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Manifest:
+    size_bytes = record.artifact.size_bytes if record.artifact is not None else 0
+    return Manifest(
+        name=name,
+        image_id=facts.image_id,
+        architecture=facts.architecture,
+        published_at=record.ended_at,
+        size_bytes=size_bytes,
+        image_size_bytes=facts.size_bytes,
+        contents=contents,
+    )
+
+
+def _provenance(node: ImageNode, built: Record) -> tuple[str, ...]:
+    """Comment lines for /etc/rc: what varies between builds of the same inputs must not be a label.
+
+    docs/manifest.md describes them.
+    """
+    here = nodes.this_node()
+    tools = {**built.tools, "mksquashfs": squashfs.version()}
+    commit = f"{built.commit}{' with changes' if built.dirty else ''}" if built.commit else "unknown"
+    return (
+        f"image: {node.project.name} ({built.facts.image_id if built.facts else '?'})",
+        f"commit: {commit}",
+        *(f"base: {base} ({digest or 'unknown'})" for base, digest in bases(node, built).items()),
+        f"built: {built.ended_at} by {built.builder} on {built.node}{_in_job(built.job_id)}",
+        f"squashed: {nodes.now()} by {getpass.getuser()} on {here.name}{_in_job(here.job_id)}",
+        f"tools: {', '.join(f'{tool} {version}' for tool, version in tools.items())}",
+    )
+
+
+def _in_job(job_id: str) -> str:
+    return f" in job {job_id}" if job_id else ""

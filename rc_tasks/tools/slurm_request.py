@@ -1,0 +1,25 @@
+"""What a step asks of Slurm."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """What a command needs of Slurm. Empty strings and zeros leave the choice to Slurm.
+
+    In an allocation only `job_name`, `cpus`, `node` and `extra` count: it has the rest already.
+    """
+
+    job_name: str
+    account: str = ""
+    partition: str = ""
+    time_limit_min: int = 0
+    cpus: int = 0
+    node: str = ""
+    extra: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The request in words, for errors."""
+        account = f"account {self.account}" if self.account else "no account"
+        partition = f"partition {self.partition}" if self.partition else "the default partition"
+        return f"{self.job_name} ({account}, {partition})"

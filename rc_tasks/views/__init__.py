@@ -1,0 +1,1 @@
+"""Values to text, SVG, HTML and JSON, for commands and for the report."""

@@ -1,0 +1,30 @@
+"""Registry bases and their pins, in words."""
+
+from datetime import UTC, datetime
+
+from rc_tasks.state.bases.registry_bases import Kind, RegistryBase
+
+_SHORT = 12
+
+
+def words(base: RegistryBase) -> tuple[str, str]:
+    """A base, and what builds take of it."""
+    pin = _short(base.digest) if base.digest else str(base.kind)
+    if base.kind is Kind.IN_DOCKERFILE:
+        pin += f" ({base.kind})"
+    return base.reference.partition("@")[0], pin
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:_SHORT]
+
+
+def age(iso: str, now: datetime | None = None) -> str:
+    """How long ago a time was, for people; empty for none."""
+    if not iso:
+        return ""
+    age_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(iso)).total_seconds())
+    for unit, length_s in (("days", 86400), ("h", 3600)):
+        if age_s >= 2 * length_s:
+            return f"{age_s / length_s:.0f} {unit}"
+    return f"{age_s / 60:.0f} min"

@@ -1,0 +1,152 @@
+"""The graph of images as a tree for the terminal, and in formats for documents and programs."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+from rc_tasks.model.graph.view import Kind, Link, Picture, Row, tree
+from rc_tasks.state.records.status import State
+from rc_tasks.views import tables
+from rc_tasks.views.graph_svg import COLOURS, PLAIN, Colours, label
+
+# Beside the last one, the two that lead on: below a node with more to come, and below the last.
+_GUIDES = ("├─ ", "└─ ", "│  ", "   ")
+
+
+_ASCII_GUIDES = ("|- ", "`- ", "|  ", "   ")
+
+
+# Fewer columns than this hold no name: then the terminal breaks the lines as it likes.
+_NARROWEST = 24
+
+
+_STYLES: dict[str, str] = {str(state): style for state, style in tables.STYLES.items()}
+
+
+def print_tree(shown: Picture, out: TextIO) -> None:
+    """Print the tree: in colour and folded to its width on a terminal, plain otherwise."""
+    guides = _guides(out)
+    aliases = shown.aliases()
+    if not out.isatty():
+        for row in tree(shown):
+            words = "".join(words for words, _ in _words(row, aliases))
+            out.write(f"{_guide(row, guides)}{words}\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=out, highlight=False)
+    for row in tree(shown):
+        text = Text.assemble(*_words(row, aliases))
+        first = _guide(row, guides)
+        following = "".join(guides[2 + last] for last in row.lasts)
+        room = max(console.width - len(first), _NARROWEST)
+        for number, line in enumerate(text.wrap(console, room)):
+            line.rstrip()
+            console.print(Text(following if number else first) + line, soft_wrap=True)
+
+
+def as_json(shown: Picture) -> str:
+    """Nodes and edges; what `doit list --json` says of an image too has the same key there."""
+    aliases = shown.aliases()
+    found = {
+        "nodes": [
+            {
+                "name": node.name,
+                "kind": node.kind,
+                "state": node.state or None,
+                "reasons": list(node.reasons),
+                "rolled_back": node.rolled_back,
+                "bases": shown.bases(node.name),
+                "aliases": aliases.get(node.name, []),
+            }
+            for node in shown.nodes
+        ],
+        "edges": [{"from": edge.above, "to": edge.below, "kind": edge.link} for edge in shown.edges],
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def as_dot(shown: Picture) -> str:
+    """The DOT language; names are labels only, as any text can be one."""
+    numbers = {node.name: number for number, node in enumerate(shown.nodes)}
+    lines = ['node [shape=box, style="filled,rounded", fontname="monospace"]']
+    for node in shown.nodes:
+        colours = COLOURS.get(node.state, PLAIN)
+        text = rf"{_dot_text(label(node))}\n{_dot_text(node.words)}"
+        looks = "" if node.kind is Kind.IMAGE else ', style="filled,rounded,dashed"'
+        lines.append(
+            f'n{numbers[node.name]} [label="{text}", tooltip="{_dot_text(tables.printable(node.name))}",'
+            f' fillcolor="{colours.fill}", color="{colours.line}"{looks}]'
+        )
+    for edge in shown.edges:
+        looks = {
+            Link.BASE: "",
+            # It would turn the whole picture upside down.
+            Link.CIRCULAR: f' [style=bold, color="{COLOURS[State.FAILED].line}", constraint=false]',
+            Link.ALIAS: " [style=dotted]",
+        }[edge.link]
+        lines.append(f"n{numbers[edge.above]} -> n{numbers[edge.below]}{looks}")
+    return "\n".join(["digraph images {", *(f"  {line}" for line in lines), "}"]) + "\n"
+
+
+def as_mermaid(shown: Picture) -> str:
+    """A Mermaid flowchart, from left to right: names are wide and low."""
+    numbers = {node.name: number for number, node in enumerate(shown.nodes)}
+    lines = []
+    for node in shown.nodes:
+        text = f"{_mermaid_text(label(node))}<br/>{_mermaid_text(node.words)}"
+        lines.append(f'n{numbers[node.name]}["{text}"]:::{node.state or node.kind}')
+    arrows = {Link.BASE: "-->", Link.CIRCULAR: "-. circular .->", Link.ALIAS: "-.-"}
+    for edge in shown.edges:
+        lines.append(f"n{numbers[edge.above]} {arrows[edge.link]} n{numbers[edge.below]}")
+    looks: dict[str, tuple[Colours, str]] = {state: (each, "") for state, each in COLOURS.items()}
+    looks |= {kind: (PLAIN, ",stroke-dasharray:4 3") for kind in Kind if kind is not Kind.IMAGE}
+    for word in sorted({node.state or node.kind for node in shown.nodes} & looks.keys()):
+        colours, more = looks[word]
+        lines.append(f"classDef {word} fill:{colours.fill},stroke:{colours.line},color:#16191d{more}")
+    return "\n".join(["flowchart LR", *(f"  {line}" for line in lines)]) + "\n"
+
+
+def _words(row: Row, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """The parts of a line, each with its colour."""
+    node = row.node
+    name = tables.printable(node.name)
+    if row.again is not None:
+        yield f"→ {name}", "dim"
+        if row.again is Link.CIRCULAR:
+            yield " (a circle)", _STYLES[State.FAILED]
+        return
+    yield f"{name}  ", ""
+    yield node.words, _STYLES.get(node.state, "dim")
+    if node.name in aliases:
+        named = ", ".join(map(tables.printable, aliases[node.name]))
+        yield f"  {'alias' if len(aliases[node.name]) == 1 else 'aliases'} {named}", "dim"
+
+
+def _guide(row: Row, guides: tuple[str, ...]) -> str:
+    if not row.lasts:
+        return ""
+    return "".join(guides[2 + last] for last in row.lasts[:-1]) + guides[row.lasts[-1]]
+
+
+def _guides(out: TextIO) -> tuple[str, ...]:
+    try:
+        "".join(_GUIDES).encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return _ASCII_GUIDES
+    return _GUIDES
+
+
+def _dot_text(text: str) -> str:
+    """A text inside the quotes of a label, where Graphviz reads escapes and HTML's entities."""
+    return text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _mermaid_text(text: str) -> str:
+    """A text inside the quotes of a label, where quotes, Markdown and HTML have a meaning."""
+    safe = " _./@-+,…:"
+    if not all(char.isalnum() or char in safe for char in text):
+        # Mermaid's own bug: behind `style` and a colon it drops the semicolon of the last `#34;`.
+        safe = safe.replace(":", "")
+    return "".join(char if char.isalnum() or char in safe else f"#{ord(char)};" for char in text)

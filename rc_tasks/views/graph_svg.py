@@ -1,0 +1,306 @@
+"""The image graph as an SVG: bases on the left, what is built on them to the right."""
+
+import unicodedata
+from bisect import bisect_right, insort
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.sax.saxutils import escape, quoteattr
+
+from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture, levels, tree
+from rc_tasks.state.records.status import State
+from rc_tasks.views.tables import printable
+
+# A name stands with all edges that leave it: at its own level as a box, at later ones as a bend that the
+# edges share on their way. So a base of hundreds of images makes one line through a level, not hundreds.
+_Point = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """Fill and line, on a light and on a dark page; the text on them has a contrast of at least 7."""
+
+    fill: str
+    line: str
+    dark_fill: str
+    dark_line: str
+
+
+PLAIN = Colours("#f4f5f7", "#6b7280", "#23272e", "#9aa3af")
+COLOURS: Mapping[str, Colours] = {
+    State.FRESH: Colours("#e3f5e7", "#1e7d34", "#11301b", "#5fc97d"),
+    State.STALE: Colours("#fff3cf", "#946800", "#392c05", "#e0b13c"),
+    State.MISSING: Colours("#f6e4f8", "#8a3394", "#331438", "#d58ae0"),
+    State.FAILED: Colours("#fde4e2", "#b3261e", "#41120f", "#ff8a80"),
+    State.BUILDING: Colours("#dff3f9", "#0a6b80", "#07303a", "#58c4dc"),
+}
+
+# All lengths are in pixels. A monospaced letter is 0.6 of its size wide.
+_LETTER, _PADDING, _MARGIN = 7.25, 10, 16
+_SMALL_LETTER = 6.4
+_BOX, _BEND, _SPACE, _BETWEEN = 38, 4, 10, 64
+# How far below its ends a line that closes a circle is drawn.
+_BOW = 2 * _BOX
+# Names of registry bases with a digest are longer than a box should be.
+_LONGEST = 44
+_ROUNDS = 4
+
+
+def svg(picture: Picture, links: Mapping[str, str] | None = None) -> str:
+    """A self-contained SVG, light or dark as the reader has it.
+
+    With `links`, places in an HTML page by the names of nodes, it is a part of that page, which has to
+    hold the `style()` once.
+    """
+    layout = _Layout(picture)
+    nodes = {node.name: node for node in picture.nodes}
+    drawn = [_path(layout, above, below, nodes) for above, below in layout.segments]
+    drawn += [_back(layout, edge) for edge in picture.edges if edge.link is Link.CIRCULAR]
+    drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in picture.nodes]
+    width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
+    lines = (
+        # As an image it would hide its links from screen readers.
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="image-graph"'
+        f' role="{"img" if links is None else "group"}"'
+        f' width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        ' aria-labelledby="image-graph-title image-graph-desc">',
+        '<title id="image-graph-title">Images and what they are built on</title>',
+        f'<desc id="image-graph-desc">{escape(described(picture))}</desc>',
+        *((f"<style>{style()}</style>",) if links is None else ()),
+        '<rect class="page" width="100%" height="100%"/>',
+        *drawn,
+        "</svg>",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def described(picture: Picture) -> str:
+    """The picture in a sentence or two, for who cannot see it."""
+    kinds = Counter(node.kind for node in picture.nodes)
+    states = Counter(node.state for node in picture.nodes if node.kind is Kind.IMAGE)
+    parts = [_count(kinds[Kind.IMAGE], "image")]
+    if states:
+        parts[0] += f" ({', '.join(f'{number} {state}' for state, number in sorted(states.items()))})"
+    parts += [
+        _count(kinds[kind], words)
+        for kind, words in ((Kind.REGISTRY, "registry base"), (Kind.ALIAS, "alias"))
+        if kinds[kind]
+    ]
+    return f"{', '.join(parts)}. Each image stands to the right of its bases."
+
+
+class _Layout:
+    """Where everything stands: columns by level, in them the order with the fewest crossings found."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.level = levels(picture)
+        self.segments = self._segments(picture)
+        self._left: dict[_Point, list[_Point]] = defaultdict(list)
+        self._right: dict[_Point, list[_Point]] = defaultdict(list)
+        for above, below in self.segments:
+            self._left[below].append(above)
+            self._right[above].append(below)
+        self.columns = self._ordered(self._first_order(picture))
+        self.boxes = {node.name: _width(node) for node in picture.nodes}
+        self.x, self.right = self._across()
+        self.y = self._down()
+        self.width = max(self.right, default=0) + _MARGIN
+        self.height = max((y + _BOX / 2 for y in self.y.values()), default=0) + _MARGIN
+        if any(edge.link is Link.CIRCULAR for edge in picture.edges):
+            self.height += _BOW
+
+    def is_box(self, point: _Point) -> bool:
+        return self.level[point[0]] == point[1]
+
+    def _segments(self, picture: Picture) -> dict[tuple[_Point, _Point], None]:
+        found: dict[tuple[_Point, _Point], None] = {}
+        for edge in picture.edges:
+            if edge.link is Link.CIRCULAR:
+                continue
+            first, last = self.level[edge.above], self.level[edge.below]
+            way = [(edge.above, level) for level in range(first, last)] + [(edge.below, last)]
+            found |= dict.fromkeys(pairwise(way))
+        return found
+
+    def _first_order(self, picture: Picture) -> list[list[_Point]]:
+        """The order of the tree, which has no crossings where each image has one base."""
+        places = {row.node.name: place for place, row in enumerate(tree(picture)) if not row.again}
+        for image, aliases in picture.aliases().items():
+            places |= dict.fromkeys(aliases, places[image])
+        points = {(name, level) for name, level in self.level.items()}
+        points |= {point for segment in self.segments for point in segment}
+        columns: list[list[_Point]] = [[] for _ in range(max(self.level.values(), default=-1) + 1)]
+        for point in sorted(points, key=lambda point: (places[point[0]], point)):
+            columns[point[1]].append(point)
+        return columns
+
+    def _ordered(self, columns: list[list[_Point]]) -> list[list[_Point]]:
+        """Sorted by the mean place of their neighbours, to the right and back; the best round wins."""
+        best, fewest = columns, self._crossings(columns)
+        for _ in range(_ROUNDS):
+            for neighbours, step in ((self._left, 1), (self._right, -1)):
+                columns = [list(column) for column in columns]
+                for number in range(len(columns))[::step]:
+                    beside = number - step
+                    places = _places(columns[beside]) if 0 <= beside < len(columns) else {}
+                    columns[number] = _sorted_by(columns[number], neighbours, places)
+                if (crossings := self._crossings(columns)) < fewest:
+                    best, fewest = columns, crossings
+        return best
+
+    def _crossings(self, columns: Sequence[Sequence[_Point]]) -> int:
+        crossings = 0
+        for column, following in pairwise(columns):
+            places = _places(following)
+            seen: list[int] = []
+            for point in column:
+                ends = sorted(places[end] for end in self._right[point])
+                crossings += sum(len(seen) - bisect_right(seen, end) for end in ends)
+                for end in ends:
+                    insort(seen, end)
+        return crossings
+
+    def _across(self) -> tuple[list[float], list[float]]:
+        x, right, here = [], [], float(_MARGIN)
+        for column in self.columns:
+            x.append(here)
+            right.append(here + max(self.boxes[name] for name, _ in filter(self.is_box, column)))
+            here = right[-1] + _BETWEEN
+        return x, right
+
+    def _down(self) -> dict[_Point, float]:
+        """The middle of each point: as near to the mean of its neighbours as its order allows."""
+        y: dict[_Point, float] = {}
+        for column in self.columns:
+            y |= self._fitted(column, [0.0] * len(column))
+        for _ in range(_ROUNDS):
+            # To the right last: most ends have one base, and stand best straight beside it.
+            for neighbours, step in ((self._right, -1), (self._left, 1)):
+                for column in self.columns[::step]:
+                    wanted = [
+                        sum(y[each] for each in beside) / len(beside) if beside else y[point]
+                        for point in column
+                        for beside in [neighbours[point]]
+                    ]
+                    y |= self._fitted(column, wanted)
+        top = min(y.values(), default=0) - _BOX / 2 - _MARGIN
+        return {point: value - top for point, value in y.items()}
+
+    def _fitted(self, column: Sequence[_Point], wanted: Sequence[float]) -> dict[_Point, float]:
+        """The wanted heights moved apart until nothing overlaps: the middle between doing it downwards
+        and upwards."""
+        heights = [_BOX if self.is_box(point) else _BEND for point in column]
+        apart = [(a + b) / 2 + _SPACE for a, b in pairwise(heights)]
+        down, up = list(wanted), list(wanted)
+        for number, gap in enumerate(apart):
+            down[number + 1] = max(down[number + 1], down[number] + gap)
+        for number, gap in reversed(list(enumerate(apart))):
+            up[number] = min(up[number], up[number + 1] - gap)
+        return {point: (a + b) / 2 for point, a, b in zip(column, down, up, strict=True)}
+
+
+def label(node: Node) -> str:
+    """The name as it is drawn: no control characters, and its middle left out when it is long."""
+    name = printable(node.name)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}"
+
+
+def _box(layout: _Layout, node: Node) -> str:
+    point = node.name, layout.level[node.name]
+    x, y, width = layout.x[point[1]], layout.y[point] - _BOX / 2, layout.boxes[node.name]
+    kind, word = printable(node.state or node.kind), printable(node.words)
+    # The browser shows it when the mouse rests on the box.
+    told = "\n".join([f"{printable(node.name)}: {word}", *map(printable, node.reasons)])
+    return (
+        f"<g class={quoteattr(f'{node.kind} {kind}')}><title>{escape(told)}</title>"
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOX}" rx="5"/>'
+        f'<text x="{x + _PADDING:.1f}" y="{y + 16:.1f}">{escape(label(node))}</text>'
+        f'<text class="word" x="{x + _PADDING:.1f}" y="{y + 30:.1f}">{escape(word)}</text></g>'
+    )
+
+
+def _linked(box: str, link: str | None) -> str:
+    return f"<a href={quoteattr(link)}>{box}</a>" if link else box
+
+
+def _path(layout: _Layout, above: _Point, below: _Point, nodes: Mapping[str, Node]) -> str:
+    start = layout.x[above[1]] + (layout.boxes[above[0]] if layout.is_box(above) else 0)
+    edge, end = layout.right[above[1]], layout.x[below[1]]
+    middle, y1, y2 = (edge + end) / 2, layout.y[above], layout.y[below]
+    kind = ' class="to-alias"' if layout.is_box(below) and nodes[below[0]].kind is Kind.ALIAS else ""
+    return (
+        f'<path{kind} d="M{start:.1f} {y1:.1f}H{edge:.1f}'
+        f'C{middle:.1f} {y1:.1f} {middle:.1f} {y2:.1f} {end:.1f} {y2:.1f}"/>'
+    )
+
+
+def _back(layout: _Layout, edge: Edge) -> str:
+    above, below = ((name, layout.level[name]) for name in (edge.above, edge.below))
+    x1, y1 = layout.x[above[1]] + layout.boxes[edge.above], layout.y[above]
+    x2, y2 = layout.x[below[1]], layout.y[below]
+    bow = max(y1, y2) + _BOW
+    return (
+        f'<path class="circular" d="M{x1:.1f} {y1:.1f}'
+        f'C{x1 + _BETWEEN:.1f} {bow:.1f} {x2 - _BETWEEN:.1f} {bow:.1f} {x2:.1f} {y2:.1f}"/>'
+    )
+
+
+def style() -> str:
+    """Everything below a class of its own: in an HTML page these rules hold for the whole page."""
+    failed = COLOURS[State.FAILED]
+    return (
+        ".image-graph{font:12px ui-monospace,Menlo,Consolas,monospace;"
+        "--page:#fff;--ink:#16191d;--edge:#8b93a0}"
+        "@media (prefers-color-scheme:dark){"
+        ".image-graph{--page:#14171b;--ink:#eef0f3;--edge:#727b88}}"
+        f"{colours('.image-graph', 'g')}"
+        ".image-graph .page{fill:var(--page)}"
+        ".image-graph g rect{fill:var(--fill);stroke:var(--line);stroke-width:1.5}"
+        ".image-graph .alias rect,.image-graph .registry rect{stroke-dasharray:4 3}"
+        ".image-graph text{fill:var(--ink)}.image-graph .word{font-size:10.5px}"
+        ".image-graph path{fill:none;stroke:var(--edge);stroke-width:1.5}"
+        ".image-graph .to-alias{stroke-dasharray:2 3}"
+        f".image-graph .circular{{stroke:{failed.line};stroke-width:2;stroke-dasharray:7 4}}"
+        f"@media (prefers-color-scheme:dark){{.image-graph .circular{{stroke:{failed.dark_line}}}}}"
+    )
+
+
+def colours(scope: str, plain: str) -> str:
+    """Rules that give what has the class of a state inside of `scope` its --fill and --line.
+
+    `plain` selects there what gets the colours of no state.
+    """
+    light, dark = [], []
+    for selector, each in ((plain, PLAIN), *((f".{state}", found) for state, found in COLOURS.items())):
+        light.append(f"{scope} {selector}{{--fill:{each.fill};--line:{each.line}}}")
+        dark.append(f"{scope} {selector}{{--fill:{each.dark_fill};--line:{each.dark_line}}}")
+    return f"{''.join(light)}@media (prefers-color-scheme:dark){{{''.join(dark)}}}"
+
+
+def _sorted_by(
+    column: Sequence[_Point], neighbours: Mapping[_Point, list[_Point]], places: Mapping[_Point, int]
+) -> list[_Point]:
+    keys = {}
+    for place, point in enumerate(column):
+        beside = [places[each] for each in neighbours.get(point, ())]
+        keys[point] = sum(beside) / len(beside) if beside else float(place)
+    return sorted(column, key=lambda point: keys[point])
+
+
+def _places(column: Sequence[_Point]) -> dict[_Point, int]:
+    return {point: place for place, point in enumerate(column)}
+
+
+def _width(node: Node) -> float:
+    word = _SMALL_LETTER * len(node.words)
+    return 2 * _PADDING + max(_LETTER * _cells(label(node)), word)
+
+
+def _cells(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _count(number: int, word: str) -> str:
+    plural = f"{word}es" if word.endswith("s") else f"{word}s"
+    return f"{number} {word if number == 1 else plural}"

@@ -1,0 +1,117 @@
+"""The geometry of the report's timeline of a run."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rc_tasks.state.history import Entry
+from rc_tasks.views.report.overview import ended, interval, ready
+
+# Pixels. A lane has a heading, and a track for each step that ran there at the same time as another.
+_HEADING, _TRACK, _GAP, _AXIS = 22, 24, 10, 26
+_MOST_TICKS = 8
+# Seconds between the ticks of an axis of time.
+_STEPS_S = (
+    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
+    *(3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800),
+)
+NOT_STARTED = "not started"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A try on the timeline. `x`, `width` and `ready_x` (since when it waited) are percents."""
+
+    entry: Entry
+    x: float
+    width: float
+    ready_x: float
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What a node did: its name stands at `y`, its bars below, the lane ends at `bottom`."""
+
+    node: str
+    y: int
+    bottom: int
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A moment on the axis, at `x` percent."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A run over its nodes; it has at least one try."""
+
+    begin: datetime
+    end: datetime
+    height: int
+    lanes: tuple[Lane, ...]
+    ticks: tuple[Tick, ...]
+
+
+def timeline(tries: Sequence[Entry]) -> Timeline:
+    """The tries of a run, a lane for each node."""
+    begin, end = interval(tries)
+    begin, end = begin.astimezone(), end.astimezone()
+    # A run of no time at all still has a width.
+    span_s = max((end - begin).total_seconds(), 1.0)
+
+    def percent(time: datetime) -> float:
+        return round((time - begin).total_seconds() / span_s * 100, 3)
+
+    by_node: dict[str, list[Entry]] = defaultdict(list)
+    for entry in tries:
+        by_node[entry.node or NOT_STARTED].append(entry)
+    lanes, y = [], _AXIS
+    for node, entries in sorted(by_node.items(), key=lambda each: (each[0] == NOT_STARTED, each[0])):
+        tracks: list[datetime] = []
+        bars = []
+        for entry in sorted(entries, key=lambda each: each.began):
+            track = _free(tracks, entry)
+            bars.append(
+                Bar(
+                    entry,
+                    percent(entry.began),
+                    round(percent(ended(entry)) - percent(entry.began), 3),
+                    percent(ready(entry)),
+                    y + _HEADING + track * _TRACK,
+                )
+            )
+        bottom = y + _HEADING + len(tracks) * _TRACK + _GAP
+        lanes.append(Lane(node, y, bottom, tuple(bars)))
+        y = bottom
+    return Timeline(begin, end, y, tuple(lanes), tuple(_ticks(begin, span_s)))
+
+
+def _free(tracks: list[datetime], entry: Entry) -> int:
+    """The first track on which nothing runs when a try begins; it is taken until the try ends."""
+    end = ended(entry)
+    for number, free_from in enumerate(tracks):
+        if free_from <= entry.began:
+            tracks[number] = end
+            return number
+    tracks.append(end)
+    return len(tracks) - 1
+
+
+def _ticks(begin: datetime, span_s: float) -> Iterable[Tick]:
+    step_s = next((each for each in _STEPS_S if span_s / each <= _MOST_TICKS), _STEPS_S[-1])
+    form = "%H:%M:%S" if step_s < 60 else "%H:%M" if step_s < 86400 else "%d %b"
+    midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
+    first_s = step_s - (begin - midnight).total_seconds() % step_s
+    for number in range(_MOST_TICKS + 1):
+        after_s = first_s + number * step_s
+        x = after_s / span_s * 100
+        # What stands closer to the end would be cut off.
+        if x <= 96:
+            yield Tick(round(x, 3), (begin + timedelta(seconds=after_s)).strftime(form))

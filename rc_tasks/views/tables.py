@@ -1,0 +1,93 @@
+"""Tables and colour for people, plain columns for pipes."""
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from rc_tasks.state.records.status import State
+from rc_tasks.util.text import duration, local_time, log_line, printable
+
+__all__ = ["STYLES", "duration", "printable", "size", "table", "when"]
+
+# What the last column, the one with sentences, needs at least.
+_LAST_COLUMN = 24
+STYLES = {
+    State.FRESH: "green",
+    State.STALE: "yellow",
+    State.MISSING: "magenta",
+    State.FAILED: "bold red",
+    State.BUILDING: "cyan",
+}
+
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Sequence[str] = (),
+    right: frozenset[str] = frozenset(),
+    out: TextIO | None = None,
+) -> None:
+    """Print rows in columns; `styles` colours whole rows on a terminal, `right` aligns columns right."""
+    out = out or sys.stdout
+    # A newline or an escape sequence in a name must not break the table or the terminal.
+    clean = [[printable(cell) for cell in row] for row in rows]
+    lines = [list(headings), *clean]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    if out.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        console = Console(file=out, highlight=False)
+        if sum(widths[:-1]) + 2 * len(widths) + _LAST_COLUMN > console.width:
+            # Folded columns of a few letters can neither be read nor copied: a line for each cell.
+            for number, row in enumerate(clean):
+                console.print(Text(row[0], style=styles[number] if styles else "bold"), soft_wrap=True)
+                for heading, cell in zip(headings[1:], row[1:], strict=True):
+                    if cell:
+                        console.print(Text(f"  {heading.lower()}: {cell}"))
+            return
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            shown.add_column(
+                heading,
+                justify="right" if heading in right else "left",
+                overflow="fold",
+                no_wrap=heading != headings[-1],
+            )
+        for number, row in enumerate(clean):
+            style = styles[number] if styles else ""
+            shown.add_row(*(Text(cell, style=style if cell in STYLES else "") for cell in row))
+        console.print(shown)
+        return
+    for line in lines:
+        cells = [
+            cell.rjust(width) if heading in right else cell.ljust(width)
+            for cell, width, heading in zip(line, widths, headings, strict=True)
+        ]
+        out.write("  ".join(cells).rstrip() + "\n")
+
+
+def size(size_bytes: int | None) -> str:
+    """A size for people, in decimal units: `323 MB`."""
+    if size_bytes is None:
+        return ""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return (
+                f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 100 else f"{value:.1f} {unit}"
+            )
+        value /= 1000
+    raise AssertionError
+
+
+def when(iso: str | None) -> str:
+    """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
+    return local_time(iso) if iso else ""
+
+
+def readable(line: bytes) -> str:
+    """A line of a log for a terminal."""
+    return log_line(line) + "\n"

@@ -1,0 +1,441 @@
+"""`doit gc`: what nothing needs goes, all else stays, and it says the same before it does it."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.commands.gc import Gc
+from rc_tasks.engine.session import Session
+from rc_tasks.engine.upkeep.garbage import Collector, Item, Kind, freed_bytes, measure
+from rc_tasks.state.checkout import Checkout, open_checkout
+from rc_tasks.state.disk import locks
+from rc_tasks.state.disk.files import temporary_prefix
+from rc_tasks.state.disk.processes import space
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.records.digests import content_digest, sample_digest
+from rc_tasks.state.records.records import Step
+from rc_tasks.state.store import garbage
+from rc_tasks.state.store.catalogue import Cached, Pulled
+from rc_tasks.state.store.store import Store
+from rc_tasks.steps.node import podman_storage
+from tests.support.checkouts import pretend_built, record, write_checkout
+from tests.support.doit import Ran, doit
+
+NAMES = ("base", "app:1", "gone:1")
+RECIPES = {
+    "base/Dockerfile": "FROM debian\n",
+    "projects/app:1/Dockerfile": "FROM base\nRUN true\n",
+    "projects/gone:1/Dockerfile": "FROM base\nRUN false\n",
+}
+DAY_S = 86_400
+
+
+def put(store: Store, image_id: str, layers: dict[str, int]) -> None:
+    """An image in a store as skopeo and we leave it, with zeros in its layers."""
+    blobs, view = store.directory / "blobs/sha256", store.directory / "images" / image_id
+    blobs.mkdir(parents=True, exist_ok=True)
+    view.mkdir(parents=True, exist_ok=True)
+    parts = [{"digest": f"sha256:{digest(name)}", "size": size} for name, size in layers.items()]
+    manifest = {"config": {"digest": f"sha256:{image_id}", "size": 100}, "layers": parts}
+    (view / "manifest.json").write_text(json.dumps(manifest))
+    for name, size in {**{digest(name): size for name, size in layers.items()}, image_id: 100}.items():
+        if not (blobs / name).is_symlink():
+            (blobs / name).write_bytes(bytes(size))
+        if not (view / name).is_symlink():
+            (view / name).symlink_to(f"../../blobs/sha256/{name}")
+
+
+def digest(name: str) -> str:
+    return name * 64
+
+
+def old(*places: Path, days: float = 40) -> None:
+    """Let all below some directories have been written long ago."""
+    then = time.time() - days * DAY_S
+    for place in places:
+        for path in (place, *place.rglob("*")):
+            os.utime(path, (then, then), follow_symlinks=False)
+
+
+def checkout(tmp_path: Path, settings: str = "") -> Checkout:
+    """Two images on a registry base, with a cache and a kept image; three that nothing needs."""
+    root = write_checkout(tmp_path / "it's ä", RECIPES, settings)
+    pretend_built(root)
+    opened = open_checkout(root, {})
+    store = opened.store
+    put(store, digest("d"), {"1": 1000})
+    for name in NAMES:
+        put(store, image_id(opened, name), {"1": 1000, str(2 + NAMES.index(name)): 200})
+    put(store, digest("c"), {"1": 1000, "a": 30})
+    put(store, digest("e"), {"1": 1000, "b": 70_000})
+    put(store, digest("f"), {"1": 1000, "b": 70_000, "9": 5})
+    store.catalogue.put_base(Pulled("debian", "sha256:1", digest("d"), "", ""), "x86_64")
+    store.catalogue.put_cache("app:1", (Cached(digest("c"), ""),))
+    old(root)
+    return opened
+
+
+def image_id(opened: Checkout, name: str) -> str:
+    return content_digest(str(opened.graph.images[name].project.dockerfile))
+
+
+def gc(opened: Checkout, *argv: str) -> Ran:
+    """What `doit gc` says and does, without a process of its own."""
+    checkout = open_checkout(opened.root, {})
+    options = {"dry_run": {"-n", "--dry-run"} & {*argv}, "verbose": {"-v", "--verbose"} & {*argv}}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = Gc(config={}).show(Session(checkout, Judge(checkout)), options, [])
+    return Ran(status, said.getvalue())
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def named(ran: Ran) -> set[str]:
+    """The paths that --verbose names."""
+    return set(re.findall(r"^  (\S.*)$", ran.text, re.MULTILINE))
+
+
+def test_what_is_said_before_is_what_goes(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    before = tree(opened.root)
+    dry = gc(opened, "--dry-run", "--verbose")
+    assert tree(opened.root) == before
+    blobs, images = ".rc/store/blobs/sha256", ".rc/store/images"
+    assert named(dry) == {
+        f"{images}/{digest('e')}",
+        f"{images}/{digest('f')}",
+        *(f"{blobs}/{digest(each)}" for each in "ef9b"),
+    }
+    # Two manifests, two configurations, a layer that both have, and one of 5 bytes.
+    assert re.search(r"^ +4  70 kB  their layers$", dry.text, re.MULTILINE), dry.text
+    assert re.search(
+        r"^ +2  +\S+ \S+  images of the store that nothing refers to$", dry.text, re.MULTILINE
+    )
+    done = doit(opened.root, "gc", "--verbose")
+    assert named(done) == named(dry)
+    gone = {path for path in before if any(path.startswith(each) for each in named(dry))}
+    assert before - tree(opened.root) == gone
+    assert re.search(r"^freed 7\d kB$", done.text, re.MULTILINE), done.text
+    assert gc(opened).text == "nothing to remove\n"
+    shown = json.loads(doit(opened.root, "store", "--json").text)
+    assert all(image["referred_by"] for image in shown["images"])
+
+
+def test_what_doit_store_shows_as_needed_by_nothing_is_what_goes(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    shown = json.loads(doit(opened.root, "store", "--json").text)
+    unneeded = {image["image_id"] for image in shown["images"] if not image["referred_by"]}
+    found = Collector(opened).find()
+    assert {item.path.name for item in found.items if item.kind is Kind.IMAGE} == unneeded
+
+
+def test_what_is_younger_than_a_day_stays(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    os.utime(opened.store.directory / "images" / digest("e"))
+    ran = gc(opened, "--verbose")
+    # The layer that both have stays with it.
+    blobs = ".rc/store/blobs/sha256"
+    images = ".rc/store/images"
+    assert named(ran) == {
+        f"{images}/{digest('f')}",
+        f"{blobs}/{digest('f')}",
+        f"{blobs}/{digest('9')}",
+    }
+    assert "younger than a day: 1\n" in ran.text
+    assert not opened.store.use(digest("f")) and opened.store.use(digest("e"))
+
+
+def test_what_a_writer_wants_meanwhile_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = checkout(tmp_path)
+    store, collector = opened.store, Collector(opened)
+    found = collector.find()
+    take_out = garbage._take_out
+
+    with store.scratch() as scratch:
+        # A step that looked just before: at the image `e`, and at a layer for one that it writes.
+        def looked(places: object, trash: Path) -> dict[Path, Path]:
+            if trash.name == "images":
+                store.use(digest("e"))
+            else:
+                (scratch / "wanted").write_text(digest("9"))
+            return take_out(places, trash)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(garbage, "_take_out", looked)
+        removed = collector.remove(found)
+    assert {item.path.name[0] for item in removed} == {"f"}
+    blobs = store.directory / "blobs/sha256"
+    assert store.has(digest("e"))
+    assert {path.name[0] for path in blobs.iterdir() if path.name in map(digest, "abe9f")} == set("abe9")
+
+
+def test_records_that_cannot_be_read_may_refer_to_anything(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    path = opened.root / ".rc/state/podman:app:1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    ran = gc(opened)
+    assert "left alone: the whole store: .rc/state/podman:app:1.json cannot be read" in ran.text
+    assert opened.store.has(digest("e"))
+
+
+def test_foreign_files_are_left_alone_and_told(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    foreign = [
+        ".rc/store/images/mine",
+        ".rc/store/blobs/sha256/notes.txt",
+        ".rc/previous/app:1/2026",
+        ".rc/manifests/app:1/README",
+    ]
+    for name in foreign:
+        (opened.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (opened.root / name).write_text("x")
+    old(opened.root)
+    ran = gc(opened)
+    for name in foreign:
+        assert f"left alone: {name}: is not ours\n" in ran.text
+        assert (opened.root / name).exists()
+
+
+def test_a_store_that_is_reached_by_a_symlink_may_be_anybodys(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    directory = opened.store.directory
+    elsewhere = opened.root / "elsewhere"
+    os.rename(directory / "blobs", elsewhere)
+    (directory / "blobs").symlink_to(elsewhere)
+    ran = gc(opened)
+    assert "left alone: .rc/store/blobs: is a symlink, and perhaps another checkout's" in ran.text
+    assert opened.store.has(digest("e")) and (elsewhere / "sha256" / digest("b")).exists()
+
+
+def test_of_a_clone_only_its_own_links_go(tmp_path: Path) -> None:
+    official = checkout(tmp_path / "official")
+    root = write_checkout(tmp_path / "clone", RECIPES, f'images_root = "{official.root}"')
+    clone = open_checkout(root, {})
+    blobs = clone.store.directory / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    for layer in "1b":
+        (blobs / digest(layer)).symlink_to(official.store.directory / "blobs/sha256" / digest(layer))
+    put(clone.store, digest("8"), {"1": 1000, "b": 70_000, "7": 10})
+    old(clone.store.directory)
+    before = tree(official.root)
+    ran = gc(clone)
+    assert "freed " in ran.text
+    assert tree(official.root) == before
+    assert list(blobs.iterdir()) == []
+
+
+def test_projects_that_are_gone_stay_for_a_month(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    directory = opened.root / "projects/gone:1"
+    for name in ("Dockerfile", "env.toml"):
+        (directory / name).unlink()
+    log = opened.root / ".rc/logs/gone:1/podman/2026-01-02T03-04-05.000Z.1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("x" * 500)
+    opened.store.catalogue.put_cache("gone:1", (Cached(digest("e"), ""),))
+    old(opened.root)
+    nightly = opened.root / ".rc/logs/nightly/2026-01-02T03-04-05.000Z.1.log"
+    nightly.parent.mkdir()
+    nightly.write_text("a night's")
+    wanted = content_digest(str(opened.root / "projects/app:1/Dockerfile"))
+    ran = gc(opened)
+    assert "not here, and kept for 30 days: gone:1\n" in ran.text
+    notes = opened.root / ".rc/gone.json"
+    assert list(json.loads(notes.read_text())) == ["gone:1"]
+    assert (directory / "image.sqsh").exists()
+    # Seen again, it is forgotten that it was not there.
+    (directory / "Dockerfile").write_text(RECIPES["projects/gone:1/Dockerfile"])
+    gc(opened)
+    assert json.loads(notes.read_text()) == {}
+    (directory / "Dockerfile").unlink()
+    notes.write_text(json.dumps({"gone:1": "2026-01-02T03:04:05+00:00"}))
+    dry = gc(opened, "-n", "-v")
+    assert "projects that are gone: gone:1\n" in dry.text
+    ran = gc(opened)
+    assert re.search(r"^ +1 +\S+ \S+  projects that are gone$", ran.text, re.MULTILINE), ran.text
+    left = [path for path in tree(opened.root) if "gone:1" in path]
+    assert left == [] and nightly.exists()
+    # With its records goes what they referred to, and its cache.
+    images = {path.name for path in (opened.root / ".rc/store/images").iterdir()}
+    assert digest("e") not in images and wanted in images
+
+
+def test_what_an_edf_names_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = checkout(tmp_path, "[tool.rc_tasks.store]\nprevious = 0\nprevious_days = 0\n")
+    project = opened.graph.images["app:1"].project
+    for _ in range(3):
+        assert opened.previous.keep(project, opened.records.get(Step.ENROOT, "app:1")) == ""
+        os.utime(opened.previous.directory)
+        text = project.artifact.read_bytes() + b"more"
+        project.artifact.unlink()
+        project.artifact.write_bytes(text)
+        published = opened.records.get(Step.ENROOT, "app:1")
+        assert published is not None and published.artifact is not None
+        status = project.artifact.stat()
+        artifact = replace(
+            published.artifact,
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            sample=sample_digest(str(project.artifact)),
+        )
+        opened.records.put(Step.ENROOT, "app:1", record(published.inputs, artifact=artifact))
+    entries = [opened.previous.directory / "app:1" / name for name in opened.previous.entries("app:1")]
+    assert len(entries) == 3
+    old(opened.previous.directory)
+    home = Path.home() / ".edf"
+    home.mkdir()
+    # By a variable that is not set, and through another file.
+    (home / "a.toml").write_text(f'image = "${{NOWHERE}}/previous/app:1/{entries[0].name}/image.sqsh"\n')
+    (home / "b.toml").write_text(f'base_environment = "{tmp_path}/shared/b.toml"\n')
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/b.toml").write_text(f"image = '{entries[1]}/image.sqsh'\n")
+    gc(opened)
+    assert [path.exists() for path in entries] == [True, True, False]
+
+
+def test_logs_manifests_and_temporaries(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    generated = opened.root / ".rc"
+    logs = generated / "logs/app:1/podman"
+    logs.mkdir(parents=True)
+    for number in range(25):
+        (logs / f"2026-01-02T03-04-{number:02}.000Z.1.log").write_text("x" * 100)
+    manifests = generated / "manifests/app:1"
+    manifests.mkdir(parents=True)
+    for name in (digest("e"), f"{digest('e')}.origin", digest("7"), image_id(opened, "app:1")):
+        (manifests / f"{name}.json").write_text("{}")
+    node, dead = f"{os.uname().nodename}+{space()}", 1 << 30
+    left = [
+        generated / f"state/.podman:app:1.json.{node}.{dead}.abcd1234",
+        generated / f"store/.put.{node}.{dead}.abcd1234",
+        generated / f"previous/app:1/.keep.{node}.{dead}.abcd1234",
+        generated / "locks/.app:1.json.other.7.abcd1234",
+        opened.root / f"projects/app:1/.env.toml.{node}.{dead}.abcd1234",
+        opened.root / "projects/app:1/.image.0123456789abcdef.tmp.sqsh",
+    ]
+    stays = [
+        generated / f"state/{temporary_prefix('x')}abcd1234",
+        opened.root / "projects/app:1/.env.toml.swp",
+        opened.root / "projects/app:1/.mine.1.so",
+    ]
+    for path in (*left, *stays):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    old(opened.root, days=100)
+    # Of an image that is gone, but `doit history` knows it.
+    os.utime(manifests / f"{digest('7')}.json")
+    dry = gc(opened, "-n", "-v")
+    ran = gc(opened, "-v")
+    assert named(ran) == named(dry)
+    assert [path for path in left if path.exists()] == []
+    assert all(path.exists() for path in stays)
+    # Of all that are older than a month the newest stays.
+    assert [path.name for path in logs.iterdir()] == ["2026-01-02T03-04-24.000Z.1.log"]
+    assert {path.stem for path in manifests.iterdir()} == {image_id(opened, "app:1"), digest("7")}
+
+
+def test_registry_bases_that_no_dockerfile_names(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    catalogue = opened.store.catalogue
+    for name in ("e", "f"):
+        reference = f"debian:{name}"
+        catalogue.put_base(Pulled(reference, "sha256:1", digest(name), "", ""), "x86_64")
+    gc(opened)
+    assert opened.store.has(digest("e")) and opened.store.has(digest("f"))
+    for path in (opened.store.directory / "references").rglob("*e.json"):
+        os.utime(path, (0, 0))
+    broken = opened.root / "projects/broken:1"
+    broken.mkdir()
+    (broken / "Dockerfile").write_text("FROM ${NOTHING}\n")
+    gc(opened)
+    assert opened.store.has(digest("e"))
+    (broken / "Dockerfile").unlink()
+    broken.rmdir()
+    assert "registry bases that no Dockerfile names any more" in gc(opened).text
+    assert not opened.store.has(digest("e")) and opened.store.has(digest("f"))
+    assert [base.reference for base in catalogue.bases()] == ["debian", "debian:f"]
+
+
+def test_an_image_at_work_is_left_alone(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    unfinished = opened.root / "projects/app:1/.image.0123456789abcdef.tmp.sqsh"
+    unfinished.write_text("x")
+    with locks.held(opened.lock("app:1"), "enroot:app:1"):
+        assert ".image." not in gc(opened, "-v").text
+    assert unfinished.exists()
+    collector = Collector(opened)
+    found = collector.find()
+    assert unfinished in {item.path for item in found.items}
+    with locks.held(opened.lock("app:1"), "enroot:app:1"):
+        removed = collector.remove(found)
+    assert unfinished.exists() and unfinished not in {item.path for item in removed}
+    assert any("app:1: enroot:app:1 is being built by" in line for line in found.left)
+
+
+@pytest.mark.podman
+def test_storage_of_ended_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = checkout(tmp_path)
+    left = tmp_path / "4711"
+    (left / "root/overlay").mkdir(parents=True)
+    (left / "root/overlay/layer").write_bytes(bytes(5000))
+    monkeypatch.setattr(podman_storage, "dead", lambda _: [left] if left.exists() else [])
+    assert "podman's storage of ended jobs on this node" in gc(opened, "-n").text
+    assert left.exists()
+    gc(opened)
+    assert not left.exists()
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    with locks.held(Collector(opened).lock, "gc"):
+        ran = doit(opened.root, "gc")
+    assert ran.status == 3 and "another doit gc is at work" in ran.text
+    assert opened.store.has(digest("e"))
+
+
+@pytest.mark.parametrize(("also", "freed"), [(False, 0), (True, 1000)])
+def test_a_file_with_another_name_frees_nothing(tmp_path: Path, also: bool, freed: int) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(bytes(1000))
+    os.link(one, other)
+    items = [Item(Kind.PREVIOUS, one), *([Item(Kind.PREVIOUS, other)] if also else [])]
+    assert freed_bytes(measure(items), items)[Kind.PREVIOUS] == freed
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_text("{"), id="half"),
+        pytest.param(lambda path: path.write_text('{"gone:1": "never"}'), id="no time"),
+        pytest.param(lambda path: path.write_text('{"gone:1": 7}'), id="a number"),
+        pytest.param(lambda path: path.write_text("[" * 100_000), id="endless nesting"),
+        pytest.param(lambda path: path.mkdir(), id="a directory"),
+        pytest.param(lambda path: path.write_text('{"gone:1": "0001-01-01T00:00:00"}'), id="year one"),
+    ],
+)
+def test_damaged_notes_only_cost_time(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    opened = checkout(tmp_path)
+    (opened.root / "projects/gone:1/Dockerfile").unlink()
+    (opened.root / "projects/gone:1/env.toml").unlink()
+    damage(opened.root / ".rc/gone.json")
+    gc(opened)
+
+
+def test_without_anything_there_is_nothing(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path / "imgs", {})
+    assert doit(root, "gc", "-n").text == "nothing to remove\n"
+    assert not (root / ".rc").exists()
+    assert doit(root, "gc").text == "nothing to remove\n"
+    assert doit(root, "gc", "app").status == 3
