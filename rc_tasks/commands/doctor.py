@@ -11,8 +11,7 @@ from typing import Any
 from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.run.allocator import Place
-from rc_tasks.engine.run.dispatcher import runner, step_command
+from rc_tasks.engine.run.dispatcher import runner, step_process
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.config.settings import Runner
@@ -209,7 +208,7 @@ def _node(opened: Session) -> Iterator[Finding]:
 def _check(opened: Session) -> tuple[Command, StepRequest | None]:
     """The check where a step would run; outside an allocation as a job of its own."""
     checkout = opened.checkout
-    wanted, _ = step_command(checkout.root, Place("check", checkout.settings.slurm), "check")
+    wanted = step_process(checkout.root, "check")
     if runner(checkout.settings.runner) is Runner.LOCAL:
         return wanted, None
     settings = checkout.settings.slurm

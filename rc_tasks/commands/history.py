@@ -107,7 +107,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     same = entry.image_id and entry.image_id == entry.image_id_before
     return (
         tables.when(entry.started_at),
-        f"{entry.step}:{entry.image}",
+        str(entry.task),
         entry.outcome,
         tables.duration(entry.duration_s),
         tables.duration(entry.queued_s),

@@ -11,11 +11,10 @@ from typing import Any
 from doit import doit_cmd
 from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
-from doit.task import Task
+from doit.task import Task as DoitTask
 
 from rc_tasks.commands.at_root import AtRoot, unknown
 from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
-from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.doit.reporter import Reporter
 from rc_tasks.engine.doit.selection import reach, selection
 from rc_tasks.engine.events import Event, Kind
@@ -27,6 +26,7 @@ from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_diges
 from rc_tasks.model.graph.project import RECIPE
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
+from rc_tasks.state.records.records import Task
 from rc_tasks.state.records.status import briefly
 from rc_tasks.tools import interrupt
 from rc_tasks.util.text import printable_lines
@@ -85,7 +85,7 @@ class Run(AtRoot, DoitRun):
         tasks = {task.name: task for task in self.task_list}
         asked = [each for name in self.sel_tasks or tasks for each in _tasks(name, tasks)]
         found = reach(tasks, asked)
-        names = list(dict.fromkeys(step[1] for task in found if (step := step_of(task))))
+        names = list(dict.fromkeys(task.name for name in found if (task := Task.parse(name))))
         require_own(opened.checkout)
         for job_id in release_abandoned(opened.checkout):
             print(f"job {job_id} released, left by an earlier run", flush=True)
@@ -125,7 +125,7 @@ class Run(AtRoot, DoitRun):
         return min(status, 1)
 
 
-def _tasks(name: str, known: Mapping[str, Task]) -> list[str]:
+def _tasks(name: str, known: Mapping[str, DoitTask]) -> list[str]:
     """The tasks that doit takes a name for: a task's own, a pattern, or a file that one makes."""
     if "*" in name:
         return fnmatch.filter(known, name)

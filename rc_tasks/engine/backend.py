@@ -16,7 +16,7 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.inputs import CONTEXT, is_file, part_of
-from rc_tasks.state.records.records import Record, Records, Step
+from rc_tasks.state.records.records import Record, Records, Task
 
 _IGNORED = ".ignore"
 
@@ -33,9 +33,10 @@ class RecordsDB:
         """A value that doit believes it has saved."""
         if dependency == "ignore:":
             return "1" if task_id in self._ignored_tasks else None
-        record = self._record(task_id)
-        if record is None:
+        task, record = Task.parse(task_id), self._record(task_id)
+        if task is None or record is None:
             return None
+        project = _project(task)
         match dependency:
             case "checker:":
                 return ContentChecker.__name__
@@ -44,9 +45,9 @@ class RecordsDB:
             case "result:":
                 return {"image_id": record.facts.image_id} if record.facts else dict(record.inputs)
             case "deps:":
-                return [_path(task_id, part) for part in record.inputs if is_file(part)]
+                files = (part.removeprefix(CONTEXT) for part in record.inputs if is_file(part))
+                return [f"{project.path}/{file}" for file in files]
             case _:
-                project = _project(task_id)
                 path = dependency.removeprefix(f"{project.path}/")
                 return record.inputs.get(part_of(path, project.dockerfile_name))
 
@@ -62,9 +63,9 @@ class RecordsDB:
     def remove(self, task_id: str) -> None:
         """`doit forget`."""
         self._ignored(task_id).unlink(missing_ok=True)
-        found = step_of(task_id)
-        if found is not None:
-            self._records.forget(*found)
+        task = Task.parse(task_id)
+        if task is not None:
+            self._records.forget(*task)
 
     def remove_all(self) -> None:
         """`doit forget --all`."""
@@ -85,8 +86,8 @@ class RecordsDB:
         return session().checkout.records
 
     def _record(self, task_id: str) -> Record | None:
-        found = step_of(task_id)
-        return session().judge.remembered(*found) if found is not None else None
+        task = Task.parse(task_id)
+        return session().judge.remembered(*task) if task is not None else None
 
     def _ignored(self, task_id: str) -> Path:
         return self._records.directory / f"{task_id}{_IGNORED}"
@@ -110,19 +111,5 @@ class ContentChecker(FileChangedChecker):
         return os.path.exists(file_path)
 
 
-def step_of(task_id: str) -> tuple[Step, str] | None:
-    """The step and image of a task such as `podman:reasoning:2025.1`; None for other tasks."""
-    step, _, name = task_id.partition(":")
-    return (_STEPS[step], name) if name and step in _STEPS else None
-
-
-# Making a Step of a text takes longer than looking it up, and thousands of tasks are asked for.
-_STEPS = {str(step): step for step in Step}
-
-
-def _project(task_id: str) -> Project:
-    return session().checkout.graph.images[task_id.partition(":")[2]].project
-
-
-def _path(task_id: str, part: str) -> str:
-    return f"{_project(task_id).path}/{part.removeprefix(CONTEXT)}"
+def _project(task: Task) -> Project:
+    return session().checkout.graph.images[task.name].project

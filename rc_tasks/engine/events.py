@@ -5,6 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+from rc_tasks.state.records.records import Task
+
 
 class Kind(StrEnum):
     """What has happened; those that a line tells, by its first word."""
@@ -42,16 +44,22 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that has happened. `task` is empty for what concerns the whole run.
+    """Something that happened to a step, to what `about` names, or (both are empty) to the whole run.
 
     Of a step that starts, `node` is where (empty: this host), `log` what grows, and `last_s` how long
     it took last time.
     """
 
     kind: Kind
-    task: str = ""
+    task: Task | None = None
     words: str = ""
     node: str = ""
     log: Path | None = None
     last_s: float | None = None
+    about: str = ""
     at: datetime = field(default_factory=lambda: datetime.now().astimezone())
+
+    @property
+    def subject(self) -> str:
+        """The step, or what else it is about."""
+        return str(self.task) if self.task is not None else self.about

@@ -15,7 +15,7 @@ from rc_tasks.engine.events import Event, Kind
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 
 if TYPE_CHECKING:
     from rc_tasks.engine.schedule.estimates import Order
@@ -39,9 +39,9 @@ class Session:
     judge: Judge
     asked: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    remarks: dict[str, str] = field(default_factory=dict)
+    remarks: dict[Task, str] = field(default_factory=dict)
     entrypoints: dict[str, Behaviour] = field(default_factory=dict)
-    run_step: Callable[[Step, str], TaskFailed | None] = lambda _step, _name: None
+    run_step: Callable[[Task], TaskFailed | None] = lambda _task: None
     tell: Callable[[Event], None] = field(default_factory=lambda: alone)
     expected: "Order | None" = None
     streams: bool = False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rc_tasks.state.disk import reading
-from rc_tasks.state.records.records import Record, Step
+from rc_tasks.state.records.records import Record, Step, Task
 
 _SUFFIX = ".jsonl"
 # Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.
@@ -60,6 +60,11 @@ class Entry:
     reason: str = ""
     log: str = ""
     error: str = ""
+
+    @property
+    def task(self) -> Task:
+        """The step that was tried."""
+        return Task(self.step, self.image)
 
     @property
     def began(self) -> datetime:

@@ -16,21 +16,23 @@ from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_umask
 from rc_tasks.state.disk.locks import LockedError, LostLockError, held
-from rc_tasks.state.records.records import Step, edition
+from rc_tasks.state.records.records import Step, Task, edition
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS, NeedsError, ToldError
 from rc_tasks.tools import command, interrupt
 
 
-def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
+def run(checkout: Checkout, task: Task, seen: str = "") -> None:
     """Carry out one step while holding the image's lock.
 
     `seen` is the `edition` of the record that the caller knows: when there is another one by now,
     somebody else has done the step, and LockedError is raised.
     """
     require_own(checkout)
-    project = checkout.graph.resolve(name).project
-    name = project.name
+    node = checkout.graph.resolve(task.name)
+    project = node.project
+    # An alias means the image that it leads to.
+    task = Task(task.step, project.name)
     if not os.access(project.directory, os.W_OK):
         # Better now than after an hour of building.
         raise ProjectError(
@@ -38,25 +40,24 @@ def run(checkout: Checkout, step: Step, name: str, seen: str = "") -> None:
             where=f"{project.path}/",
             hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
         )
-    with held(checkout.lock(name), f"{step}:{name}"):
-        if seen and seen != edition(checkout.records.get(step, name)):
-            raise LockedError(f"{step}:{name} was done by somebody else just now")
-        project = checkout.graph.images[name].project
-        for file in (project.image_json, project.edf, *checkout.records.files(step, name)):
+    with held(checkout.lock(project.name), str(task)):
+        if seen and seen != edition(checkout.records.get(*task)):
+            raise LockedError(f"{task} was done by somebody else just now")
+        for file in (project.image_json, project.edf, *checkout.records.files(*task)):
             sweep_temporaries(file.parent, file.name)
-        match step:
+        match task.step:
             case Step.PODMAN:
                 from rc_tasks.steps.podman.build import build
 
-                build(checkout, name)
+                build(checkout, node)
             case Step.ENROOT:
                 from rc_tasks.steps.publish.publish import publish
 
-                publish(checkout, name)
+                publish(checkout, node)
             case Step.ENV:
                 from rc_tasks.steps.publish.env_toml import write_environment
 
-                write_environment(checkout, name)
+                write_environment(checkout, node)
     checkout.remember()
 
 
@@ -87,16 +88,16 @@ def main(argv: list[str]) -> int:
             from rc_tasks.model.manifest.manifest import document
             from rc_tasks.steps.publish.publish import squash_into
 
-            contents = squash_into(checkout, argv[1], Path(argv[2]))
+            contents = squash_into(checkout, checkout.graph.images[argv[1]], Path(argv[2]))
             Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")
             return 0
-        step, name, seen = Step(argv[0]), argv[1], "".join(argv[2:])
-        if step is Step.ENV:
+        task, seen = Task(Step(argv[0]), argv[1]), "".join(argv[2:])
+        if task.step is Step.ENV:
             nodes.sweep()
-            run(checkout, step, name, seen)
+            run(checkout, task, seen)
             return 0
         with nodes.prepared(checkout.settings.podman):
-            run(checkout, step, name, seen)
+            run(checkout, task, seen)
     except ToldError as error:
         return error.status
     except RcError as error:

@@ -328,7 +328,7 @@ def test_the_step_by_hand_refuses_a_dockerfile_that_changed_just_now(site: Site)
         "from rc_tasks.steps.podman.build import build\nimport os\n"
         "checkout = open_checkout(Path.cwd())\n"
         "Path('projects/x/Dockerfile').write_text('FROM b AS one\\nFROM one\\n')\n"
-        "build(checkout, 'x')\n"
+        "build(checkout, checkout.graph.images['x'])\n"
     )
     done = subprocess.run(
         (sys.executable, "-c", script),

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from doit.exceptions import BaseFail, UnmetDependency
-from doit.task import Task
+from doit.task import Task as DoitTask
 
-from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
 from rc_tasks.engine.session import alone, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 from rc_tasks.util.text import listed, printable
 
 if TYPE_CHECKING:
@@ -24,13 +23,19 @@ if TYPE_CHECKING:
 
 # Of more images than these, only the number is told.
 _MOST_NAMED = 20
+# The names of groups begin with it.
+_BUILD = "build:"
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A failed task; `log` may be empty, and `same` names another one that failed with the same text."""
+    """A failed task, and its image.
+
+    `log` may be empty, and `same` names another task that failed with the same text.
+    """
 
     task: str
+    image: str
     text: str
     log: str
     same: str
@@ -47,85 +52,90 @@ class Reporter:
         # An interrupt may come while its own thread holds it.
         self._begins = threading.RLock()
         self._closed = False
-        self._tasks: Mapping[str, Task] = {}
+        self._tasks: Mapping[str, DoitTask] = {}
         self._selected: list[str] = []
         # What has become of each image, and which steps need not be waited for any more.
         self._images: dict[str, str] = {}
-        self._settled: set[str] = set()
+        self._settled: set[Task] = set()
         self._failed: list[Failed] = []
         self._skipped: list[str] = []
         self._broken: list[str] = []
         self._ending = self._interrupted = False
         self._last: Kind | None = None
 
-    def initialize(self, tasks: Mapping[str, Task], selected_tasks: list[str]) -> None:
+    def initialize(self, tasks: Mapping[str, DoitTask], selected_tasks: list[str]) -> None:
         """Called once, before any task runs."""
         opened = session()
         opened.tell = self._tell
         self._tasks, self._selected = tasks, selected_tasks
         self._images = dict.fromkeys(opened.fresh, "fresh")
 
-    def get_status(self, task: Task) -> None:
+    def get_status(self, task: DoitTask) -> None:
         """A task is about to be judged."""
 
-    def execute_task(self, task: Task) -> None:
+    def execute_task(self, task: DoitTask) -> None:
         """A step is ready to start: the dispatcher tells when it does."""
 
-    def add_success(self, task: Task) -> None:
+    def add_success(self, task: DoitTask) -> None:
         """A step ended well."""
-        found = step_of(task.name)
-        if found is not None:
-            step, name = found
-            if step is not Step.ENV:
-                self._images[name] = "built"
-            elif self._images.get(name) != "built":
-                self._images[name] = "env.toml written"
-            self._settled.add(task.name)
-            self._tell(Event(Kind.DONE, task.name, session().remarks.get(task.name, "")))
+        done = Task.parse(task.name)
+        if done is not None:
+            if done.step is not Step.ENV:
+                self._images[done.name] = "built"
+            elif self._images.get(done.name) != "built":
+                self._images[done.name] = "env.toml written"
+            self._settled.add(done)
+            self._tell(Event(Kind.DONE, done, session().remarks.get(done, "")))
 
-    def add_failure(self, task: Task, fail: BaseFail) -> None:
+    def add_failure(self, task: DoitTask, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
         if isinstance(fail, NotTried):
             self._ending = True
             return
         if isinstance(fail, UnmetDependency):
             # Of the group `build` and of groups of versions there is nothing more to say.
-            kind, _, name = task.name.partition(":")
-            if step_of(task.name) is not None or (kind == "build" and task.has_subtask):
-                self._skipped.append(name)
-            self._settle(task.name)
+            untried = Task.parse(task.name)
+            if untried is not None:
+                self._skipped.append(untried.name)
+                self._settle(untried)
+            elif task.name.startswith(_BUILD) and task.has_subtask:
+                self._skipped.append(task.name.removeprefix(_BUILD))
             return
         text = fail.get_msg().strip()
         shown = task.name.removeprefix("_")
+        step = Task.parse(task.name)
         # The images of a cycle share one error.
         same = next((each.task for each in self._failed if each.text == text), "")
         log = fail.log if isinstance(fail, StepFailed) else ""
-        self._failed.append(Failed(shown, text, log, same))
+        image = step.name if step is not None else shown.removeprefix(_BUILD)
+        self._failed.append(Failed(shown, image, text, log, same))
         if shown == task.name:
-            self._images[task.name.partition(":")[2]] = "failed"
-        self._settled.add(task.name)
-        self._tell(Event(Kind.FAILED, shown, f"as {same}" if same else text))
+            self._images[image] = "failed"
+        if step is not None:
+            self._settled.add(step)
+        self._tell(Event(Kind.FAILED, step, f"as {same}" if same else text, about=shown))
 
-    def skip_uptodate(self, task: Task) -> None:
+    def skip_uptodate(self, task: DoitTask) -> None:
         """A step has nothing to do."""
-        found = step_of(task.name)
-        if found is not None:
-            self._images.setdefault(found[1], "fresh")
-            self._settle(task.name)
+        fresh = Task.parse(task.name)
+        if fresh is not None:
+            self._images.setdefault(fresh.name, "fresh")
+            self._settle(fresh)
 
-    def skip_ignore(self, task: Task) -> None:
+    def skip_ignore(self, task: DoitTask) -> None:
         """`doit ignore` said to leave it out."""
-        self._tell(Event(Kind.IGNORED, task.name, f"doit forget {task.name} takes it up again"))
+        words = f"doit forget {task.name} takes it up again"
+        self._tell(Event(Kind.IGNORED, Task.parse(task.name), words, about=task.name))
 
     def cleanup_error(self, exception: BaseFail) -> None:
         """A teardown failed."""
-        self._tell(Event(Kind.FAILED, "cleaning up", exception.get_msg()))
+        self._tell(Event(Kind.FAILED, words=exception.get_msg(), about="cleaning up"))
 
     def runtime_error(self, msg: str) -> None:
         """doit itself cannot go on."""
         self._broken.append(msg)
 
-    def teardown_task(self, task: Task) -> None:
+    def teardown_task(self, task: DoitTask) -> None:
         """A teardown starts."""
 
     def complete_run(self) -> None:
@@ -190,9 +200,9 @@ class Reporter:
         if not self._failed and not self._ending:
             return found
         graph = session().checkout.graph
-        failed = {each.task.partition(":")[2]: each.task for each in self._failed}
+        failed = {each.image: each.task for each in self._failed}
         # One whose first step is fresh, or was done just now, may still have to be published.
-        names = dict.fromkeys(task.partition(":")[2] for task in self._left())
+        names = dict.fromkeys(task.name for task in self._left())
         for name in [*names, *self._skipped]:
             if name in failed or name not in graph.images:
                 continue
@@ -202,22 +212,22 @@ class Reporter:
                 found[task].append(name)
         return found
 
-    def _left(self) -> list[str]:
+    def _left(self) -> list[Task]:
         """The steps that the run was to take and has not settled, bases first."""
         expected = session().expected
         stale = expected.stale_s if expected is not None else {}
         wanted = reach(self._tasks, self._selected) if stale else {}
-        return [task for task in stale if task in wanted and task not in self._settled]
+        return [task for task in stale if str(task) in wanted and task not in self._settled]
 
     def _next(self) -> Iterator[str]:
         """What somebody does who has built one image of his own."""
         asked = session().asked
-        if len(asked) == 1 and asked[0].startswith("build:"):
-            name = asked[0].removeprefix("build:")
+        if len(asked) == 1 and asked[0].startswith(_BUILD):
+            name = asked[0].removeprefix(_BUILD)
             if self._images.get(session().checkout.graph.aliases.get(name, name)) == "built":
                 yield f"next: doit local {name}"
 
-    def _settle(self, task: str) -> None:
+    def _settle(self, task: Task) -> None:
         self._settled.add(task)
         if self._display is not None:
             self._tell(Event(Kind.SETTLED, task))
@@ -278,6 +288,6 @@ def _again(failed: list[Failed], untried: list[str]) -> Iterator[str]:
     yield f"  {tasks}  {what}"
     if first.log:
         yield f"    log:  {first.log}"
-        yield f"    run:  doit build:{first.task.partition(':')[2]}"
+        yield f"    run:  doit build:{first.image}"
     if untried:
         yield f"    not tried because of it: {listed(untried, _MOST_NAMED)}"

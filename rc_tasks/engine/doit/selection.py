@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from doit.task import Task
+from doit.task import Task as DoitTask
 
-from rc_tasks.engine.backend import step_of
+from rc_tasks.state.records.records import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,26 +16,28 @@ class Selection:
     fresh: tuple[str, ...]
 
 
-def selection(tasks: Mapping[str, Task], found: Collection[str], stale: Collection[str]) -> Selection:
+def selection(
+    tasks: Mapping[str, DoitTask], found: Collection[str], stale: Collection[Task]
+) -> Selection:
     """Select what is stale of what `reach` has found.
 
     Tasks that are none of ours, and those that tell of broken projects, are left to doit to judge.
     `stale` are steps, bases first.
     """
-    chosen = [task for task in stale if task in found]
-    busy = {task.partition(":")[2] for task in chosen}
+    chosen = [task for task in stale if str(task) in found]
+    busy = {task.name for task in chosen}
     others, fresh = list[str](), dict[str, None]()
     for name in found:
-        step = step_of(name)
-        if step is not None:
-            if step[1] not in busy:
-                fresh[step[1]] = None
+        task = Task.parse(name)
+        if task is not None:
+            if task.name not in busy:
+                fresh[task.name] = None
         elif tasks[name].actions or not _is_group(name):
             others.append(name)
-    return Selection((*chosen, *others), tuple(fresh))
+    return Selection((*map(str, chosen), *others), tuple(fresh))
 
 
-def reach(tasks: Mapping[str, Task], names: Iterable[str]) -> dict[str, None]:
+def reach(tasks: Mapping[str, DoitTask], names: Iterable[str]) -> dict[str, None]:
     """The named tasks with all that they depend on, once each, in the order in which they are named."""
     made = {target: task.name for task in tasks.values() for target in task.targets}
     found: dict[str, None] = {}

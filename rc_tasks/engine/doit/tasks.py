@@ -5,14 +5,14 @@ from functools import partial
 from inspect import Signature
 
 from doit.exceptions import InvalidDodoFile, TaskFailed
-from doit.task import Task
+from doit.task import Task as DoitTask
 
 from rc_tasks.engine.run.dispatcher import reason
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 from rc_tasks.state.records.status import first_line
 
 
@@ -22,24 +22,23 @@ class Fresh:
     # doit looks at the signature at every call, which takes longer than most answers.
     __signature__ = Signature()
 
-    def __init__(self, opened: Session, step: Step, name: str) -> None:
+    def __init__(self, opened: Session, task: Task) -> None:
         self._session = opened
-        self.step = step
-        self.name = name
+        self._task = task
 
     def __call__(self) -> bool:
         """Whether nothing has to be done."""
         try:
-            return self._session.judge.step(self.step, self.name).fresh
+            return self._session.judge.step(*self._task).fresh
         except RcError:
             return False  # the step itself will say what is wrong
 
     def __repr__(self) -> str:
         """What `doit info` shows."""
-        return reason(self._session, self.step, self.name) or "fresh"
+        return reason(self._session, self._task) or "fresh"
 
 
-def task_images() -> Iterator[Task]:
+def task_images() -> Iterator[DoitTask]:
     """All tasks of a checkout."""
     try:
         opened = session()
@@ -51,7 +50,7 @@ def task_images() -> Iterator[Task]:
         yield from _image_tasks(opened, node)
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for name, broken in graph.broken.items():
-        yield Task(
+        yield DoitTask(
             f"build:{name}",
             [partial(_refuse, (broken,))],
             io={"capture": False},
@@ -59,43 +58,43 @@ def task_images() -> Iterator[Task]:
         )
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for alias, target in graph.aliases.items():
-        yield Task(
+        yield DoitTask(
             f"build:{alias}", None, task_dep=[f"build:{target}"], doc=f"the same as build:{target}"
         )
     everything = [task for tasks in groups.values() for task in tasks]
     if graph.problems:
         everything.append("_names")
-        yield Task("_names", [partial(_refuse, graph.problems)], io={"capture": False})
-    yield Task("build", None, task_dep=everything, doc="every image that is stale")
+        yield DoitTask("_names", [partial(_refuse, graph.problems)], io={"capture": False})
+    yield DoitTask("build", None, task_dep=everything, doc="every image that is stale")
     taken = {*graph.images, *graph.broken, *graph.aliases}
     for group, tasks in groups.items():
         if group not in taken:
-            yield Task(f"build:{group}", None, task_dep=tasks, doc=f"every version of {group}")
+            yield DoitTask(f"build:{group}", None, task_dep=tasks, doc=f"every version of {group}")
 
 
-def _image_tasks(opened: Session, node: ImageNode) -> Iterator[Task]:
+def _image_tasks(opened: Session, node: ImageNode) -> Iterator[DoitTask]:
     project, group = node.project, f"build:{node.project.name}"
     bases = node.bases
     after: list[str] = []
     for step in Step:
-        task = f"{step}:{project.name}"
-        yield Task(
-            task,
-            [partial(_run, opened, step, project.name)],
+        task = Task(step, project.name)
+        yield DoitTask(
+            str(task),
+            [partial(_run, opened, task)],
             file_dep=_files(opened, node) if step is Step.PODMAN else (),
             targets=_targets(node, step),
             # A base is finished with a step before what is built on it begins that step.
             task_dep=[*after, *(_task_of(opened, step, base) for base in bases if step is not Step.ENV)],
-            uptodate=[Fresh(opened, step, project.name)],
+            uptodate=[Fresh(opened, task)],
             clean=True if step is Step.ENROOT else (),
             subtask_of=group,
             # The output goes to the step's own log; doit's capture would swap sys.stdout under threads.
             io={"capture": False},
             doc=f"{_DOCS[step]} {project.name}",
         )
-        after = [task]
-    steps = [f"{step}:{project.name}" for step in Step]
-    yield Task(
+        after = [str(task)]
+    steps = [str(Task(step, project.name)) for step in Step]
+    yield DoitTask(
         group,
         None,
         task_dep=[*steps, *(f"build:{base}" for base in bases)],
@@ -130,11 +129,11 @@ def _targets(node: ImageNode, step: Step) -> list[str]:
 
 
 def _task_of(opened: Session, step: Step, name: str) -> str:
-    return f"build:{name}" if name in opened.checkout.graph.broken else f"{step}:{name}"
+    return f"build:{name}" if name in opened.checkout.graph.broken else str(Task(step, name))
 
 
-def _run(opened: Session, step: Step, name: str) -> TaskFailed | None:
-    return opened.run_step(step, name)
+def _run(opened: Session, task: Task) -> TaskFailed | None:
+    return opened.run_step(task)
 
 
 def _refuse(errors: tuple[RcError, ...]) -> TaskFailed:

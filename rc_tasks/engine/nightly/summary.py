@@ -243,7 +243,7 @@ def _failed(opened: Session, entry: Entry) -> Failed:
     if entry.log:
         with contextlib.suppress(OSError):
             log = opened.checkout.root / entry.log
-            text = verdict(1, log, StepRequest(f"{entry.step}:{entry.image}")).text
+            text = verdict(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
     root = f"{opened.checkout.root}/"
     return Failed(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)

@@ -15,6 +15,7 @@ from rich.text import Text
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.progress.plain import Display, Running, told
 from rc_tasks.engine.schedule.estimates import Order
+from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import clock, duration, printable
 
 _STYLES = {
@@ -42,7 +43,7 @@ class Live(Display):
     """
 
     def __init__(
-        self, out: TextIO, left: Collection[str], expected: Order | None, *, streams: bool
+        self, out: TextIO, left: Collection[Task], expected: Order | None, *, streams: bool
     ) -> None:
         """`left` are the steps that the run will take, as far as is known."""
         super().__init__(out, streams=streams)
@@ -51,7 +52,7 @@ class Live(Display):
         self._steps = len(self._left)
         self._expected = expected
         self._failed = 0
-        self._queued: dict[str, None] = {}
+        self._queued: dict[Task, None] = {}
         self._slots = 1
         self._above: list[Text] = []
         self._drawn: list[Text] = []
@@ -60,17 +61,9 @@ class Live(Display):
         self._estimated_at_s = 0.0
 
     def show(self, event: Event) -> None:
-        match event.kind:
-            case Kind.READY | Kind.WAIT:
-                self._queued[event.task] = None
-            case Kind.START | Kind.LEFT:
-                self._queued.pop(event.task, None)
-            case Kind.DONE | Kind.FAILED | Kind.SETTLED:
-                self._queued.pop(event.task, None)
-                # What need not, or cannot, be done is none of the steps any more.
-                self._steps -= event.kind is Kind.SETTLED and event.task in self._left
-                self._left.discard(event.task)
-                self._failed += event.kind is Kind.FAILED
+        if event.task is not None:
+            self._count(event.kind, event.task)
+        self._failed += event.kind is Kind.FAILED
         if len(self.running) > self._slots:
             self._slots = len(self.running)
             self._estimated_at_s = 0.0
@@ -78,6 +71,18 @@ class Live(Display):
             line = Text(self._encodable(told(event)))
             line.stylize(_STYLES.get(event.kind, ""), 0, len(event.kind))
             self._above.append(line)
+
+    def _count(self, kind: Kind, task: Task) -> None:
+        match kind:
+            case Kind.READY | Kind.WAIT:
+                self._queued[task] = None
+            case Kind.START | Kind.LEFT:
+                self._queued.pop(task, None)
+            case Kind.DONE | Kind.FAILED | Kind.SETTLED:
+                self._queued.pop(task, None)
+                # A step that need not or cannot run is not counted any more.
+                self._steps -= kind is Kind.SETTLED and task in self._left
+                self._left.discard(task)
 
     def stream(self, lines: list[str]) -> None:
         self._above += [Text(self._encodable(line), style="dim") for line in lines]
@@ -110,7 +115,7 @@ class Live(Display):
         wide = width >= _WIDE
         cells = [
             (
-                self._short(each.event.task, 48 if wide else 32),
+                self._short(each.event.subject, 48 if wide else 32),
                 self._short(each.event.node, 24 if wide else 10),
                 clock(now_s - each.since_s),
                 f" of ~{clock(each.event.last_s)}" if each.event.last_s else "",
@@ -135,12 +140,12 @@ class Live(Display):
         """How many steps wait for a place, and those that are next."""
         if not self._queued:
             return ""
-        names = list(self._queued)
+        tasks = list(self._queued)
         if (known := self._expected) is not None:
-            names.sort(key=lambda task: (-known.paths_s.get(task, 0.0), known.turns.get(task, 0)))
-        text = f"  queued {len(names)}: "
-        for number, name in enumerate(names):
-            more = f"{', ' if number else ''}{self._short(name, 48)}"
+            tasks.sort(key=lambda task: (-known.paths_s.get(task, 0.0), known.turns.get(task, 0)))
+        text = f"  queued {len(tasks)}: "
+        for number, task in enumerate(tasks):
+            more = f"{', ' if number else ''}{self._short(str(task), 48)}"
             if number and cell_len(text + more) > width - 3:
                 return f"{text}, {self._mark}"
             text += more

@@ -12,6 +12,7 @@ from typing import TextIO
 from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.progress.log_tail import Tail, doing
 from rc_tasks.engine.session import NOTHING_LOST
+from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import listed, printable
 
 # How often the logs of running steps are looked at.
@@ -43,7 +44,7 @@ class Display(abc.ABC):
     def __init__(self, out: TextIO, *, streams: bool) -> None:
         self.out = Unbreakable(out)
         self.streams = streams
-        self.running: dict[str, Running] = {}
+        self.running: dict[Task, Running] = {}
         # Once several steps ran at the same time, a line without a name could be of any.
         self._several = False
         self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -81,10 +82,10 @@ class Display(abc.ABC):
 
     def take(self, event: Event) -> None:
         """Follow an event, and show it."""
-        if event.kind is Kind.START and event.log is not None:
+        if event.kind is Kind.START and event.task is not None and event.log is not None:
             self.running[event.task] = Running(event, Tail(event.log, whole=self.streams))
             self._several = self._several or len(self.running) > 1
-        elif event.kind is Kind.LEFT and event.task in self.running:
+        elif event.kind is Kind.LEFT and event.task is not None and event.task in self.running:
             self._read(self.running[event.task])
             self.running.pop(event.task).tail.close()
         elif event.kind is Kind.INTERRUPTED and self.running:
@@ -120,12 +121,12 @@ class Display(abc.ABC):
                 running.doing = now
                 break
         if self.streams and lines:
-            lead = f"{printable(running.event.task)} | " if self._several else ""
+            lead = f"{printable(running.event.subject)} | " if self._several else ""
             self.stream([f"{lead}{line}" for line in lines])
 
     def _named(self) -> str:
         starts = [each.event for each in self.running.values()]
-        names = [f"{each.task}{f' on {each.node}' if each.node else ''}" for each in starts]
+        names = [f"{each.subject}{f' on {each.node}' if each.node else ''}" for each in starts]
         return listed(names, _MOST_NAMED)
 
 
@@ -189,6 +190,5 @@ def told(event: Event) -> str:
     """An event in words; further lines are indented."""
     first, *rest = [printable(line) for line in event.words.split("\n")]
     words = "\n".join((first, *(f"{_INDENT}{line}" for line in rest)))
-    return (
-        f"{event.kind:7} {printable(event.task)}  {words}" if event.task else f"{event.kind:7} {words}"
-    )
+    subject = f"{printable(event.subject)}  " if event.subject else ""
+    return f"{event.kind:7} {subject}{words}"

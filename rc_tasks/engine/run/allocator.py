@@ -20,6 +20,7 @@ from rc_tasks.model.config.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.records.records import Task
 from rc_tasks.tools import slurm
 from rc_tasks.tools.slurm_request import StepRequest
 
@@ -49,7 +50,7 @@ Tell = Callable[[Event], None]
 class Place:
     """Room for one step. `node` and `job_id` are empty on this host."""
 
-    task: str
+    task: Task
     settings: Slurm
     node: str = ""
     job_id: str = ""
@@ -72,7 +73,7 @@ class _Waiting:
 class _Pool:
     """The slots of one allocation, or of this host; `slots` is None until they are known."""
 
-    waiting: dict[str, _Waiting] = field(default_factory=dict)
+    waiting: dict[Task, _Waiting] = field(default_factory=dict)
     slots: Slots | None = None
     granted: slurm.Granted | None = None
     allocation: slurm.Allocation | None = None
@@ -96,7 +97,7 @@ class _Pool:
         return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     def answer(
-        self, task: str, *, place: Place | None = None, error: BaseException | None = None
+        self, task: Task, *, place: Place | None = None, error: BaseException | None = None
     ) -> None:
         """End the waiting of a step."""
         waiting = self.waiting.pop(task)
@@ -276,7 +277,7 @@ class Places:
             pool.over = True
         return pool.over
 
-    def _too_late(self, task: str, pool: _Pool, expected_s: float | None) -> bool:
+    def _too_late(self, task: Task, pool: _Pool, expected_s: float | None) -> bool:
         """Whether too little time is left for the step. Raises SlurmError when there never is enough."""
         left_s = pool.left_s
         if left_s is None or expected_s is None or expected_s <= left_s or pool.granted is None:

@@ -26,7 +26,7 @@ from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.edf.values import entrypoint_is_news
 from rc_tasks.state.history import Entry, Outcome
-from rc_tasks.state.records.records import Failure, Step, edition
+from rc_tasks.state.records.records import Failure, Step, Task, edition
 from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
@@ -89,14 +89,14 @@ class Dispatcher:
         self._at_work = 0
         self._left = threading.Condition()
         # An image that is made again may be asked for by several steps, and by doit itself.
-        self._busy: dict[str, threading.Lock] = {}
+        self._busy: dict[Task, threading.Lock] = {}
 
-    def run(self, step: Step, name: str) -> TaskFailed | None:
+    def run(self, task: Task) -> TaskFailed | None:
         """doit's action of a step: None when it succeeded, else the failure with its whole text."""
         with self._left:
             self._at_work += 1
         try:
-            failed = self._until_done(step, name)
+            failed = self._until_done(task)
         except ClosedError:
             return NotTried("the run was ending")
         except OSError as error:
@@ -132,26 +132,25 @@ class Dispatcher:
         # Asked for each time: whoever shows the run comes after us.
         self._session.tell(event)
 
-    def _until_done(self, step: Step, name: str) -> TaskFailed | None:
+    def _until_done(self, task: Task) -> TaskFailed | None:
         """Do a step unless another thread does it first."""
         records = self._session.checkout.records
-        seen = records.get(step, name)
-        with self._busy.setdefault(f"{step}:{name}", threading.Lock()):
-            if records.get(step, name) != seen and self._fresh(step, name):
+        seen = records.get(*task)
+        with self._busy.setdefault(task, threading.Lock()):
+            if records.get(*task) != seen and self._fresh(task):
                 return None
-            return self._do(step, name)
+            return self._do(task)
 
-    def _do(self, step: Step, name: str) -> TaskFailed | None:
-        task = f"{step}:{name}"
+    def _do(self, task: Task) -> TaskFailed | None:
         checkout = self._session.checkout
-        settings = checkout.graph.resolve(name).recipe.slurm.apply(checkout.settings.slurm)
+        settings = checkout.graph.resolve(task.name).recipe.slurm.apply(checkout.settings.slurm)
         lost, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:
-            if self._waited(task, name, locked=locked) and self._made_meanwhile(step, name):
+            if self._waited(task, locked=locked) and self._made_meanwhile(task):
                 return None
             began_s = time.monotonic()
-            tried = self._try(step, name, settings, ready_s)
+            tried = self._try(task, settings, ready_s)
             found = tried.verdict
             if found is None:
                 self._note(tried, Outcome.DONE)
@@ -162,13 +161,13 @@ class Dispatcher:
                 if found.lost:
                     self._note(tried, Outcome.RETRIED)
                     self._tell(Event(Kind.RETRY, task, first))
-                if self._made_meanwhile(step, name):
+                if self._made_meanwhile(task):
                     return None
                 continue
             if found.needs and found.needs not in needed:
                 needed.add(found.needs)
                 self._note(tried, Outcome.RETRIED)
-                self._tell(Event(Kind.AGAIN, f"podman:{found.needs}", first))
+                self._tell(Event(Kind.AGAIN, Task(Step.PODMAN, found.needs), first))
                 failed = self._again(found.needs)
                 if failed is not None:
                     return failed
@@ -179,7 +178,7 @@ class Dispatcher:
                 except SlurmError as error:
                     tried = replace(tried, verdict=Verdict(str(error)))
                     self._note(tried, Outcome.FAILED)
-                    return self._failed(step, name, tried)
+                    return self._failed(task, tried)
                 self._note(tried, Outcome.RETRIED)
             elif found.elsewhere and lost < settings.retries:
                 lost += 1
@@ -188,7 +187,7 @@ class Dispatcher:
                 self._tell(Event(Kind.RETRY, task, told))
             else:
                 self._note(tried, Outcome.FAILED)
-                return self._failed(step, name, tried)
+                return self._failed(task, tried)
             ready_s = time.monotonic()
 
     def _controller_back(self, tried: _Tried, settings: Slurm, began_s: float) -> bool:
@@ -206,21 +205,20 @@ class Dispatcher:
 
     def _again(self, name: str) -> TaskFailed | None:
         """Make an image again that was made and is lost, and publish it if it became another one."""
-        for step in (Step.PODMAN, Step.ENROOT):
-            if step is Step.PODMAN or not self._fresh(step, name):
-                failed = self._until_done(step, name)
+        for task in (Task(Step.PODMAN, name), Task(Step.ENROOT, name)):
+            if task.step is Step.PODMAN or not self._fresh(task):
+                failed = self._until_done(task)
                 if failed is not None:
                     return failed
-                task = f"{step}:{name}"
                 self._tell(Event(Kind.DONE, task, self._session.remarks.get(task, "")))
         return None
 
-    def _waited(self, task: str, name: str, *, locked: bool) -> bool:
+    def _waited(self, task: Task, *, locked: bool) -> bool:
         """Wait while somebody else builds the image; return whether anybody did.
 
         `locked`: the step has just found somebody there, so a holder that only seems gone is watched.
         """
-        lock, told = self._session.checkout.lock(name), None
+        lock, told = self._session.checkout.lock(task.name), None
         look = locks.living_holder if locked else locks.holder
         while (other := look(lock)) is not None:
             if other != told:
@@ -230,34 +228,34 @@ class Dispatcher:
                 raise ClosedError
         return told is not None
 
-    def _made_meanwhile(self, step: Step, name: str) -> bool:
+    def _made_meanwhile(self, task: Task) -> bool:
         """Whether another run has done the step, so that nothing is left to do."""
-        self._session.judge.done(step, name)
-        fresh = self._fresh(step, name)
+        self._session.judge.done(*task)
+        fresh = self._fresh(task)
         if fresh:
-            self._session.remarks[f"{step}:{name}"] = "by another run"
+            self._session.remarks[task] = "by another run"
         return fresh
 
-    def _fresh(self, step: Step, name: str) -> bool:
+    def _fresh(self, task: Task) -> bool:
         try:
-            return self._session.judge.step(step, name).fresh
+            return self._session.judge.step(*task).fresh
         except RcError:
             return False  # the step itself will say what is wrong
 
-    def _try(self, step: Step, name: str, settings: Slurm, ready_s: float) -> _Tried:
-        task, checkout = f"{step}:{name}", self._session.checkout
-        wanted, last_s = self._order.wanted(checkout, step, name), self._order.last_s.get(task)
+    def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Tried:
+        checkout = self._session.checkout
+        wanted, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
         self._tell(Event(Kind.READY, task))
         try:
             try:
                 place = self._places.take(wanted, settings, last_s)
             except RcError as error:
-                return _Tried(Verdict(str(error)), self._entry(step, name, ready_s))
+                return _Tried(Verdict(str(error)), self._entry(task, ready_s))
             try:
-                entry = self._entry(step, name, ready_s, place)
-                log = logs.new(checkout.logs(step, name))
+                entry = self._entry(task, ready_s, place)
+                log = logs.new(checkout.logs(*task))
                 self._tell(Event(Kind.START, task, entry.reason, place.node, log, last_s))
-                tried = self._run(step, name, place, entry, log)
+                tried = self._run(task, place, entry, log)
                 if tried.verdict is not None and self._ended.is_set():
                     self._note(tried, Outcome.INTERRUPTED)
                     raise ClosedError
@@ -272,27 +270,27 @@ class Dispatcher:
             self._tell(Event(Kind.LEFT, task))
         return tried
 
-    def _entry(self, step: Step, name: str, ready_s: float, place: Place | None = None) -> Entry:
+    def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> Entry:
         """What history says of a step that starts now, or cannot (no `place`)."""
         return Entry(
             run=self._history.id,
-            image=name,
-            step=step,
+            image=task.name,
+            step=task.step,
             outcome=Outcome.FAILED,
             started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             duration_s=0.0,
             queued_s=round(time.monotonic() - ready_s, 3),
             node=(place.node or os.uname().nodename) if place is not None else "",
             job_id=(place.job_id if place is not None else "") or slurm.job_id() or "",
-            image_id_before=history.image_id(self._session.checkout.records.get(step, name)),
-            reason=reason(self._session, step, name) or "asked for",
+            image_id_before=history.image_id(self._session.checkout.records.get(*task)),
+            reason=reason(self._session, task) or "asked for",
         )
 
     def _note(self, tried: _Tried, outcome: Outcome) -> None:
         """Write a try down in history."""
         checkout, entry = self._session.checkout, tried.entry
         if outcome is Outcome.DONE:
-            entry = entry.made(checkout.records.get(entry.step, entry.image))
+            entry = entry.made(checkout.records.get(*entry.task))
         elif outcome is not Outcome.INTERRUPTED:
             commit = git.commit(checkout.graph.images[entry.image].project.directory)
             if commit is not None:
@@ -308,22 +306,22 @@ class Dispatcher:
             )
         )
 
-    def _run(self, step: Step, name: str, place: Place, entry: Entry, log: Path) -> _Tried:
-        session, task, started = self._session, f"{step}:{name}", time.monotonic()
+    def _run(self, task: Task, place: Place, entry: Entry, log: Path) -> _Tried:
+        session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
         # Taken before the step starts: what failed is what was there then.
         inputs: dict[str, str] = {}
-        version = records.version(step, name)
+        version = records.version(*task)
 
         def done() -> bool:
-            return records.version(step, name) not in {None, version}
+            return records.version(*task) not in {None, version}
 
-        pulse = Pulse(checkout.lock(name), place.job_id, task, done)
+        pulse = Pulse(checkout.lock(task.name), place.job_id, str(task), done)
         try:
-            before = records.get(step, name)
-            inputs = session.judge.inputs(step, name)
+            before = records.get(*task)
+            inputs = session.judge.inputs(*task)
             # Whether another run does the step in between, it sees when it has its image's lock.
-            wanted, request = step_command(checkout.root, place, str(step), name, edition(before))
+            wanted, request = step_command(checkout.root, place, *map(str, task), edition(before))
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
@@ -333,12 +331,12 @@ class Dispatcher:
                 returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             if returncode == 0 and place.job_id and not done():
                 self._wait_for_record(done, log, request)
-            session.judge.done(step, name)
+            session.judge.done(*task)
             # The record is the proof, not the status: srun 22.05 returns 0 when the node fails, and a
             # step that has written it may be killed before it ends.
-            after = records.get(step, name)
+            after = records.get(*task)
             took_s = time.monotonic() - started
-            written = after is not None and records.version(step, name) != version
+            written = after is not None and records.version(*task) != version
             found = verdict(returncode, log, request) if returncode or not written else None
             if pulse.ended:
                 found = Verdict(_lost(place), elsewhere=True)
@@ -350,8 +348,8 @@ class Dispatcher:
                 if facts and earlier and facts.image_id == earlier.image_id:
                     remark += " to the same image as before"
                 session.remarks[task] = remark
-                if facts and entrypoint_is_news(checkout, name, facts, earlier):
-                    session.entrypoints[name] = facts.entrypoint
+                if facts and entrypoint_is_news(checkout, task.name, facts, earlier):
+                    session.entrypoints[task.name] = facts.entrypoint
                 lost = found is not None and found.elsewhere
                 return _Tried(None, entry, took_s, inputs, log, lost)
             if found and found.locked and not found.lost:
@@ -364,7 +362,7 @@ class Dispatcher:
                 raise
             found = Verdict(str(told))
         finally:
-            session.judge.done(step, name)
+            session.judge.done(*task)
             logs.settle(log.parent, checkout.settings.logs)
         took_s = time.monotonic() - started
         return _Tried(found, entry, took_s, inputs, log, bool(found and found.elsewhere))
@@ -383,7 +381,7 @@ class Dispatcher:
             if self._ended.wait(_LATE_POLL_S):
                 return
 
-    def _failed(self, step: Step, name: str, tried: _Tried) -> TaskFailed:
+    def _failed(self, task: Task, tried: _Tried) -> TaskFailed:
         checkout = self._session.checkout
         text = tried.verdict.text if tried.verdict else ""
         text = text.removeprefix(f"{checkout.root}/")
@@ -396,14 +394,13 @@ class Dispatcher:
             failed_at = datetime.now(UTC).isoformat(timespec="seconds")
             # Where nothing can be written, the text itself says so.
             with contextlib.suppress(RcError):
-                checkout.records.put_failure(
-                    step, name, Failure(tried.inputs, failed_at, message, shown)
-                )
+                failure = Failure(tried.inputs, failed_at, message, shown)
+                checkout.records.put_failure(*task, failure)
         if shown:
             text += f"\n  log:  {shown} (after {tried.took_s:.1f} s)"
             # Most words on what to do next name the command already.
             if "`doit" not in text:
-                text += f"\n  run:  doit build:{name}"
+                text += f"\n  run:  doit build:{task.name}"
         return StepFailed(text, shown)
 
 
@@ -418,11 +415,16 @@ def _lost(place: Place) -> str:
     )
 
 
+def step_process(root: Path, action: str, *arguments: str) -> Command:
+    """Return the command `python -m rc_tasks.steps action arguments…`."""
+    return Command((sys.executable, "-m", "rc_tasks.steps", action, *arguments), cwd=root)
+
+
 def step_command(
     root: Path, place: Place, action: str, *arguments: str
 ) -> tuple[Command, StepRequest | None]:
     """`python -m rc_tasks.steps action arguments…` in its place, and what is asked of Slurm for it."""
-    inner = Command((sys.executable, "-m", "rc_tasks.steps", action, *arguments), cwd=root)
+    inner = step_process(root, action, *arguments)
     if not place.job_id:
         return inner, None
     request = StepRequest(
@@ -443,10 +445,10 @@ def runner(wanted: Runner) -> Runner:
     return wanted
 
 
-def reason(session: Session, step: Step, name: str) -> str:
+def reason(session: Session, task: Task) -> str:
     """Why a step runs, in words; empty when nothing is stale."""
     try:
-        causes = session.judge.step(step, name).causes
+        causes = session.judge.step(*task).causes
     except RcError:
         return "its inputs cannot be read"  # the step itself will say what is wrong
     certain = [cause.words for cause in causes if not cause.upstream]

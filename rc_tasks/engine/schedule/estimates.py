@@ -8,7 +8,7 @@ from rc_tasks.engine.schedule.slots import Wanted, critical_paths, groups
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 
 # What a step is taken for while none of its kind has ever run here.
 _GUESS_S = {Step.PODMAN: 120.0, Step.ENROOT: 30.0, Step.ENV: 1.0}
@@ -16,29 +16,29 @@ _GUESS_S = {Step.PODMAN: 120.0, Step.ENROOT: 30.0, Step.ENV: 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is known of a run's steps before it begins, by task such as `podman:reasoning:2025.1`.
+    """What is known of a run's steps before it begins, by task.
 
     `last_s` holds the steps that have run before; `stale_s` what each is taken for that is stale, and
     `guesses` the kinds of which none has ever run; `before` names what must end first; `paths_s` is
     what `critical_paths` says of each, and `turns` counts them, bases first.
     """
 
-    last_s: Mapping[str, float]
-    stale_s: Mapping[str, float]
+    last_s: Mapping[Task, float]
+    stale_s: Mapping[Task, float]
     guesses: frozenset[Step]
-    before: Mapping[str, Sequence[str]]
-    paths_s: Mapping[str, float]
-    turns: Mapping[str, int]
+    before: Mapping[Task, Sequence[Task]]
+    paths_s: Mapping[Task, float]
+    turns: Mapping[Task, int]
     groups: Mapping[str, str]
 
     @property
     def stale_images(self) -> int:
         """How many images have something to do."""
-        return len({task.partition(":")[2] for task in self.stale_s})
+        return len({task.name for task in self.stale_s})
 
-    def wanted(self, checkout: Checkout, step: Step, name: str) -> Wanted:
+    def wanted(self, checkout: Checkout, task: Task) -> Wanted:
         """A step as one that is ready to start."""
-        task = f"{step}:{name}"
+        step, name = task
         # Its image, or what that is built on, is still in podman where it was made.
         made = [name] if step is Step.ENROOT else checkout.graph.images[name].bases
         records = (checkout.records.get(Step.PODMAN, each) for each in made)
@@ -51,12 +51,12 @@ class Order:
             group=self.groups.get(name, ""),
         )
 
-    def left_s(self, left: Collection[str], since_s: Mapping[str, float], slots: int) -> float | None:
+    def left_s(self, left: Collection[Task], since_s: Mapping[Task, float], slots: int) -> float | None:
         """How long the steps that are left will take; None when nothing is known of their kind.
 
         `since_s` says how long ago those that run were started, `slots` how many run at a time.
         """
-        if any(task.partition(":")[0] in self.guesses for task in left):
+        if any(task.step in self.guesses for task in left):
             return None
         seconds = {
             task: max(0.0, taken_s - since_s.get(task, 0.0))
@@ -73,31 +73,31 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
     `everything`: also what is fresh is done again.
     """
     graph = checkout.graph
-    last_s: dict[str, float] = {}
-    before: dict[str, list[str]] = {}
-    stale: dict[str, Step] = {}
+    last_s: dict[Task, float] = {}
+    before: dict[Task, list[Task]] = {}
+    stale: set[Task] = set()
     kinds: dict[Step, list[float]] = {step: [] for step in Step}
     for name in graph.above(names):
-        earlier: list[str] = []
+        earlier: list[Task] = []
         for step in Step:
-            task = f"{step}:{name}"
+            task = Task(step, name)
             bases = () if step is Step.ENV else graph.images[name].bases
-            before[task] = [*earlier, *(f"{step}:{base}" for base in bases)]
+            before[task] = [*earlier, *(Task(step, base) for base in bases)]
             earlier = [task]
             record = checkout.records.get(step, name)
             if record is not None:
                 last_s[task] = record.duration_s
                 kinds[step].append(record.duration_s)
-            if everything or not _fresh(judge, step, name):
-                stale[task] = step
+            if everything or not _fresh(judge, task):
+                stale.add(task)
     usual = {step: median(kinds[step]) if kinds[step] else _GUESS_S[step] for step in Step}
-    seconds = {task: last_s.get(task, usual[stale[task]]) if task in stale else 0.0 for task in before}
+    seconds = {task: last_s.get(task, usual[task.step]) if task in stale else 0.0 for task in before}
     # Without the store, an image is only where it was built: those that share bases stay together.
     kept = not checkout.settings.store.enabled
     together = groups({name: node.bases for name, node in graph.images.items()}) if kept else {}
     return Order(
         last_s=last_s,
-        stale_s={task: seconds[task] for task in stale},
+        stale_s={task: seconds[task] for task in before if task in stale},
         guesses=frozenset(step for step in Step if not kinds[step]),
         before=before,
         paths_s=critical_paths(seconds, before),
@@ -106,8 +106,8 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
     )
 
 
-def _fresh(judge: Judge, step: Step, name: str) -> bool:
+def _fresh(judge: Judge, task: Task) -> bool:
     try:
-        return judge.step(step, name).fresh
+        return judge.step(*task).fresh
     except RcError:
         return False  # the step itself will say what is wrong

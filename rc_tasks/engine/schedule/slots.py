@@ -4,6 +4,8 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rc_tasks.state.records.records import Task
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -13,7 +15,7 @@ class Wanted:
     are the nodes that have its base already. Steps of one `group` (not empty) all run on one node.
     """
 
-    task: str
+    task: Task
     cpus: int = 1
     priority_s: float = 0.0
     turn: int = 0
@@ -29,8 +31,8 @@ class Slots:
         self._free = dict(cpus)
         # In the order in which they should start; and their names, as hundreds of threads ask again.
         self._waiting: list[Wanted] = []
-        self._known: set[str] = set()
-        self._running: dict[str, tuple[Wanted, str]] = {}
+        self._known: set[Task] = set()
+        self._running: dict[Task, tuple[Wanted, str]] = {}
         self._homes: dict[str, str] = {}
 
     @property
@@ -51,7 +53,7 @@ class Slots:
         # The longest way to the end first.
         insort(self._waiting, wanted, key=lambda each: (-each.priority_s, each.turn))
 
-    def drop(self, task: str) -> None:
+    def drop(self, task: Task) -> None:
         """Forget a step, whether it waits or runs."""
         self._known.discard(task)
         self._waiting = [each for each in self._waiting if each.task != task]
@@ -95,8 +97,8 @@ class Slots:
 
 
 def critical_paths(
-    seconds: Mapping[str, float], before: Mapping[str, Iterable[str]]
-) -> dict[str, float]:
+    seconds: Mapping[Task, float], before: Mapping[Task, Iterable[Task]]
+) -> dict[Task, float]:
     """For each task the seconds from its start to the end of the longest chain that waits for it.
 
     `before` names for each task those that must end first; both maps list tasks in such an order.

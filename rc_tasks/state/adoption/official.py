@@ -20,7 +20,7 @@ from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.disk.reading import denied
 from rc_tasks.state.disk.trust import AbsentError, NotOfferedError, RefusedError, Trust
 from rc_tasks.state.records.digests import Digests
-from rc_tasks.state.records.records import Artifact, Facts, Record, Step, parse
+from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, parse
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
 from rc_tasks.state.store.store import Store
@@ -244,7 +244,7 @@ class Official:
             raise RefusedError("is not the manifest of this image", where=path)
 
     def _record(self, step: Step, name: str) -> Record:
-        task = f"{step}:{name}"
+        task = Task(step, name)
         path = f"{self.root}/{GENERATED}/state/{task}.json"
         try:
             self._directory(os.path.dirname(path))

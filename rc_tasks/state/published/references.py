@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import reading
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 
 _SUFFIX = ".json"
 
@@ -65,9 +65,9 @@ def recorded(checkout: Checkout) -> set[str]:
     """The names of all images of which a record is there, of projects that are gone too."""
     found = set()
     for file in reading.names(checkout.records.directory):
-        step, _, name = file.removesuffix(_SUFFIX).partition(":")
-        if file.endswith(_SUFFIX) and name and step in set(Step):
-            found.add(name)
+        task = Task.parse(file.removesuffix(_SUFFIX))
+        if file.endswith(_SUFFIX) and task is not None:
+            found.add(task.name)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf.entrypoint import Behaviour
@@ -30,6 +30,26 @@ class Step(StrEnum):
     PODMAN = "podman"
     ENROOT = "enroot"
     ENV = "env"
+
+
+class Task(NamedTuple):
+    """A step of an image. As text, `STEP:NAME`: the name of its doit task and of its record's file."""
+
+    step: Step
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.step}:{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the task of a text such as `podman:reasoning:2025.1`, or None for any other text."""
+        step, _, name = text.partition(":")
+        return cls(_STEPS[step], name) if name and step in _STEPS else None
+
+
+# A look-up here is faster than Step(text), and thousands of names are parsed at every start.
+_STEPS = {str(step): step for step in Step}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +148,15 @@ class Records:
     """The records of a checkout, in `.rc/state`."""
 
     directory: Path
-    _seen: dict[str, Record | None] = field(default_factory=dict)
-    _versions: dict[str, Version | None] = field(default_factory=dict)
+    _seen: dict[Task, Record | None] = field(default_factory=dict)
+    _versions: dict[Task, Version | None] = field(default_factory=dict)
 
     def get(self, step: Step, name: str) -> Record | None:
         """The record of a step, or None when it never ended well; a damaged file counts as none.
 
         Raises OSError when it is there and cannot be read.
         """
-        task = f"{step}:{name}"
+        task = Task(step, name)
         # One look-up: another thread may make us `reread` in between.
         found = self._seen.get(task, _UNREAD)
         if isinstance(found, _Unread):
@@ -147,7 +167,7 @@ class Records:
 
     def put(self, step: Step, name: str, record: Record) -> None:
         """Write down that a step is done; nothing before it is lost when this is interrupted."""
-        task = f"{step}:{name}"
+        task = Task(step, name)
         write_atomically(self._path(task), as_text(record, task))
         self._versions[task] = None
         self._seen[task] = record
@@ -155,7 +175,7 @@ class Records:
 
     def version_read(self, step: Step, name: str) -> Version | None:
         """The version of what `get` has read, or None when it read none."""
-        return self._versions.get(f"{step}:{name}")
+        return self._versions.get(Task(step, name))
 
     def version(self, step: Step, name: str) -> Version | None:
         """Something that is another whenever the record has been written, though it says the same."""
@@ -165,23 +185,23 @@ class Records:
 
     def forget(self, step: Step, name: str) -> None:
         """Remove what is known of a step."""
-        task = f"{step}:{name}"
+        task = Task(step, name)
         self._seen.pop(task, None)
         self._remove(self._path(task))
         self._remove(self._failure_path(task))
 
     def files(self, step: Step, name: str) -> tuple[Path, ...]:
         """Where what is known of a step is written down."""
-        task = f"{step}:{name}"
+        task = Task(step, name)
         return self._path(task), self._failure_path(task)
 
     def reread(self, step: Step, name: str) -> None:
         """Another process may have written: look again at the next `get`."""
-        self._seen.pop(f"{step}:{name}", None)
+        self._seen.pop(Task(step, name), None)
 
     def failure(self, step: Step, name: str) -> Failure | None:
         """How the step failed since it last ended well, or None."""
-        text = reading.content(self._failure_path(f"{step}:{name}"))
+        text = reading.content(self._failure_path(Task(step, name)))
         if text is None:
             return None
         try:
@@ -196,17 +216,17 @@ class Records:
     def put_failure(self, step: Step, name: str, failure: Failure) -> None:
         """Write down that a step failed; the record of its last success stays."""
         write_atomically(
-            self._failure_path(f"{step}:{name}"), json.dumps(asdict(failure), indent=1) + "\n"
+            self._failure_path(Task(step, name)), json.dumps(asdict(failure), indent=1) + "\n"
         )
 
-    def _read(self, task: str) -> Record | None:
+    def _read(self, task: Task) -> Record | None:
         text = reading.content(f"{self.directory}/{task}.json")
         return parse(text, task) if text is not None else None
 
-    def _path(self, task: str) -> Path:
+    def _path(self, task: Task) -> Path:
         return self.directory / f"{task}.json"
 
-    def _failure_path(self, task: str) -> Path:
+    def _failure_path(self, task: Task) -> Path:
         # Not `.failed.json`: that would be the record of an image whose name ends in `.failed`.
         return self.directory / f"{task}.failed"
 
@@ -215,9 +235,9 @@ class Records:
             os.unlink(path)
 
 
-def as_text(record: Record, task: str) -> str:
+def as_text(record: Record, task: Task) -> str:
     """A record as a file of a task's; `parse` reads it."""
-    return json.dumps({"schema": SCHEMA, "task": task, **asdict(record)}, indent=1) + "\n"
+    return json.dumps({"schema": SCHEMA, "task": str(task), **asdict(record)}, indent=1) + "\n"
 
 
 def edition(record: Record | None) -> str:
@@ -225,14 +245,14 @@ def edition(record: Record | None) -> str:
     return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
 
 
-def parse(text: bytes, task: str) -> Record | None:
+def parse(text: bytes, task: Task) -> Record | None:
     """The record in a file of a task's; None when it is damaged or another one's.
 
     Every value is of its type then: what follows does not look again.
     """
     try:
         found = json.loads(text)
-        if found["schema"] != SCHEMA or found["task"] != task:
+        if found["schema"] != SCHEMA or found["task"] != str(task):
             return None
         facts, artifact = found["facts"], found["artifact"]
         record = Record(

@@ -34,7 +34,7 @@ from rc_tasks.state.disk.files import (
 )
 from rc_tasks.state.history import stamp
 from rc_tasks.state.records.digests import sample_digest
-from rc_tasks.state.records.records import Artifact, Record, Step, as_text, parse
+from rc_tasks.state.records.records import Artifact, Record, Step, Task, as_text, parse
 
 RECORD = "record.json"
 _TEMPORARY = "keep"
@@ -213,8 +213,8 @@ def _entry_name(record: Record) -> str:
     return f"{published}.{record.inputs.get('image', '')[:_SHORT_ID]}"
 
 
-def _task(name: str) -> str:
-    return f"{Step.ENROOT}:{name}"
+def _task(name: str) -> Task:
+    return Task(Step.ENROOT, name)
 
 
 def _read(entry: Path, name: str) -> Record | None:

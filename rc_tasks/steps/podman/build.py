@@ -37,13 +37,12 @@ from rc_tasks.util.safe_read import advice, read_bytes
 _LABEL = "org.opencontainers.image"
 
 
-def build(checkout: Checkout, name: str) -> None:
+def build(checkout: Checkout, node: ImageNode) -> None:
     """Build an image on this node and put it in the store.
 
     Raises CommandError when podman fails, NeedsError when a base has to be built again first.
     """
-    node = checkout.graph.resolve(name)
-    start = nodes.begin()
+    name, start = node.project.name, nodes.begin()
     before = signatures(node)
     # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
     inputs = Judge(checkout).build_inputs(node)

@@ -13,10 +13,9 @@ from rc_tasks.steps.node import node as nodes
 from rc_tasks.util.safe_read import read_text
 
 
-def write_environment(checkout: Checkout, name: str) -> None:
+def write_environment(checkout: Checkout, node: ImageNode) -> None:
     """Write or bring up to date a project's env.toml. Raises EdfError; then the old file stays."""
-    node = checkout.graph.resolve(name)
-    start = nodes.begin()
+    name, start = node.project.name, nodes.begin()
     record = checkout.records.get(Step.PODMAN, name)
     if record is None or record.facts is None:
         raise EdfError(f"{name} was not built yet", hint=f"doit build:{name}")

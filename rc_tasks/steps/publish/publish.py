@@ -48,13 +48,12 @@ class _Published:
     passed: tuple[Passed, ...]
 
 
-def publish(checkout: Checkout, name: str) -> None:
+def publish(checkout: Checkout, node: ImageNode) -> None:
     """Squash the image, check and test it, and put it in place of the old one, which stays on any error.
 
     Where nothing but the smoke tests changed, the published image is tested.
     """
-    node = checkout.graph.resolve(name)
-    project = node.project
+    project, name = node.project, node.project.name
     start = nodes.begin()
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
@@ -98,9 +97,10 @@ def publish(checkout: Checkout, name: str) -> None:
             previous.remove(entry)
 
 
-def squash_into(checkout: Checkout, name: str, temporary: Path) -> Contents:
+def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
     """Squash the image to `temporary`; rootless, this runs in podman's user namespace."""
-    node, built = checkout.graph.images[name], checkout.records.get(Step.PODMAN, name)
+    name = node.project.name
+    built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
     engine, look = nodes.storage(checkout.settings.podman), Look()
@@ -131,7 +131,7 @@ def _squash(
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
-        contents = _contents(checkout, engine, project.name, temporary)
+        contents = _contents(checkout, engine, node, temporary)
         squash.check(temporary)
         # Now, while what was written is still in memory.
         digest = blocks_digest(str(temporary))
@@ -143,15 +143,15 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def _contents(checkout: Checkout, engine: Podman, name: str, temporary: Path) -> Contents:
+def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Path) -> Contents:
     """Squash the image to `temporary`; what is in it."""
     if not podman.rootless():
-        return squash_into(checkout, name, temporary)
+        return squash_into(checkout, node, temporary)
     # Only in podman's user namespace can an image be mounted and all of its files be read; and only
     # outside of it are we the user whom Slurm knows, and start containers as others do.
     with tempfile.TemporaryDirectory() as scratch:
         told = Path(scratch, "contents.json")
-        argv = ("-m", "rc_tasks.steps", "squash", name, str(temporary), str(told))
+        argv = ("-m", "rc_tasks.steps", "squash", node.project.name, str(temporary), str(told))
         inner = Command((sys.executable, *argv), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:

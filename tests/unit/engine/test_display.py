@@ -1,6 +1,7 @@
 """How a run is shown: lines for a file, and on a terminal a few that say what goes on now."""
 
 import io
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rc_tasks.engine.events import Event, Kind
 from rc_tasks.engine.progress.live import Live
 from rc_tasks.engine.progress.plain import Plain
 from rc_tasks.engine.schedule.estimates import Order
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 from tests.support.terminal import Screen
 
 AT = datetime(2026, 11, 22, 11, 3, 6, tzinfo=UTC)
@@ -39,10 +40,15 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(kind: Kind, task: str = "", words: str = "", **more: object) -> Event:
-    return Event(kind, task, words, at=AT, **more)  # type: ignore[arg-type]
+    return Event(kind, Task.parse(task), words, at=AT, about=task, **more)  # type: ignore[arg-type]
 
 
-def expected(*tasks: str, last_s: float = 100.0, guesses: frozenset[Step] = frozenset()) -> Order:
+def parsed(texts: Iterable[str]) -> list[Task]:
+    return [task for text in texts if (task := Task.parse(text))]
+
+
+def expected(*texts: str, last_s: float = 100.0, guesses: frozenset[Step] = frozenset()) -> Order:
+    tasks = parsed(texts)
     return Order(
         last_s=dict.fromkeys(tasks, last_s),
         stale_s=dict.fromkeys(tasks, last_s),
@@ -64,7 +70,7 @@ class Shown:
         self.tty = Tty()
         self.screen = Screen(columns, rows)
         self.resize(columns, rows)
-        self.live = Live(self.tty, tasks, expected(*tasks), **{"streams": False, **more})
+        self.live = Live(self.tty, parsed(tasks), expected(*tasks), **{"streams": False, **more})
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.columns, self.screen.rows = columns, rows
@@ -286,7 +292,12 @@ def test_no_estimate_where_nothing_is_known(tmp_path: Path, monkeypatch: pytest.
 def test_the_estimate_is_of_work_and_chains(
     left: set[str], since_s: dict[str, float], slots: int, seconds: float
 ) -> None:
-    assert expected("podman:a", "podman:b").left_s(left, since_s, slots) == seconds
+    assert (
+        expected("podman:a", "podman:b").left_s(
+            parsed(left), {Task.parse(text): value for text, value in since_s.items()}, slots
+        )
+        == seconds
+    )
 
 
 def closed(*_: object) -> int:

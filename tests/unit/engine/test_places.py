@@ -20,7 +20,7 @@ from rc_tasks.model.config.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.disk.processes import space
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 from rc_tasks.tools.slurm import Granted
 from tests.support.checkouts import pretend_built, write_checkout
 
@@ -177,28 +177,30 @@ def expected(checkout: Checkout, *names: str) -> Order:
 def test_what_is_fresh_takes_no_time_and_what_never_ran_the_median(checkout: Checkout) -> None:
     found = expected(checkout, "top:1", "alone:1")
     assert found.stale_images == 1
-    assert found.paths_s["podman:base"] == 0
-    assert found.paths_s["podman:alone:1"] == 30.0
-    assert found.paths_s["env:alone:1"] == 10.0
-    assert "podman:alone:1" not in found.last_s and found.last_s["podman:base"] == 10.0
+    assert found.paths_s[Task(Step.PODMAN, "base")] == 0
+    assert found.paths_s[Task(Step.PODMAN, "alone:1")] == 30.0
+    assert found.paths_s[Task(Step.ENV, "alone:1")] == 10.0
+    assert Task(Step.PODMAN, "alone:1") not in found.last_s
+    assert found.last_s[Task(Step.PODMAN, "base")] == 10.0
 
 
 def test_a_stale_base_has_the_longest_way_before_it(checkout: Checkout) -> None:
     (checkout.root / "base/Dockerfile").write_text("FROM scratch\nENV A=1\n")
     found = expected(open_checkout(checkout.root, {}), "top:1")
     # Three podman steps below one another, or the publishing of all: the longer one counts.
-    assert found.paths_s["podman:base"] == 50.0
-    assert found.paths_s["podman:left:1"] == found.paths_s["podman:right:1"] == 40.0
-    assert found.paths_s["podman:top:1"] == 30.0
+    assert found.paths_s[Task(Step.PODMAN, "base")] == 50.0
+    assert found.paths_s[Task(Step.PODMAN, "left:1")] == 40.0
+    assert found.paths_s[Task(Step.PODMAN, "right:1")] == 40.0
+    assert found.paths_s[Task(Step.PODMAN, "top:1")] == 30.0
     assert found.stale_images == 4
 
 
 def test_a_step_is_wanted_where_its_images_are(checkout: Checkout) -> None:
     found = expected(checkout, "top:1")
-    assert found.wanted(checkout, Step.PODMAN, "top:1").near == {"node1"}
-    assert found.wanted(checkout, Step.ENROOT, "top:1").near == {"node1"}
-    assert found.wanted(checkout, Step.ENV, "top:1").near == frozenset()
-    assert found.wanted(checkout, Step.PODMAN, "base").near == frozenset()
+    assert found.wanted(checkout, Task(Step.PODMAN, "top:1")).near == {"node1"}
+    assert found.wanted(checkout, Task(Step.ENROOT, "top:1")).near == {"node1"}
+    assert found.wanted(checkout, Task(Step.ENV, "top:1")).near == frozenset()
+    assert found.wanted(checkout, Task(Step.PODMAN, "base")).near == frozenset()
 
 
 def test_only_without_the_store_families_stay_together(checkout: Checkout) -> None:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from doit.task import Task
+from doit.task import Task as DoitTask
 
 from rc_tasks.engine.doit.selection import Selection, reach, selection
+from rc_tasks.state.records.records import Step, Task
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import unstamped
 
@@ -44,14 +45,14 @@ sys.exit(main())
 """
 
 
-def tasks() -> dict[str, Task]:
+def tasks() -> dict[str, DoitTask]:
     """`top` on `base`, an image that is broken, a person's own task, and the groups."""
 
-    def group(name: str, *on: str) -> Task:
-        return Task(name, None, task_dep=list(on))
+    def group(name: str, *on: str) -> DoitTask:
+        return DoitTask(name, None, task_dep=list(on))
 
-    def step(name: str, *on: str) -> Task:
-        return Task(name, ["true"], task_dep=list(on))
+    def step(name: str, *on: str) -> DoitTask:
+        return DoitTask(name, ["true"], task_dep=list(on))
 
     found = [
         step("podman:base"),
@@ -88,19 +89,19 @@ def tasks() -> dict[str, Task]:
 def test_what_is_stale_of_what_was_asked_for(
     names: list[str], stale: list[str], chosen: list[str], fresh: set[str]
 ) -> None:
-    found = selection(tasks(), reach(tasks(), names), stale)
+    found = selection(tasks(), reach(tasks(), names), [Task.parse(text) for text in stale])
     assert (list(found.tasks), set(found.fresh)) == (chosen, fresh)
 
 
 def test_a_name_that_is_no_task_reaches_nothing() -> None:
     assert reach(tasks(), ["nosuch"]) == {}
-    assert selection({}, [], ["podman:a"]) == Selection((), ())
+    assert selection({}, [], [Task(Step.PODMAN, "a")]) == Selection((), ())
 
 
 def test_what_makes_a_file_that_is_needed_is_reached() -> None:
     made = tasks() | {
-        "enroot:top": Task("enroot:top", ["true"], targets=["image.sqsh"]),
-        "copy": Task("copy", ["true"], file_dep=["image.sqsh"]),
+        "enroot:top": DoitTask("enroot:top", ["true"], targets=["image.sqsh"]),
+        "copy": DoitTask("copy", ["true"], file_dep=["image.sqsh"]),
     }
     assert list(reach(made, ["copy"])) == ["copy", "enroot:top"]
 
