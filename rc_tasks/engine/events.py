@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What has happened; those that a line tells, by its first word."""
 
     START = "start"
@@ -48,7 +48,7 @@ class Event:
     it took last time.
     """
 
-    kind: Kind
+    kind: EventKind
     task: str = ""
     words: str = ""
     node: str = ""

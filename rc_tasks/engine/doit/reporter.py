@@ -12,7 +12,7 @@ from doit.task import Task
 
 from rc_tasks.engine.backend import step_of
 from rc_tasks.engine.doit.selection import reach
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
 from rc_tasks.engine.session import alone, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
@@ -27,7 +27,7 @@ _MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedTask:
     """A failed task; `log` may be empty, and `same` names another one that failed with the same text."""
 
     task: str
@@ -52,11 +52,11 @@ class Reporter:
         # What has become of each image, and which steps need not be waited for any more.
         self._images: dict[str, str] = {}
         self._settled: set[str] = set()
-        self._failed: list[Failed] = []
+        self._failed: list[FailedTask] = []
         self._skipped: list[str] = []
         self._broken: list[str] = []
         self._ending = self._interrupted = False
-        self._last: Kind | None = None
+        self._last: EventKind | None = None
 
     def initialize(self, tasks: Mapping[str, Task], selected_tasks: list[str]) -> None:
         """Called once, before any task runs."""
@@ -81,7 +81,7 @@ class Reporter:
             elif self._images.get(name) != "built":
                 self._images[name] = "env.toml written"
             self._settled.add(task.name)
-            self._tell(Event(Kind.DONE, task.name, session().remarks.get(task.name, "")))
+            self._tell(Event(EventKind.DONE, task.name, session().remarks.get(task.name, "")))
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
@@ -100,11 +100,11 @@ class Reporter:
         # The images of a cycle share one error.
         same = next((each.task for each in self._failed if each.text == text), "")
         log = fail.log if isinstance(fail, StepFailed) else ""
-        self._failed.append(Failed(shown, text, log, same))
+        self._failed.append(FailedTask(shown, text, log, same))
         if shown == task.name:
             self._images[task.name.partition(":")[2]] = "failed"
         self._settled.add(task.name)
-        self._tell(Event(Kind.FAILED, shown, f"as {same}" if same else text))
+        self._tell(Event(EventKind.FAILED, shown, f"as {same}" if same else text))
 
     def skip_uptodate(self, task: Task) -> None:
         """A step has nothing to do."""
@@ -115,11 +115,11 @@ class Reporter:
 
     def skip_ignore(self, task: Task) -> None:
         """`doit ignore` said to leave it out."""
-        self._tell(Event(Kind.IGNORED, task.name, f"doit forget {task.name} takes it up again"))
+        self._tell(Event(EventKind.IGNORED, task.name, f"doit forget {task.name} takes it up again"))
 
     def cleanup_error(self, exception: BaseFail) -> None:
         """A teardown failed."""
-        self._tell(Event(Kind.FAILED, "cleaning up", exception.get_msg()))
+        self._tell(Event(EventKind.FAILED, "cleaning up", exception.get_msg()))
 
     def runtime_error(self, msg: str) -> None:
         """doit itself cannot go on."""
@@ -138,7 +138,7 @@ class Reporter:
         yield from (f"ERROR: {text}" for text in self._broken)
         untried = self._untried()
         # The only one need not be told twice when it still stands right above.
-        again = len(self._failed) > 1 or (bool(self._failed) and self._last is not Kind.FAILED)
+        again = len(self._failed) > 1 or (bool(self._failed) and self._last is not EventKind.FAILED)
         if again:
             yield "failed:"
             for first in self._failed:
@@ -220,15 +220,15 @@ class Reporter:
     def _settle(self, task: str) -> None:
         self._settled.add(task)
         if self._display is not None:
-            self._tell(Event(Kind.SETTLED, task))
+            self._tell(Event(EventKind.SETTLED, task))
 
     def _tell(self, event: Event) -> None:
-        if event.kind is Kind.OVER:
+        if event.kind is EventKind.OVER:
             self._close()
             return
         if event.kind.told:
             self._last = event.kind
-        if event.kind is Kind.INTERRUPTED:
+        if event.kind is EventKind.INTERRUPTED:
             self._ending = self._interrupted = True
         elif self._display is None and not self._closed:
             # Steps become ready in several threads.
@@ -270,7 +270,7 @@ class Reporter:
             self._out.flush()
 
 
-def _again(failed: list[Failed], untried: list[str]) -> Iterator[str]:
+def _again(failed: list[FailedTask], untried: list[str]) -> Iterator[str]:
     """A failure in the summary: what, where to look, what to run, and what waits for it."""
     first = failed[0]
     what = first.text.partition("\n")[0]
