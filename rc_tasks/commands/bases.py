@@ -15,7 +15,7 @@ from rc_tasks.engine.session import Session
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import near
-from rc_tasks.state.bases.registry_bases import Kind, RegistryBase, registry_bases
+from rc_tasks.state.bases.registry_bases import BaseKind, RegistryBase, registry_bases
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.inputs import PIN
@@ -30,7 +30,7 @@ _ASK_S = 30.0
 _AT_ONCE = 8
 _MOVED = 1
 _NOT_ASKED = 2
-_MOVABLE = (Kind.PINNED, Kind.NOT_PINNED)
+_MOVABLE = (BaseKind.PINNED, BaseKind.NOT_PINNED)
 
 # What a registry serves under a reference, or why that is not known.
 Answers = dict[str, str | RcError]
@@ -122,7 +122,7 @@ def _chosen(
 
 def _ask(bases: Iterable[RegistryBase]) -> Answers:
     """What the registries serve; those of pins that no image needs are left alone."""
-    asked = [base for base in bases if base.kind is not Kind.UNUSED]
+    asked = [base for base in bases if base.kind is not BaseKind.UNUSED]
     if not asked:
         return {}
     command.require(
@@ -209,9 +209,9 @@ def _update(checkout: Checkout, bases: tuple[RegistryBase, ...], *, as_json: boo
 
 
 _WHY_NONE = {
-    Kind.IN_DOCKERFILE: "its digest is written in the Dockerfile",
-    Kind.FOREIGN: "podman pulls it itself, for another platform",
-    Kind.UNUSED: f"no image needs it; its entry in {LOCK} can go",
+    BaseKind.IN_DOCKERFILE: "its digest is written in the Dockerfile",
+    BaseKind.FOREIGN: "podman pulls it itself, for another platform",
+    BaseKind.UNUSED: f"no image needs it; its entry in {LOCK} can go",
 }
 
 
@@ -272,7 +272,7 @@ def _told(base: RegistryBase, answer: str | RcError | None) -> str:
         return "no answer"
     if base.digest is None:
         return _short(answer)
-    if base.kind is Kind.IN_DOCKERFILE:
+    if base.kind is BaseKind.IN_DOCKERFILE:
         return "still there"
     return "as pinned" if answer == base.digest else f"moved to {_short(answer)}"
 

@@ -13,8 +13,8 @@ from rc_tasks.engine.upkeep.garbage import (
     GONE_DAYS,
     Collector,
     Garbage,
+    GarbageKind,
     Item,
-    Kind,
     freed_bytes,
     measure,
 )
@@ -96,7 +96,7 @@ def _tell(
         sizes = freed_bytes(measured, found.items)
         rows = [
             (str(count), tables.size(sizes[kind]), str(kind))
-            for kind in Kind
+            for kind in GarbageKind
             if (count := found.count(kind))
         ]
         rows.append(("", tables.size(sum(sizes.values())), "in all"))
@@ -105,7 +105,7 @@ def _tell(
         print("nothing to remove")
     for item in found.items if verbose else ():
         print(f"  {tables.printable(opened.checkout.shown(item.path))}")
-    gone = {item.image for item in found.items if item.kind is Kind.GONE}
+    gone = {item.image for item in found.items if item.kind is GarbageKind.GONE}
     if gone:
         print(f"projects that are gone: {tables.printable(', '.join(sorted(gone)))}")
     soon = sorted(set(found.gone) - gone)

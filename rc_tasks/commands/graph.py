@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from rc_tasks.commands.cli.arguments import options_first
 from rc_tasks.commands.cli.command import CheckoutCommand, images
 from rc_tasks.engine.session import Session
-from rc_tasks.model.graph.view import Picture, around, picture
+from rc_tasks.model.graph.view import GraphView, around, picture
 from rc_tasks.views.graph_formats import as_dot, as_json, as_mermaid, print_tree
 from rc_tasks.views.graph_svg import svg
 
@@ -56,7 +56,7 @@ class Graph(CheckoutCommand):
         return 0
 
 
-def judged(opened: Session, names: list[str]) -> Picture:
+def judged(opened: Session, names: list[str]) -> GraphView:
     """The picture around these images, with their states."""
     graph = opened.checkout.graph
     statuses = [opened.judge.image(name) for name in around(graph, names)]
@@ -66,7 +66,7 @@ def judged(opened: Session, names: list[str]) -> Picture:
     )
 
 
-_FORMATS: dict[str, Callable[[Picture], str]] = {
+_FORMATS: dict[str, Callable[[GraphView], str]] = {
     "mermaid": as_mermaid,
     "dot": as_dot,
     "svg": svg,

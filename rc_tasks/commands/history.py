@@ -15,7 +15,7 @@ from rc_tasks.commands.cli.arguments import options_first
 from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.state import history
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.status import State
 from rc_tasks.views import tables
 
@@ -94,7 +94,7 @@ class History(CheckoutCommand):
         return 0
 
 
-def _table(shown: list[Entry]) -> None:
+def _table(shown: list[HistoryEntry]) -> None:
     headings = ("WHEN", "STEP", "OUTCOME", "TOOK", "QUEUED", "NODE", "IMAGE", "REASON")
     styles = [_STYLES.get(entry.outcome, "") for entry in shown]
     tables.table(headings, [_row(entry) for entry in shown], styles=styles, right=_RIGHT)
@@ -103,7 +103,7 @@ def _table(shown: list[Entry]) -> None:
 _RIGHT = frozenset({"TOOK", "QUEUED"})
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: HistoryEntry) -> tuple[str, ...]:
     same = entry.image_id and entry.image_id == entry.image_id_before
     return (
         tables.when(entry.started_at),
@@ -117,7 +117,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _newer(found: Iterator[Entry], since: datetime | None) -> Iterator[Entry]:
+def _newer(found: Iterator[HistoryEntry], since: datetime | None) -> Iterator[HistoryEntry]:
     for entry in found:
         if since is not None and entry.began < since:
             # They come newest first.

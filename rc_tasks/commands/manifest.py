@@ -10,7 +10,7 @@ from rc_tasks.commands.cli.arguments import one_name, options_first
 from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError
-from rc_tasks.model.manifest.manifest import Kind, Manifest, Origin, document, groups
+from rc_tasks.model.manifest.manifest import Manifest, Origin, PackageKind, document, groups
 from rc_tasks.state.published import manifests
 from rc_tasks.state.published.manifests import Build
 from rc_tasks.tools import squashfs
@@ -110,7 +110,11 @@ def _summary(manifest: Manifest) -> None:
     for key, text in _origin(manifest.origin):
         _line(key, text)
     for number, ((kind, place), found) in enumerate(groups(contents.packages).items()):
-        where = "" if kind in (Kind.DPKG, Kind.APK, Kind.RPM) and place == "/" else f" in {place}"
+        where = (
+            ""
+            if kind in (PackageKind.DPKG, PackageKind.APK, PackageKind.RPM) and place == "/"
+            else f" in {place}"
+        )
         _line("packages" if number == 0 else "", f"{len(found)} {kind}{where}")
     if not contents.packages:
         _line("packages", "none were found")

@@ -18,7 +18,7 @@ from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import refused, write_atomically
 from rc_tasks.state.disk.locks import held
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Record, Step
 from rc_tasks.state.store.previous import Published, put_back
 from rc_tasks.steps.publish import squash
@@ -111,7 +111,7 @@ def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Publ
     write_atomically(project.image_json, checkout.previous.restore_image_json(project, after))
     checkout.records.put(Step.ENROOT, name, after)
     verb = "forward again" if forward else "rolled back"
-    run = history.Run(checkout.history)
+    run = history.RunHistory(checkout.history)
     reason = f"{verb} to the image published {tables.when(after.ended_at)}, by {getpass.getuser()}"
     run.append(_entry(run.id, name, before, after, reason))
     return target
@@ -131,9 +131,9 @@ def _chosen(found: list[Published], number: int | None, name: str) -> Published:
     )
 
 
-def _entry(run: str, name: str, before: str, after: Record, reason: str) -> Entry:
+def _entry(run: str, name: str, before: str, after: Record, reason: str) -> HistoryEntry:
     # A line like those of the step that publishes: so every version can read it.
-    entry = Entry(
+    entry = HistoryEntry(
         run=run,
         image=name,
         step=Step.ENROOT,

@@ -17,7 +17,7 @@ from rc_tasks.commands.at_root import AtRoot, unknown
 from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
 from rc_tasks.engine.doit.reporter import Reporter
 from rc_tasks.engine.doit.selection import reach, selection
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run import adopt
 from rc_tasks.engine.run.allocator import release_abandoned
 from rc_tasks.engine.run.dispatcher import Dispatcher
@@ -113,7 +113,7 @@ class Run(AtRoot, DoitRun):
         try:
             status: int = super()._execute(*args, **kwargs)
         finally:
-            opened.tell(Event(Kind.OVER))
+            opened.tell(Event(EventKind.OVER))
             for job_id in dispatcher.end():
                 sys.stderr.write(
                     f"warning: Slurm did not confirm the release of job {job_id}; the next run releases"
@@ -167,4 +167,4 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
 
 def _say_so() -> None:
     tell = session().tell if session.cache_info().currsize else alone
-    tell(Event(Kind.INTERRUPTED, words=NOTHING_LOST))
+    tell(Event(EventKind.INTERRUPTED, words=NOTHING_LOST))

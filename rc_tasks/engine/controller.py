@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.errors import SlurmError
 from rc_tasks.tools import slurm
 from rc_tasks.util.text import duration
@@ -62,7 +62,7 @@ class Controller:
 
     def _await(self, deadline_s: float | None, why: str) -> None:
         began_s = time.monotonic()
-        self._tell(Event(Kind.SLURM, words=slurm.ABSENT))
+        self._tell(Event(EventKind.SLURM, words=slurm.ABSENT))
         while not slurm.answers():
             if _is_over(deadline_s):
                 self._given_up = SlurmError(
@@ -74,7 +74,7 @@ class Controller:
             if self._closing.wait(slurm.POLL_S):
                 raise ClosedError
         self._answered_s, self._given_up = time.monotonic(), None
-        self._tell(Event(Kind.SLURM, words=slurm.BACK))
+        self._tell(Event(EventKind.SLURM, words=slurm.BACK))
 
     def _await_nodes(self, nodes: Iterable[str]) -> None:
         until_s = time.monotonic() + _NODES_S

@@ -8,7 +8,7 @@ from pathlib import Path
 from rc_tasks.state.records.records import Task
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What has happened; those that a line tells, by its first word."""
 
     START = "start"
@@ -50,7 +50,7 @@ class Event:
     it took last time.
     """
 
-    kind: Kind
+    kind: EventKind
     task: Task | None = None
     words: str = ""
     node: str = ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from doit.exceptions import TaskFailed
 
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.judge import Judge
@@ -49,7 +49,7 @@ class Session:
 
 def alone(event: Event) -> None:
     """What is told while nobody shows the run, as before its beginning."""
-    if event.kind is Kind.INTERRUPTED:
+    if event.kind is EventKind.INTERRUPTED:
         # The terminal may be gone: that is what HUP says.
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{event.kind} {NOTHING_LOST}\n")

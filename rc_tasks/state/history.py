@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HistoryEntry:
     """One try of a step. `queued_s` lies between being ready and `started_at` (UTC, ISO 8601).
 
     `image_id` is empty where no image was made or published; `size_bytes` is that of the image, for
@@ -71,7 +71,7 @@ class Entry:
         """`started_at` as a time."""
         return datetime.fromisoformat(self.started_at)
 
-    def made(self, record: Record | None) -> "Entry":
+    def made(self, record: Record | None) -> "HistoryEntry":
         """The entry with what the step's record says after it did its work."""
         if record is None:
             return self
@@ -86,14 +86,14 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Run:
+class RunHistory:
     """The history of one run, to be written."""
 
     directory: Path
     id: str = field(default_factory=lambda: f"{stamp(datetime.now(UTC))}.{secrets.randbelow(_NUMBERS)}")
     _torn: bool = False
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: HistoryEntry) -> None:
         """Add a line. That it cannot be written is no reason to fail what it tells of."""
         line = json.dumps(asdict(entry)).encode() + b"\n"
         with contextlib.suppress(OSError):
@@ -109,13 +109,13 @@ class Run:
                 os.close(descriptor)
 
 
-def entries(directory: Path) -> Iterator[Entry]:
+def entries(directory: Path) -> Iterator[HistoryEntry]:
     """Every step of every run, the one that began last first; files are read as they are needed.
 
     Raises OSError when a file is there and cannot be read.
     """
     files = sorted(_files(directory), key=lambda found: -found[1])
-    waiting: list[tuple[float, int, Entry]] = []
+    waiting: list[tuple[float, int, HistoryEntry]] = []
     count = 0
     for path, written_s in files:
         # What is in this file and in those after it began before its last write.
@@ -162,19 +162,19 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
     return found
 
 
-def _read(path: Path) -> Iterator[Entry]:
+def _read(path: Path) -> Iterator[HistoryEntry]:
     for line in (reading.content(path) or b"").split(b"\n"):
         entry = parse(line)
         if entry is not None:
             yield entry
 
 
-def parse(line: bytes) -> Entry | None:
+def parse(line: bytes) -> HistoryEntry | None:
     """The entry in a line; None when it is torn, damaged, or of a kind that a later version knows."""
     try:
         found = json.loads(line)
         size = found.get("size_bytes")
-        entry = Entry(
+        entry = HistoryEntry(
             run=str(found["run"]),
             image=str(found["image"]),
             step=Step(found["step"]),

@@ -15,7 +15,7 @@ from rc_tasks.tools.podman_versions import OLDEST
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class FailureCause:
     """One reason for a failure: the tool's words (a pattern), ours, and what to do next."""
 
     words: str
@@ -35,44 +35,44 @@ _OTHER_NODE = "run the same command again, on another node if it fails again; th
 _SITE = "this is for the site's administrators; until then, build on another node"
 
 LIMITS = (
-    Cause(
+    FailureCause(
         r"disk quota exceeded",
         "a disk quota is used up",
         "remove what is not needed (`doit gc`), or ask for more quota there; `podman.storage` and\n"
         "TMPDIR can name other places. Then run the same command again",
     ),
-    Cause(
+    FailureCause(
         r"no space left on device",
         "no space is left",
         "`df -h` and `df -i` on that node tell which disk is full, of bytes or of files: free\n"
         "some, or let `podman.storage` or TMPDIR name a larger one; /dev/shm is the job's memory.\n"
         "Then run the same command again",
     ),
-    Cause(
+    FailureCause(
         r"read-only file system",
         "a file system cannot be written",
         "let `podman.storage` or TMPDIR name a place that can be written; a disk that has just become\n"
         "read-only is for the site to repair: run the same command on another node",
     ),
-    Cause(
+    FailureCause(
         r"too many open files|setting \"?RLIMIT_\w+\"? limit",
         "the limit of open files is too low",
         "raise it where you call doit (`ulimit -n $(ulimit -Hn)`); if that is not enough, the site can\n"
         "raise it (limits.conf(5), LimitNOFILE of slurmd)",
     ),
-    Cause(
+    FailureCause(
         # Not that of a GPU, nor the linker's.
         r"cannot allocate memory(?! in static TLS)|(?<!cuda )out of memory|\(OOM\)",
         "no memory is left",
         _MEMORY,
     ),
-    Cause(
+    FailureCause(
         r"resource temporarily unavailable|failed to create (new OS )?thread|can't fork|cannot fork",
         "no more processes can be started",
         "`ulimit -u` and the pids.max of the job's cgroup limit them: end some, ask for fewer\n"
         "processors, or ask the site to raise the limit. Then run the same command again",
     ),
-    Cause(
+    FailureCause(
         r"input/output error|stale (NFS )?file handle|transport endpoint is not connected",
         "a file system gives no answer",
         _OTHER_NODE,
@@ -80,7 +80,7 @@ LIMITS = (
 )
 
 # What is said of a program that got SIGKILL, as the kernel gives it when a job's memory runs out.
-KILLED = Cause(
+KILLED = FailureCause(
     r"subprocess exited on killed|exit status 137|signal: killed",
     "it was killed, as happens when memory runs out",
     _MEMORY,
@@ -89,61 +89,61 @@ KILLED = Cause(
 # Of podman 4.3.1 with crun 1.8 and runc 1.1, as tried; those of user namespaces are in podman 3.4 to 5.4
 # (pkg/rootless, and pkg/idtools and pkg/unshare of containers/storage).
 PODMAN = (
-    Cause(
+    FailureCause(
         r"cgroups in hybrid mode not supported",
         "crun cannot work with this node's control groups",
         'set `podman.runtime` to "runc", or `podman.isolation` to "chroot"; the site can start its\n'
         "nodes with cgroups of version 2 alone (systemd.unified_cgroup_hierarchy=1)",
     ),
-    Cause(
+    FailureCause(
         r"sd-bus|systemd cgroup|dbus: |connect to bus|interactive authentication required",
         "systemd refuses podman a control group",
         'set `podman.cgroup_manager` to "cgroupfs", or `podman.isolation` to "chroot"',
     ),
-    Cause(
+    FailureCause(
         r"OCI runtime \"[^\"]*\" not found|no suitable OCI runtime|runtime \S+ not found"
         r"|exec: \"(crun|runc)\"",
         "there is no program that runs containers",
         "install crun or runc, or ask the site to; `podman.runtime` names another one, and\n"
         '`podman.isolation` = "chroot" builds without',
     ),
-    Cause(
+    FailureCause(
         r"newuidmap|newgidmap|sub[ug]id ranges|/etc/sub[ug]id|insufficient UIDs or GIDs"
         r"|not be enough IDs available",
         "you have no range of user IDs, or it cannot be used",
         "ask the site for ranges in /etc/subuid and /etc/subgid (usermod --add-subuids), and for\n"
         "newuidmap and newgidmap with their capabilities; after that: `podman system migrate`",
     ),
-    Cause(
+    FailureCause(
         r"cannot (clone|set user namespace|re-exec process)|max_user_namespaces"
         r"|user namespaces? (is|are) not (enabled|supported)",
         "podman gets no user namespace",
         f"sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone allow them: {_SITE}",
     ),
-    Cause(
+    FailureCause(
         r"max depth exceeded",
         "podman's overlay driver cannot stack so many layers",
         'set `podman.driver` to "vfs", or take a base with fewer layers (podman 4.3 mounts 128);\n'
         "in an image of your own, fewer RUN and COPY make fewer",
     ),
-    Cause(
+    FailureCause(
         r"driver not supported|overlay' is not supported over|does not support overlay|GetDriver graph"
         r"|prerequisites for driver",
         "podman's storage driver does not work here",
         'set `podman.driver` to "vfs", or `podman.storage` to a disk that overlay can be on;\n'
         "`doit doctor` tells which driver is used",
     ),
-    Cause(
+    FailureCause(
         r"database configuration mismatch|does not match our (storage|run|static|tmp|volume)",
         "podman's storage was made with other settings",
         "set `podman.driver` and `podman.storage` as they were, or `podman.storage` to a new place",
     ),
-    Cause(
+    FailureCause(
         r"(?m)^Error: unknown (shorthand )?flag",
         "podman does not know an option that it was given",
         f"podman {OLDEST} and newer are known to work: `podman --version` tells which one that node has",
     ),
-    Cause(
+    FailureCause(
         # As Go prints what a system call says of a path.
         r"\b(open|mkdir|l?stat|l?chown|chmod|unlinkat|mount|rename|remove|symlink|link) /\S+: "
         r"(permission denied|operation not permitted)",
@@ -155,7 +155,7 @@ PODMAN = (
 
 # Of mksquashfs 4.3 to 4.7 (mksquashfs.c, virt_disk_pos.c), which reads what it has written for nothing
 # else; unsquashfs says `uncompress failed` too, but not as the fatal error.
-COMPARING = Cause(
+COMPARING = FailureCause(
     r"FATAL ERROR: ?\w+ uncompress failed with error code|BUG in get_virt_disk",
     "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
     'run again, or set `method = "direct"` in the [squash] settings: it then does it once more\n'
@@ -164,7 +164,7 @@ COMPARING = Cause(
 # Of squashfs-tools 4.3 to 4.6 (mksquashfs.c, compressor.c).
 SQUASHFS = (
     COMPARING,
-    Cause(
+    FailureCause(
         r"compressor \S+ (is )?not supported|unknown compressor|invalid compressor|filesystem uses \w+ "
         r"compression, this is unsupported",
         "this version of squashfs-tools lacks the compressor",
@@ -179,7 +179,9 @@ def here() -> str:
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
-def find(lines: Iterable[str], causes: Iterable[Cause], returncode: int = 1) -> Cause | None:
+def find(
+    lines: Iterable[str], causes: Iterable[FailureCause], returncode: int = 1
+) -> FailureCause | None:
     """The first cause that a tool's last lines name; `returncode` as in `subprocess`."""
     text = "\n".join(lines)
     found = next((each for each in causes if re.search(each.words, text, re.IGNORECASE)), None)

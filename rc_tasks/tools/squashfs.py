@@ -46,7 +46,7 @@ _MAGIC = 0x73717368
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 
 
-class Compression(StrEnum):
+class Compressor(StrEnum):
     """A compressor, by the name that mksquashfs has for it."""
 
     ZSTD = "zstd"
@@ -59,16 +59,16 @@ class Compression(StrEnum):
 
 # The numbers of the SquashFS 4.0 format.
 _COMPRESSIONS = {
-    1: Compression.GZIP,
-    2: Compression.LZMA,
-    3: Compression.LZO,
-    4: Compression.XZ,
-    5: Compression.LZ4,
-    6: Compression.ZSTD,
+    1: Compressor.GZIP,
+    2: Compressor.LZMA,
+    3: Compressor.LZO,
+    4: Compressor.XZ,
+    5: Compressor.LZ4,
+    6: Compressor.ZSTD,
 }
 # What to use when this mksquashfs lacks what was asked for. gzip stands last as the one that every
 # mksquashfs and every kernel has.
-_PREFERENCE = (Compression.ZSTD, Compression.LZ4, Compression.LZO, Compression.GZIP)
+_PREFERENCE = (Compressor.ZSTD, Compressor.LZ4, Compressor.LZO, Compressor.GZIP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Superblock:
     inodes: int
     made_at: int
     block_size_bytes: int
-    compression: Compression
+    compression: Compressor
     used_bytes: int
 
     @classmethod
@@ -135,7 +135,7 @@ def version() -> str:
     return found[1]
 
 
-def probe() -> frozenset[Compression]:
+def probe() -> frozenset[Compressor]:
     """The compressors that the mksquashfs of this node was built with."""
     command.require("mksquashfs", INSTALL_HINT)
     # 4.7 prints this section alone; older ones do not know the option, so print their whole help
@@ -144,33 +144,33 @@ def probe() -> frozenset[Compression]:
     return parse_compressors(done.stdout + done.stderr)
 
 
-def parse_compressors(text: str) -> frozenset[Compression]:
+def parse_compressors(text: str) -> frozenset[Compressor]:
     """The compressors in mksquashfs' help: each alone on a line, one marked as the default."""
-    names = "|".join(Compression)
+    names = "|".join(Compressor)
     return frozenset(
-        Compression(name) for name in re.findall(rf"(?m)^\s*({names})(?: \(default\))?$", text)
+        Compressor(name) for name in re.findall(rf"(?m)^\s*({names})(?: \(default\))?$", text)
     )
 
 
-def best(wanted: Compression, offered: Iterable[Compression]) -> Compression:
+def best(wanted: Compressor, offered: Iterable[Compressor]) -> Compressor:
     """`wanted` when it is offered, else the first of zstd, lz4, lzo and gzip that is."""
     offered = frozenset(offered)
-    return next((each for each in (wanted, *_PREFERENCE) if each in offered), Compression.GZIP)
+    return next((each for each in (wanted, *_PREFERENCE) if each in offered), Compressor.GZIP)
 
 
-def compression_options(compression: Compression, level: int, block_size_bytes: int) -> tuple[str, ...]:
+def compression_options(compression: Compressor, level: int, block_size_bytes: int) -> tuple[str, ...]:
     """The options that choose how data is compressed; level 0 is the fastest that is worth it.
 
     lz4 and xz have no levels.
     """
     options = ["-comp", compression.value]
     match compression:
-        case Compression.ZSTD | Compression.GZIP:
+        case Compressor.ZSTD | Compressor.GZIP:
             # Their own defaults, 15 and 9, take five to ten times longer for a tenth of the size.
             options += ["-Xcompression-level", str(level or 1)]
-        case Compression.LZO if level:
+        case Compressor.LZO if level:
             options += ["-Xcompression-level", str(level)]
-        case Compression.LZO:
+        case Compressor.LZO:
             # The default, lzo1x_999, compresses slower than gzip.
             options += ["-Xalgorithm", "lzo1x_1"]
         case _:
@@ -192,7 +192,7 @@ def mksquashfs(
     source: Path,
     destination: Path,
     *,
-    compression: Compression,
+    compression: Compressor,
     level: int,
     block_size_bytes: int,
     processors: int,

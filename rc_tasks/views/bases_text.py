@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from rc_tasks.state.bases.registry_bases import Kind, RegistryBase
+from rc_tasks.state.bases.registry_bases import BaseKind, RegistryBase
 
 _SHORT = 12
 
@@ -10,7 +10,7 @@ _SHORT = 12
 def words(base: RegistryBase) -> tuple[str, str]:
     """A base, and what builds take of it."""
     pin = _short(base.digest) if base.digest else str(base.kind)
-    if base.kind is Kind.IN_DOCKERFILE:
+    if base.kind is BaseKind.IN_DOCKERFILE:
         pin += f" ({base.kind})"
     return base.reference.partition("@")[0], pin
 

@@ -7,17 +7,17 @@ from datetime import datetime
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.manifest.diff import canonical
-from rc_tasks.model.manifest.manifest import Distribution, Kind, Manifest, Package
+from rc_tasks.model.manifest.manifest import Distribution, Manifest, Package, PackageKind
 
 # RFC 9562 lets a name have a UUID of its own in a namespace: this is of our manifests.
 _NAMESPACE = uuid.UUID("6b9d7b6a-5a2f-4c0e-9f64-0d5c5a1f7f35")
 # What purl-spec names the kinds, and whose packages they are when os-release does not say it.
 _TYPES = {
-    Kind.DPKG: ("deb", "debian"),
-    Kind.APK: ("apk", "alpine"),
-    Kind.RPM: ("rpm", "redhat"),
-    Kind.CONDA: ("conda", ""),
-    Kind.PYTHON: ("pypi", ""),
+    PackageKind.DPKG: ("deb", "debian"),
+    PackageKind.APK: ("apk", "alpine"),
+    PackageKind.RPM: ("rpm", "redhat"),
+    PackageKind.CONDA: ("conda", ""),
+    PackageKind.PYTHON: ("pypi", ""),
 }
 
 
@@ -106,13 +106,13 @@ def bill(manifest: Manifest) -> str:
 
 def _qualified(package: Package, system: Distribution) -> tuple[str, dict[str, str]]:
     """A package's version and qualifiers as purl-spec has them for its type."""
-    if package.kind is Kind.PYTHON:
+    if package.kind is PackageKind.PYTHON:
         return _clean(package.version), {}
-    if package.kind is Kind.CONDA:
+    if package.kind is PackageKind.CONDA:
         found = {"build": package.build, "channel": package.channel, "subdir": package.architecture}
         return _clean(package.version), {key: _clean(value) for key, value in found.items() if value}
     version, epoch = package.version, ""
-    if package.kind is Kind.RPM and ":" in version:
+    if package.kind is PackageKind.RPM and ":" in version:
         epoch, _, version = version.partition(":")
     distro = f"{system.id}-{system.version}" if system.id and system.version else system.id
     found = {"arch": package.architecture, "epoch": epoch, "distro": distro}

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rc_tasks.model.manifest.diff import Changes, How, PackageChange, Values
-from rc_tasks.model.manifest.manifest import Kind, Manifest
+from rc_tasks.model.manifest.manifest import Manifest, PackageKind
 from rc_tasks.views import tables
 
 _SHORT_ID = 12
@@ -69,7 +69,7 @@ def _recipe(changes: Changes, most: int | None) -> Iterator[str]:
 
 
 def _packages(changes: tuple[PackageChange, ...], most: int | None) -> Iterator[str]:
-    by_place: dict[tuple[Kind, str], list[PackageChange]] = {}
+    by_place: dict[tuple[PackageKind, str], list[PackageChange]] = {}
     for change in changes:
         by_place.setdefault((change.package.kind, change.package.place), []).append(change)
     room = max(1, most // max(1, len(by_place))) if most is not None else None

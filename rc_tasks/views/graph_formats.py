@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
-from rc_tasks.model.graph.view import Kind, Link, Picture, Row, tree
+from rc_tasks.model.graph.view import EdgeKind, GraphView, NodeKind, TreeRow, tree
 from rc_tasks.state.records.status import State
 from rc_tasks.views import tables
 from rc_tasks.views.graph_svg import COLOURS, PLAIN, Colours, label
@@ -23,7 +23,7 @@ _NARROWEST = 24
 _STYLES: dict[str, str] = {str(state): style for state, style in tables.STYLES.items()}
 
 
-def print_tree(shown: Picture, out: TextIO) -> None:
+def print_tree(shown: GraphView, out: TextIO) -> None:
     """Print the tree: in colour and folded to its width on a terminal, plain otherwise."""
     guides = _guides(out)
     aliases = shown.aliases()
@@ -46,7 +46,7 @@ def print_tree(shown: Picture, out: TextIO) -> None:
             console.print(Text(following if number else first) + line, soft_wrap=True)
 
 
-def as_json(shown: Picture) -> str:
+def as_json(shown: GraphView) -> str:
     """Nodes and edges; what `doit list --json` says of an image too has the same key there."""
     aliases = shown.aliases()
     found = {
@@ -67,54 +67,54 @@ def as_json(shown: Picture) -> str:
     return json.dumps(found, indent=2) + "\n"
 
 
-def as_dot(shown: Picture) -> str:
+def as_dot(shown: GraphView) -> str:
     """The DOT language; names are labels only, as any text can be one."""
     numbers = {node.name: number for number, node in enumerate(shown.nodes)}
     lines = ['node [shape=box, style="filled,rounded", fontname="monospace"]']
     for node in shown.nodes:
         colours = COLOURS.get(node.state, PLAIN)
         text = rf"{_dot_text(label(node))}\n{_dot_text(node.words)}"
-        looks = "" if node.kind is Kind.IMAGE else ', style="filled,rounded,dashed"'
+        looks = "" if node.kind is NodeKind.IMAGE else ', style="filled,rounded,dashed"'
         lines.append(
             f'n{numbers[node.name]} [label="{text}", tooltip="{_dot_text(tables.printable(node.name))}",'
             f' fillcolor="{colours.fill}", color="{colours.line}"{looks}]'
         )
     for edge in shown.edges:
         looks = {
-            Link.BASE: "",
+            EdgeKind.BASE: "",
             # It would turn the whole picture upside down.
-            Link.CIRCULAR: f' [style=bold, color="{COLOURS[State.FAILED].line}", constraint=false]',
-            Link.ALIAS: " [style=dotted]",
+            EdgeKind.CIRCULAR: f' [style=bold, color="{COLOURS[State.FAILED].line}", constraint=false]',
+            EdgeKind.ALIAS: " [style=dotted]",
         }[edge.link]
         lines.append(f"n{numbers[edge.above]} -> n{numbers[edge.below]}{looks}")
     return "\n".join(["digraph images {", *(f"  {line}" for line in lines), "}"]) + "\n"
 
 
-def as_mermaid(shown: Picture) -> str:
+def as_mermaid(shown: GraphView) -> str:
     """A Mermaid flowchart, from left to right: names are wide and low."""
     numbers = {node.name: number for number, node in enumerate(shown.nodes)}
     lines = []
     for node in shown.nodes:
         text = f"{_mermaid_text(label(node))}<br/>{_mermaid_text(node.words)}"
         lines.append(f'n{numbers[node.name]}["{text}"]:::{node.state or node.kind}')
-    arrows = {Link.BASE: "-->", Link.CIRCULAR: "-. circular .->", Link.ALIAS: "-.-"}
+    arrows = {EdgeKind.BASE: "-->", EdgeKind.CIRCULAR: "-. circular .->", EdgeKind.ALIAS: "-.-"}
     for edge in shown.edges:
         lines.append(f"n{numbers[edge.above]} {arrows[edge.link]} n{numbers[edge.below]}")
     looks: dict[str, tuple[Colours, str]] = {state: (each, "") for state, each in COLOURS.items()}
-    looks |= {kind: (PLAIN, ",stroke-dasharray:4 3") for kind in Kind if kind is not Kind.IMAGE}
+    looks |= {kind: (PLAIN, ",stroke-dasharray:4 3") for kind in NodeKind if kind is not NodeKind.IMAGE}
     for word in sorted({node.state or node.kind for node in shown.nodes} & looks.keys()):
         colours, more = looks[word]
         lines.append(f"classDef {word} fill:{colours.fill},stroke:{colours.line},color:#16191d{more}")
     return "\n".join(["flowchart LR", *(f"  {line}" for line in lines)]) + "\n"
 
 
-def _words(row: Row, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+def _words(row: TreeRow, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
     """The parts of a line, each with its colour."""
     node = row.node
     name = tables.printable(node.name)
     if row.again is not None:
         yield f"→ {name}", "dim"
-        if row.again is Link.CIRCULAR:
+        if row.again is EdgeKind.CIRCULAR:
             yield " (a circle)", _STYLES[State.FAILED]
         return
     yield f"{name}  ", ""
@@ -124,7 +124,7 @@ def _words(row: Row, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, st
         yield f"  {'alias' if len(aliases[node.name]) == 1 else 'aliases'} {named}", "dim"
 
 
-def _guide(row: Row, guides: tuple[str, ...]) -> str:
+def _guide(row: TreeRow, guides: tuple[str, ...]) -> str:
     if not row.lasts:
         return ""
     return "".join(guides[2 + last] for last in row.lasts[:-1]) + guides[row.lasts[-1]]

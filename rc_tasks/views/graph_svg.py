@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
 
-from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture, levels, tree
+from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind, levels, tree
 from rc_tasks.state.records.status import State
 from rc_tasks.views.tables import printable
 
@@ -47,7 +47,7 @@ _LONGEST = 44
 _ROUNDS = 4
 
 
-def svg(picture: Picture, links: Mapping[str, str] | None = None) -> str:
+def svg(picture: GraphView, links: Mapping[str, str] | None = None) -> str:
     """A self-contained SVG, light or dark as the reader has it.
 
     With `links`, places in an HTML page by the names of nodes, it is a part of that page, which has to
@@ -56,7 +56,7 @@ def svg(picture: Picture, links: Mapping[str, str] | None = None) -> str:
     layout = _Layout(picture)
     nodes = {node.name: node for node in picture.nodes}
     drawn = [_path(layout, above, below, nodes) for above, below in layout.segments]
-    drawn += [_back(layout, edge) for edge in picture.edges if edge.link is Link.CIRCULAR]
+    drawn += [_back(layout, edge) for edge in picture.edges if edge.link is EdgeKind.CIRCULAR]
     drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in picture.nodes]
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
     lines = (
@@ -75,16 +75,16 @@ def svg(picture: Picture, links: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def described(picture: Picture) -> str:
+def described(picture: GraphView) -> str:
     """The picture in a sentence or two, for who cannot see it."""
     kinds = Counter(node.kind for node in picture.nodes)
-    states = Counter(node.state for node in picture.nodes if node.kind is Kind.IMAGE)
-    parts = [_count(kinds[Kind.IMAGE], "image")]
+    states = Counter(node.state for node in picture.nodes if node.kind is NodeKind.IMAGE)
+    parts = [_count(kinds[NodeKind.IMAGE], "image")]
     if states:
         parts[0] += f" ({', '.join(f'{number} {state}' for state, number in sorted(states.items()))})"
     parts += [
         _count(kinds[kind], words)
-        for kind, words in ((Kind.REGISTRY, "registry base"), (Kind.ALIAS, "alias"))
+        for kind, words in ((NodeKind.REGISTRY, "registry base"), (NodeKind.ALIAS, "alias"))
         if kinds[kind]
     ]
     return f"{', '.join(parts)}. Each image stands to the right of its bases."
@@ -93,7 +93,7 @@ def described(picture: Picture) -> str:
 class _Layout:
     """Where everything stands: columns by level, in them the order with the fewest crossings found."""
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, picture: GraphView) -> None:
         self.level = levels(picture)
         self.segments = self._segments(picture)
         self._left: dict[_Point, list[_Point]] = defaultdict(list)
@@ -107,23 +107,23 @@ class _Layout:
         self.y = self._down()
         self.width = max(self.right, default=0) + _MARGIN
         self.height = max((y + _BOX / 2 for y in self.y.values()), default=0) + _MARGIN
-        if any(edge.link is Link.CIRCULAR for edge in picture.edges):
+        if any(edge.link is EdgeKind.CIRCULAR for edge in picture.edges):
             self.height += _BOW
 
     def is_box(self, point: _Point) -> bool:
         return self.level[point[0]] == point[1]
 
-    def _segments(self, picture: Picture) -> dict[tuple[_Point, _Point], None]:
+    def _segments(self, picture: GraphView) -> dict[tuple[_Point, _Point], None]:
         found: dict[tuple[_Point, _Point], None] = {}
         for edge in picture.edges:
-            if edge.link is Link.CIRCULAR:
+            if edge.link is EdgeKind.CIRCULAR:
                 continue
             first, last = self.level[edge.above], self.level[edge.below]
             way = [(edge.above, level) for level in range(first, last)] + [(edge.below, last)]
             found |= dict.fromkeys(pairwise(way))
         return found
 
-    def _first_order(self, picture: Picture) -> list[list[_Point]]:
+    def _first_order(self, picture: GraphView) -> list[list[_Point]]:
         """The order of the tree, which has no crossings where each image has one base."""
         places = {row.node.name: place for place, row in enumerate(tree(picture)) if not row.again}
         for image, aliases in picture.aliases().items():
@@ -200,13 +200,13 @@ class _Layout:
         return {point: (a + b) / 2 for point, a, b in zip(column, down, up, strict=True)}
 
 
-def label(node: Node) -> str:
+def label(node: GraphNode) -> str:
     """The name as it is drawn: no control characters, and its middle left out when it is long."""
     name = printable(node.name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}"
 
 
-def _box(layout: _Layout, node: Node) -> str:
+def _box(layout: _Layout, node: GraphNode) -> str:
     point = node.name, layout.level[node.name]
     x, y, width = layout.x[point[1]], layout.y[point] - _BOX / 2, layout.boxes[node.name]
     kind, word = printable(node.state or node.kind), printable(node.words)
@@ -224,11 +224,11 @@ def _linked(box: str, link: str | None) -> str:
     return f"<a href={quoteattr(link)}>{box}</a>" if link else box
 
 
-def _path(layout: _Layout, above: _Point, below: _Point, nodes: Mapping[str, Node]) -> str:
+def _path(layout: _Layout, above: _Point, below: _Point, nodes: Mapping[str, GraphNode]) -> str:
     start = layout.x[above[1]] + (layout.boxes[above[0]] if layout.is_box(above) else 0)
     edge, end = layout.right[above[1]], layout.x[below[1]]
     middle, y1, y2 = (edge + end) / 2, layout.y[above], layout.y[below]
-    kind = ' class="to-alias"' if layout.is_box(below) and nodes[below[0]].kind is Kind.ALIAS else ""
+    kind = ' class="to-alias"' if layout.is_box(below) and nodes[below[0]].kind is NodeKind.ALIAS else ""
     return (
         f'<path{kind} d="M{start:.1f} {y1:.1f}H{edge:.1f}'
         f'C{middle:.1f} {y1:.1f} {middle:.1f} {y2:.1f} {end:.1f} {y2:.1f}"/>'
@@ -292,7 +292,7 @@ def _places(column: Sequence[_Point]) -> dict[_Point, int]:
     return {point: place for place, point in enumerate(column)}
 
 
-def _width(node: Node) -> float:
+def _width(node: GraphNode) -> float:
     word = _SMALL_LETTER * len(node.words)
     return 2 * _PADDING + max(_LETTER * _cells(label(node)), word)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from rc_tasks.engine.nightly.summary import Ending, Failed, Summary
+from rc_tasks.engine.nightly.summary import Ending, FailedStep, Summary
 from rc_tasks.views import tables
 
 # As cron sets it (crontab(5)).
@@ -87,7 +87,7 @@ def _parts(summary: Summary) -> Iterator[tuple[str, list[str]]]:
     yield "left", [f"  {each.name}: {', '.join(each.reasons) or each.state}" for each in summary.left]
 
 
-def _failed(failed: Failed) -> Iterator[str]:
+def _failed(failed: FailedStep) -> Iterator[str]:
     step = f"{failed.step}:" if failed.step else ""
     first, *rest = failed.error.splitlines() or ["failed"]
     yield f"  {step}{failed.name}  {first}"

@@ -95,7 +95,7 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
             bare = squashfs.mksquashfs(
                 root,
                 made,
-                compression=squashfs.best(squashfs.Compression.ZSTD, squashfs.probe()),
+                compression=squashfs.best(squashfs.Compressor.ZSTD, squashfs.probe()),
                 level=0,
                 block_size_bytes=settings.block_size_bytes,
                 processors=len(os.sched_getaffinity(0)),

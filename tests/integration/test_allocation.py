@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state import history
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Step
 from rc_tasks.steps.publish.squash import container_name
 from tests.support.checkouts import write_checkout
@@ -89,7 +89,7 @@ def site(cluster: Cluster, built: Path, storage: Path, tmp_path: Path) -> Iterat
     cluster.wait_ready()
 
 
-def tries(site: Site) -> list[Entry]:
+def tries(site: Site) -> list[HistoryEntry]:
     """What history says of every try, in order."""
     return [*history.entries(site.root / ".rc/history")][::-1]
 

@@ -129,7 +129,7 @@ def place(
         made = squashfs.mksquashfs(
             root,
             file,
-            compression=squashfs.Compression.GZIP,
+            compression=squashfs.Compressor.GZIP,
             level=1,
             block_size_bytes=131072,
             processors=1,

@@ -9,7 +9,7 @@ import pytest
 
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
-from rc_tasks.views.report.overview import Built, Image, Overview
+from rc_tasks.views.report.overview import ImageOverview, ImageRun, Overview
 from rc_tasks.views.report.page import render
 from tests.support.browser import Browser, running_browser
 from tests.support.checkouts import SOURCE
@@ -180,7 +180,7 @@ def test_small_lines_rise_with_their_values(browser: Browser, tmp_path: Path) ->
     path = tmp_path / "sparks.html"
     sizes = {"rising": [1e9, 2e9, 1.5e9], "noise": [1e9, 1.001e9], "once": [1e9], "nothing": [0, 0, 0]}
     images = tuple(
-        Image(
+        ImageOverview(
             name,
             State.FRESH,
             size_bytes=1,
@@ -207,9 +207,9 @@ def test_small_lines_rise_with_their_values(browser: Browser, tmp_path: Path) ->
     assert browser.complaints == []
 
 
-def built(day: int, size: float) -> Built:
+def built(day: int, size: float) -> ImageRun:
     began = (NIGHT + timedelta(days=day)).astimezone()
-    return Built(str(day), began, ((Step.PODMAN, 60.0), (Step.ENROOT, 6.25)), round(size))
+    return ImageRun(str(day), began, ((Step.PODMAN, 60.0), (Step.ENROOT, 6.25)), round(size))
 
 
 def test_the_registry_bases_lead_to_their_images(page: Browser) -> None:

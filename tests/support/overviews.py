@@ -11,17 +11,17 @@ from pathlib import Path
 from random import Random
 
 from rc_tasks.model.graph.pin import Pin
-from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture
+from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind
 from rc_tasks.model.manifest.diff import compared
 from rc_tasks.model.manifest.manifest import Contents, Distribution, Manifest, Origin, Package
-from rc_tasks.model.manifest.manifest import Kind as Keeper
-from rc_tasks.state.bases.registry_bases import Kind as How
+from rc_tasks.model.manifest.manifest import PackageKind as Keeper
+from rc_tasks.state.bases.registry_bases import BaseKind as How
 from rc_tasks.state.bases.registry_bases import RegistryBase
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Passed, Step
 from rc_tasks.state.records.status import State
 from rc_tasks.views.report.manifest_summary import Inside
-from rc_tasks.views.report.overview import Failed, Image, Overview, by_image
+from rc_tasks.views.report.overview import FailedImage, ImageOverview, Overview, by_image
 
 NIGHT = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
 COMMIT = "8bddfbc71d0e4a1b9f0c2d3e4f5a6b7c8d9e0f1a"
@@ -100,7 +100,7 @@ ALIASES = {"reasoning:latest": "reasoning:2025.1", "vllm:latest": "vllm:0.8.4"}
 def team(root: Path = Path("/capstor/store/cscs/swissai/a06/reasoning/imgs")) -> Overview:
     """Eleven images after a night on three nodes."""
     random = Random(3)
-    entries: list[Entry] = []
+    entries: list[HistoryEntry] = []
     for night in range(14, -1, -1):
         order = [each for each in TEAM if each[4] or each[2] is State.FAILED]
         # Not everything changes every night.
@@ -108,7 +108,7 @@ def team(root: Path = Path("/capstor/store/cscs/swissai/a06/reasoning/imgs")) ->
         entries += _night(random, NIGHT - timedelta(days=night), [(e[0], e[4], e[2]) for e in picked], 5)
     failed = TEAM[6]
     log = ".rc/logs/verl:0.3/podman/2026-11-21T01-22-41.118Z.20114.log"
-    failure = Failed(
+    failure = FailedImage(
         failed[0], State.FAILED, failed[3][0], Step.PODMAN, "2026-11-21T01:41:09+00:00", log,
         tuple(LOG.split(b"\n")),
     )  # fmt: skip
@@ -131,13 +131,13 @@ def crowd(count: int = 500, runs: int = 20, root: Path = Path("/imgs")) -> Overv
         state = State.FAILED if number % 12 == 11 else states[number % 6]
         reasons = () if state is State.FRESH else (f"base {bases[0]} is stale", "Dockerfile changed")
         rows.append((name, bases, state, reasons, random.uniform(0.3e9, 15e9)))
-    entries: list[Entry] = []
+    entries: list[HistoryEntry] = []
     for night in range(runs - 1, -1, -1):
         wanted = [(name, size, state if night == 0 else State.FRESH) for name, _, state, _, size in rows]
         entries += _night(random, NIGHT - timedelta(days=night), wanted, 16)
     aliases = {f"{name.partition(':')[0]}:latest": name for name, *_ in rows}
     failures = tuple(
-        Failed(
+        FailedImage(
             name, state, f"projects/{name}/Dockerfile: RUN make failed with exit status 2", Step.PODMAN,
             "2026-11-21T01:41:09+00:00", f".rc/logs/{name}/podman/x.log", tuple(LOG.split(b"\n")),
         )
@@ -217,20 +217,20 @@ def _overview(
     root: Path,
     rows: Iterable[tuple[str, tuple[str, ...], State, tuple[str, ...], float]],
     aliases: dict[str, str],
-    entries: list[Entry],
-    failures: tuple[Failed, ...],
+    entries: list[HistoryEntry],
+    failures: tuple[FailedImage, ...],
 ) -> Overview:
     rows, random = list(rows), Random(7)
     newest = sorted(entries, key=lambda entry: entry.began, reverse=True)
     built = by_image(newest)
-    nodes = [Node(name, Kind.IMAGE, state, reasons) for name, _, state, reasons, _ in rows]
+    nodes = [GraphNode(name, NodeKind.IMAGE, state, reasons) for name, _, state, reasons, _ in rows]
     bases = _registry_bases((name, each) for name, each, *_ in rows)
-    nodes += [Node(base.reference, Kind.REGISTRY) for base in bases]
-    nodes += [Node(alias, Kind.ALIAS) for alias in aliases]
+    nodes += [GraphNode(base.reference, NodeKind.REGISTRY) for base in bases]
+    nodes += [GraphNode(alias, NodeKind.ALIAS) for alias in aliases]
     edges = [Edge(base, name) for name, each, *_ in rows for base in each]
-    edges += [Edge(target, alias, Link.ALIAS) for alias, target in aliases.items()]
+    edges += [Edge(target, alias, EdgeKind.ALIAS) for alias, target in aliases.items()]
     images = tuple(
-        Image(
+        ImageOverview(
             name,
             state,
             reasons,
@@ -253,7 +253,7 @@ def _overview(
         root,
         datetime(2026, 11, 21, 6, 30, tzinfo=UTC).astimezone(),
         images,
-        Picture(tuple(sorted(nodes, key=lambda node: node.name)), tuple(edges)),
+        GraphView(tuple(sorted(nodes, key=lambda node: node.name)), tuple(edges)),
         last,
         failures,
         bases,
@@ -265,7 +265,7 @@ def _overview(
 
 def _night(
     random: Random, begin: datetime, wanted: list[tuple[str, float, State]], slots: int
-) -> list[Entry]:
+) -> list[HistoryEntry]:
     """Every image through its steps, each where first something is free."""
     free = [0.0] * slots
     entries = []
@@ -286,7 +286,7 @@ def _night(
             started = (begin + timedelta(seconds=start)).isoformat(timespec="milliseconds")
             node = f"nid{6400 + slot // 2 * 7:06}"
             entries.append(
-                Entry(
+                HistoryEntry(
                     run, name, step, outcome, started, round(took, 3), round(start - ready, 3), node,
                     "4711", size_bytes=grown, commit=COMMIT, reason="Dockerfile changed",
                 )

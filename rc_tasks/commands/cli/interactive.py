@@ -58,7 +58,7 @@ class EnterCommand(CheckoutCommand):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InteractiveJob:
     """What a job needs, known before anything is changed."""
 
     edf: UserEdf
@@ -139,7 +139,7 @@ class Entry:
 
 def prepare(
     checkout: Checkout, name: str, argv: tuple[str, ...], options: dict[str, Any], kind: str
-) -> Entry:
+) -> InteractiveJob:
     """Find out whether a job can be started, and with what; raises what would go wrong."""
     printed = options["print"]
     if not (argv or printed or at_terminal()):
@@ -154,7 +154,7 @@ def prepare(
     request = _request(checkout, name, kind) if through_slurm else None
     begins = workdir(home, os.environ)
     tell(f"launcher {launcher}: {why}")
-    return Entry(edf, begins, checkout.root, launcher, request, argv, printed)
+    return InteractiveJob(edf, begins, checkout.root, launcher, request, argv, printed)
 
 
 def find_project(checkout: Checkout, argument: str) -> Project | None:

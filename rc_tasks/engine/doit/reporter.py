@@ -11,7 +11,7 @@ from doit.exceptions import BaseFail, UnmetDependency
 from doit.task import Task as DoitTask
 
 from rc_tasks.engine.doit.selection import reach
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
 from rc_tasks.engine.session import alone, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
@@ -28,7 +28,7 @@ _BUILD = "build:"
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedTask:
     """A failed task, and its image.
 
     `log` may be empty, and `same` names another task that failed with the same text.
@@ -57,11 +57,11 @@ class Reporter:
         # What has become of each image, and which steps need not be waited for any more.
         self._images: dict[str, str] = {}
         self._settled: set[Task] = set()
-        self._failed: list[Failed] = []
+        self._failed: list[FailedTask] = []
         self._skipped: list[str] = []
         self._broken: list[str] = []
         self._ending = self._interrupted = False
-        self._last: Kind | None = None
+        self._last: EventKind | None = None
 
     def initialize(self, tasks: Mapping[str, DoitTask], selected_tasks: list[str]) -> None:
         """Called once, before any task runs."""
@@ -85,7 +85,7 @@ class Reporter:
             elif self._images.get(done.name) != "built":
                 self._images[done.name] = "env.toml written"
             self._settled.add(done)
-            self._tell(Event(Kind.DONE, done, session().remarks.get(done, "")))
+            self._tell(Event(EventKind.DONE, done, session().remarks.get(done, "")))
 
     def add_failure(self, task: DoitTask, fail: BaseFail) -> None:
         """A step failed, or could not be tried."""
@@ -108,12 +108,12 @@ class Reporter:
         same = next((each.task for each in self._failed if each.text == text), "")
         log = fail.log if isinstance(fail, StepFailed) else ""
         image = step.name if step is not None else shown.removeprefix(_BUILD)
-        self._failed.append(Failed(shown, image, text, log, same))
+        self._failed.append(FailedTask(shown, image, text, log, same))
         if shown == task.name:
             self._images[image] = "failed"
         if step is not None:
             self._settled.add(step)
-        self._tell(Event(Kind.FAILED, step, f"as {same}" if same else text, about=shown))
+        self._tell(Event(EventKind.FAILED, step, f"as {same}" if same else text, about=shown))
 
     def skip_uptodate(self, task: DoitTask) -> None:
         """A step has nothing to do."""
@@ -125,11 +125,11 @@ class Reporter:
     def skip_ignore(self, task: DoitTask) -> None:
         """`doit ignore` said to leave it out."""
         words = f"doit forget {task.name} takes it up again"
-        self._tell(Event(Kind.IGNORED, Task.parse(task.name), words, about=task.name))
+        self._tell(Event(EventKind.IGNORED, Task.parse(task.name), words, about=task.name))
 
     def cleanup_error(self, exception: BaseFail) -> None:
         """A teardown failed."""
-        self._tell(Event(Kind.FAILED, words=exception.get_msg(), about="cleaning up"))
+        self._tell(Event(EventKind.FAILED, words=exception.get_msg(), about="cleaning up"))
 
     def runtime_error(self, msg: str) -> None:
         """doit itself cannot go on."""
@@ -148,7 +148,7 @@ class Reporter:
         yield from (f"ERROR: {text}" for text in self._broken)
         untried = self._untried()
         # The only one need not be told twice when it still stands right above.
-        again = len(self._failed) > 1 or (bool(self._failed) and self._last is not Kind.FAILED)
+        again = len(self._failed) > 1 or (bool(self._failed) and self._last is not EventKind.FAILED)
         if again:
             yield "failed:"
             for first in self._failed:
@@ -230,15 +230,15 @@ class Reporter:
     def _settle(self, task: Task) -> None:
         self._settled.add(task)
         if self._display is not None:
-            self._tell(Event(Kind.SETTLED, task))
+            self._tell(Event(EventKind.SETTLED, task))
 
     def _tell(self, event: Event) -> None:
-        if event.kind is Kind.OVER:
+        if event.kind is EventKind.OVER:
             self._close()
             return
         if event.kind.told:
             self._last = event.kind
-        if event.kind is Kind.INTERRUPTED:
+        if event.kind is EventKind.INTERRUPTED:
             self._ending = self._interrupted = True
         elif self._display is None and not self._closed:
             # Steps become ready in several threads.
@@ -280,7 +280,7 @@ class Reporter:
             self._out.flush()
 
 
-def _again(failed: list[Failed], untried: list[str]) -> Iterator[str]:
+def _again(failed: list[FailedTask], untried: list[str]) -> Iterator[str]:
     """A failure in the summary: what, where to look, what to run, and what waits for it."""
     first = failed[0]
     what = first.text.partition("\n")[0]

@@ -12,7 +12,7 @@ from typing import Any
 from rc_tasks.engine.run.diagnosis import verdict
 from rc_tasks.engine.session import Session
 from rc_tasks.state import history
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
 from rc_tasks.tools.slurm_request import StepRequest
@@ -53,7 +53,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltImage:
     """An image that was built; `duration_s` is that of its steps."""
 
     name: str
@@ -62,7 +62,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedStep:
     """A step that failed; `step` and `log` are empty when the project itself is wrong."""
 
     name: str
@@ -73,7 +73,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class NotTried:
+class UntriedImage:
     """An image that was left out because a base failed."""
 
     name: str
@@ -105,11 +105,11 @@ class Summary:
     nodes: tuple[str, ...]
     images: int
     fresh: int
-    built: tuple[Built, ...]
+    built: tuple[BuiltImage, ...]
     env_only: tuple[str, ...]
     adopted: tuple[str, ...]
-    failed: tuple[Failed, ...]
-    not_tried: tuple[NotTried, ...]
+    failed: tuple[FailedStep, ...]
+    not_tried: tuple[UntriedImage, ...]
     left: tuple[Left, ...]
     log: str = ""
     report: str = ""
@@ -199,14 +199,14 @@ def gather(
         built=tuple(_built(name, done) for name in opened.checkout.graph.images if name in made),
         env_only=tuple(sorted({entry.image for entry in done} - made - bad)),
         adopted=tuple(name for name in adopted if name not in made),
-        failed=(*failed, *(Failed(name, "", str(error)) for name, error in broken.items())),
-        not_tried=tuple(NotTried(name, base) for name, base in blocked.items()),
+        failed=(*failed, *(FailedStep(name, "", str(error)) for name, error in broken.items())),
+        not_tried=tuple(UntriedImage(name, base) for name, base in blocked.items()),
         left=tuple(left),
     )
 
 
 def _ending(
-    begun: Begun, seen: str, status: int, unplaced: Iterable[Entry], left: Iterable[Left]
+    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], left: Iterable[Left]
 ) -> Ending:
     if begun.error:
         return Ending.REFUSED
@@ -218,7 +218,7 @@ def _ending(
     return Ending.FINISHED
 
 
-def _entries(opened: Session, begun: Begun, first: Begun) -> list[Entry]:
+def _entries(opened: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
     """What the jobs of a night did, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
@@ -232,13 +232,15 @@ def _entries(opened: Session, begun: Begun, first: Begun) -> list[Entry]:
     return found[::-1]
 
 
-def _built(name: str, done: Iterable[Entry]) -> Built:
+def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:
     mine = [entry for entry in done if entry.image == name]
     sizes = [entry.size_bytes for entry in mine if entry.step is Step.ENROOT]
-    return Built(name, round(sum(entry.duration_s for entry in mine), 3), sizes[-1] if sizes else None)
+    return BuiltImage(
+        name, round(sum(entry.duration_s for entry in mine), 3), sizes[-1] if sizes else None
+    )
 
 
-def _failed(opened: Session, entry: Entry) -> Failed:
+def _failed(opened: Session, entry: HistoryEntry) -> FailedStep:
     lines: list[str] = []
     if entry.log:
         with contextlib.suppress(OSError):
@@ -246,7 +248,7 @@ def _failed(opened: Session, entry: Entry) -> Failed:
             text = verdict(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
     root = f"{opened.checkout.root}/"
-    return Failed(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)
+    return FailedStep(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)
 
 
 def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:

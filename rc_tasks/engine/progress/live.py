@@ -12,22 +12,22 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.progress.plain import Display, Running, told
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import clock, duration, printable
 
 _STYLES = {
-    Kind.DONE: "green",
-    Kind.FAILED: "bold red",
-    Kind.IGNORED: "yellow",
-    Kind.WAIT: "yellow",
-    Kind.RETRY: "yellow",
-    Kind.AGAIN: "yellow",
-    Kind.QUEUE: "yellow",
-    Kind.SLURM: "yellow",
-    Kind.INTERRUPTED: "bold yellow",
+    EventKind.DONE: "green",
+    EventKind.FAILED: "bold red",
+    EventKind.IGNORED: "yellow",
+    EventKind.WAIT: "yellow",
+    EventKind.RETRY: "yellow",
+    EventKind.AGAIN: "yellow",
+    EventKind.QUEUE: "yellow",
+    EventKind.SLURM: "yellow",
+    EventKind.INTERRUPTED: "bold yellow",
 }
 # A terminal as wide as this has room for what is cut short on others.
 _WIDE = 120
@@ -63,7 +63,7 @@ class Live(Display):
     def show(self, event: Event) -> None:
         if event.task is not None:
             self._count(event.kind, event.task)
-        self._failed += event.kind is Kind.FAILED
+        self._failed += event.kind is EventKind.FAILED
         if len(self.running) > self._slots:
             self._slots = len(self.running)
             self._estimated_at_s = 0.0
@@ -72,16 +72,16 @@ class Live(Display):
             line.stylize(_STYLES.get(event.kind, ""), 0, len(event.kind))
             self._above.append(line)
 
-    def _count(self, kind: Kind, task: Task) -> None:
+    def _count(self, kind: EventKind, task: Task) -> None:
         match kind:
-            case Kind.READY | Kind.WAIT:
+            case EventKind.READY | EventKind.WAIT:
                 self._queued[task] = None
-            case Kind.START | Kind.LEFT:
+            case EventKind.START | EventKind.LEFT:
                 self._queued.pop(task, None)
-            case Kind.DONE | Kind.FAILED | Kind.SETTLED:
+            case EventKind.DONE | EventKind.FAILED | EventKind.SETTLED:
                 self._queued.pop(task, None)
                 # A step that need not or cannot run is not counted any more.
-                self._steps -= kind is Kind.SETTLED and task in self._left
+                self._steps -= kind is EventKind.SETTLED and task in self._left
                 self._left.discard(task)
 
     def stream(self, lines: list[str]) -> None:

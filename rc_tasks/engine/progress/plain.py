@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TextIO
 
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.progress.log_tail import Tail, doing
 from rc_tasks.engine.session import NOTHING_LOST
 from rc_tasks.state.records.records import Task
@@ -60,7 +60,7 @@ class Display(abc.ABC):
 
     def close(self) -> bool:
         """Show what was told until now; whether all could be shown, as a pipe may be read no more."""
-        self._told.put(Event(Kind.OVER))
+        self._told.put(Event(EventKind.OVER))
         self._thread.join(_LAST_WORDS_S)
         return not self._thread.is_alive()
 
@@ -82,13 +82,13 @@ class Display(abc.ABC):
 
     def take(self, event: Event) -> None:
         """Follow an event, and show it."""
-        if event.kind is Kind.START and event.task is not None and event.log is not None:
+        if event.kind is EventKind.START and event.task is not None and event.log is not None:
             self.running[event.task] = Running(event, Tail(event.log, whole=self.streams))
             self._several = self._several or len(self.running) > 1
-        elif event.kind is Kind.LEFT and event.task is not None and event.task in self.running:
+        elif event.kind is EventKind.LEFT and event.task is not None and event.task in self.running:
             self._read(self.running[event.task])
             self.running.pop(event.task).tail.close()
-        elif event.kind is Kind.INTERRUPTED and self.running:
+        elif event.kind is EventKind.INTERRUPTED and self.running:
             event = replace(event, words=f"ending {self._named()}; {NOTHING_LOST}")
         self.show(event)
 
@@ -104,7 +104,7 @@ class Display(abc.ABC):
             with contextlib.suppress(queue.Empty):
                 event = self._told.get(timeout=wait_s)
                 while True:
-                    if event.kind is Kind.OVER:
+                    if event.kind is EventKind.OVER:
                         self.finish()
                         return
                     self.take(event)
@@ -140,7 +140,7 @@ class Plain(Display):
     def show(self, event: Event) -> None:
         if event.kind.told:
             # What reads a pipe may have been interrupted as well.
-            out = self._errors if event.kind is Kind.INTERRUPTED else self.out
+            out = self._errors if event.kind is EventKind.INTERRUPTED else self.out
             out.write(f"{event.at:%Y-%m-%d %H:%M:%S} {told(event)}\n")
             out.flush()
 

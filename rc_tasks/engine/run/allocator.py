@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError, Controller
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.schedule.slots import Slots, Wanted
 from rc_tasks.errors import RcError, SlurmError, UnreachableError
 from rc_tasks.model.config.settings import Runner, Slurm
@@ -335,7 +335,9 @@ class Places:
             # Or the new one would wait in the queue for them.
             for job_id in release_abandoned(self._checkout):
                 self._left.pop(job_id, None)
-                self._tell(Event(Kind.SLURM, words=f"job {job_id} released, left by an earlier run"))
+                self._tell(
+                    Event(EventKind.SLURM, words=f"job {job_id} released, left by an earlier run")
+                )
             since_s = time.monotonic()
             try:
                 granted = self._request(settings, pool)
@@ -352,7 +354,7 @@ class Places:
         )
         nodes = ", ".join(granted.cpus)
         told = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
-        self._tell(Event(Kind.GRANTED, words=told))
+        self._tell(Event(EventKind.GRANTED, words=told))
 
     def _request(self, settings: Slurm, pool: _Pool) -> slurm.Granted:
         """Ask Slurm for an allocation, and wait for it."""
@@ -388,7 +390,7 @@ class Places:
                 hint="run `doit` again: finished steps are kept",
             )
         told = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
-        self._tell(Event(Kind.AGAIN, words=told))
+        self._tell(Event(EventKind.AGAIN, words=told))
 
     def _state(self, job_id: str, pool: _Pool) -> str:
         """The state of our allocation, once the controller answers."""
@@ -413,7 +415,7 @@ class Places:
         with contextlib.suppress(UnreachableError):
             reason = slurm.state(job_id)[1].removeprefix("None")
         told = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
-        self._tell(Event(Kind.QUEUE, words=told))
+        self._tell(Event(EventKind.QUEUE, words=told))
 
 
 def release_abandoned(checkout: Checkout) -> list[str]:

@@ -17,7 +17,7 @@ _INSTRUCTION_WIDTH = 72
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Diagnosis:
     """Why a step failed, in words, and what may be done about it.
 
     `needs` names an image that has to be built first. `locked`: somebody else is building this one;
@@ -40,7 +40,7 @@ class Verdict:
         return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
-def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
+def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
     """Our own words at the end of the log, else Slurm's, else its last lines.
 
     Slurm's come first where it ended the step: it signals one process after the other, and a RUN may
@@ -54,7 +54,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
     ended = request is not None and any(map(slurm_words.ended, lines))
     if marks and not (ended and mark in {FAILED, FAILED_AS_ABOVE}):
         text = _own_words(own, marks[-1])
-        return Verdict(
+        return Diagnosis(
             text,
             needs=mark.removeprefix(NEEDS) if mark.startswith(NEEDS) else "",
             locked=mark in {LOCKED, LOST},
@@ -63,13 +63,13 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Verdict:
     if request is not None:
         error = slurm_words.explain(returncode, lines, request, guarded=True)
         if error is not None:
-            return Verdict(
+            return Diagnosis(
                 str(error),
                 elsewhere=isinstance(error, NodeError),
                 unreachable=isinstance(error, UnreachableError),
             )
     what = command.ending(returncode) if returncode else "ended without finishing its work"
-    return Verdict("\n".join((f"the step {what}", *_quote(lines))), unexplained=not returncode)
+    return Diagnosis("\n".join((f"the step {what}", *_quote(lines))), unexplained=not returncode)
 
 
 def _is_mark(line: str) -> bool:

@@ -13,10 +13,10 @@ from pathlib import Path
 from doit.exceptions import TaskFailed
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.pulse import Pulse
 from rc_tasks.engine.run.allocator import Place, Places
-from rc_tasks.engine.run.diagnosis import Verdict, verdict
+from rc_tasks.engine.run.diagnosis import Diagnosis, verdict
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import NodeError, RcError, SlurmError
@@ -25,7 +25,7 @@ from rc_tasks.state import history, logs
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.edf.values import entrypoint_is_news
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Failure, Step, Task, edition
 from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.command import Command
@@ -62,8 +62,8 @@ class _Tried:
     after the work was done.
     """
 
-    verdict: Verdict | None
-    entry: Entry
+    verdict: Diagnosis | None
+    entry: HistoryEntry
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
     log: Path | None = None
@@ -78,7 +78,7 @@ class Dispatcher:
         self._session = session
         self._order = order
         self._keep_going = keep_going
-        self._history = history.Run(session.checkout.history)
+        self._history = history.RunHistory(session.checkout.history)
         self._places = Places(
             session.checkout,
             runner(session.checkout.settings.runner),
@@ -160,14 +160,14 @@ class Dispatcher:
             if locked:
                 if found.lost:
                     self._note(tried, Outcome.RETRIED)
-                    self._tell(Event(Kind.RETRY, task, first))
+                    self._tell(Event(EventKind.RETRY, task, first))
                 if self._made_meanwhile(task):
                     return None
                 continue
             if found.needs and found.needs not in needed:
                 needed.add(found.needs)
                 self._note(tried, Outcome.RETRIED)
-                self._tell(Event(Kind.AGAIN, Task(Step.PODMAN, found.needs), first))
+                self._tell(Event(EventKind.AGAIN, Task(Step.PODMAN, found.needs), first))
                 failed = self._again(found.needs)
                 if failed is not None:
                     return failed
@@ -176,7 +176,7 @@ class Dispatcher:
                 try:
                     missed += not self._controller_back(tried, settings, began_s)
                 except SlurmError as error:
-                    tried = replace(tried, verdict=Verdict(str(error)))
+                    tried = replace(tried, verdict=Diagnosis(str(error)))
                     self._note(tried, Outcome.FAILED)
                     return self._failed(task, tried)
                 self._note(tried, Outcome.RETRIED)
@@ -184,7 +184,7 @@ class Dispatcher:
                 lost += 1
                 self._note(tried, Outcome.RETRIED)
                 told = f"{first} (try {lost + 1} of {settings.retries + 1})"
-                self._tell(Event(Kind.RETRY, task, told))
+                self._tell(Event(EventKind.RETRY, task, told))
             else:
                 self._note(tried, Outcome.FAILED)
                 return self._failed(task, tried)
@@ -210,7 +210,7 @@ class Dispatcher:
                 failed = self._until_done(task)
                 if failed is not None:
                     return failed
-                self._tell(Event(Kind.DONE, task, self._session.remarks.get(task, "")))
+                self._tell(Event(EventKind.DONE, task, self._session.remarks.get(task, "")))
         return None
 
     def _waited(self, task: Task, *, locked: bool) -> bool:
@@ -223,7 +223,7 @@ class Dispatcher:
         while (other := look(lock)) is not None:
             if other != told:
                 told = other
-                self._tell(Event(Kind.WAIT, task, _at_work(other)))
+                self._tell(Event(EventKind.WAIT, task, _at_work(other)))
             if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
                 raise ClosedError
         return told is not None
@@ -245,16 +245,16 @@ class Dispatcher:
     def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Tried:
         checkout = self._session.checkout
         wanted, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
-        self._tell(Event(Kind.READY, task))
+        self._tell(Event(EventKind.READY, task))
         try:
             try:
                 place = self._places.take(wanted, settings, last_s)
             except RcError as error:
-                return _Tried(Verdict(str(error)), self._entry(task, ready_s))
+                return _Tried(Diagnosis(str(error)), self._entry(task, ready_s))
             try:
                 entry = self._entry(task, ready_s, place)
                 log = logs.new(checkout.logs(*task))
-                self._tell(Event(Kind.START, task, entry.reason, place.node, log, last_s))
+                self._tell(Event(EventKind.START, task, entry.reason, place.node, log, last_s))
                 tried = self._run(task, place, entry, log)
                 if tried.verdict is not None and self._ended.is_set():
                     self._note(tried, Outcome.INTERRUPTED)
@@ -267,12 +267,12 @@ class Dispatcher:
             finally:
                 self._places.leave(place)
         finally:
-            self._tell(Event(Kind.LEFT, task))
+            self._tell(Event(EventKind.LEFT, task))
         return tried
 
-    def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> Entry:
+    def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> HistoryEntry:
         """What history says of a step that starts now, or cannot (no `place`)."""
-        return Entry(
+        return HistoryEntry(
             run=self._history.id,
             image=task.name,
             step=task.step,
@@ -306,7 +306,7 @@ class Dispatcher:
             )
         )
 
-    def _run(self, task: Task, place: Place, entry: Entry, log: Path) -> _Tried:
+    def _run(self, task: Task, place: Place, entry: HistoryEntry, log: Path) -> _Tried:
         session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
         # Taken before the step starts: what failed is what was there then.
@@ -339,7 +339,7 @@ class Dispatcher:
             written = after is not None and records.version(*task) != version
             found = verdict(returncode, log, request) if returncode or not written else None
             if pulse.ended:
-                found = Verdict(_lost(place), elsewhere=True)
+                found = Diagnosis(_lost(place), elsewhere=True)
             # Unless somebody else has written it.
             if written and not (found and found.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
@@ -355,12 +355,12 @@ class Dispatcher:
             if found and found.locked and not found.lost:
                 log.unlink()
         except RcError as error:
-            found = Verdict(str(error))
+            found = Diagnosis(str(error))
         except OSError as error:
             told = refused(error, log)
             if told is None:
                 raise
-            found = Verdict(str(told))
+            found = Diagnosis(str(told))
         finally:
             session.judge.done(*task)
             logs.settle(log.parent, checkout.settings.logs)

@@ -39,7 +39,7 @@ _DAY_S = 86_400.0
 _MANIFEST = re.compile(r"([0-9a-f]{64})(?:\.origin)?\.json")
 
 
-class Kind(StrEnum):
+class GarbageKind(StrEnum):
     """A kind of garbage, in the words of a table."""
 
     PREVIOUS = "earlier images beyond store.previous"
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 class Item:
     """A file or a directory to be removed, with the image that it belongs to, if to one."""
 
-    kind: Kind
+    kind: GarbageKind
     path: Path
     image: str = ""
 
@@ -75,10 +75,10 @@ class Garbage:
     left: list[str] = field(default_factory=list)
     gone: dict[str, str] = field(default_factory=dict)
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: GarbageKind) -> int:
         """How many there are of a kind."""
         found = [item for item in self.items if item.kind is kind]
-        return len({item.image for item in found}) if kind is Kind.GONE else len(found)
+        return len({item.image for item in found}) if kind is GarbageKind.GONE else len(found)
 
 
 class Collector:
@@ -107,7 +107,7 @@ class Collector:
         self._temporaries(found)
         with contextlib.suppress(RcError):
             left = podman_storage.dead(self._checkout.settings.podman)
-            found.items += [Item(Kind.JOB, path) for path in left]
+            found.items += [Item(GarbageKind.JOB, path) for path in left]
         return found
 
     def remove(self, found: Garbage) -> list[Item]:
@@ -119,7 +119,7 @@ class Collector:
         self._note(found.gone)
         by_image: dict[str, list[Item]] = {}
         for item in found.items:
-            if item.kind in {Kind.IMAGE, Kind.BLOB, Kind.JOB}:
+            if item.kind in {GarbageKind.IMAGE, GarbageKind.BLOB, GarbageKind.JOB}:
                 continue
             by_image.setdefault(item.image, []).append(item)
         for image, items in by_image.items():
@@ -132,7 +132,7 @@ class Collector:
                 found.left.append(f"{image}: {error.what}")
         removed += self._remove_stored(found)
         for item in found.items:
-            if item.kind is Kind.JOB:
+            if item.kind is GarbageKind.JOB:
                 podman_storage.remove(item.path, nodes.storage(self._checkout.settings.podman))
                 removed += [] if item.path.exists() else [item]
         return removed
@@ -141,7 +141,7 @@ class Collector:
         kept, graph = self._checkout.previous, self._checkout.graph
         for name, node in graph.images.items():
             surplus = kept.surplus(node.project, self._checkout.settings.store, self._named)
-            found.items += [Item(Kind.PREVIOUS, path, name) for path in surplus]
+            found.items += [Item(GarbageKind.PREVIOUS, path, name) for path in surplus]
         for name in kept.names():
             found.left += map(self._foreign, kept.foreign(name))
 
@@ -154,12 +154,14 @@ class Collector:
         named = {reference for node in graph.images.values() for reference in node.remote}
         for path, base in self._checkout.store.catalogue.base_files():
             if base.reference not in named and self._age_days(path) >= GONE_DAYS:
-                found.items.append(Item(Kind.BASE, path))
+                found.items.append(Item(GarbageKind.BASE, path))
 
     def _stored(self, found: Garbage, gone: Iterable[str]) -> None:
         """Images and blobs of the store, and manifests: what no image refers to that stays."""
         store = self._checkout.store
-        leaving = {item.path for item in found.items if item.kind in {Kind.PREVIOUS, Kind.BASE}}
+        leaving = {
+            item.path for item in found.items if item.kind in {GarbageKind.PREVIOUS, GarbageKind.BASE}
+        }
         needed = references(self._checkout, set(gone), leaving)
         if needed.unreadable:
             # It may be of a later version of this tool, and refer to anything.
@@ -169,8 +171,8 @@ class Collector:
         found.left += map(self._foreign, garbage.foreign(store))
         if not garbage.linked_parts(store):
             unneeded = garbage.unneeded(store, needed.words, self._now_s)
-            found.items += [Item(Kind.IMAGE, path) for path in unneeded.images]
-            found.items += [Item(Kind.BLOB, path) for path in unneeded.blobs]
+            found.items += [Item(GarbageKind.IMAGE, path) for path in unneeded.images]
+            found.items += [Item(GarbageKind.BLOB, path) for path in unneeded.blobs]
             found.young = unneeded.young
         history_days = self._checkout.settings.history.days
         for directory in self._manifests():
@@ -180,15 +182,15 @@ class Collector:
                     found.left += [] if path.name.startswith(".") else [self._foreign(path)]
                 # `doit diff` can tell of what `doit history` knows.
                 elif manifest[1] not in needed.words and self._age_days(path) > history_days:
-                    found.items.append(Item(Kind.MANIFEST, path))
+                    found.items.append(Item(GarbageKind.MANIFEST, path))
 
     def _manifests(self) -> list[Path]:
         """The directories of manifests, by image."""
         return _listed(self._generated / "manifests")
 
     def _remove_stored(self, found: Garbage) -> list[Item]:
-        images = tuple(item.path for item in found.items if item.kind is Kind.IMAGE)
-        blobs = tuple(item.path for item in found.items if item.kind is Kind.BLOB)
+        images = tuple(item.path for item in found.items if item.kind is GarbageKind.IMAGE)
+        blobs = tuple(item.path for item in found.items if item.kind is GarbageKind.BLOB)
         if not images and not blobs:
             return []
         store, unneeded = self._checkout.store, Unneeded(images, blobs)
@@ -199,7 +201,7 @@ class Collector:
         for image in _listed(self._generated / "logs"):
             for step in _listed(image) if image.name not in gone else ():
                 surplus = logs.surplus(step, self._checkout.settings.logs)
-                found.items += [Item(Kind.LOG, path) for path in surplus]
+                found.items += [Item(GarbageKind.LOG, path) for path in surplus]
 
     def _temporaries(self, found: Garbage) -> None:
         places = [self._generated, *_listed(self._generated)]
@@ -209,7 +211,9 @@ class Collector:
             for each in _listed(self._generated / part)
         ]
         for place in places:
-            found.items += [Item(Kind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)]
+            found.items += [
+                Item(GarbageKind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)
+            ]
         for name, node in self._checkout.graph.images.items():
             if locks.holder(self._checkout.lock(name)) is None:
                 project = node.project
@@ -217,7 +221,7 @@ class Collector:
                     paths = squash.left(project.directory)
                     paths += files.temporaries(project.directory, IMAGE_JSON)
                     paths += files.temporaries(project.directory, EDF)
-                    found.items += [Item(Kind.TEMPORARY, path, name) for path in paths]
+                    found.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
 
     def _gone_since(self) -> dict[str, str]:
         """The projects that are not there any more, but something of theirs, with when that was seen."""
@@ -247,7 +251,7 @@ class Collector:
                 if self._is_named(path, name):
                     found.left.append(f"{self._shown(path)}: an EDF names it")
                 else:
-                    found.items.append(Item(Kind.GONE, path, name))
+                    found.items.append(Item(GarbageKind.GONE, path, name))
 
     def _of_project(self, name: str) -> Iterator[Path]:
         checkout = self._checkout
@@ -273,7 +277,10 @@ class Collector:
         path = item.path
         files.require_locks()
         try:
-            if item.kind is Kind.PREVIOUS or path.parent.parent == self._checkout.previous.directory:
+            if (
+                item.kind is GarbageKind.PREVIOUS
+                or path.parent.parent == self._checkout.previous.directory
+            ):
                 previous.remove(path)
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -284,7 +291,7 @@ class Collector:
         except OSError as error:
             found.left.append(f"{self._shown(path)}: {error.strerror}")
             return False
-        if item.kind is Kind.GONE:
+        if item.kind is GarbageKind.GONE:
             # Directories that are empty now.
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
@@ -331,10 +338,10 @@ def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:
 
 def freed_bytes(
     measured: Mapping[Item, tuple[os.stat_result, ...]], items: Iterable[Item]
-) -> dict[Kind, int]:
+) -> dict[GarbageKind, int]:
     """What the removal of items frees, by kind: a file that keeps another name frees nothing."""
     links: Counter[tuple[int, int]] = Counter()
-    sizes = dict.fromkeys(Kind, 0)
+    sizes = dict.fromkeys(GarbageKind, 0)
     for item in items:
         for status in measured[item]:
             key = status.st_dev, status.st_ino

@@ -196,7 +196,7 @@ class Debug:
 
 
 @dataclass(frozen=True, slots=True)
-class Nightly:
+class NightlySettings:
     """The batch job of `doit nightly`."""
 
     account: str = setting("", "account of the night's job; empty: slurm.account")
@@ -256,7 +256,7 @@ class Squash:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreSettings:
     """The image store on the shared file system."""
 
     enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
@@ -277,7 +277,7 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class HistorySettings:
     """How long `doit history` remembers."""
 
     days: int = setting(
@@ -305,7 +305,7 @@ class EdfSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SettingRow:
     """One line of `doit settings`; `value` is TOML."""
 
     key: str
@@ -338,16 +338,16 @@ class Settings:
     )
     slurm: Slurm = table(Slurm)
     debug: Debug = table(Debug)
-    nightly: Nightly = table(Nightly)
+    nightly: NightlySettings = table(NightlySettings)
     podman: PodmanSettings = table(PodmanSettings)
     squash: Squash = table(Squash, shorthand="method")
-    store: Store = table(Store, shorthand="enabled")
+    store: StoreSettings = table(StoreSettings, shorthand="enabled")
     logs: Logs = table(Logs)
-    history: History = table(History)
+    history: HistorySettings = table(HistorySettings)
     edf: EdfSettings = table(EdfSettings)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SettingRow]:
         """Every setting with its value and origin; an entry of a free table is a row of its own."""
         rows = []
         for path, leaf in toml_schema.leaves(Settings).items():
@@ -357,7 +357,9 @@ class Settings:
             free = value if leaf.is_table and isinstance(value, dict) and value else {None: value}
             for key, item in free.items():
                 name = ".".join(path if key is None else (*path, key))
-                rows.append(Row(name, toml_text.dump(item), self.origins.get(name, DEFAULT), leaf.help))
+                rows.append(
+                    SettingRow(name, toml_text.dump(item), self.origins.get(name, DEFAULT), leaf.help)
+                )
         return rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class ExpandedText:
     """A text in which variables have been replaced; `unset` names those that had no value."""
 
     text: str
@@ -28,15 +28,15 @@ class WordError(ValueError):
     """A word that the rules forbid; the text says why."""
 
 
-def expand(word: str, escape: str, lookup: Callable[[str], Value | None]) -> Value:
+def expand(word: str, escape: str, lookup: Callable[[str], ExpandedText | None]) -> ExpandedText:
     """A word with its variables replaced and its quotes removed; raises WordError.
 
     `lookup` gives the value of a variable, or None when it is not set.
     """
     if not any(special in word for special in ("$", "'", '"', escape)):
-        return Value(word)
+        return ExpandedText(word)
     try:
-        return _Reader(word, escape, lookup).until("")
+        return _WordReader(word, escape, lookup).until("")
     except RecursionError:
         raise WordError("its variables are nested too deeply") from None
 
@@ -70,7 +70,7 @@ def heredocs(line: str) -> tuple[Heredoc, ...]:
     """The heredocs that a logical line of RUN, COPY or ADD opens, in order."""
     if "<<" not in line:
         return ()
-    reader = _Reader(line, "\\", None)
+    reader = _WordReader(line, "\\", None)
     try:
         reader.until("")
     except WordError:
@@ -82,7 +82,7 @@ def heredocs(line: str) -> tuple[Heredoc, ...]:
         if match is None:
             continue
         # Quotes around the delimiter go; a variable in it is never replaced.
-        delimiter = _Reader(match[2], "\\", lambda name: Value(f"${name}"))
+        delimiter = _WordReader(match[2], "\\", lambda name: ExpandedText(f"${name}"))
         delimiter.until("")
         if len(delimiter.words()) == 1:
             found.append(Heredoc(delimiter.words()[0], indented=bool(match[1])))
@@ -92,10 +92,12 @@ def heredocs(line: str) -> tuple[Heredoc, ...]:
 _HEREDOC = re.compile(r"\d*<<(-?)\s*([^<]+)")
 
 
-class _Reader:
+class _WordReader:
     """Reads a text once, from left to right; without a `lookup` all is kept as written."""
 
-    def __init__(self, text: str, escape: str, lookup: Callable[[str], Value | None] | None) -> None:
+    def __init__(
+        self, text: str, escape: str, lookup: Callable[[str], ExpandedText | None] | None
+    ) -> None:
         self.text = text
         self.at = 0
         self.escape = escape
@@ -125,7 +127,7 @@ class _Reader:
                     word = ""
         return [*words, word] if word else words
 
-    def until(self, stop: str) -> Value:
+    def until(self, stop: str) -> ExpandedText:
         """The value up to the character `stop`, which is taken too; an empty one means the end."""
         raw = self.lookup is None
         text: list[str] = []
@@ -133,7 +135,7 @@ class _Reader:
         while character := self.peek():
             if character == stop:
                 self.at += 1
-                return Value("".join(text), unset)
+                return ExpandedText("".join(text), unset)
             quoted = True
             if character == "$":
                 value = self.variable()
@@ -163,7 +165,7 @@ class _Reader:
                 self.pieces.append((piece, quoted))
         if stop:
             raise WordError(f"{stop} is missing")
-        return Value("".join(text), unset)
+        return ExpandedText("".join(text), unset)
 
     def single_quoted(self) -> str:
         start = self.at
@@ -173,7 +175,7 @@ class _Reader:
         self.at = end + 1
         return self.text[start : self.at] if self.lookup is None else self.text[start + 1 : end]
 
-    def double_quoted(self) -> Value:
+    def double_quoted(self) -> ExpandedText:
         raw = self.lookup is None
         self.at += 1
         text = ['"'] if raw else []
@@ -186,7 +188,7 @@ class _Reader:
                 continue
             self.at += 1
             if character == '"':
-                return Value("".join([*text, '"'] if raw else text), unset)
+                return ExpandedText("".join([*text, '"'] if raw else text), unset)
             if character == self.escape:
                 if raw:
                     text.append(character)
@@ -198,13 +200,13 @@ class _Reader:
             text.append(character)
         raise WordError('the closing " is missing')
 
-    def variable(self) -> Value:
+    def variable(self) -> ExpandedText:
         start = self.at
         self.at += 1
         if self.peek() != "{":
             name = self.name()
             if not name:
-                return Value("$")
+                return ExpandedText("$")
             return self.plain(name, start)
         self.at += 1
         name = self.name()
@@ -223,19 +225,19 @@ class _Reader:
             )
         word = self.until("}")
         if self.lookup is None:
-            return Value(self.text[start : self.at])
+            return ExpandedText(self.text[start : self.at])
         value = self.lookup(name)
         if value is None or (operator.startswith(":") and not value.text):
             if operator.endswith("?"):
                 raise WordError(f"{name}: {word.text or 'a value is required'}")
-            return word if operator.endswith("-") else Value("")
+            return word if operator.endswith("-") else ExpandedText("")
         return word if operator.endswith("+") else value
 
-    def plain(self, name: str, start: int) -> Value:
+    def plain(self, name: str, start: int) -> ExpandedText:
         if self.lookup is None:
-            return Value(self.text[start : self.at])
+            return ExpandedText(self.text[start : self.at])
         value = self.lookup(name)
-        return Value("", (name,)) if value is None else value
+        return ExpandedText("", (name,)) if value is None else value
 
     def name(self) -> str:
         match = _VARIABLE.match(self.text, self.at)

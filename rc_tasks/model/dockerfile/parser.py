@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rc_tasks.errors import DockerfileError
-from rc_tasks.model.dockerfile.expansion import Value, WordError, expand, split
+from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split
 from rc_tasks.model.dockerfile.instructions import Instruction, instructions
 from rc_tasks.model.reference import ImageReference, near
 
@@ -50,7 +50,7 @@ class Via(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseUse:
     """One use of an image from outside: its name with variables replaced, else as written.
 
     `foreign`: its --platform is not the one of this machine.
@@ -64,7 +64,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class RunMount:
     """What one --mount of a RUN reads: `source` in the image or stage `name`, or in the build context.
 
     `name` is as written, and empty for the build context; `source` is empty for the whole of it.
@@ -99,7 +99,7 @@ class Stage:
     index: int
     name: str
     line: int
-    base: Base | None
+    base: BaseUse | None
     parent: int | None
     sets_entrypoint: bool
 
@@ -116,12 +116,12 @@ class Dockerfile:
     """
 
     stages: tuple[Stage, ...]
-    bases: tuple[Base, ...]
+    bases: tuple[BaseUse, ...]
     final: Stage
     sets_entrypoint: bool
-    final_base: Base | None
+    final_base: BaseUse | None
     needed: frozenset[int] = frozenset()
-    mounts: tuple[Mount, ...] = ()
+    mounts: tuple[RunMount, ...] = ()
     overlooked: tuple[tuple[Overlooked, int], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -151,7 +151,7 @@ def parse(
             where=f"{where}:1",
             hint="start it with FROM and a base image",
         )
-    reader = _Reader(where, source.escape, build_args, architecture)
+    reader = _LineReader(where, source.escape, build_args, architecture)
     for instruction in source.instructions:
         reader.read(instruction)
     return reader.finish(target)
@@ -167,7 +167,7 @@ class _Use:
     stage: int
 
 
-class _Reader:
+class _LineReader:
     def __init__(
         self, where: str, escape: str, build_args: Mapping[str, str], architecture: str
     ) -> None:
@@ -181,8 +181,8 @@ class _Reader:
         self.mistakes: dict[int, DockerfileError] = {}
         self.notes: list[tuple[int, str]] = []
         self.entrypoints: set[int] = set()
-        self.uses: list[_Use | Base] = []
-        self.mounts: list[Mount] = []
+        self.uses: list[_Use | BaseUse] = []
+        self.mounts: list[RunMount] = []
         # The variables that ARG sets in each stage, and the first line of each that uses one elsewhere
         # than in RUN.
         self.arguments: list[set[str]] = []
@@ -259,7 +259,7 @@ class _Reader:
                 )
             self.declared.add(name)
             if name in self.build_args:
-                self.globals[name] = Value(self.build_args[name])
+                self.globals[name] = ExpandedText(self.build_args[name])
             elif has_default:
                 self.globals[name] = self.expand(default, f"ARG {word}", instruction.line)
 
@@ -295,7 +295,7 @@ class _Reader:
             self.arguments[index] = set(self.arguments[parent.index])
         elif image != SCRATCH:
             ImageReference.parse(image, where=f"{self.where}:{line}")
-            base = Base(image, Via.FROM, line, index, foreign)
+            base = BaseUse(image, Via.FROM, line, index, foreign)
             self.stages[index] = replace(stage, base=base)
             self.uses.append(base)
         if named and not _STAGE_NAME.fullmatch(name.lower()):
@@ -331,7 +331,7 @@ class _Reader:
             if "from" in options or kind == "bind":
                 source = options.get("source", options.get("src", ""))
                 index = len(self.stages) - 1
-                self.mounts.append(Mount(options.get("from", ""), source, instruction.line, index))
+                self.mounts.append(RunMount(options.get("from", ""), source, instruction.line, index))
 
     def use(self, name: str, text: str, via: Via, line: int) -> None:
         if "$" in name:
@@ -397,7 +397,9 @@ class _Reader:
                     "give one of the two another name; capital letters make no difference",
                 )
 
-    def overlooked(self, bases: list[Base], needed: frozenset[int]) -> Iterator[tuple[Overlooked, int]]:
+    def overlooked(
+        self, bases: list[BaseUse], needed: frozenset[int]
+    ) -> Iterator[tuple[Overlooked, int]]:
         """The lines of needed stages that podman's cache does not see as a whole."""
         for mount in self.mounts:
             if mount.stage in needed:
@@ -426,9 +428,9 @@ class _Reader:
                         todo += [] if stage is None else [stage.index]
         return frozenset(found)
 
-    def outside(self, use: _Use | Base) -> Base | None:
+    def outside(self, use: _Use | BaseUse) -> BaseUse | None:
         """The use as one of an image from outside; None when it is a stage or nothing."""
-        if isinstance(use, Base):
+        if isinstance(use, BaseUse):
             return use
         if _stage_of(self.stages, use.name, use.stage) is not None:
             return None
@@ -448,7 +450,7 @@ class _Reader:
         if use.name == SCRATCH:
             return None
         ImageReference.parse(use.name, where=f"{self.where}:{use.line}")
-        return Base(use.name, use.via, use.line, use.stage)
+        return BaseUse(use.name, use.via, use.line, use.stage)
 
     def target(self, stages: tuple[Stage, ...], target: str | None) -> Stage:
         if not target:
@@ -494,7 +496,7 @@ class _Reader:
             "\n(FROM does not see an ARG or ENV that stands below a FROM)"
         )
 
-    def expand(self, word: str, text: str, line: int) -> Value:
+    def expand(self, word: str, text: str, line: int) -> ExpandedText:
         try:
             return expand(word, self.escape, self.globals.get)
         except WordError as problem:
@@ -551,5 +553,5 @@ def _platform(architecture: str) -> Mapping[str, str]:
     return {f"{machine}{key}": value for key, value in values.items() for machine in ("BUILD", "TARGET")}
 
 
-def _values(texts: Mapping[str, str]) -> dict[str, Value]:
-    return {name: Value(text) for name, text in texts.items()}
+def _values(texts: Mapping[str, str]) -> dict[str, ExpandedText]:
+    return {name: ExpandedText(text) for name, text in texts.items()}

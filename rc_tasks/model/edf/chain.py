@@ -31,7 +31,7 @@ Environ = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class EdfMount:
     """One mount of absolute paths; `where` is the `path:line` that asks for it."""
 
     source: str
@@ -58,7 +58,7 @@ class ResolvedEdf:
     workdir: str
     entrypoint: bool
     writable: bool
-    mounts: tuple[Mount, ...]
+    mounts: tuple[EdfMount, ...]
     env: Environ
     unset: tuple[str, ...]
     annotations: Mapping[str, str]
@@ -270,7 +270,7 @@ class _Resolver:
     def _missing(self, what: str, where: str | None, chain: tuple[Path, ...], hint: str) -> EdfError:
         return EdfError(what, where=where, quote=self._chain(chain), hint=hint)
 
-    def _mount(self, value: _Value, known: Environ) -> Mount:
+    def _mount(self, value: _Value, known: Environ) -> EdfMount:
         # Taken apart before variables are replaced, whose values may hold colons.
         found = _MOUNT.fullmatch(str(value.raw))
         if found is None:
@@ -291,7 +291,7 @@ class _Resolver:
                 where=value.where,
                 hint=f"`:{SQSH}` mounts a SquashFS file and goes with no other flag",
             )
-        return Mount(source, os.path.normpath(destination), flags, value.where)
+        return EdfMount(source, os.path.normpath(destination), flags, value.where)
 
     def _absolute(self, path: str) -> str:
         """A path relative to the process that starts the container; what is none stays as it is."""
@@ -365,9 +365,9 @@ def _each_once(values: tuple[_Value, ...]) -> tuple[_Value, ...]:
     return tuple(dict.fromkeys(values[::-1]))[::-1]
 
 
-def _last_of_each(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+def _last_of_each(mounts: Iterable[EdfMount]) -> tuple[EdfMount, ...]:
     """Of several mounts on one directory the last, as it would hide the others."""
-    by_destination: dict[str, Mount] = {}
+    by_destination: dict[str, EdfMount] = {}
     for mount in mounts:
         by_destination.pop(mount.destination, None)
         by_destination[mount.destination] = mount

@@ -32,7 +32,7 @@ Record = dict[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class EdfValue:
     """A value of an EDF with the path under which it is written."""
 
     path: KeyPath
@@ -125,9 +125,9 @@ def _is_nobodys(existing: str) -> bool:
     )
 
 
-def _values(text: str) -> dict[str, Value]:
+def _values(text: str) -> dict[str, EdfValue]:
     found = toml_text.flat(tomllib.loads(text))
-    return {".".join(path): Value(path, value) for path, value in found}
+    return {".".join(path): EdfValue(path, value) for path, value in found}
 
 
 def _hashes(text: str) -> dict[str, str]:

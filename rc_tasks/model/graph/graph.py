@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
 from rc_tasks.model.config.project_toml import Recipe
-from rc_tasks.model.dockerfile.parser import Base, Dockerfile, Via
+from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECTS, Alias, Project
 from rc_tasks.model.reference import near
 
@@ -209,7 +209,7 @@ def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> Grap
     )
 
 
-def _written(base: Base) -> str:
+def _written(base: BaseUse) -> str:
     forms = {Via.FROM: "FROM ", Via.COPY: "COPY --from=", Via.MOUNT: "RUN --mount=from="}
     return forms[base.via] + base.name
 
@@ -223,6 +223,6 @@ def _no_image(alias: Alias) -> ProjectError:
     )
 
 
-def _edge(node: ImageNode, to: str) -> tuple[str, Base]:
+def _edge(node: ImageNode, to: str) -> tuple[str, BaseUse]:
     base = next(base for base in node.dockerfile.bases if node.local.get(base.name) == to)
     return f"{node.project.shown_dockerfile}:{base.line}", base

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from rc_tasks.model.graph.graph import ImageGraph
 
 
-class Kind(StrEnum):
+class NodeKind(StrEnum):
     """What a node stands for; UNKNOWN is a base that an alias promises and that does not exist."""
 
     IMAGE = "image"
@@ -18,7 +18,7 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Link(StrEnum):
+class EdgeKind(StrEnum):
     """What an edge stands for; CIRCULAR is a base that closes a circle."""
 
     BASE = "base"
@@ -27,14 +27,14 @@ class Link(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class GraphNode:
     """A name in the picture; only images have a state, a word as in `doit list`, and reasons for it.
 
     `rolled_back`: an older image is published in place of the newest.
     """
 
     name: str
-    kind: Kind
+    kind: NodeKind
     state: str = ""
     reasons: tuple[str, ...] = ()
     rolled_back: bool = False
@@ -51,40 +51,42 @@ class Edge:
 
     above: str
     below: str
-    link: Link = Link.BASE
+    link: EdgeKind = EdgeKind.BASE
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GraphView:
     """Nodes by name; the edges to a node keep the order of its bases. Without the CIRCULAR edges there
     is no circle."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     edges: tuple[Edge, ...]
 
     def bases(self, name: str) -> list[str]:
         """What an image is built on."""
-        return [edge.above for edge in self.edges if edge.below == name and edge.link is not Link.ALIAS]
+        return [
+            edge.above for edge in self.edges if edge.below == name and edge.link is not EdgeKind.ALIAS
+        ]
 
     def aliases(self) -> dict[str, list[str]]:
         """The aliases of each image that has any."""
         found = defaultdict(list)
         for edge in self.edges:
-            if edge.link is Link.ALIAS:
+            if edge.link is EdgeKind.ALIAS:
                 found[edge.above].append(edge.below)
         return dict(found)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TreeRow:
     """A line of a tree. `lasts` says of each node on the way down whether it is the last of its base.
 
     `again` is set where the node is only named: it stands with all below it at its first base.
     """
 
-    node: Node
+    node: GraphNode
     lasts: tuple[bool, ...] = ()
-    again: Link | None = None
+    again: EdgeKind | None = None
 
 
 def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
@@ -98,34 +100,34 @@ def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
     return [name for name in (*graph.images, *graph.broken) if name in wanted]
 
 
-def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> Picture:
+def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> GraphView:
     """The picture of the images in `states`: the state of each, why, and whether it is rolled back."""
-    nodes = {name: Node(name, Kind.IMAGE, *state) for name, state in states.items()}
+    nodes = {name: GraphNode(name, NodeKind.IMAGE, *state) for name, state in states.items()}
     edges = []
     for name in sorted(states):
         image = graph.images.get(name) or graph.circular.get(name)
         for base in image.bases if image else ():
-            nodes.setdefault(base, Node(base, Kind.UNKNOWN))
+            nodes.setdefault(base, GraphNode(base, NodeKind.UNKNOWN))
             edges.append(Edge(base, name))
         for base in image.remote if image else ():
-            nodes.setdefault(base, Node(base, Kind.REGISTRY))
+            nodes.setdefault(base, GraphNode(base, NodeKind.REGISTRY))
             edges.append(Edge(base, name))
     for alias, target in sorted(graph.aliases.items()):
         if target in states and alias not in nodes:
-            nodes[alias] = Node(alias, Kind.ALIAS)
-            edges.append(Edge(target, alias, Link.ALIAS))
+            nodes[alias] = GraphNode(alias, NodeKind.ALIAS)
+            edges.append(Edge(target, alias, EdgeKind.ALIAS))
     circular = _circular(nodes, edges)
-    return Picture(
+    return GraphView(
         tuple(nodes[name] for name in sorted(nodes)),
-        tuple(Edge(e.above, e.below, Link.CIRCULAR) if e in circular else e for e in edges),
+        tuple(Edge(e.above, e.below, EdgeKind.CIRCULAR) if e in circular else e for e in edges),
     )
 
 
-def levels(shown: Picture) -> dict[str, int]:
+def levels(shown: GraphView) -> dict[str, int]:
     """How far each node is from the bases that have none themselves, by the longest way."""
     above: dict[str, list[str]] = {node.name: [] for node in shown.nodes}
     for edge in shown.edges:
-        if edge.link is not Link.CIRCULAR:
+        if edge.link is not EdgeKind.CIRCULAR:
             above[edge.below].append(edge.above)
     found: dict[str, int] = {}
     for name in TopologicalSorter(above).static_order():
@@ -133,28 +135,28 @@ def levels(shown: Picture) -> dict[str, int]:
     return found
 
 
-def tree(shown: Picture) -> Iterator[Row]:
+def tree(shown: GraphView) -> Iterator[TreeRow]:
     """The picture as the lines of a tree: each image below its first base, aliases left out."""
     nodes = {node.name: node for node in shown.nodes}
     home: dict[str, str] = {}
     below: dict[str, list[Edge]] = defaultdict(list)
     for edge in shown.edges:
-        if edge.link is not Link.ALIAS:
+        if edge.link is not EdgeKind.ALIAS:
             below[edge.above].append(edge)
-        if edge.link is Link.BASE:
+        if edge.link is EdgeKind.BASE:
             home.setdefault(edge.below, edge.above)
-    roots = [node for node in shown.nodes if node.kind is not Kind.ALIAS and node.name not in home]
+    roots = [node for node in shown.nodes if node.kind is not NodeKind.ALIAS and node.name not in home]
     # A stack and no recursion: a chain of images can be longer than Python's recursion is deep.
-    todo = [Row(node) for node in reversed(roots)]
+    todo = [TreeRow(node) for node in reversed(roots)]
     while todo:
         row = todo.pop()
         yield row
         if row.again is None:
             edges = sorted(below[row.node.name], key=lambda edge: edge.below)
             for number, edge in reversed(list(enumerate(edges, 1))):
-                here = edge.link is Link.BASE and home[edge.below] == edge.above
+                here = edge.link is EdgeKind.BASE and home[edge.below] == edge.above
                 lasts = (*row.lasts, number == len(edges))
-                todo.append(Row(nodes[edge.below], lasts, None if here else edge.link))
+                todo.append(TreeRow(nodes[edge.below], lasts, None if here else edge.link))
 
 
 def _reached(names: Iterable[str], ways: Mapping[str, Sequence[str]]) -> set[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
 
-from rc_tasks.model.manifest.manifest import Kind, Manifest, Origin, Package
+from rc_tasks.model.manifest.manifest import Manifest, Origin, Package, PackageKind
 from rc_tasks.model.manifest.versions import compare
 
 
@@ -101,13 +101,13 @@ def package_changes(old: Iterable[Package], new: Iterable[Package]) -> list[Pack
 
 def canonical(package: Package) -> str:
     """A package's name as its kind compares it: PyPI's Foo.Bar is foo-bar."""
-    if package.kind is Kind.PYTHON:
+    if package.kind is PackageKind.PYTHON:
         return re.sub(r"[-_.]+", "-", package.name).lower()
     return package.name
 
 
 def _by_key(packages: Iterable[Package]) -> dict[tuple[int, str, str], list[Package]]:
-    order = {kind: number for number, kind in enumerate(Kind)}
+    order = {kind: number for number, kind in enumerate(PackageKind)}
     found: dict[tuple[int, str, str], list[Package]] = {}
     for package in packages:
         found.setdefault((order[package.kind], package.place, canonical(package)), []).append(package)

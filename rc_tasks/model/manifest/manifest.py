@@ -16,7 +16,7 @@ from rc_tasks.util.file_mode import normalised
 SCHEMA = 1
 
 
-class Kind(StrEnum):
+class PackageKind(StrEnum):
     """What keeps account of a package."""
 
     DPKG = "dpkg"
@@ -34,7 +34,7 @@ class Package:
     conda, the directory with the metadata for Python. `build` and `channel` are conda's.
     """
 
-    kind: Kind
+    kind: PackageKind
     name: str
     version: str
     place: str = "/"
@@ -114,10 +114,10 @@ class Manifest:
     origin: Origin | None = None
 
 
-def groups(packages: Iterable[Package]) -> dict[tuple[Kind, str], list[Package]]:
+def groups(packages: Iterable[Package]) -> dict[tuple[PackageKind, str], list[Package]]:
     """Packages by kind and place, in the order of the kinds, each sorted by name."""
-    found: dict[tuple[Kind, str], list[Package]] = {}
-    order = {kind: number for number, kind in enumerate(Kind)}
+    found: dict[tuple[PackageKind, str], list[Package]] = {}
+    order = {kind: number for number, kind in enumerate(PackageKind)}
     for package in sorted(packages, key=lambda each: (order[each.kind], each.place, _sorted(each))):
         found.setdefault((package.kind, package.place), []).append(package)
     return found
@@ -195,7 +195,9 @@ def _contents(found: dict[str, Any]) -> Contents:
     return Contents(
         Distribution(*(_text(distribution, each.name) for each in fields(Distribution))),
         tuple(
-            Package(Kind(each["kind"]), **{key: _text(each, key) for key in _PACKAGE if key in each})
+            Package(
+                PackageKind(each["kind"]), **{key: _text(each, key) for key in _PACKAGE if key in each}
+            )
             for each in found["packages"]
         ),
         {str(path): _number(found["sizes_bytes"], path) for path in found["sizes_bytes"]},

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 
-from rc_tasks.model.manifest.manifest import Distribution, Kind, Package
+from rc_tasks.model.manifest.manifest import Distribution, Package, PackageKind
 
 # No name or version of a real package is near it.
 LONGEST = 256
@@ -31,14 +31,19 @@ def dpkg(lines: Iterable[bytes], place: str) -> Iterator[Package]:
         state = found.get(b"Status:", b"").split(b" ")[-1]
         if state not in _ABSENT:
             yield from _package(
-                Kind.DPKG, found, b"Package:", b"Version:", place, found.get(b"Architecture:", b"")
+                PackageKind.DPKG,
+                found,
+                b"Package:",
+                b"Version:",
+                place,
+                found.get(b"Architecture:", b""),
             )
 
 
 def apk(lines: Iterable[bytes], place: str) -> Iterator[Package]:
     """The packages in apk's `installed`."""
     for found in _paragraphs(lines, _APK_KEYS):
-        yield from _package(Kind.APK, found, b"P:", b"V:", place, found.get(b"A:", b""))
+        yield from _package(PackageKind.APK, found, b"P:", b"V:", place, found.get(b"A:", b""))
 
 
 def rpm(header: bytes, place: str) -> Package | None:
@@ -66,7 +71,7 @@ def rpm(header: bytes, place: str) -> Package | None:
     full = f"{epoch}:{version}-{release}" if epoch != "0" else f"{version}-{release}"
     if not _sound(name) or not _sound(full):
         raise ValueError("a package has no name or version")
-    return Package(Kind.RPM, name, full, place, values.get(_RPM_ARCH, "")[:LONGEST])
+    return Package(PackageKind.RPM, name, full, place, values.get(_RPM_ARCH, "")[:LONGEST])
 
 
 def python(metadata: bytes, place: str) -> Package:
@@ -79,7 +84,7 @@ def python(metadata: bytes, place: str) -> Package:
     for key in (b"Name", b"Version"):
         match = re.search(rb"(?mi)^%s:(.*)$" % key, head)
         found[key] = match[1].strip() if match is not None else b""
-    package = next(_package(Kind.PYTHON, found, b"Name", b"Version", place), None)
+    package = next(_package(PackageKind.PYTHON, found, b"Name", b"Version", place), None)
     if package is None:
         raise ValueError("it has no Name or Version")
     return package
@@ -91,7 +96,7 @@ def python_directory(name: str, place: str) -> Package | None:
     distribution, _, rest = stem.partition("-")
     version = re.sub(r"-py\d.*", "", rest)
     found = {b"Name": _bytes(distribution), b"Version": _bytes(version)}
-    return next(_package(Kind.PYTHON, found, b"Name", b"Version", place), None)
+    return next(_package(PackageKind.PYTHON, found, b"Name", b"Version", place), None)
 
 
 def conda(text: bytes, place: str) -> Package:
@@ -107,7 +112,7 @@ def conda(text: bytes, place: str) -> Package:
     # Channels of companies have passwords in their addresses.
     channel = re.sub(r"//[^/@]*@|/t/[^/]*(?=/)", lambda part: "//" if part[0][1] == "/" else "", channel)
     return Package(
-        Kind.CONDA, name, version, place, subdir[:LONGEST], build[:LONGEST], channel[:LONGEST]
+        PackageKind.CONDA, name, version, place, subdir[:LONGEST], build[:LONGEST], channel[:LONGEST]
     )
 
 
@@ -153,7 +158,7 @@ def _paragraphs(lines: Iterable[bytes], keys: tuple[bytes, ...]) -> Iterator[dic
 
 
 def _package(
-    kind: Kind,
+    kind: PackageKind,
     found: dict[bytes, bytes],
     name_key: bytes,
     version_key: bytes,

@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from rc_tasks.model.manifest.manifest import Kind
+from rc_tasks.model.manifest.manifest import PackageKind
 
 _PARTS = re.compile(rb"(\D*)(\d*)")
 # packaging.python.org, version specifiers (PEP 440), with the spellings that it lets pass.
@@ -34,7 +34,7 @@ _LONGEST = 1000
 _Key = tuple[object, ...]
 
 
-def compare(kind: Kind, old: str, new: str) -> int:
+def compare(kind: PackageKind, old: str, new: str) -> int:
     """Above 0 when `new` is the newer version, below 0 when `old` is, 0 when neither."""
     if old == new:
         return 0
@@ -42,11 +42,11 @@ def compare(kind: Kind, old: str, new: str) -> int:
     if max(len(old), len(new)) > _LONGEST:
         return _system(old, new)
     match kind:
-        case Kind.PYTHON | Kind.CONDA:
+        case PackageKind.PYTHON | PackageKind.CONDA:
             keys = [_python(old), _python(new)]
-        case Kind.APK:
+        case PackageKind.APK:
             keys = [_apk(old), _apk(new)]
-        case Kind.DPKG | Kind.RPM:
+        case PackageKind.DPKG | PackageKind.RPM:
             return _system(old, new)
     if keys[0] is None or keys[1] is None:
         return _system(old, new)

@@ -10,7 +10,7 @@ from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.reference import ImageReference, own_digest
 
 
-class Kind(StrEnum):
+class BaseKind(StrEnum):
     """How builds take a base."""
 
     PINNED = "pinned"
@@ -25,7 +25,7 @@ class RegistryBase:
     """A base by its reference. `images` name it in their Dockerfiles; `above` are built on these."""
 
     reference: str
-    kind: Kind
+    kind: BaseKind
     pin: Pin | None
     images: tuple[str, ...] = ()
     above: tuple[str, ...] = ()
@@ -74,11 +74,11 @@ def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[Registry
 
 def _kind(
     reference: str, users: Mapping[str, object], pinned: set[str], pins: Mapping[str, Pin]
-) -> Kind:
+) -> BaseKind:
     if reference not in users:
-        return Kind.UNUSED
+        return BaseKind.UNUSED
     if own_digest(reference):
-        return Kind.IN_DOCKERFILE
+        return BaseKind.IN_DOCKERFILE
     if reference not in pinned:
-        return Kind.FOREIGN
-    return Kind.PINNED if reference in pins else Kind.NOT_PINNED
+        return BaseKind.FOREIGN
+    return BaseKind.PINNED if reference in pins else BaseKind.NOT_PINNED

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import RcError
-from rc_tasks.model.config.settings import Store
+from rc_tasks.model.config.settings import StoreSettings
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON, Project
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import (
@@ -153,7 +153,7 @@ class Previous:
             record = _read(self.directory / name / entry, name)
             yield entry, record.inputs.get("image", "") if record is not None else ""
 
-    def surplus(self, project: Project, keep: Store, named: Callable[[str], bool]) -> list[Path]:
+    def surplus(self, project: Project, keep: StoreSettings, named: Callable[[str], bool]) -> list[Path]:
         """The entries beyond the settings, but for those that an EDF names.
 
         An entry is as old as its last replacement: a job may have started from it just before.

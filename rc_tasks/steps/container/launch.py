@@ -19,7 +19,7 @@ from pathlib import Path
 from rc_tasks.errors import ArtifactError, CommandError, EdfError, RcError, ToolNotFoundError
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf import chain
-from rc_tasks.model.edf.chain import Mount, ResolvedEdf
+from rc_tasks.model.edf.chain import EdfMount, ResolvedEdf
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
@@ -366,7 +366,7 @@ def _podman(
     )
 
 
-def _podman_mount(mount: Mount) -> str:
+def _podman_mount(mount: EdfMount) -> str:
     _refuse_squashfs(mount)
     for flag in mount.flags:
         if flag not in _PODMAN_FLAGS:
@@ -385,7 +385,7 @@ def _quoted(field: str) -> str:
     return '"' + field.replace('"', '""') + '"' if re.search(r'[",\r\n]', field) else field
 
 
-def _refuse_squashfs(mount: Mount) -> None:
+def _refuse_squashfs(mount: EdfMount) -> None:
     if mount.is_squashfs:
         raise EdfError(
             f"only the Container Engine can mount a SquashFS file ({mount.source})",
@@ -394,7 +394,7 @@ def _refuse_squashfs(mount: Mount) -> None:
         )
 
 
-def _refuse_path(mount: Mount, launcher: str, pattern: re.Pattern[str]) -> None:
+def _refuse_path(mount: EdfMount, launcher: str, pattern: re.Pattern[str]) -> None:
     for path in (mount.source, mount.destination):
         if found := pattern.search(path):
             raise EdfError(

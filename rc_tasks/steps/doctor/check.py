@@ -130,7 +130,7 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, f"{tool} was not found", f"install {package}")
     if not missing:
         automatic = settings.compression is Compression.AUTO
-        wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
+        wanted = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
         found, version = squashfs.best(wanted, squashfs.probe()), squashfs.version()
         if (fault := squashfs.WRONG_CONTENT).affects(version):
             yield Finding(Level.WARNING, f"mksquashfs {version} {fault.does}", fault.advice)

@@ -24,7 +24,7 @@ from rc_tasks.state.store.store import Store
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
-from rc_tasks.steps.podman.fetch import Bases, bring_bases, bring_cache, mend
+from rc_tasks.steps.podman.fetch import BuildBases, bring_bases, bring_cache, mend
 from rc_tasks.steps.podman.given import Given, recipe_for
 from rc_tasks.steps.podman.replacing import Replacing
 from rc_tasks.steps.podman.secrets import Secrets, find
@@ -174,7 +174,7 @@ def _build(
     checkout: Checkout,
     podman: Podman,
     node: ImageNode,
-    bases: Bases,
+    bases: BuildBases,
     given: Given,
     secrets: Secrets,
     made: cache.Made,
@@ -251,7 +251,7 @@ def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:
     return record is not None and record.facts is not None and record.facts.sets_entrypoint
 
 
-def _labels(checkout: Checkout, node: ImageNode, bases: Bases) -> dict[str, str]:
+def _labels(checkout: Checkout, node: ImageNode, bases: BuildBases) -> dict[str, str]:
     """Labels that are the same for every build of the same inputs: they are part of the image ID."""
     title, _, version = node.project.name.partition(":")
     labels = {f"{_LABEL}.title": title, f"{_LABEL}.version": version or "latest"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rc_tasks.errors import CommandError
 from rc_tasks.model.graph.project import Project
 from rc_tasks.tools import command, failures
-from rc_tasks.tools.failures import Cause, here
+from rc_tasks.tools.failures import FailureCause, here
 
 # How many of the last lines are looked at.
 LINES = 50
@@ -27,7 +27,7 @@ _DOCKERFILES = (
 )
 _RAN = re.compile(r"(?:^|: )(?:while running runtime: )?exit status \d+$")
 
-_NETWORK = Cause(
+_NETWORK = FailureCause(
     r"could(n't| not) resolve (host|proxy|')|temporary failure (in name resolution|resolving)"
     r"|bad address|name or service not known|no such host|network is unreachable|no route to host"
     r"|dial tcp|failed to establish a new connection|connection (refused|reset|timed out)|proxyconnect"
@@ -36,13 +36,13 @@ _NETWORK = Cause(
     "see whether that node reaches it (`curl -I URL`), with the proxy (https_proxy) and the\n"
     "certificates of the site, and whether its name is right",
 )
-_MACHINE = Cause(
+_MACHINE = FailureCause(
     r"exec format error",
     "a program is for another machine, or is none",
     "a base for another machine (FROM --platform) runs only where the site has set up qemu with\n"
     "binfmt_misc; a script needs a first line such as #!/bin/sh",
 )
-_RUNTIME = Cause(
+_RUNTIME = FailureCause(
     r"error running container: |did not get container (create|start) message",
     "the container could not be started",
     'the last lines above are those of crun or runc: set `podman.isolation` to "chroot", which needs\n'

@@ -24,7 +24,7 @@ _MENDS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Bases:
+class BuildBases:
     """The images that a build starts from, in the node's podman.
 
     `ids` maps each name in the Dockerfile to an image ID, and `digests` those of registries to the
@@ -47,7 +47,7 @@ def bring(checkout: Checkout, podman: Podman, name: str) -> str:
     return image_id
 
 
-def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> Bases:
+def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> BuildBases:
     """Make sure that the node has what an image is built from; bases that are new are pulled.
 
     A stage that the image is not made of is passed over by podman, so that its bases are not needed.
@@ -62,7 +62,7 @@ def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> Bases:
     ids |= {reference: base.image_id for reference, base in found.items()}
     digests = {reference: base.digest for reference, base in found.items()}
     digests |= {reference: podman.pull_missing(reference) for reference in _labelled(node) & foreign}
-    return Bases(ids, digests, bool(foreign))
+    return BuildBases(ids, digests, bool(foreign))
 
 
 def bring_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str]) -> None:

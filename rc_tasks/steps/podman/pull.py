@@ -3,7 +3,7 @@
 import contextlib
 
 from rc_tasks.errors import CommandError, DockerfileError, RcError
-from rc_tasks.model.dockerfile.parser import Base, Via, machine
+from rc_tasks.model.dockerfile.parser import BaseUse, Via, machine
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import ImageReference, own_digest
@@ -19,7 +19,7 @@ from rc_tasks.tools.podman import Image, Podman
 _ASK_S = 60.0
 
 
-def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: Base) -> Pulled:
+def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse) -> Pulled:
     """A base of a registry in podman: from the store when any node has pulled it before.
 
     One that is not pinned yet is pinned to what it is now. Raises CommandError when it cannot be
@@ -41,7 +41,7 @@ def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: Base) -> P
     return found if pin.digest == found.digest else _brought(checkout, podman, node, base, pin)
 
 
-def require_machine(node: ImageNode, base: Base, image: Image, architecture: str) -> None:
+def require_machine(node: ImageNode, base: BaseUse, image: Image, architecture: str) -> None:
     """Raise DockerfileError for an image of another machine: podman only warns, and builds on it."""
     here = machine(architecture)
     if base.foreign or image.architecture in {"", here}:
@@ -55,7 +55,9 @@ def require_machine(node: ImageNode, base: Base, image: Image, architecture: str
     )
 
 
-def _brought(checkout: Checkout, podman: Podman, node: ImageNode, base: Base, pin: Pin | None) -> Pulled:
+def _brought(
+    checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse, pin: Pin | None
+) -> Pulled:
     reference = base.name
     catalogue, architecture = checkout.store.catalogue, checkout.architecture
     if not checkout.settings.store.enabled:

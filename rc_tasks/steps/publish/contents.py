@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from rc_tasks.model.manifest import packages
-from rc_tasks.model.manifest.manifest import Contents, Distribution, Kind, Package, Unread, groups
+from rc_tasks.model.manifest.manifest import Contents, Distribution, Package, PackageKind, Unread, groups
 from rc_tasks.tools import rpm_database
 
 # So much is read of the start of a METADATA: a licence may stand there before the empty line.
@@ -134,17 +134,17 @@ class Look:
             place = path.removesuffix("/var/lib/dpkg/status.d") or "/"
             for entry in self._listed(path):
                 if not entry.endswith(".md5sums"):
-                    self._book(f"{path}/{entry}", Kind.DPKG, place)
+                    self._book(f"{path}/{entry}", PackageKind.DPKG, place)
 
     def _in_file(self, directory: str, name: str) -> None:
         path = f"{directory}/{name}"
         if name.endswith(".egg-info"):
             self._python(path, "")
         elif name == "status" and directory.endswith("/var/lib/dpkg"):
-            self._book(path, Kind.DPKG, directory.removesuffix("/var/lib/dpkg") or "/")
+            self._book(path, PackageKind.DPKG, directory.removesuffix("/var/lib/dpkg") or "/")
         elif name == "installed" and directory.endswith("/lib/apk/db"):
             place = directory.removesuffix("/lib/apk/db").removesuffix("/usr")
-            self._book(path, Kind.APK, place or "/")
+            self._book(path, PackageKind.APK, place or "/")
         elif directory.endswith(_RPM_DIRECTORIES):
             place = next(
                 directory.removesuffix(each) for each in _RPM_DIRECTORIES if directory.endswith(each)
@@ -168,8 +168,8 @@ class Look:
             found = named
         self._add(found)
 
-    def _book(self, path: str, kind: Kind, place: str) -> None:
-        read = {Kind.DPKG: packages.dpkg, Kind.APK: packages.apk}[kind]
+    def _book(self, path: str, kind: PackageKind, place: str) -> None:
+        read = {PackageKind.DPKG: packages.dpkg, PackageKind.APK: packages.apk}[kind]
         with self._named(path), self._open(path) as file:
             if os.fstat(file.fileno()).st_size > _BOOK_BYTES:
                 raise ValueError(f"it is larger than {_BOOK_BYTES >> 20} MiB")

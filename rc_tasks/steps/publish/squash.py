@@ -77,7 +77,7 @@ def squash(
     """
     processors = settings.processors or len(os.sched_getaffinity(0))
     automatic = settings.compression is Compression.AUTO
-    wanted = squashfs.Compression.ZSTD if automatic else squashfs.Compression(settings.compression)
+    wanted = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
     compression = squashfs.best(wanted, squashfs.probe())
     # A level means something else to each compressor.
     level = settings.level if compression is wanted else 0

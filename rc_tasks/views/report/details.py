@@ -11,7 +11,7 @@ from itertools import pairwise
 from rc_tasks.state.bases.registry_bases import RegistryBase
 from rc_tasks.state.records.records import Step
 from rc_tasks.views import bases_text, diff_text, tables
-from rc_tasks.views.report.overview import Built, Image, Overview
+from rc_tasks.views.report.overview import ImageOverview, ImageRun, Overview
 
 _MOST = 12
 _DIRECTORIES = 4
@@ -22,14 +22,14 @@ _SHORT_ID = 12
 _DIGITS = 4
 
 
-def data(shown: Overview, images: Sequence[Image]) -> dict[str, object]:
+def data(shown: Overview, images: Sequence[ImageOverview]) -> dict[str, object]:
     """A JSON object; `images` are in the order of the table."""
     lines: dict[str, int] = {}
 
     def numbers(texts: Iterator[str] | Sequence[str]) -> list[int]:
         return [lines.setdefault(text, len(lines)) for text in texts]
 
-    def told(image: Image) -> dict[str, object]:
+    def told(image: ImageOverview) -> dict[str, object]:
         found = {
             "runs": _runs(image.built),
             "edf": numbers(image.edf_text.split("\n") if image.edf_text else ()),
@@ -42,7 +42,7 @@ def data(shown: Overview, images: Sequence[Image]) -> dict[str, object]:
     return {"root": str(shown.root), "images": told_images, "lines": list(lines)}
 
 
-def facts(image: Image, shown: Overview) -> Iterator[tuple[str, str]]:
+def facts(image: ImageOverview, shown: Overview) -> Iterator[tuple[str, str]]:
     """What there is to say of an image beside its row: what it is, and in which words."""
     inside = image.inside
     if image.instead_of:
@@ -78,7 +78,7 @@ def pinned(base: RegistryBase, now: datetime) -> str:
     return f"{base.pin.pinned_at[:10]}, {bases_text.age(base.pin.pinned_at, now)} ago"
 
 
-def changed(image: Image) -> Iterator[str]:
+def changed(image: ImageOverview) -> Iterator[str]:
     """What is different from the build before: which two they are, and a line for each difference."""
     if image.inside is not None and image.inside.changes is not None:
         yield diff_text.between(image.inside.changes)
@@ -90,7 +90,7 @@ def _line(text: str) -> str:
     return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]}…"
 
 
-def _runs(built: Sequence[Built]) -> list[object]:
+def _runs(built: Sequence[ImageRun]) -> list[object]:
     """Columns: minutes between the runs as our own clock shows them, the first since 1970; seconds of
     podman and enroot; sizes, and the bytes that they are counted in; which runs failed."""
     if not built:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rc_tasks.model.manifest.diff import Changes, compared
-from rc_tasks.model.manifest.manifest import Kind, Manifest, parse_manifest
+from rc_tasks.model.manifest.manifest import Manifest, PackageKind, parse_manifest
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.published import manifests
 from rc_tasks.util.text import local_time
@@ -32,7 +32,7 @@ class Inside:
     """
 
     distribution: str
-    packages: Mapping[Kind, int]
+    packages: Mapping[PackageKind, int]
     sizes_bytes: tuple[tuple[str, int], ...]
     changes: Changes | None = None
 
@@ -80,12 +80,12 @@ class _Read:
         except _WRONG:
             return None
 
-    def kinds(self) -> dict[Kind, int]:
+    def kinds(self) -> dict[PackageKind, int]:
         """How many packages there are of each kind."""
         counts = Counter(
             value for each in self.packages.elements() for key, value in each if key == "kind"
         )
-        return {kind: counts[kind] for kind in Kind if counts[kind]}
+        return {kind: counts[kind] for kind in PackageKind if counts[kind]}
 
     def manifest(self, name: str, same: Counter[_Package]) -> Manifest | None:
         """The manifest without the packages that are as often in `same`."""

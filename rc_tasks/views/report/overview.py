@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import EDF
-from rc_tasks.model.graph.view import Picture, picture
+from rc_tasks.model.graph.view import GraphView, picture
 from rc_tasks.state import history, logs
 from rc_tasks.state.bases.registry_bases import RegistryBase, registry_bases
 from rc_tasks.state.checkout import GENERATED, Checkout
-from rc_tasks.state.history import Entry, Outcome
+from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Passed, Step
 from rc_tasks.state.records.status import ImageStatus, State
@@ -29,7 +29,7 @@ _LONGEST_EDF_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class ImageRun:
     """What one run did for an image, by its steps that ended well.
 
     `size_bytes` is that of the published image; None when the run published none.
@@ -48,7 +48,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ImageOverview:
     """An image as in `doit list`, and more.
 
     `commit` is that of the build, `bases` are local and registry ones, `built` are the runs that had
@@ -68,14 +68,14 @@ class Image:
     aliases: tuple[str, ...] = ()
     edf: str = ""
     edf_text: str = ""
-    built: tuple[Built, ...] = ()
+    built: tuple[ImageRun, ...] = ()
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
     inside: Inside | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedImage:
     """A failure that stands, or one of the last run whose cause was changed since.
 
     `step` is None where a project is no image that could be built. `tail` holds the last lines of the
@@ -101,10 +101,10 @@ class Overview:
 
     root: Path
     made_at: datetime
-    images: tuple[Image, ...] = ()
-    picture: Picture = field(default_factory=lambda: Picture((), ()))
-    tries: tuple[Entry, ...] = ()
-    failures: tuple[Failed, ...] = ()
+    images: tuple[ImageOverview, ...] = ()
+    picture: GraphView = field(default_factory=lambda: GraphView((), ()))
+    tries: tuple[HistoryEntry, ...] = ()
+    failures: tuple[FailedImage, ...] = ()
     bases: tuple[RegistryBase, ...] = ()
     problems: tuple[str, ...] = ()
     branch: str = ""
@@ -146,12 +146,12 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
     )
 
 
-def by_image(entries: Iterable[Entry]) -> dict[str, tuple[Built, ...]]:
+def by_image(entries: Iterable[HistoryEntry]) -> dict[str, tuple[ImageRun, ...]]:
     """The newest runs of each image, the oldest of them first; the entries come newest first."""
-    runs: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    runs: dict[tuple[str, str], list[HistoryEntry]] = defaultdict(list)
     for entry in entries:
         runs[entry.image, entry.run].append(entry)
-    found: dict[str, list[Built]] = defaultdict(list)
+    found: dict[str, list[ImageRun]] = defaultdict(list)
     for (image, run), tries in runs.items():
         if len(found[image]) == _RUNS:
             continue
@@ -166,22 +166,22 @@ def by_image(entries: Iterable[Entry]) -> dict[str, tuple[Built, ...]]:
             if any(each.step is step for each in done)
         )
         size = next((each.size_bytes for each in done if each.step is Step.ENROOT), None)
-        found[image].append(Built(run, tries[-1].began, durations, size, failed))
+        found[image].append(ImageRun(run, tries[-1].began, durations, size, failed))
     return {image: tuple(reversed(each)) for image, each in found.items()}
 
 
-def interval(tries: Iterable[Entry]) -> tuple[datetime, datetime]:
+def interval(tries: Iterable[HistoryEntry]) -> tuple[datetime, datetime]:
     """When the first of some tries was ready, and when the last one ended."""
     spans = [(ready(each), ended(each)) for each in tries]
     return min(begin for begin, _ in spans), max(end for _, end in spans)
 
 
-def ready(entry: Entry) -> datetime:
+def ready(entry: HistoryEntry) -> datetime:
     """When a try could have begun."""
     return _moved(entry.began, -entry.queued_s)
 
 
-def ended(entry: Entry) -> datetime:
+def ended(entry: HistoryEntry) -> datetime:
     """When a try was over."""
     return _moved(entry.began, entry.duration_s)
 
@@ -198,18 +198,18 @@ def _image(
     checkout: Checkout,
     status: ImageStatus,
     aliases: tuple[str, ...],
-    built: tuple[Built, ...],
+    built: tuple[ImageRun, ...],
     *,
     rolled_back: bool,
-) -> Image:
+) -> ImageOverview:
     graph, name = checkout.graph, status.name
     node = graph.images.get(name) or graph.circular.get(name)
     if node is None:
-        return Image(name, status.state, status.reasons, aliases=aliases, built=built)
+        return ImageOverview(name, status.state, status.reasons, aliases=aliases, built=built)
     podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))
     edf = _text(node.project.edf)
     instead_of = enroot.instead_of if enroot and rolled_back else ""
-    return Image(
+    return ImageOverview(
         name,
         status.state,
         status.reasons,
@@ -242,8 +242,8 @@ def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:
 
 
 def _failures(
-    checkout: Checkout, statuses: list[ImageStatus], last: tuple[Entry, ...]
-) -> Iterable[Failed]:
+    checkout: Checkout, statuses: list[ImageStatus], last: tuple[HistoryEntry, ...]
+) -> Iterable[FailedImage]:
     told = set()
     # The images of a circle share one error.
     first: dict[str, str] = {}
@@ -255,12 +255,14 @@ def _failures(
             broken = checkout.graph.broken.get(name)
             text = str(broken or "\n".join(status.reasons))
             same = first.setdefault(text, name)
-            yield Failed(name, status.state, text if same == name else f"as {same}")
+            yield FailedImage(name, status.state, text if same == name else f"as {same}")
             continue
         step = next((each for each in Step if checkout.records.failure(each, name) == failure), None)
         told.add((name, step))
         tail = _tail(checkout, failure.log)
-        yield Failed(name, status.state, failure.message, step, failure.failed_at, failure.log, tail)
+        yield FailedImage(
+            name, status.state, failure.message, step, failure.failed_at, failure.log, tail
+        )
     states = {status.name: status.state for status in statuses}
     for entry in last:
         if entry.outcome is not Outcome.FAILED or (entry.image, entry.step) in told:
@@ -268,7 +270,7 @@ def _failures(
         if entry.image in states:
             tail = _tail(checkout, entry.log)
             state, at = states[entry.image], entry.started_at
-            yield Failed(entry.image, state, "", entry.step, at, entry.log, tail)
+            yield FailedImage(entry.image, state, "", entry.step, at, entry.log, tail)
 
 
 def _tail(checkout: Checkout, log: str) -> tuple[bytes, ...]:

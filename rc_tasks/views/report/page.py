@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 from rc_tasks.errors import RcError
-from rc_tasks.model.graph.view import Kind, Link
+from rc_tasks.model.graph.view import EdgeKind, NodeKind
 from rc_tasks.state.records.status import State
 from rc_tasks.util import template
 from rc_tasks.views import bases_text, tables
 from rc_tasks.views.graph_svg import colours, style, svg
 from rc_tasks.views.report import details
-from rc_tasks.views.report.overview import Built, Image, Overview
+from rc_tasks.views.report.overview import ImageOverview, ImageRun, Overview
 from rc_tasks.views.report.timeline import timeline
 from rc_tasks.views.tables import readable
 
@@ -73,8 +73,8 @@ def in_script(value: object) -> str:
 
 def _links(shown: Overview) -> dict[str, str]:
     """Where the nodes of the picture lead: to the rows of the table."""
-    targets = {node.name: node.name for node in shown.picture.nodes if node.kind is Kind.IMAGE}
-    aliases = {e.below: e.above for e in shown.picture.edges if e.link is Link.ALIAS}
+    targets = {node.name: node.name for node in shown.picture.nodes if node.kind is NodeKind.IMAGE}
+    aliases = {e.below: e.above for e in shown.picture.edges if e.link is EdgeKind.ALIAS}
     return {name: f"#{quote(_row_id(image))}" for name, image in {**targets, **aliases}.items()}
 
 
@@ -137,7 +137,7 @@ def _when(iso: str) -> str:
         return tables.printable(iso)
 
 
-def _last(image: Image) -> Built | None:
+def _last(image: ImageOverview) -> ImageRun | None:
     """The last run in which an image was made or published."""
     return next((built for built in reversed(image.built) if built.durations_s), None)
 

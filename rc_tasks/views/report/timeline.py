@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from rc_tasks.state.history import Entry
+from rc_tasks.state.history import HistoryEntry
 from rc_tasks.views.report.overview import ended, interval, ready
 
 # Pixels. A lane has a heading, and a track for each step that ran there at the same time as another.
@@ -23,7 +23,7 @@ NOT_STARTED = "not started"
 class Bar:
     """A try on the timeline. `x`, `width` and `ready_x` (since when it waited) are percents."""
 
-    entry: Entry
+    entry: HistoryEntry
     x: float
     width: float
     ready_x: float
@@ -59,7 +59,7 @@ class Timeline:
     ticks: tuple[Tick, ...]
 
 
-def timeline(tries: Sequence[Entry]) -> Timeline:
+def timeline(tries: Sequence[HistoryEntry]) -> Timeline:
     """The tries of a run, a lane for each node."""
     begin, end = interval(tries)
     begin, end = begin.astimezone(), end.astimezone()
@@ -69,7 +69,7 @@ def timeline(tries: Sequence[Entry]) -> Timeline:
     def percent(time: datetime) -> float:
         return round((time - begin).total_seconds() / span_s * 100, 3)
 
-    by_node: dict[str, list[Entry]] = defaultdict(list)
+    by_node: dict[str, list[HistoryEntry]] = defaultdict(list)
     for entry in tries:
         by_node[entry.node or NOT_STARTED].append(entry)
     lanes, y = [], _AXIS
@@ -93,7 +93,7 @@ def timeline(tries: Sequence[Entry]) -> Timeline:
     return Timeline(begin, end, y, tuple(lanes), tuple(_ticks(begin, span_s)))
 
 
-def _free(tracks: list[datetime], entry: Entry) -> int:
+def _free(tracks: list[datetime], entry: HistoryEntry) -> int:
     """The first track on which nothing runs when a try begins; it is taken until the try ends."""
     end = ended(entry)
     for number, free_from in enumerate(tracks):

@@ -26,10 +26,10 @@ from rc_tasks.model.manifest.diff import How, package_changes
 from rc_tasks.model.manifest.manifest import (
     Contents,
     Distribution,
-    Kind,
     Manifest,
     Origin,
     Package,
+    PackageKind,
     Unread,
     document,
     parse_manifest,
@@ -52,11 +52,11 @@ def image_id(number: int) -> str:
 
 
 def dpkg(name: str, version: str, architecture: str = "amd64") -> Package:
-    return Package(Kind.DPKG, name, version, "/", architecture)
+    return Package(PackageKind.DPKG, name, version, "/", architecture)
 
 
 def pip(name: str, version: str, place: str = SITE) -> Package:
-    return Package(Kind.PYTHON, name, version, place)
+    return Package(PackageKind.PYTHON, name, version, place)
 
 
 ORIGIN = Origin(
@@ -99,7 +99,7 @@ NEW = replace(
             pip("numpy", "1.26.4"),
             pip("foo_bar", "1"),
             pip("x\x1b[31m\udce9", "1\n2", "/opt/a\nb"),
-            Package(Kind.CONDA, "zlib", "1.3", "/opt/conda", "linux-64", "h1", "conda-forge"),
+            Package(PackageKind.CONDA, "zlib", "1.3", "/opt/conda", "linux-64", "h1", "conda-forge"),
         ),
         {"/usr": 780_000_000, "/opt": 90_000_000, "/srv": 3},
         1240,
@@ -256,11 +256,11 @@ def test_cyclonedx(root: Path) -> None:
     assert bill(NEW) == bill(NEW)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", PackageKind)
 @pytest.mark.parametrize(
     "name", ["a/b?c#d@e", "%s{0}", "\udce9\x00", "/", ".", "<b>&amp;", " ", "é" * 200]
 )
-def test_any_name_has_its_place_in_cyclonedx(kind: Kind, name: str) -> None:
+def test_any_name_has_its_place_in_cyclonedx(kind: PackageKind, name: str) -> None:
     odd = Package(kind, name, name, f"/{name}", name, name, name)
     contents = Contents(Distribution(name, name, name), (odd, odd), {}, 0)
     text = bill(replace(NEW, contents=contents))

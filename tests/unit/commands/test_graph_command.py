@@ -15,7 +15,7 @@ from doit.exceptions import InvalidCommand
 
 from rc_tasks.commands.graph import Graph
 from rc_tasks.engine.session import session
-from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture, levels, tree
+from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind, levels, tree
 from rc_tasks.views.graph_formats import as_dot, as_json, as_mermaid, print_tree
 from rc_tasks.views.graph_svg import svg
 from tests.support.checkouts import entered
@@ -63,17 +63,20 @@ def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
-def hostile() -> Picture:
-    nodes = tuple(Node(name, Kind.IMAGE, "failed", ('why "<&>"\x00',)) for name in HOSTILE)
+def hostile() -> GraphView:
+    nodes = tuple(GraphNode(name, NodeKind.IMAGE, "failed", ('why "<&>"\x00',)) for name in HOSTILE)
     edges = [Edge(HOSTILE[0], name) for name in HOSTILE[1:5]]
-    edges += [Edge(HOSTILE[1], HOSTILE[0], Link.CIRCULAR), Edge(HOSTILE[8], HOSTILE[8], Link.CIRCULAR)]
-    return Picture(nodes, tuple(edges))
+    edges += [
+        Edge(HOSTILE[1], HOSTILE[0], EdgeKind.CIRCULAR),
+        Edge(HOSTILE[8], HOSTILE[8], EdgeKind.CIRCULAR),
+    ]
+    return GraphView(nodes, tuple(edges))
 
 
-def chain(length: int) -> Picture:
+def chain(length: int) -> GraphView:
     names = [f"image:{number}" for number in range(length)]
     edges = (Edge(above, below) for above, below in pairwise(names))
-    return Picture(tuple(Node(name, Kind.IMAGE, "stale") for name in names), tuple(edges))
+    return GraphView(tuple(GraphNode(name, NodeKind.IMAGE, "stale") for name in names), tuple(edges))
 
 
 class Terminal(io.StringIO):
@@ -244,24 +247,24 @@ def test_boxes_never_overlap_and_lie_inside() -> None:
             assert x + w < x2 or x2 + w2 < x or y + h < y2 or y2 + h2 < y
 
 
-def crowd(images: int) -> Picture:
+def crowd(images: int) -> GraphView:
     """Images on four registry bases, most on an image, some on several, with an alias here and there."""
-    nodes = [Node(f"registry/base:{number}", Kind.REGISTRY) for number in range(4)]
+    nodes = [GraphNode(f"registry/base:{number}", NodeKind.REGISTRY) for number in range(4)]
     edges = []
     for number in range(images):
         name = f"image-{number:04}:1"
         bases = {nodes[number % 4].name} if number < 12 else {f"image-{number // 3:04}:1"}
         bases |= {f"image-{number // 7:04}:1"} if number % 5 == 0 and number > 12 else set()
-        nodes.append(Node(name, Kind.IMAGE, ("fresh", "stale")[number % 2], ("why",)))
+        nodes.append(GraphNode(name, NodeKind.IMAGE, ("fresh", "stale")[number % 2], ("why",)))
         edges += [Edge(base, name) for base in sorted(bases)]
     aliases = [f"image-{number:04}:1" for number in range(0, images, 10)]
-    nodes += [Node(f"latest-{name}", Kind.ALIAS) for name in aliases]
-    edges += [Edge(name, f"latest-{name}", Link.ALIAS) for name in aliases]
-    return Picture(tuple(nodes), tuple(edges))
+    nodes += [GraphNode(f"latest-{name}", NodeKind.ALIAS) for name in aliases]
+    edges += [Edge(name, f"latest-{name}", EdgeKind.ALIAS) for name in aliases]
+    return GraphView(tuple(nodes), tuple(edges))
 
 
 @pytest.mark.parametrize("picture", [crowd(500), chain(500)], ids=["wide", "deep"])
-def test_500_images_are_drawn_in_no_time(picture: Picture) -> None:
+def test_500_images_are_drawn_in_no_time(picture: GraphView) -> None:
     start = time.process_time()
     text = svg(picture)
     assert time.process_time() - start < 1, "measured: 0.1 s"
@@ -269,28 +272,28 @@ def test_500_images_are_drawn_in_no_time(picture: Picture) -> None:
     out = io.StringIO()
     print_tree(picture, out)
     assert sum("→" not in line for line in out.getvalue().splitlines()) == sum(
-        node.kind is not Kind.ALIAS for node in picture.nodes
+        node.kind is not NodeKind.ALIAS for node in picture.nodes
     )
 
 
 def test_levels_are_by_the_longest_way_and_circles_have_one_too() -> None:
-    nodes = tuple(Node(name, Kind.IMAGE) for name in "abcd")
+    nodes = tuple(GraphNode(name, NodeKind.IMAGE) for name in "abcd")
     edges = (
         Edge("a", "b"),
         Edge("b", "c"),
         Edge("a", "c"),
         Edge("c", "d"),
-        Edge("d", "b", Link.CIRCULAR),
+        Edge("d", "b", EdgeKind.CIRCULAR),
     )
-    picture = Picture(nodes, edges)
+    picture = GraphView(nodes, edges)
     assert levels(picture) == {"a": 0, "b": 1, "c": 2, "d": 3}
     assert [(row.node.name, len(row.lasts), row.again) for row in tree(picture)] == [
         ("a", 0, None),
         ("b", 1, None),
         ("c", 2, None),
         ("d", 3, None),
-        ("b", 4, Link.CIRCULAR),
-        ("c", 1, Link.BASE),
+        ("b", 4, EdgeKind.CIRCULAR),
+        ("c", 1, EdgeKind.BASE),
     ]
 
 
@@ -329,8 +332,8 @@ def test_a_terminal_gets_colour_and_whole_names(columns: int, monkeypatch: pytes
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
     names = ["base", "wide:größe-日本語-" + "x" * 60, "zchild:1"]
-    nodes = tuple(Node(name, Kind.IMAGE, "stale") for name in names)
-    print_tree(Picture(nodes, (Edge(names[0], names[1]), Edge(names[0], names[2]))), out)
+    nodes = tuple(GraphNode(name, NodeKind.IMAGE, "stale") for name in names)
+    print_tree(GraphView(nodes, (Edge(names[0], names[1]), Edge(names[0], names[2]))), out)
     assert "\x1b[33mstale" in out.getvalue()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
     assert lines[0] == "base  stale"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.engine.controller import ClosedError, Controller
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.pulse import Pulse
 from rc_tasks.errors import SlurmError, UnreachableError
 from rc_tasks.tools import slurm
@@ -51,8 +51,8 @@ def test_all_wait_together_and_it_is_told_once(site: Site) -> None:
         assert [each.result(10) for each in waiting] == [True] * 4
     assert not site.controller.absent
     assert [(each.kind, each.words) for each in site.told] == [
-        (Kind.SLURM, "the controller does not answer: waiting for it"),
-        (Kind.SLURM, "the controller answers again"),
+        (EventKind.SLURM, "the controller does not answer: waiting for it"),
+        (EventKind.SLURM, "the controller answers again"),
     ]
 
 

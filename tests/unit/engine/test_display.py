@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.engine.events import Event, Kind
+from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.progress.live import Live
 from rc_tasks.engine.progress.plain import Plain
 from rc_tasks.engine.schedule.estimates import Order
@@ -39,7 +39,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def at(kind: Kind, task: str = "", words: str = "", **more: object) -> Event:
+def at(kind: EventKind, task: str = "", words: str = "", **more: object) -> Event:
     return Event(kind, Task.parse(task), words, at=AT, about=task, **more)  # type: ignore[arg-type]
 
 
@@ -90,7 +90,7 @@ class Shown:
 def start(directory: Path, task: str, log: bytes = b"", **more: object) -> Event:
     path = directory / f"{task.replace('/', '_')[:100]}.log"
     path.write_bytes(log)
-    return at(Kind.START, task, "never built", log=path, **more)
+    return at(EventKind.START, task, "never built", log=path, **more)
 
 
 PIP = (
@@ -103,13 +103,13 @@ def test_without_a_terminal_each_event_is_a_line(tmp_path: Path) -> None:
     out = io.StringIO()
     shown = Plain(out, streams=False)
     for event in (
-        at(Kind.QUEUE, words="job 4711 waits for its nodes (Priority)"),
-        at(Kind.READY, "podman:a"),
+        at(EventKind.QUEUE, words="job 4711 waits for its nodes (Priority)"),
+        at(EventKind.READY, "podman:a"),
         start(tmp_path, "podman:a", PIP),
-        at(Kind.LEFT, "podman:a"),
-        at(Kind.DONE, "podman:a", "1.2 s on n\x1b[31mode\nx"),
-        at(Kind.FAILED, "podman:ä\x07", "failed\n  | \x1b[2Jlast\n  log:  x"),
-        at(Kind.SETTLED, "podman:b"),
+        at(EventKind.LEFT, "podman:a"),
+        at(EventKind.DONE, "podman:a", "1.2 s on n\x1b[31mode\nx"),
+        at(EventKind.FAILED, "podman:ä\x07", "failed\n  | \x1b[2Jlast\n  log:  x"),
+        at(EventKind.SETTLED, "podman:b"),
     ):
         shown.take(event)
         shown.read()
@@ -136,8 +136,8 @@ def test_streamed_lines_are_led_by_their_step_once_several_run(tmp_path: Path) -
     shown.take(two)
     with (tmp_path / "podman:a.log").open("ab") as log:
         log.write(b"f\n\xff" + b"y" * 1_000_000 + b"\n")
-    shown.take(at(Kind.LEFT, "podman:a"))
-    shown.take(at(Kind.LEFT, "podman:b"))
+    shown.take(at(EventKind.LEFT, "podman:a"))
+    shown.take(at(EventKind.LEFT, "podman:b"))
     first, begun, again, half, *long, last = out.getvalue().splitlines()
     assert first == "2026-11-22 11:03:06 start   podman:a  never built"
     assert begun == "one"
@@ -176,8 +176,8 @@ def test_what_goes_on_stands_at_the_bottom(
     squash = b"+ mksquashfs\nmksquashfs  42%\rmksquashfs  43%\r"
     shown = Shown(monkeypatch, columns, 24, *tasks)
     found = shown(
-        at(Kind.GRANTED, words="job 4711: nid006421, until 16:40"),
-        *(at(Kind.READY, task) for task in tasks),
+        at(EventKind.GRANTED, words="job 4711: nid006421, until 16:40"),
+        *(at(EventKind.READY, task) for task in tasks),
         start(tmp_path, tasks[0], PIP, node="nid006421", last_s=100.0),
         start(tmp_path, LONG, squash, node="nid006422", last_s=9.0),
     )
@@ -189,12 +189,17 @@ def test_what_is_done_scrolls_away_and_the_end_leaves_nothing_else(
 ) -> None:
     shown = Shown(monkeypatch, 80, 24, "podman:a", "podman:b", "enroot:b", "env:b")
     shown(start(tmp_path, "podman:a", PIP), start(tmp_path, "podman:b", PIP))
-    failed = at(Kind.FAILED, "podman:b", "RUN false failed\n  | \x1b[31mno\n  log:  x")
-    assert shown(at(Kind.LEFT, "podman:a"), at(Kind.DONE, "podman:a", "1.2 s"))[-2:] == [
+    failed = at(EventKind.FAILED, "podman:b", "RUN false failed\n  | \x1b[31mno\n  log:  x")
+    assert shown(at(EventKind.LEFT, "podman:a"), at(EventKind.DONE, "podman:a", "1.2 s"))[-2:] == [
         "  podman:b  0:00  STEP 4/9 RUN pip install torch torchvision torchaudio --inde…",
         "  1 of 4 steps done; 1 running; about 3 min left",
     ]
-    shown(at(Kind.SETTLED, "enroot:b"), at(Kind.SETTLED, "env:b"), at(Kind.LEFT, "podman:b"), failed)
+    shown(
+        at(EventKind.SETTLED, "enroot:b"),
+        at(EventKind.SETTLED, "env:b"),
+        at(EventKind.LEFT, "podman:b"),
+        failed,
+    )
     shown.live.finish()
     assert shown() == [
         "start   podman:a  never built",
@@ -214,7 +219,7 @@ def test_more_steps_than_rows_are_counted(
     shown = Shown(monkeypatch, 80, rows, *names)
     for name in names[:100]:
         shown(start(tmp_path, name, b"\x1b[2J\x1b]0;title\x07" + b"z" * 1_000_000))
-    found = shown(*(at(Kind.READY, name) for name in names[100:]))
+    found = shown(*(at(EventKind.READY, name) for name in names[100:]))
     # Each was drawn over whole: what scrolled away are the events alone, in order.
     assert found[:100] == [f"start   {name}  never built" for name in names[:100]]
     region = found[100:]
@@ -251,7 +256,7 @@ def test_streamed_lines_scroll_above(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_colours_are_left_out_where_nobody_wants_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = at(Kind.FAILED, "podman:a", "x")
+    failed = at(EventKind.FAILED, "podman:a", "x")
     coloured = Shown(monkeypatch, 80, 24)
     coloured.live.take(failed)
     coloured.live.refresh()
@@ -310,7 +315,7 @@ def test_a_terminal_that_goes_away_ends_nothing(tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr(shown.out._out, method, closed)
         shown.start()
         shown.tell(start(tmp_path, "podman:a", b"one\n"))
-        shown.tell(at(Kind.LEFT, "podman:a"))
+        shown.tell(at(EventKind.LEFT, "podman:a"))
         assert shown.close()
 
 
@@ -319,7 +324,7 @@ def test_an_interruption_names_what_is_ended(tmp_path: Path, capsys: pytest.Capt
     shown.take(start(tmp_path, "podman:a", node="nid001"))
     for number in range(10):
         shown.take(start(tmp_path, f"enroot:{number}"))
-    shown.take(at(Kind.INTERRUPTED, words="what is finished stays finished"))
+    shown.take(at(EventKind.INTERRUPTED, words="what is finished stays finished"))
     assert capsys.readouterr().err == (
         "2026-11-22 11:03:06 interrupted: ending podman:a on nid001, enroot:0, enroot:1, enroot:2,"
         " enroot:3, enroot:4, enroot:5, enroot:6 and 3 more; what is finished stays finished\n"

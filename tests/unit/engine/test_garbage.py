@@ -14,7 +14,7 @@ import pytest
 
 from rc_tasks.commands.gc import Gc
 from rc_tasks.engine.session import Session
-from rc_tasks.engine.upkeep.garbage import Collector, Item, Kind, freed_bytes, measure
+from rc_tasks.engine.upkeep.garbage import Collector, GarbageKind, Item, freed_bytes, measure
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.disk import locks
 from rc_tasks.state.disk.files import temporary_prefix
@@ -137,7 +137,7 @@ def test_what_doit_store_shows_as_needed_by_nothing_is_what_goes(tmp_path: Path)
     shown = json.loads(doit(opened.root, "store", "--json").text)
     unneeded = {image["image_id"] for image in shown["images"] if not image["referred_by"]}
     found = Collector(opened).find()
-    assert {item.path.name for item in found.items if item.kind is Kind.IMAGE} == unneeded
+    assert {item.path.name for item in found.items if item.kind is GarbageKind.IMAGE} == unneeded
 
 
 def test_what_is_younger_than_a_day_stays(tmp_path: Path) -> None:
@@ -410,8 +410,8 @@ def test_a_file_with_another_name_frees_nothing(tmp_path: Path, also: bool, free
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(bytes(1000))
     os.link(one, other)
-    items = [Item(Kind.PREVIOUS, one), *([Item(Kind.PREVIOUS, other)] if also else [])]
-    assert freed_bytes(measure(items), items)[Kind.PREVIOUS] == freed
+    items = [Item(GarbageKind.PREVIOUS, one), *([Item(GarbageKind.PREVIOUS, other)] if also else [])]
+    assert freed_bytes(measure(items), items)[GarbageKind.PREVIOUS] == freed
 
 
 @pytest.mark.parametrize(

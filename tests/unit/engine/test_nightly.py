@@ -15,11 +15,11 @@ import pytest
 
 from rc_tasks.commands import nightly
 from rc_tasks.engine.nightly import job
-from rc_tasks.engine.nightly.summary import Begun, Ending, Failed, Left, Summary, as_json, gather
+from rc_tasks.engine.nightly.summary import Begun, Ending, FailedStep, Left, Summary, as_json, gather
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, UnreachableError
 from rc_tasks.state.checkout import Checkout, open_checkout
-from rc_tasks.state.history import Entry, Outcome, Run
+from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
@@ -284,15 +284,17 @@ def test_directives(option: str, line: str) -> None:
 BEGAN = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
 
 
-def entry(image: str, step: Step, outcome: Outcome, **changes: object) -> Entry:
-    found = Entry("run", image, step, outcome, BEGAN.isoformat(), 60.0, 1.0, node="n1", job_id="18")
+def entry(image: str, step: Step, outcome: Outcome, **changes: object) -> HistoryEntry:
+    found = HistoryEntry(
+        "run", image, step, outcome, BEGAN.isoformat(), 60.0, 1.0, node="n1", job_id="18"
+    )
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
-def gathered(checkout: Checkout, entries: list[Entry], **changes: object) -> Summary:
+def gathered(checkout: Checkout, entries: list[HistoryEntry], **changes: object) -> Summary:
     for number, each in enumerate(entries):
         began = BEGAN + timedelta(seconds=number)
-        Run(checkout.history, "run").append(replace(each, started_at=began.isoformat()))
+        RunHistory(checkout.history, "run").append(replace(each, started_at=began.isoformat()))
     begun = Begun("18", BEGAN.isoformat(), "17", "a" * 40, "b" * 40)
     first = Begun("17", (BEGAN - timedelta(hours=4)).isoformat())
     values: dict[str, object] = {"ending": "none", "status": 0, "ended_at": "2026-11-22T03:12:00+00:00"}
@@ -406,7 +408,7 @@ def test_a_refused_night_says_why(tmp_path: Path) -> None:
 
 
 def test_no_summary_breaks_lines_or_terminals() -> None:
-    failed = Failed("a\x1b[2J", "podman", "one\x07\n  next: two", ("\x1b[31m\r", "tab\t"), "log\n")
+    failed = FailedStep("a\x1b[2J", "podman", "one\x07\n  next: two", ("\x1b[31m\r", "tab\t"), "log\n")
     begun = Begun("18", BEGAN.isoformat())
     empty: dict[str, object] = dict.fromkeys(
         ("nodes", "built", "env_only", "adopted", "not_tried", "left"), ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import DockerfileError
-from rc_tasks.model.dockerfile.expansion import Value, expand
+from rc_tasks.model.dockerfile.expansion import ExpandedText, expand
 from rc_tasks.model.dockerfile.parser import Dockerfile, parse
 
 FILES = Path(__file__).with_name("dockerfiles")
@@ -473,8 +473,8 @@ def test_words_are_expanded_as_a_shell_does() -> None:
     done = subprocess.run(("bash", "-c", script), env=VARIABLES, capture_output=True, check=True)
     expected = dict(zip(WORDS, done.stdout.decode().split("\0"), strict=False))
 
-    def lookup(name: str) -> Value | None:
-        return Value(VARIABLES[name]) if name in VARIABLES else None
+    def lookup(name: str) -> ExpandedText | None:
+        return ExpandedText(VARIABLES[name]) if name in VARIABLES else None
 
     assert {word: expand(word, "\\", lookup).text for word in WORDS} == expected
 

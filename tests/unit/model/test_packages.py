@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from rc_tasks.model.manifest import packages
-from rc_tasks.model.manifest.manifest import Distribution, Kind, Package
+from rc_tasks.model.manifest.manifest import Distribution, Package, PackageKind
 
 
 def lines(text: str) -> list[bytes]:
@@ -33,14 +33,14 @@ def lines(text: str) -> list[bytes]:
 def test_dpkg(text: str, found: list[tuple[str, str, str]]) -> None:
     told = list(packages.dpkg(lines(text), "/"))
     assert [(each.name, each.version, each.architecture) for each in told] == found
-    assert {each.kind for each in told} <= {Kind.DPKG}
+    assert {each.kind for each in told} <= {PackageKind.DPKG}
 
 
 def test_apk() -> None:
     text = "C:Q1=\nP:musl\nV:1.2.4-r2\nA:x86_64\nF:lib\nR:ld.so\nZ:Q1\n\nP:busybox\nV:1.36\n\n"
     assert list(packages.apk(lines(text), "/srv")) == [
-        Package(Kind.APK, "musl", "1.2.4-r2", "/srv", "x86_64"),
-        Package(Kind.APK, "busybox", "1.36", "/srv"),
+        Package(PackageKind.APK, "musl", "1.2.4-r2", "/srv", "x86_64"),
+        Package(PackageKind.APK, "busybox", "1.36", "/srv"),
     ]
 
 
@@ -144,7 +144,7 @@ def test_python_by_the_name_of_its_directory(name: str, found: tuple[str, str] |
 def test_conda_keeps_no_password(channel: str, kept: str | None) -> None:
     text = {"name": "zlib", "version": "1.3", "build": "h1_0", "subdir": "linux-64", "channel": channel}
     assert packages.conda(json.dumps(text).encode(), "/opt/conda") == Package(
-        Kind.CONDA, "zlib", "1.3", "/opt/conda", "linux-64", "h1_0", kept or channel
+        PackageKind.CONDA, "zlib", "1.3", "/opt/conda", "linux-64", "h1_0", kept or channel
     )
 
 

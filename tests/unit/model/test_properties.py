@@ -28,7 +28,7 @@ from rc_tasks.model.reference import ImageReference, name_problem, near
 from rc_tasks.state import history
 from rc_tasks.state.disk import locks
 from rc_tasks.state.disk.locks import Holder
-from rc_tasks.state.history import Entry
+from rc_tasks.state.history import HistoryEntry
 from rc_tasks.state.records import records
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Records, Step
 from rc_tasks.state.store.catalogue import Catalogue
@@ -343,7 +343,7 @@ RECORD = Record(
 )
 KNOWN: dict[str, object] = json.loads(records.as_text(RECORD, "podman:a:1"))
 ENTRY: dict[str, object] = {
-    **dict.fromkeys(Entry.__dataclass_fields__, ""),
+    **dict.fromkeys(HistoryEntry.__dataclass_fields__, ""),
     **{"step": "podman", "outcome": "done", "started_at": "2026-01-02T03:04:05+00:00"},
     **{"duration_s": 1, "queued_s": 0, "size_bytes": 3},
 }

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from rc_tasks.model.manifest.manifest import Kind
+from rc_tasks.model.manifest.manifest import PackageKind
 from rc_tasks.model.manifest.versions import compare
 
 # Each the older of its pair.
@@ -52,28 +52,28 @@ ODD = [("", "1"), ("x" * 2000, "y" * 2000), ("1" * 9000, "2" * 9000), ("1.0é", 
 @pytest.mark.parametrize(
     ("kind", "old", "new"),
     [
-        *((Kind.DPKG, *pair) for pair in DPKG),
-        *((Kind.PYTHON, *pair) for pair in PYTHON),
-        *((Kind.APK, *pair) for pair in APK),
-        *((kind, *pair) for kind in Kind for pair in ODD[1:3]),
+        *((PackageKind.DPKG, *pair) for pair in DPKG),
+        *((PackageKind.PYTHON, *pair) for pair in PYTHON),
+        *((PackageKind.APK, *pair) for pair in APK),
+        *((kind, *pair) for kind in PackageKind for pair in ODD[1:3]),
     ],
 )
-def test_the_newer_one(kind: Kind, old: str, new: str) -> None:
+def test_the_newer_one(kind: PackageKind, old: str, new: str) -> None:
     assert compare(kind, old, new) > 0
     assert compare(kind, new, old) < 0
     assert compare(kind, new, new) == 0
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", PackageKind)
 @pytest.mark.parametrize(("old", "new"), ODD)
-def test_odd_versions_have_some_order(kind: Kind, old: str, new: str) -> None:
+def test_odd_versions_have_some_order(kind: PackageKind, old: str, new: str) -> None:
     there, back = compare(kind, old, new), compare(kind, new, old)
     assert (there > 0) == (back < 0)
 
 
 @pytest.mark.parametrize(("old", "new"), [("1.0", "1.0.0"), ("1.0-1", "1.0.post1"), ("v1", "1")])
 def test_spellings_of_one_python_version(old: str, new: str) -> None:
-    assert compare(Kind.PYTHON, old, new) == 0
+    assert compare(PackageKind.PYTHON, old, new) == 0
 
 
 @pytest.mark.skipif(shutil.which("dpkg") is None, reason="no dpkg to ask")

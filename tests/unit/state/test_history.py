@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state import history
-from rc_tasks.state.history import Entry, Outcome, Run
+from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
 from rc_tasks.state.records.records import Artifact, Facts, Record, Step
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import doit
@@ -25,7 +25,7 @@ FILES = {
     "projects/wörk/Dockerfile": "FROM debian\n",
     "projects/app:latest": "-> app:2",
 }
-ENTRY = Entry(
+ENTRY = HistoryEntry(
     run="run",
     image="app:1",
     step=Step.PODMAN,
@@ -45,24 +45,26 @@ ENTRY = Entry(
 )
 
 
-def at(minutes_ago: float, **changes: object) -> Entry:
+def at(minutes_ago: float, **changes: object) -> HistoryEntry:
     """An entry of a step that began so long ago."""
     began = datetime.now(UTC) - timedelta(minutes=minutes_ago)
     return replace(ENTRY, started_at=began.isoformat(), **changes)  # type: ignore[arg-type]
 
 
-def write(directory: Path, run: str, *found: Entry) -> Path:
+def write(directory: Path, run: str, *found: HistoryEntry) -> Path:
     """The file of a run that ended when its last step began."""
     for entry in found:
-        Run(directory, run).append(entry)
+        RunHistory(directory, run).append(entry)
     path = directory / f"{run}.jsonl"
     os.utime(path, (found[-1].began.timestamp() + 1,) * 2)
     return path
 
 
 def test_an_entry_reads_back_as_it_was(tmp_path: Path) -> None:
-    run = Run(tmp_path / "new" / "history")
-    bare = Entry("run", "x\ud800", Step.ENV, Outcome.FAILED, "2026-01-02T03:04:05+00:00", 0.0, 0.0)
+    run = RunHistory(tmp_path / "new" / "history")
+    bare = HistoryEntry(
+        "run", "x\ud800", Step.ENV, Outcome.FAILED, "2026-01-02T03:04:05+00:00", 0.0, 0.0
+    )
     run.append(ENTRY)
     run.append(bare)
     assert list(history.entries(run.directory)) == [ENTRY, bare]
@@ -143,7 +145,7 @@ def test_what_is_no_history_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_line_after_a_torn_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path)
+    run = RunHistory(tmp_path)
     real = os.write
     run.append(ENTRY)
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:50]))
@@ -156,8 +158,8 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
 def test_that_history_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     in_the_way = tmp_path / "history"
     in_the_way.write_text("")
-    Run(in_the_way).append(ENTRY)
-    Run(Path("/proc/nowhere")).append(ENTRY)
+    RunHistory(in_the_way).append(ENTRY)
+    RunHistory(Path("/proc/nowhere")).append(ENTRY)
     assert in_the_way.read_text() == ""
 
 
@@ -165,12 +167,12 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from rc_tasks.state.history import Run
+from rc_tasks.state.history import RunHistory
 from tests.unit.state.test_history import ENTRY
 print("ready", flush=True)
 # An end, so that a disk is not filled when the test does not come to killing them.
 for _ in range(20_000):
-    Run(Path(sys.argv[1]), sys.argv[2]).append(replace(ENTRY, reason=sys.argv[2] * 5000))
+    RunHistory(Path(sys.argv[1]), sys.argv[2]).append(replace(ENTRY, reason=sys.argv[2] * 5000))
 """
 
 
@@ -200,7 +202,7 @@ def test_runs_that_are_killed_leave_whole_lines_to_readers(tmp_path: Path) -> No
 
 
 def test_threads_of_a_run_do_not_mix_their_lines(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = RunHistory(tmp_path)
     threads = [threading.Thread(target=lambda: [run.append(ENTRY) for _ in range(50)]) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -328,7 +330,7 @@ def test_wrong_arguments_are_told(checkout: Path, argv: tuple[str, ...], told: s
 
 
 def test_a_table_of_many_steps_says_that_there_are_more(checkout: Path) -> None:
-    run = Run(checkout / ".rc/history", "long")
+    run = RunHistory(checkout / ".rc/history", "long")
     for number in range(60):
         run.append(at(10 - number / 10))
     lines = doit(checkout, "history").text.splitlines()

@@ -13,7 +13,7 @@ from rc_tasks.errors import PinError, RcError
 from rc_tasks.model.config.settings import SquashMethod
 from rc_tasks.model.graph.pin import LOCK, Pin, parse, with_pin
 from rc_tasks.state.bases.pins import Pins
-from rc_tasks.state.bases.registry_bases import Kind, registry_bases
+from rc_tasks.state.bases.registry_bases import BaseKind, registry_bases
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.judge import Judge
@@ -254,16 +254,16 @@ def test_which_bases_a_pin_stands_for(root: Path) -> None:
     assert set(checkout.graph.images["many:1"].pinned) == {"debian", "r.example/tools:2"}
     found = registry_bases(checkout.graph, {"debian": Pin(B), "gone:1": Pin(C)})
     assert {base.reference: (base.kind, base.digest) for base in found} == {
-        BASE: (Kind.NOT_PINNED, None),
-        "debian": (Kind.PINNED, B),
-        "gone:1": (Kind.UNUSED, C),
-        "r.example/foreign:1": (Kind.FOREIGN, None),
-        f"r.example/own:1@{A}": (Kind.IN_DOCKERFILE, A),
-        "r.example/tools:2": (Kind.NOT_PINNED, None),
+        BASE: (BaseKind.NOT_PINNED, None),
+        "debian": (BaseKind.PINNED, B),
+        "gone:1": (BaseKind.UNUSED, C),
+        "r.example/foreign:1": (BaseKind.FOREIGN, None),
+        f"r.example/own:1@{A}": (BaseKind.IN_DOCKERFILE, A),
+        "r.example/tools:2": (BaseKind.NOT_PINNED, None),
     }
     (app,) = [base for base in found if base.reference == BASE]
     assert (app.images, app.above) == (("app:1",), ("top:1",))
-    (own,) = [base for base in found if base.kind is Kind.IN_DOCKERFILE]
+    (own,) = [base for base in found if base.kind is BaseKind.IN_DOCKERFILE]
     assert own.whole == f"r.example/own@{A}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.model.manifest.manifest import Contents, Kind
+from rc_tasks.model.manifest.manifest import Contents, PackageKind
 from rc_tasks.steps.publish import contents
 from rc_tasks.steps.publish.contents import Look
 from tests.unit.model.test_packages import NAMED, header
@@ -225,7 +225,7 @@ def test_odd_names(tmp_path: Path) -> None:
     Path(os.fsdecode(place), "METADATA").write_text(METADATA.format("q", "1"))
     found = look(tmp_path)
     assert [each.place for each in found.packages] == ["/" + os.fsdecode(name)]
-    assert found.packages[0].kind is Kind.PYTHON
+    assert found.packages[0].kind is PackageKind.PYTHON
 
 
 def test_a_tree_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:

@@ -237,7 +237,9 @@ def test_the_job_is_told_without_the_values_of_variables(
     given: list[Command] = []
     monkeypatch.setattr(command, "interact", lambda wanted, *_: given.append(wanted) or 0)
     mine = UserEdf.read(tmp_path, "x", project="x", force=False)
-    entry = interactive.Entry(mine, "/w", tmp_path, Launcher.PYXIS, REQUEST, ARGV, printed=False)
+    entry = interactive.InteractiveJob(
+        mine, "/w", tmp_path, Launcher.PYXIS, REQUEST, ARGV, printed=False
+    )
     edf = resolve(f'image = "{IMAGE}"\nenv.AUTHORIZATION = "Bearer hf_1"\n')
     monkeypatch.setenv("HOME", str(tmp_path))
     assert entry.start(edf) == 0

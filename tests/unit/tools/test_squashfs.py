@@ -8,7 +8,7 @@ import pytest
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.tools import squashfs
-from rc_tasks.tools.squashfs import Compression
+from rc_tasks.tools.squashfs import Compressor
 
 
 def superblock(
@@ -27,7 +27,7 @@ def test_a_whole_image_tells_its_facts(tmp_path: Path) -> None:
     path = tmp_path / "image.sqsh"
     path.write_bytes(padded(superblock()))
     found = squashfs.inspect(path)
-    assert found == squashfs.Superblock(42, 1704164645, 131072, Compression.ZSTD, 5000)
+    assert found == squashfs.Superblock(42, 1704164645, 131072, Compressor.ZSTD, 5000)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_compressors_are_found_in_the_help(text: str, expected: set[str]) -> Non
     ],
 )
 def test_a_missing_compressor_degrades(wanted: str, offered: set[str], expected: str) -> None:
-    chosen = squashfs.best(Compression(wanted), map(Compression, offered))
+    chosen = squashfs.best(Compressor(wanted), map(Compressor, offered))
     assert chosen == expected
 
 
@@ -137,7 +137,7 @@ def test_a_missing_compressor_degrades(wanted: str, offered: set[str], expected:
     ],
 )
 def test_levels(compression: str, level: int, expected: str) -> None:
-    options = squashfs.compression_options(Compression(compression), level, 4096)
+    options = squashfs.compression_options(Compressor(compression), level, 4096)
     assert " ".join(options) == expected
 
 
@@ -145,7 +145,7 @@ def test_patterns_stand_last() -> None:
     made = squashfs.mksquashfs(
         Path("/in put"),
         Path("/out.sqsh"),
-        compression=Compression.ZSTD,
+        compression=Compressor.ZSTD,
         level=0,
         block_size_bytes=131072,
         processors=3,

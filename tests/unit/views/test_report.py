@@ -16,21 +16,21 @@ from rc_tasks.commands.report import Report, write
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.pin import Pin
-from rc_tasks.model.graph.view import Edge, Kind, Link, Node, Picture
+from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind
 from rc_tasks.model.manifest.diff import compared
 from rc_tasks.model.manifest.manifest import Contents, Distribution, Manifest, Origin, Package, document
-from rc_tasks.model.manifest.manifest import Kind as Keeper
-from rc_tasks.state.bases.registry_bases import Kind as How
+from rc_tasks.model.manifest.manifest import PackageKind as Keeper
+from rc_tasks.state.bases.registry_bases import BaseKind as How
 from rc_tasks.state.bases.registry_bases import RegistryBase
 from rc_tasks.state.checkout import Checkout, open_checkout
-from rc_tasks.state.history import Entry, Outcome, Run
+from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published import manifests
 from rc_tasks.state.records.records import Failure, Passed, Step
 from rc_tasks.state.records.status import State
 from rc_tasks.views.report import details
 from rc_tasks.views.report.manifest_summary import Inside, inside
-from rc_tasks.views.report.overview import Built, Failed, Image, Overview, overview
+from rc_tasks.views.report.overview import FailedImage, ImageOverview, ImageRun, Overview, overview
 from rc_tasks.views.report.page import in_script, render
 from rc_tasks.views.report.timeline import NOT_STARTED, timeline
 from tests.support.checkouts import SOURCE, entered
@@ -79,15 +79,15 @@ def gathered(root: Path) -> Overview:
     return overview(checkout, Judge(checkout))
 
 
-def entry(image: str, step: Step, **more: object) -> Entry:
+def entry(image: str, step: Step, **more: object) -> HistoryEntry:
     outcome = Outcome.DONE
-    made = Entry("run", image, step, outcome, BEGIN.isoformat(), 60.0, 5.0, "node1")
+    made = HistoryEntry("run", image, step, outcome, BEGIN.isoformat(), 60.0, 5.0, "node1")
     return replace(made, **more)
 
 
-def run(root: Path, *entries: Entry) -> None:
+def run(root: Path, *entries: HistoryEntry) -> None:
     """Write a run's entries, each begun one minute after the one before it."""
-    written = Run(root / ".rc/history", entries[0].run)
+    written = RunHistory(root / ".rc/history", entries[0].run)
     for number, each in enumerate(entries):
         written.append(replace(each, started_at=(each.began + timedelta(minutes=number)).isoformat()))
 
@@ -250,12 +250,14 @@ def hostile_inside(text: str) -> Inside:
 def hostile(text: str) -> Overview:
     """A page's worth of one text, wherever a file or a tool could have put it."""
     tries = tuple(
-        Entry(text, text, step, outcome, BEGIN.isoformat(), 60.0, 5.0, text, text, reason=text, log=text)
+        HistoryEntry(
+            text, text, step, outcome, BEGIN.isoformat(), 60.0, 5.0, text, text, reason=text, log=text
+        )
         for step in Step
         for outcome in Outcome
     )
-    built = Built(text, BEGIN, ((Step.PODMAN, 60.0), (Step.ENROOT, 5.0)), 1000)
-    image = Image(
+    built = ImageRun(text, BEGIN, ((Step.PODMAN, 60.0), (Step.ENROOT, 5.0)), 1000)
+    image = ImageOverview(
         text,
         State.FAILED,
         (text, text),
@@ -272,11 +274,11 @@ def hostile(text: str) -> Overview:
         text,
         hostile_inside(text),
     )
-    nodes = (Node(text, Kind.IMAGE, "failed", (text,)), Node(f"{text}2", Kind.ALIAS))
-    picture = Picture(nodes, (Edge(text, f"{text}2", Link.ALIAS),))
+    nodes = (GraphNode(text, NodeKind.IMAGE, "failed", (text,)), GraphNode(f"{text}2", NodeKind.ALIAS))
+    picture = GraphView(nodes, (Edge(text, f"{text}2", EdgeKind.ALIAS),))
     failures = (
-        Failed(text, State.FAILED, text, Step.PODMAN, text, text, (text.encode(errors="replace"),)),
-        Failed(text, State.STALE, "", Step.ENROOT, "", text),
+        FailedImage(text, State.FAILED, text, Step.PODMAN, text, text, (text.encode(errors="replace"),)),
+        FailedImage(text, State.STALE, "", Step.ENROOT, "", text),
     )
     return Overview(
         Path("/tmp") / text.replace("/", "_").replace("\x00", "_"),
@@ -480,7 +482,7 @@ def test_the_policy_allows_what_is_in_the_page_and_nothing_else() -> None:
 
 
 EMPTY = Overview(Path("/imgs"), BEGIN)
-NEVER = Overview(Path("/imgs"), BEGIN, (Image("app", State.MISSING, ("never built",)),))
+NEVER = Overview(Path("/imgs"), BEGIN, (ImageOverview("app", State.MISSING, ("never built",)),))
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,7 @@ def test_many_failures_do_not_push_the_table_away() -> None:
 
 
 def test_bars_of_one_node_that_overlap_stand_below_one_another() -> None:
-    def at(minutes: int, node: str = "a") -> Entry:
+    def at(minutes: int, node: str = "a") -> HistoryEntry:
         began = (BEGIN + timedelta(minutes=minutes)).isoformat()
         return entry("app", Step.PODMAN, started_at=began, duration_s=600.0, queued_s=60.0, node=node)
 
