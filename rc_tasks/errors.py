@@ -4,10 +4,11 @@ Anything else that is raised is a defect of ours and keeps its traceback.
 """
 
 from collections.abc import Callable
+from typing import Final, Self
 
 
 class RcError(Exception):
-    """A failure told in three parts.
+    """A failure in three parts; it never changes, `with_hint` and its like return another one.
 
     `what` is one sentence without a full stop. `where` is a `path:line`, a path, or a host, and
     comes first when given. `quote` holds lines of a tool or a file, shown as they are. `hint` says
@@ -23,9 +24,9 @@ class RcError(Exception):
         hint: str | Callable[[], str] | None = None,
     ) -> None:
         super().__init__(what)
-        self.what = what
-        self.where = where
-        self.quote = quote
+        self.what: Final = what
+        self.where: Final = where
+        self.quote: Final = quote
         self._hint = hint
 
     @property
@@ -35,9 +36,23 @@ class RcError(Exception):
             self._hint = self._hint()
         return self._hint
 
-    @hint.setter
-    def hint(self, hint: str | None) -> None:
-        self._hint = hint
+    def with_hint(self, hint: str) -> Self:
+        """Return the same failure with another hint."""
+        return self._with(_hint=hint)
+
+    def with_where(self, where: object) -> Self:
+        """Return the same failure at another place."""
+        return self._with(where=where)
+
+    def with_quote(self, quote: tuple[str, ...]) -> Self:
+        """Return the same failure with other lines of a tool."""
+        return self._with(quote=quote)
+
+    def _with(self, **changes: object) -> Self:
+        # Subclasses have arguments of their own, so __init__ cannot be called again.
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__ | changes)
+        return other
 
     @property
     def headline(self) -> str:

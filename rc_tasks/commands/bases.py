@@ -145,7 +145,7 @@ def _served(base: RegistryBase) -> str | RcError:
         return skopeo.served(base.whole, timeout_s=_ASK_S)
     except RegistryError as error:
         if error.refusal is Refusal.UNKNOWN and base.pin is not None:
-            error.hint = (
+            return error.with_hint(
                 "builds go on with the pinned digest as long as the store or the registry has it;\n"
                 "name another tag in the Dockerfile"
             )

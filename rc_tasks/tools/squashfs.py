@@ -276,8 +276,7 @@ def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
     try:
         inspect(path)
     except ArtifactError as error:
-        error.hint = "give the path of a whole image.sqsh"
-        raise
+        raise error.with_hint("give the path of a whole image.sqsh") from None
     command.require("unsquashfs", INSTALL_HINT)
     done = _cat(path, name, most_bytes)
     # An option of unsquashfs follows no absolute symlink, and with 4.5 hardly any.

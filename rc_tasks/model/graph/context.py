@@ -265,8 +265,7 @@ def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tu
             try:
                 rule = _rule(line)
             except ProjectError as error:
-                error.where = f"{directory}/{name}:{number}"
-                raise
+                raise error.with_where(f"{directory}/{name}:{number}") from None
             if rule is not None:
                 rules.append(rule)
         break

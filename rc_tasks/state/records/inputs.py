@@ -123,8 +123,7 @@ def input_files(node: ImageNode) -> context.Listing:
     try:
         found = context.listing(node.project.base, dockerfile)
     except ProjectError as error:
-        error.where = str(error.where).removeprefix(f"{node.project.root}/")
-        raise
+        raise error.with_where(str(error.where).removeprefix(f"{node.project.root}/")) from None
     # It may lie elsewhere, and it counts where an ignore file names it.
     signature, changed_ns = "", found.changed_ns
     with contextlib.suppress(OSError):

@@ -138,13 +138,13 @@ def _made(
                 stages[stage] = image.id
         given.check(image)
     except CommandError as error:
-        # A misspelt base is pulled from a registry, where it is not.
-        error.hint = "\n".join(filter(None, (*checkout.graph.notes([node]), error.hint)))
         if stores:
             # What did not fail need not be done again, wherever it is tried next.
             with contextlib.suppress(RcError, OSError):
                 _put_cache(checkout, podman, name, made, failed=True)
-        raise
+        # A misspelt base is pulled from a registry, where it is not.
+        notes = checkout.graph.notes([node])
+        raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
     if stores:
         store.put(podman, image, beside=_beside(checkout))
         _put_cache(checkout, podman, name, made)

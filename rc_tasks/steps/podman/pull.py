@@ -112,12 +112,12 @@ def _pull(podman: Podman, reference: str, pin: Pin | None) -> Pulled:
     try:
         podman.pull_missing(exact)
     except CommandError as error:
-        if pin is not None:
-            error.hint = (
-                f"{error.hint}\n{LOCK} pins {reference} to this digest: `doit bases --check {reference}`"
-                f" asks for it,\nand `doit bases --update {reference}` moves the pin"
-            )
-        raise
+        if pin is None:
+            raise
+        raise error.with_hint(
+            f"{error.hint}\n{LOCK} pins {reference} to this digest: `doit bases --check {reference}`"
+            f" asks for it,\nand `doit bases --update {reference}` moves the pin"
+        ) from None
     return Pulled(reference, digest, podman.inspect(exact).id, nodes.now(), nodes.this_node().name)
 
 

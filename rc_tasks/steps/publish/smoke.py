@@ -79,8 +79,8 @@ def run(
             resolved = launch.resolve(str(reference), environ=os.environ, cwd=Path.cwd())
         except EdfError as error:
             # That file goes with us; the one that people can mend has the same lines.
-            error.where = str(error.where).replace(str(private / EDF), node.project.shown(EDF))
-            raise
+            where = str(error.where).replace(str(private / EDF), node.project.shown(EDF))
+            raise error.with_where(where) from None
         name, unpacked = _container(node), None
         if launcher is Launcher.PODMAN:
             opened = launch.podman_image(resolved, engine, checkout, from_file=True)
@@ -223,8 +223,7 @@ def _try(
         how = "could not be started: the image's ENTRYPOINT does not run it"
         raise _failed(test, node, how, last, launch.ENTRYPOINT_HINT)
     if refused is not None:
-        refused.quote = last
-        raise _not_run(test, node, refused)
+        raise _not_run(test, node, refused.with_quote(last))
     hint = failure.hint(launcher, status, last)
     raise _failed(test, node, command.ending(status), last, hint or _CORRECT)
 
