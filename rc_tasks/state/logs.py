@@ -32,6 +32,17 @@ def new(directory: Path) -> Path:
     return directory / f"{stamp(datetime.now(UTC))}.{secrets.randbelow(1 << 31)}.log"
 
 
+def ending(log: Path) -> Path:
+    """Return where the step of a log writes how it ended."""
+    return log.with_suffix(".json")
+
+
+def remove(log: Path) -> None:
+    """Remove a log, with the ending beside it."""
+    log.unlink()
+    ending(log).unlink(missing_ok=True)
+
+
 def newest(directory: Path) -> Path | None:
     """The newest log of a step, or None."""
     found = _logs(directory)
@@ -83,7 +94,7 @@ def settle(directory: Path, keep: Logs) -> None:
         point(directory / LATEST, directory / found[0])
         for path in surplus(directory, keep):
             with contextlib.suppress(OSError):
-                path.unlink()
+                remove(path)
 
 
 def surplus(directory: Path, keep: Logs) -> list[Path]:

@@ -1,24 +1,27 @@
-"""`python -m rc_tasks.steps podman|enroot|env NAME`: one step, here and now, in the current checkout.
+"""A step of an image: `python -m rc_tasks.steps podman|enroot|env NAME [EDITION [FILE]]`.
+
+EDITION is that of the record which the caller has seen, and FILE where to write how the step ended.
 
 `python -m rc_tasks.steps check` checks this node instead, and `clear` removes what this job has of
 podman's images on it. `squash NAME FILE CONTENTS` is the part of the enroot step that needs podman's
 namespace.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, ProjectError, RcError
+from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_umask
-from rc_tasks.state.disk.locks import LockedError, LostLockError, held
+from rc_tasks.state.disk.locks import LockedError, held
 from rc_tasks.state.records.records import Step, Task, edition
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS, NeedsError, ToldError
+from rc_tasks.steps.outcome import ReportedError, StepEnding
 from rc_tasks.tools import command, interrupt
 
 
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
     """The exit status: 0 done, 1 failed and said why, 2 wrong arguments."""
     inner = argv[:1] == ["squash"] and len(argv) == 4
     alone = argv in (["check"], ["clear"])
-    if not (inner or alone or (len(argv) in {2, 3} and argv[0] in set(Step))):
+    if not (inner or alone or (len(argv) in {2, 3, 4} and argv[0] in set(Step))):
         print(
             "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, or clear", file=sys.stderr
         )
@@ -91,26 +94,24 @@ def main(argv: list[str]) -> int:
             contents = squash_into(checkout, checkout.graph.images[argv[1]], Path(argv[2]))
             Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")
             return 0
-        task, seen = Task(Step(argv[0]), argv[1]), "".join(argv[2:])
+        task, seen = Task(Step(argv[0]), argv[1]), "".join(argv[2:3])
         if task.step is Step.ENV:
             nodes.sweep()
             run(checkout, task, seen)
             return 0
         with nodes.prepared(checkout.settings.podman):
             run(checkout, task, seen)
-    except ToldError as error:
+    except ReportedError as error:
+        if error.ending is not None:
+            _leave(error.ending, argv)
         return error.status
     except RcError as error:
-        sys.stdout.flush()
-        print(f"{_mark(error)}\n{error}", file=sys.stderr, flush=True)
-        return 1
+        return _failed(error, argv)
     except OSError as error:
         told = refused(error)
         if told is None:
             raise
-        sys.stdout.flush()
-        print(f"{FAILED}\n{told}", file=sys.stderr, flush=True)
-        return 1
+        return _failed(told, argv)
     except KeyboardInterrupt:
         # Who did it is for the caller to say: Slurm's words stand in the same log.
         print("interrupted", file=sys.stderr, flush=True)
@@ -118,18 +119,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _mark(error: RcError) -> str:
-    match error:
-        case LostLockError():
-            return LOST
-        case LockedError():
-            return LOCKED
-        case NeedsError(name=name):
-            return NEEDS + name
-        case CommandError(quote=()):
-            return FAILED_AS_ABOVE
-        case _:
-            return FAILED
+def _failed(error: RcError, argv: list[str]) -> int:
+    sys.stdout.flush()
+    print(error, file=sys.stderr, flush=True)
+    _leave(StepEnding.of(error), argv)
+    return 1
+
+
+def _leave(ending: StepEnding, argv: list[str]) -> None:
+    # A full disk must not hide the message, which is in the log.
+    with contextlib.suppress(RcError):
+        for path in argv[3:4]:
+            ending.write(Path(path))
 
 
 if __name__ == "__main__":

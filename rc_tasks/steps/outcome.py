@@ -1,29 +1,96 @@
-"""What a step says when it ends, for whoever reads its log."""
+"""How a step ended without doing its work: the file that it leaves beside its log.
 
-from rc_tasks.errors import RcError
+A log holds whatever a Dockerfile prints, so nothing in it can say how the step ended. A step that did
+its work leaves its record instead, and one that was killed leaves nothing.
+"""
 
-# The last thing in the log of a step that failed with an error of ours; what follows is its text.
-FAILED = "== failed"
-# The same, where the lines of a tool just above say why.
-FAILED_AS_ABOVE = "== failed, as told above"
-# Somebody else is building the image: nothing was done, and all may be tried again.
-LOCKED = "== locked"
-# Somebody else has taken the lock of a step that was stopped, and builds the image; why follows.
-LOST = "== lost its lock"
-# Another image has to be built first; its name follows, and on the next lines why.
-NEEDS = "== needs "
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from rc_tasks.errors import CommandError, RcError
+from rc_tasks.state.disk import reading
+from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.disk.locks import LockedError, LostLockError
 
 
-class ToldError(RcError):
-    """A part of the step in a process of its own has said all there is to say; `status` is its own."""
+class EndingKind(StrEnum):
+    """What may be done about it."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__("the step failed, as told above")
+    FAILED = "failed"
+    # Another process builds the image: nothing was done, and everything may be tried again.
+    LOCKED = "locked"
+    # Another process took the lock of this step while it was stopped.
+    LOST_LOCK = "lost its lock"
+    # The image `needs` has to be built first.
+    NEEDS = "needs another image"
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnding:
+    """How a step ended: `text` is the whole message, and stands at the end of the log as well.
+
+    `after_tool`: the lines of a tool just above the message in the log say why.
+    """
+
+    kind: EndingKind
+    text: str
+    needs: str = ""
+    after_tool: bool = False
+
+    @classmethod
+    def of(cls, error: RcError) -> Self:
+        """Return the ending of a step that raised an error."""
+        match error:
+            case LostLockError():
+                return cls(EndingKind.LOST_LOCK, str(error))
+            case LockedError():
+                return cls(EndingKind.LOCKED, str(error))
+            case NeedsError(name=name):
+                return cls(EndingKind.NEEDS, str(error), needs=name)
+            case _:
+                after_tool = isinstance(error, CommandError) and not error.quote
+                return cls(EndingKind.FAILED, str(error), after_tool=after_tool)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Return what a step left, or None where it left nothing, or not all of it.
+
+        A network file system shows the file at once, as nobody has looked for its name before.
+        """
+        text = reading.content(path)
+        try:
+            values = json.loads(text or b"null")
+            return cls(
+                EndingKind(values["kind"]),
+                str(values["text"]),
+                str(values["needs"]),
+                values["after_tool"] is True,
+            )
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Leave it at `path`. Raises RcError where nothing can be written."""
+        write_atomically(path, json.dumps(asdict(self)) + "\n")
+
+
+class ReportedError(RcError):
+    """A part of the step, in a process of its own, has printed its error and ended with `status`.
+
+    `ending` is what it left, and None when it was killed.
+    """
+
+    def __init__(self, status: int, ending: StepEnding | None) -> None:
+        super().__init__(ending.text if ending is not None else "the step was ended")
         self.status = status
+        self.ending = ending
 
 
 class NeedsError(RcError):
-    """A base that was built is nowhere to be had any more: it has to be built again first."""
+    """A base that was built is neither on the node nor in a store: it has to be built again first."""
 
     def __init__(self, name: str, what: str, *, where: object = None, hint: str | None = None) -> None:
         super().__init__(what, where=where, hint=hint)

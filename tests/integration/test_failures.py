@@ -126,8 +126,9 @@ class Node:
     def failed(self, instructions: str, *, wrapped: tuple[str, ...] = (), **more: str) -> str:
         """What is told of an image whose build fails."""
         write_checkout(self.root, {"projects/x:1/Dockerfile": instructions})
+        ending = self.root / "ending.json"
         done = subprocess.run(
-            (*wrapped, sys.executable, "-m", "rc_tasks.steps", "podman", "x:1"),
+            (*wrapped, sys.executable, "-m", "rc_tasks.steps", "podman", "x:1", "", str(ending)),
             cwd=self.root,
             env={**os.environ, **self.environ, **more},
             capture_output=True,
@@ -135,7 +136,9 @@ class Node:
             check=False,
         )
         assert done.returncode == 1, done.stdout + done.stderr
-        return done.stderr.rpartition("== failed")[2].partition("\n")[2]
+        text: str = json.loads(ending.read_text())["text"]
+        assert done.stderr.endswith(f"{text}\n")
+        return f"{text}\n"
 
     def base(self, name: str) -> str:
         return f"127.0.0.1:{self.port}/{name}:1"

@@ -1,4 +1,4 @@
-"""Why a step did not do its work, read from the end of its log."""
+"""Why a step did not do its work: its own ending, Slurm's lines in the log, or the log's last lines."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -6,7 +6,8 @@ from pathlib import Path
 from textwrap import shorten
 
 from rc_tasks.errors import NodeError, UnreachableError
-from rc_tasks.steps.outcome import FAILED, FAILED_AS_ABOVE, LOCKED, LOST, NEEDS
+from rc_tasks.state import logs
+from rc_tasks.steps.outcome import EndingKind, StepEnding
 from rc_tasks.tools import command, podman, slurm_words
 from rc_tasks.tools.slurm_request import StepRequest
 from rc_tasks.util.text import log_line
@@ -41,24 +42,22 @@ class Diagnosis:
 
 
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
-    """Our own words at the end of the log, else Slurm's, else its last lines.
+    """Return why a step failed, from the ending that it left, else Slurm's words, else its last lines.
 
-    Slurm's come first where it ended the step: it signals one process after the other, and a RUN may
-    end before the step gets its signal.
+    Slurm's words come first where Slurm ended the step: it signals one process after the other, and a
+    RUN may end before the step gets its signal.
     """
     lines = _tail(log)
-    # Slurm's own lines can stand anywhere among those of the step.
-    own = [line for line in lines if request is None or not slurm_words.said(line)]
-    marks = [at for at, line in enumerate(own) if _is_mark(line)]
-    mark = own[marks[-1]] if marks else ""
+    ending = StepEnding.read(logs.ending(log))
     ended = request is not None and any(map(slurm_words.ended, lines))
-    if marks and not (ended and mark in {FAILED, FAILED_AS_ABOVE}):
-        text = _own_words(own, marks[-1])
+    if ending is not None and not (ended and ending.kind is EndingKind.FAILED):
+        # Slurm's own lines can stand anywhere among those of the step.
+        own = [line for line in lines if request is None or not slurm_words.said(line)]
         return Diagnosis(
-            text,
-            needs=mark.removeprefix(NEEDS) if mark.startswith(NEEDS) else "",
-            locked=mark in {LOCKED, LOST},
-            lost=mark == LOST,
+            _message(ending, own),
+            needs=ending.needs,
+            locked=ending.kind in {EndingKind.LOCKED, EndingKind.LOST_LOCK},
+            lost=ending.kind is EndingKind.LOST_LOCK,
         )
     if request is not None:
         error = slurm_words.explain(returncode, lines, request, guarded=True)
@@ -72,14 +71,13 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosi
     return Diagnosis("\n".join((f"the step {what}", *_quote(lines))), unexplained=not returncode)
 
 
-def _is_mark(line: str) -> bool:
-    return line in {FAILED, FAILED_AS_ABOVE, LOCKED, LOST} or line.startswith(NEEDS)
-
-
-def _own_words(lines: list[str], mark: int) -> str:
-    before, (first, *rest) = lines[:mark], lines[mark + 1 :] or ["the step failed"]
-    if lines[mark] != FAILED_AS_ABOVE:
+def _message(ending: StepEnding, lines: list[str]) -> str:
+    first, *rest = [log_line(line.encode(errors="backslashreplace")) for line in ending.text.split("\n")]
+    if not ending.after_tool:
         return "\n".join((first, *rest))
+    # The tool's lines end where the message begins.
+    at = max((number for number, line in enumerate(lines) if line == first), default=len(lines))
+    before = lines[:at]
     instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
     if instruction:
         first = first.replace("podman build", instruction, 1)

@@ -321,7 +321,9 @@ class Dispatcher:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
             # Whether another run does the step in between, it sees when it has its image's lock.
-            wanted, request = step_command(checkout.root, place, *map(str, task), edition(before))
+            wanted, request = step_command(
+                checkout.root, place, *map(str, task), edition(before), str(logs.ending(log))
+            )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
@@ -353,7 +355,7 @@ class Dispatcher:
                 lost = found is not None and found.elsewhere
                 return _Tried(None, entry, took_s, inputs, log, lost)
             if found and found.locked and not found.lost:
-                log.unlink()
+                logs.remove(log)
         except RcError as error:
             found = Diagnosis(str(error))
         except OSError as error:

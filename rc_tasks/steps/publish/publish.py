@@ -29,7 +29,7 @@ from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import ToldError
+from rc_tasks.steps.outcome import ReportedError, StepEnding
 from rc_tasks.steps.podman.fetch import bring
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
@@ -155,7 +155,7 @@ def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Pa
         inner = Command((sys.executable, *argv), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
-            raise ToldError(status)
+            raise ReportedError(status, StepEnding.read(told))
         return parse_contents(told.read_bytes())
 
 

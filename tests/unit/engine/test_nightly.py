@@ -18,11 +18,13 @@ from rc_tasks.engine.nightly import job
 from rc_tasks.engine.nightly.summary import Begun, Ending, FailedStep, Left, Summary, as_json, gather
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, UnreachableError
+from rc_tasks.state import logs
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
+from rc_tasks.steps.outcome import EndingKind, StepEnding
 from rc_tasks.tools import sbatch
 from rc_tasks.views import nightly_text
 from tests.support.checkouts import pretend_built, write_checkout
@@ -308,8 +310,10 @@ def night_of(checkout: Checkout) -> Summary:
     log.parent.mkdir(parents=True)
     log.write_text(
         "$ python\nSTEP 1/2: FROM base\nSTEP 2/2: RUN make\nmake: \x1b[31m*** no rule\n"
-        "== failed, as told above\npodman build failed with exit status 2\n"
+        "podman build failed with exit status 2\n"
     )
+    failed = StepEnding(EndingKind.FAILED, "podman build failed with exit status 2", after_tool=True)
+    failed.write(logs.ending(log))
     error = f"{checkout.root}/projects/b:1/Dockerfile: RUN make failed"
     return gathered(
         checkout,

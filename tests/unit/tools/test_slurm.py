@@ -12,7 +12,8 @@ import pytest
 
 from rc_tasks.engine.run.diagnosis import verdict
 from rc_tasks.errors import NodeError, SlurmError, UnreachableError
-from rc_tasks.steps.outcome import FAILED_AS_ABOVE
+from rc_tasks.state import logs
+from rc_tasks.steps.outcome import EndingKind, StepEnding
 from rc_tasks.tools import sbatch, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import Granted, granted, srun
@@ -879,7 +880,9 @@ def test_a_run_that_died_because_slurm_ended_its_step_is_not_blamed(
     tmp_path: Path, daemon: str, text: str, elsewhere: bool
 ) -> None:
     log = tmp_path / "step.log"
-    failed = f'STEP 3/9: RUN pip\nError: building at STEP "RUN pip": exit status 143\n{FAILED_AS_ABOVE}'
-    log.write_text(f"{daemon}\n{failed}\npodman build failed with exit status 143\n")
+    failed = 'STEP 3/9: RUN pip\nError: building at STEP "RUN pip": exit status 143'
+    message = "podman build failed with exit status 143"
+    log.write_text(f"{daemon}\n{failed}\n{message}\n")
+    StepEnding(EndingKind.FAILED, message, after_tool=True).write(logs.ending(log))
     found = verdict(1, log, StepRequest("podman:a"))
     assert (found.text.splitlines()[0], found.elsewhere) == (text, elsewhere)
