@@ -97,6 +97,8 @@ make_venv() {
     [[ $(.venv/bin/pip --version 2>/dev/null) == *" from $PWD/.venv/"* ]] || "$python" -m venv --clear .venv
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}" ||
         stop "pip failed, see above" "next: mend that; a proxy is named by https_proxy, a mirror by PIP_INDEX_URL"
+    # man(1) looks beside each directory of PATH.
+    .venv/bin/python -m rc_tasks.commands.cli.man .venv/share/man
     printf '%s\n' "$wanted" >"$stamp"
 }
 

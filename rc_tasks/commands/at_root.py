@@ -1,7 +1,8 @@
 """doit's own commands, made to work from any folder of the checkout and to speak clearly."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,70 @@ from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 from doit.cmd_ignore import Ignore as DoitIgnore
 from doit.cmd_info import Info as DoitInfo
+from doit.cmd_list import List as DoitList
+from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
+from doit.task import Task
 
-from rc_tasks.commands.cli.errors import Told
+from rc_tasks.commands.cli.command import execute
+from rc_tasks.commands.cli.errors import reported
+from rc_tasks.commands.cli.parser import UsageError, option_strings, parser_of, unknown_argument
+from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, session
 from rc_tasks.model.reference import near
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import find_root
 from rc_tasks.util.text import printable_lines
 
+# doit adds a dump of all its options, which is longer than a screen.
+_NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
+_NOT_KNOWN = re.compile(r"option (\S+) not recognized")
+_WRONG_VALUE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
+_NO_CHOICE = re.compile(
+    r"Error parsing parameter '(\w+)'. Provided (.*) but available choices are: (.*)\."
+)
 
-class AtRoot(Told, DoitCmdBase):
-    """A command that finds the dodo.py in a folder above."""
+
+class AtRoot(DoitCmdBase):
+    """A command that finds the dodo.py in a folder above, and whose errors are reported in our form."""
+
+    def parse_execute(self, in_args: list[str]) -> int:
+        """Parse the arguments and run the command; the exit status is 3 for what was not tried."""
+        return reported(lambda: self._parse_execute(in_args))
+
+    def _parse_execute(self, in_args: list[str]) -> int:
+        try:
+            status: int = super().parse_execute(in_args)
+        except CmdParseError as error:
+            raise self._usage(str(error)) from None
+        return status
+
+    def _usage(self, text: str) -> UsageError:
+        hint = f"`doit help {self.name}`"
+        if wrong := _WRONG_VALUE.search(text):
+            name, kind, value = wrong.groups()
+            return UsageError(f"--{self._long(name)}: {value} is not of type {kind}", hint=hint)
+        if no_choice := _NO_CHOICE.fullmatch(text):
+            name, value, choices = no_choice.groups()
+            return UsageError(f"--{self._long(name)}: {value} is none of {choices}", hint=hint)
+        found = _NOISE.fullmatch(text)
+        if found is None:
+            return UsageError(text)
+        where, what = found.groups()
+        if where == "Task":
+            # What stands behind the name of a task would be an option of that task; ours have none.
+            return UsageError(
+                what,
+                hint="options stand before names, as in `doit --continue build`; `doit help run` lists"
+                " them",
+            )
+        if unknown_option := _NOT_KNOWN.fullmatch(what):
+            return unknown_argument(self.name, unknown_option[1], option_strings(parser_of(self.name)))
+        return UsageError(what, hint=f"`doit help {self.name}` lists the options")
+
+    def _long(self, name: str) -> str:
+        found: str = next(option.long for option in self.cmdparser.options if option.name == name)
+        return found
 
     def execute(self, params: Any, args: list[str]) -> int:
         """Run the command with the checkout as its working directory."""
@@ -35,6 +88,11 @@ class AtRoot(Told, DoitCmdBase):
 
 def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
     """The error for a task that does not exist, with the nearest names."""
+    if name in COMMANDS:
+        # The program of an environment in which doit's own script has replaced ours.
+        return InvalidCommand(
+            f"this is doit's own program, without `{name}`\n  next: ./bootstrap.sh setup"
+        )
     step, colon, bare = name.partition(":")
     if not colon or step not in TASK_KINDS:
         step, bare = "build", name
@@ -83,10 +141,49 @@ def steps_of(command: DoitCmdBase, names: list[str] | None, everything: str) -> 
     return list(found)
 
 
+class List(AtRoot, DoitList):
+    """`doit list` with options of doit's."""
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Show our table where none of doit's options is given, as from doit's own script."""
+        doits = {option["name"] for option in DoitList.cmd_options}
+        if doits & set(params._non_default_keys):
+            return super().execute(params, args)
+        return execute("list", args)
+
+    def _execute(
+        self,
+        subtasks: bool = False,
+        quiet: bool = True,
+        status: bool = False,
+        private: bool = False,
+        list_deps: bool = False,
+        template: str | None = None,
+        sort: str = "name",
+        pos_args: Any = None,
+    ) -> Any:
+        if not subtasks:
+            checked(self, pos_args)
+        return super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
+
+    @staticmethod
+    def _list_filtered(
+        tasks: Mapping[str, Task], names: list[str], include_subtasks: bool
+    ) -> list[Task]:
+        """With `--all`, a name stands for all tasks below it."""
+        if not include_subtasks:
+            found: list[Task] = DoitList._list_filtered(tasks, names, include_subtasks)
+            return found
+        below = {name: [key for key in tasks if f"{key}:".startswith(f"{name}:")] for name in names}
+        for name, keys in below.items():
+            if not keys:
+                raise unknown(name, list(tasks))
+        return [tasks[key] for key in dict.fromkeys(key for keys in below.values() for key in keys)]
+
+
 class Info(AtRoot, DoitInfo):
     """`doit info TASK`."""
 
-    doc_purpose = "show what a task depends on and why it would run"
     outstream: Any
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
@@ -105,7 +202,6 @@ class Info(AtRoot, DoitInfo):
 class Forget(AtRoot, DoitForget):
     """`doit forget TASK`."""
 
-    doc_purpose = "forget that tasks were done, so that they run again"
     sel_tasks: Any
 
     def _execute(self, forget_sub: bool, forget_disable_default: bool, forget_all: bool) -> Any:
@@ -119,13 +215,9 @@ class Forget(AtRoot, DoitForget):
 class Ignore(AtRoot, DoitIgnore):
     """`doit ignore TASK`."""
 
-    doc_purpose = "leave tasks out of runs until they are forgotten"
-
 
 class Clean(AtRoot, DoitClean):
     """`doit clean TASK`."""
-
-    doc_purpose = "remove image.sqsh and image.json"
 
     def _execute(
         self, dryrun: bool, cleandep: bool, cleanall: bool, cleanforget: bool, pos_args: Any = None

@@ -2,16 +2,15 @@
 
 import json
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import near
@@ -36,59 +35,48 @@ _MOVABLE = (BaseKind.PINNED, BaseKind.NOT_PINNED)
 Answers = dict[str, str | RcError]
 
 
-class Bases(CheckoutCommand):
-    """Shows, checks and moves pins."""
-
-    doc_purpose = "show registry bases and their pins; check and move them"
-    doc_usage = "[BASE or IMAGE ...]"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         f"A base is pinned in {LOCK} when it is first built on: builds take that digest until the pin is"
         " moved. A name is a base as a Dockerfile writes it, or an image, which means all registry bases"
         " under it. The exit status of --check is 0 when no tag has moved, 1 when one has, and 2 when"
         " none has but a registry gave no answer; of --update, 0, or 2 when a registry gave no answer."
     )
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "name": "check",
-            "long": "check",
-            "type": bool,
-            "default": False,
-            "help": "ask the registries whether the tags stand for something else by now",
-        },
-        {
-            "name": "update",
-            "long": "update",
-            "type": bool,
-            "default": False,
-            "help": "pin to what the tags stand for now; the images on what moved become stale",
-        },
-        OPT_JSON,
+    add_names(parser, "BASE|NAME")
+    add_flag(
+        parser, "--check", help="ask the registries whether the tags stand for something else by now"
     )
+    add_flag(
+        parser,
+        "--update",
+        help="pin to what the tags stand for now; the images on what moved become stale",
+    )
+    add_json(parser)
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may follow the names."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if options["check"] and options["update"]:
-            raise InvalidCommand("--check only looks, and --update moves\n  next: give one of them")
-        checkout = opened.checkout
-        found = _chosen(opened, registry_bases(checkout.graph, checkout.pins.read()), names)
-        if options["update"]:
-            # All means all that have a pin to move; a base that is named is told about.
-            wanted = found if names else tuple(base for base in found if base.kind in _MOVABLE)
-            return _update(checkout, wanted, as_json=options["json"])
-        answers = _ask(found) if options["check"] else {}
-        if options["json"]:
-            _print_json([_as_json(base, answers.get(base.reference)) for base in found])
-        elif found:
-            _table(found, answers if options["check"] else None)
-        else:
-            print("no image here is built on one from a registry")
-        _complain(answers)
-        if any(_has_moved(base, answers.get(base.reference)) for base in found):
-            return _MOVED
-        return _status(answers)
+def run(args: Namespace) -> int:
+    """Show, check or move pins."""
+    opened = session()
+    if args.check and args.update:
+        raise UsageError("--check and --update cannot be combined", hint="give one of them")
+    checkout = opened.checkout
+    found = _chosen(opened, registry_bases(checkout.graph, checkout.pins.read()), args.names)
+    if args.update:
+        # All means all that have a pin to move; a base that is named is told about.
+        wanted = found if args.names else tuple(base for base in found if base.kind in _MOVABLE)
+        return _update(checkout, wanted, as_json=args.json)
+    answers = _ask(found) if args.check else {}
+    if args.json:
+        _print_json([_as_json(base, answers.get(base.reference)) for base in found])
+    elif found:
+        _table(found, answers if args.check else None)
+    else:
+        print("no image here is built on one from a registry")
+    _complain(answers)
+    if any(_has_moved(base, answers.get(base.reference)) for base in found):
+        return _MOVED
+    return _status(answers)
 
 
 def _chosen(

@@ -3,16 +3,14 @@
 import json
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
 from rc_tasks.commands.manifest import one_image, present
-from rc_tasks.engine.session import Session
+from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.model.manifest.diff import Changes, compared
 from rc_tasks.model.manifest.manifest import Manifest
@@ -22,56 +20,45 @@ from rc_tasks.views import tables
 from rc_tasks.views.diff_text import _SHORT_ID, lines
 
 _SHORTEST_ID = 4
-_AGO = re.compile(r"[-~](\d+)")
+_AGO = re.compile(r"-(\d+)")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([ T]\d\d(:\d\d)?)?")
 # A cell of rich's for a line of a diff, by its first character.
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
-class Diff(CheckoutCommand):
-    """Compares two builds of an image."""
-
-    doc_purpose = "tell what a rebuild changed: packages, size, bases, Dockerfile"
-    doc_usage = "TASK [OLD] [NEW]"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "OLD and NEW name builds by the beginning of their image ID, by a date such as 2026-11-22, or by"
         " their place: -1 is the one before the present one. Without them the present build is compared"
         " with the one before it; with OLD alone, with that. `doit diff NAME --list` shows the builds."
     )
-    cmd_options = (
-        OPT_JSON,
-        {
-            "name": "list",
-            "long": "list",
-            "type": bool,
-            "default": False,
-            "help": "show the builds that can be compared",
-        },
-    )
+    add_names(parser, "NAME [OLD] [NEW]")
+    add_json(parser)
+    add_flag(parser, "--list", help="show the builds that can be compared")
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the names, and -1 is none."""
-        words = [_AGO.sub(r"~\1", word) if _AGO.fullmatch(word) else word for word in in_args]
-        return super().parse_execute(options_first(self.cmdparser, words))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if not 1 <= len(names) <= 3:
-            what = "which image?" if not names else "an image and at most two builds are wanted"
-            raise InvalidCommand(f"{what}\n  next: doit diff NAME [OLD] [NEW]")
-        name = one_image(opened, names[0])
-        builds = manifests.builds(opened.checkout, name)
-        if options["list"]:
-            _list(builds)
-            return 0
-        new = chosen(builds, names[2]) if len(names) == 3 else present(opened, name)
-        old = chosen(builds, names[1]) if len(names) > 1 else _previous(builds, name)
-        changes = compared(old, new)
-        if options["json"]:
-            json.dump(_json(changes), sys.stdout, indent=2)
-            sys.stdout.write("\n")
-        else:
-            _print(lines(changes))
+def run(args: Namespace) -> int:
+    """Compare two builds of an image."""
+    opened = session()
+    names: list[str] = args.names
+    if not 1 <= len(names) <= 3:
+        what = "which image?" if not names else "an image and at most two builds are wanted"
+        raise UsageError(f"{what}", hint="doit diff NAME [OLD] [NEW]")
+    name = one_image(opened, names[0])
+    builds = manifests.builds(opened.checkout, name)
+    if args.list:
+        _list(builds)
         return 0
+    new = chosen(builds, names[2]) if len(names) == 3 else present(opened, name)
+    old = chosen(builds, names[1]) if len(names) > 1 else _previous(builds, name)
+    changes = compared(old, new)
+    if args.json:
+        json.dump(_json(changes), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _print(lines(changes))
+    return 0
 
 
 def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
@@ -95,7 +82,7 @@ def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
         return found[0].manifest
     what = "means several builds" if found else "is none of the builds that are kept"
     raise RcError(
-        f"{argument.replace('~', '-')!r} {what}",
+        f"{argument!r} {what}",
         quote=tuple(" ".join(row).rstrip() for row in _columns(builds)),
         hint="choose one by the beginning of its image ID, its date, or its place such as -1",
     )

@@ -4,14 +4,11 @@ import os
 import shlex
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.run.dispatcher import runner, step_process
+from rc_tasks.engine.run.step_command import runner, step_process
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.config.settings import Runner
@@ -29,36 +26,29 @@ from rc_tasks.views import tables
 _MOST_REFUSALS = 3
 
 
-class Doctor(CheckoutCommand):
-    """Checks the host, then a node as a step would find it."""
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = "Exits with 1 when something would keep images from being built."
 
-    doc_purpose = "check this host and a compute node, and say how to mend what is wrong"
-    doc_usage = ""
-    doc_description = "Exits with 1 when something would keep images from being built."
 
-    def execute(self, opt_values: Any, pos_args: list[str]) -> int:
-        """Check; broken settings are a finding, not an end."""
-        try:
-            session()
-        except SettingsError as error:
-            raise InvalidCommand(f"the settings cannot be used\n{error}") from None
-        except RcError:
-            pass
-        return super().execute(opt_values, pos_args)
-
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        rights.require_readable(opened.checkout)
-        problems = _tell("this host", host_findings(opened))
-        where = runner(opened.checkout.settings.runner)
-        heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
-        problems += _tell(heading, _node(opened))
-        if problems:
-            print(
-                f"\n{problems} problem{'s' if problems > 1 else ''} to mend before images can be built"
-            )
-        else:
-            print("\nready to build")
-        return 1 if problems else 0
+def run(_args: Namespace) -> int:
+    """Check the host, then a node as a step would find it."""
+    try:
+        opened = session()
+    except SettingsError as error:
+        if error.where is not None:
+            raise  # one problem, which names its file
+        raise RcError(f"the settings cannot be used\n{error}") from None
+    rights.require_readable(opened.checkout)
+    problems = _tell("this host", host_findings(opened))
+    where = runner(opened.checkout.settings.runner)
+    heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
+    problems += _tell(heading, _node(opened))
+    if problems:
+        print(f"\n{problems} problem{'s' if problems > 1 else ''} to mend before images can be built")
+    else:
+        print("\nready to build")
+    return 1 if problems else 0
 
 
 def _tell(heading: str, findings: Iterator[Finding]) -> int:

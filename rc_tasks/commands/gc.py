@@ -2,13 +2,11 @@
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import add_flag
+from rc_tasks.engine.session import Session, session
 from rc_tasks.engine.upkeep.garbage import (
     GONE_DAYS,
     Collector,
@@ -27,61 +25,45 @@ from rc_tasks.views import tables
 _MOST_LEFT = 10
 
 
-class Gc(CheckoutCommand):
-    """Frees space."""
-
-    doc_purpose = "remove what nothing needs any more, and say what and how much"
-    doc_usage = ""
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Nothing is removed that an image of this checkout, an image kept for `doit rollback`, or an EDF"
         " in reach needs, nor what is younger than a day: a step may just be about to refer to it. It"
         " can run beside builds."
     )
-    cmd_options = (
-        {
-            "name": "dry_run",
-            "short": "n",
-            "long": "dry-run",
-            "type": bool,
-            "default": False,
-            "help": "only say what would be removed",
-        },
-        {
-            "name": "verbose",
-            "short": "v",
-            "long": "verbose",
-            "type": bool,
-            "default": False,
-            "help": "name every file and directory",
-        },
-    )
+    add_flag(parser, "-n", "--dry-run", help="only say what would be removed")
+    add_flag(parser, "-v", "--verbose", help="name every file and directory")
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if names:
-            raise InvalidCommand(
-                f"it is for the whole checkout, not for {' '.join(names)}\n  next: doit gc --dry-run"
-            )
-        require_own(opened.checkout)
-        collector = Collector(opened.checkout)
-        if options["dry_run"]:
-            found = collector.find()
-            _tell(opened, found, measure(found.items), verbose=options["verbose"])
-            return 0
-        try:
-            with held(collector.lock, "gc"):
-                found = collector.find()
-                measured = measure(found.items)
-                _tell(opened, found, measured, verbose=options["verbose"])
-                told = len(found.left)
-                removed = collector.remove(found)
-        except LostLockError:
-            raise
-        except LockedError as error:
-            raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
-        if found.items:
-            print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
-        _tell_left(found.left[told:])
+
+def run(args: Namespace) -> int:
+    """Free space."""
+    return collect(session(), dry_run=args.dry_run, verbose=args.verbose)
+
+
+def collect(opened: Session, *, dry_run: bool, verbose: bool) -> int:
+    """Say what can go, and remove it unless it is a dry run."""
+    require_own(opened.checkout)
+    collector = Collector(opened.checkout)
+    if dry_run:
+        found = collector.find()
+        _tell(opened, found, measure(found.items), verbose=verbose)
         return 0
+    try:
+        with held(collector.lock, "gc"):
+            found = collector.find()
+            measured = measure(found.items)
+            _tell(opened, found, measured, verbose=verbose)
+            told = len(found.left)
+            removed = collector.remove(found)
+    except LostLockError:
+        raise
+    except LockedError as error:
+        raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
+    if found.items:
+        print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
+    _tell_left(found.left[told:])
+    return 0
 
 
 def _tell(

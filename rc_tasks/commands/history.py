@@ -3,17 +3,15 @@
 import json
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
+from rc_tasks.engine.session import session
 from rc_tasks.state import history
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.status import State
@@ -26,72 +24,59 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _STYLES = {Outcome.FAILED: tables.STYLES[State.FAILED]}
 
 
-class History(CheckoutCommand):
-    """Shows past steps."""
-
-    doc_purpose = "show what past runs did, step by step"
-    doc_usage = "[TASK ...]"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "The newest step comes last. OUTCOME is done, failed, interrupted, or retried (its node failed"
         " or its base was lost, and it was tried again). QUEUED is the time between being ready and"
         " starting. The setting history.days says how far back it goes."
     )
-    cmd_options = (
-        {
-            "name": "failed",
-            "long": "failed",
-            "type": bool,
-            "default": False,
-            "help": "only steps that failed",
-        },
-        {
-            "name": "since",
-            "long": "since",
-            "type": str,
-            "default": "",
-            "help": "only steps that began since then: 12h or 2d ago, or a date such as 2026-11-01",
-        },
-        OPT_JSON,
-        {
-            "name": "limit",
-            "short": "n",
-            "long": "limit",
-            "type": int,
-            "default": None,
-            "help": f"only the newest N; without it and without --since, a table shows {_USUAL_LIMIT}",
-        },
+    add_names(parser)
+    add_flag(parser, "--failed", help="only steps that failed")
+    parser.add_argument(
+        "--since",
+        default="",
+        metavar="WHEN",
+        help="only steps that began since then: 12h or 2d ago, or a date such as 2026-11-01",
+    )
+    add_json(parser)
+    parser.add_argument(
+        "-n",
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"only the newest N; without it and without --since, a table shows {_USUAL_LIMIT}",
     )
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the names."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        limit: int | None = options["limit"]
-        if limit is not None and limit < 1:
-            raise InvalidCommand(f"-n {limit} shows nothing\n  next: -n 1 shows the newest step")
-        if limit is None and not options["since"] and not options["json"]:
-            limit = _USUAL_LIMIT
-        wanted = frozenset(images(opened, names)) if names else None
-        since = _since(options["since"]) if options["since"] else None
-        found = (
-            entry
-            for entry in _newer(history.entries(opened.checkout.history), since)
-            if (wanted is None or entry.image in wanted)
-            and (not options["failed"] or entry.outcome is Outcome.FAILED)
-        )
-        shown = list(islice(found, limit))[::-1]
-        if options["json"]:
-            json.dump([asdict(entry) for entry in shown], sys.stdout, indent=2)
-            sys.stdout.write("\n")
-        elif shown:
-            if options["limit"] is None and next(found, None) is not None:
-                sys.stderr.write(f"the newest {limit} steps; -n and --since show more\n")
-            _table(shown)
-        else:
-            which = "no such step is in the history" if options["failed"] or since or names else ""
-            print(which or "no step has run yet")
-        return 0
+def run(args: Namespace) -> int:
+    """Show past steps."""
+    opened = session()
+    limit: int | None = args.limit
+    if limit is not None and limit < 1:
+        raise UsageError(f"-n {limit} shows nothing", hint="-n 1 shows the newest step")
+    if limit is None and not args.since and not args.json:
+        limit = _USUAL_LIMIT
+    wanted = frozenset(images(opened, args.names)) if args.names else None
+    since = _since(args.since) if args.since else None
+    found = (
+        entry
+        for entry in _newer(history.entries(opened.checkout.history), since)
+        if (wanted is None or entry.image in wanted)
+        and (not args.failed or entry.outcome is Outcome.FAILED)
+    )
+    shown = list(islice(found, limit))[::-1]
+    if args.json:
+        json.dump([asdict(entry) for entry in shown], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    elif shown:
+        if args.limit is None and next(found, None) is not None:
+            sys.stderr.write(f"the newest {limit} steps; -n and --since show more\n")
+        _table(shown)
+    else:
+        which = "no such step is in the history" if args.failed or since or args.names else ""
+        print(which or "no step has run yet")
+    return 0
 
 
 def _table(shown: list[HistoryEntry]) -> None:
@@ -133,7 +118,7 @@ def _since(text: str) -> datetime:
             return datetime.now().astimezone() - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
-        raise InvalidCommand(
-            f"--since {text!r} is no time\n"
-            "  next: --since 12h, --since 2d, or a date such as --since 2026-11-01"
+        raise UsageError(
+            f"--since {text!r} is no time",
+            hint="--since 12h, --since 2d, or a date such as --since 2026-11-01",
         ) from None

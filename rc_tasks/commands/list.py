@@ -4,85 +4,66 @@ import contextlib
 import json
 import os
 import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from doit.cmd_list import List as DoitList
-from doit.task import Task
-
-from rc_tasks.commands.at_root import AtRoot, checked, unknown
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import add_json, add_names
+from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import ImageStatus, briefly
 from rc_tasks.views import tables
 
 
-class List(AtRoot, DoitList):
-    """doit's `list` with our own table when none of doit's options is given."""
-
-    doc_purpose = "show all images: state, reason, size"
-    doc_usage = "[TASK ...]"
-    doc_description = "States: fresh, stale, missing, failed, building. `doit why NAME` tells more."
-    cmd_options = (*DoitList.cmd_options, OPT_JSON)
-
-    def execute(self, params: Any, args: list[str]) -> int:
-        """Show our table, or doit's list of tasks when one of doit's options asks for it."""
-        doits = {option["name"] for option in DoitList.cmd_options}
-        if doits & set(params._non_default_keys):
-            return super().execute(params, args)
-        return _Table(config=self.config, bin_name=self.bin_name).execute(params, args)
-
-    def _execute(
-        self,
-        subtasks: bool = False,
-        quiet: bool = True,
-        status: bool = False,
-        private: bool = False,
-        list_deps: bool = False,
-        template: str | None = None,
-        sort: str = "name",
-        pos_args: Any = None,
-    ) -> Any:
-        if not subtasks:
-            checked(self, pos_args)
-        return super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
-
-    @staticmethod
-    def _list_filtered(
-        tasks: Mapping[str, Task], names: list[str], include_subtasks: bool
-    ) -> list[Task]:
-        """With `--all`, a name stands for all tasks below it: so asks shell completion."""
-        if not include_subtasks:
-            found: list[Task] = DoitList._list_filtered(tasks, names, include_subtasks)
-            return found
-        below = {name: [key for key in tasks if f"{key}:".startswith(f"{name}:")] for name in names}
-        for name, keys in below.items():
-            if not keys:
-                raise unknown(name, list(tasks))
-        return [tasks[key] for key in dict.fromkeys(key for keys in below.values() for key in keys)]
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = "States: fresh, stale, missing, failed, building. `doit why NAME` tells more."
+    add_names(parser)
+    add_json(parser)
+    doits = parser.add_argument_group("doit's own list, of tasks")
+    doits.add_argument("--all", action="store_true", help="the steps of images, too")
+    doits.add_argument("-q", "--quiet", action="store_true", help="only the names")
+    doits.add_argument("-s", "--status", action="store_true", help="R to run, U up to date, I ignored")
+    doits.add_argument("-p", "--private", action="store_true", help="tasks that start with _, too")
+    doits.add_argument("--deps", action="store_true", help="the files that tasks depend on, too")
+    doits.add_argument("--template", metavar="TEXT", help="how to print a task: '{name} {doc}'")
+    doits.add_argument("--sort", choices=("name", "definition"), help="the order of tasks")
+    # What doit takes as well, and its older completion scripts give.
+    for option in ("--db-file", "--backend", "--check_file_uptodate"):
+        parser.add_argument(option, help=SUPPRESS)
+    parser.add_argument("-f", "--file", help=SUPPRESS)
+    parser.add_argument("-d", "--dir", help=SUPPRESS)
+    parser.add_argument("-k", "--seek-file", action="store_true", help=SUPPRESS)
 
 
-class _Table(CheckoutCommand):
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        statuses = [opened.judge.image(name) for name in images(opened, names)]
-        aliases = opened.checkout.graph.aliases_of()
-        if options["json"]:
-            json.dump([as_json(opened, status, aliases) for status in statuses], sys.stdout, indent=2)
-            sys.stdout.write("\n")
-            return 0
-        rows = [_row(opened, status, aliases) for status in statuses]
-        headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
-        if rows:
-            styles = [tables.STYLES[status.state] for status in statuses]
-            tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
-        else:
-            print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
-        if not names:
-            for problem in opened.checkout.graph.problems:
-                sys.stderr.write(f"{problem}\n")
+def run(args: Namespace) -> int:
+    """Show our table, or doit's list of tasks when one of doit's options asks for it."""
+    if any((args.all, args.quiet, args.status, args.private, args.deps, args.template, args.sort)):
+        from rc_tasks.commands.doit_main import doit
+
+        # doit looks for options in front of names.
+        names = set(args.names)
+        return doit([*(word for word in args.words if word not in names), *args.names])
+    opened = session()
+    statuses = [opened.judge.image(name) for name in images(opened, args.names)]
+    aliases = opened.checkout.graph.aliases_of()
+    if args.json:
+        json.dump([as_json(opened, status, aliases) for status in statuses], sys.stdout, indent=2)
+        sys.stdout.write("\n")
         return 0
+    rows = [_row(opened, status, aliases) for status in statuses]
+    headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
+    if rows:
+        styles = [tables.STYLES[status.state] for status in statuses]
+        tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+    else:
+        print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
+    if not args.names:
+        for problem in opened.checkout.graph.problems:
+            sys.stderr.write(f"{problem}\n")
+    return 0
 
 
 def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> dict[str, Any]:

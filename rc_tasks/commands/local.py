@@ -2,11 +2,11 @@
 
 import os
 import shlex
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
-from rc_tasks.commands.cli.arguments import one_name
-from rc_tasks.commands.cli.interactive import EnterCommand, find_project, prepare, tell
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.interactive import add_entry, find_project, prepare, tell
+from rc_tasks.commands.cli.parser import one_name
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import ArtifactError, RcError
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state.checkout import Checkout
@@ -14,26 +14,27 @@ from rc_tasks.state.records.status import State
 from rc_tasks.tools import git
 
 
-class Local(EnterCommand):
-    """Starts an interactive job from this checkout's image."""
-
-    name = "local"
-    doc_purpose = "start a shell, or CMD, in the image built here"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Writes ~/.edf/NAME.toml, which extends the project's env.toml and names this checkout's image,"
         " and starts an interactive job with it. The settings of the job are those of [debug]."
     )
+    add_entry(parser)
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        checkout = opened.checkout
-        name = one_name(self, names)
-        project = find_project(checkout, name) or checkout.graph.resolve(name).project
-        _require_image(opened, project)
-        entry = prepare(checkout, project.name, self.argv, options, self.name)
-        status = entry.start(entry.write(project, project.artifact))
-        if not options["print"]:
-            tell(f"next, when it works: {_back_to_the_team(checkout, project)}")
-        return status
+
+def run(args: Namespace) -> int:
+    """Start an interactive job from this checkout's image."""
+    opened = session()
+    checkout = opened.checkout
+    name = one_name(args, "local NAME [-- CMD ...]")
+    project = find_project(checkout, name) or checkout.graph.resolve(name).project
+    _require_image(opened, project)
+    entry = prepare(checkout, project.name, args, "local")
+    status = entry.start(entry.write(project, project.artifact))
+    if not args.print:
+        tell(f"next, when it works: {_back_to_the_team(checkout, project)}")
+    return status
 
 
 def _require_image(opened: Session, project: Project) -> None:

@@ -6,15 +6,14 @@ import shlex
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import CheckoutCommand, images
+from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.errors import INTERRUPTED
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.reference import near
 from rc_tasks.state import logs
@@ -34,76 +33,58 @@ _POLL_S = 0.5
 _STARTING_S = 15.0
 
 
-class Log(CheckoutCommand):
-    """Shows the newest log of an image."""
-
-    doc_purpose = "show the newest log of an image"
-    doc_usage = "NAME [podman|enroot|env]"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "On a terminal the log is shown by $PAGER, or by less. All logs lie in .rc/logs/NAME/STEP, where"
         " latest.log and failed.log lead to the newest ones; the settings logs.keep and logs.days say"
         " which are kept."
     )
-    cmd_options = (
-        {
-            "name": "follow",
-            "short": "f",
-            "long": "follow",
-            "type": bool,
-            "default": False,
-            "help": "print the log as it grows, until its step ends",
-        },
-        {
-            "name": "failed",
-            "long": "failed",
-            "type": bool,
-            "default": False,
-            "help": "the log of the newest failure",
-        },
-    )
+    add_names(parser, "NAME [podman|enroot|env]")
+    add_flag(parser, "-f", "--follow", help="print the log as it grows, until its step ends")
+    add_flag(parser, "--failed", help="the log of the newest failure")
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the names."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        wanted, steps = _wanted(opened, names)
-        checkout = opened.checkout
-        found = _newest(checkout, wanted, steps, failed=options["failed"])
-        if found is None:
-            raise _none(wanted, steps, failed=options["failed"])
-        path, step, name = found
-        sys.stderr.write(f"{tables.printable(checkout.shown(path))}\n")
-        sys.stderr.flush()
-        with path.open("rb") as log:
-            if options["follow"]:
-                try:
-                    _follow(log, checkout.lock(name), f"{step}:{name}")
-                except KeyboardInterrupt:
-                    return INTERRUPTED
-            elif not (sys.stdout.isatty() and _paged(log, path.name)):
-                sys.stdout.writelines(map(readable, log))
-        return 0
+def run(args: Namespace) -> int:
+    """Show the newest log of an image."""
+    opened = session()
+    wanted, steps = _wanted(opened, args.names)
+    checkout = opened.checkout
+    found = _newest(checkout, wanted, steps, failed=args.failed)
+    if found is None:
+        raise _none(wanted, steps, failed=args.failed)
+    path, step, name = found
+    sys.stderr.write(f"{tables.printable(checkout.shown(path))}\n")
+    sys.stderr.flush()
+    with path.open("rb") as log:
+        if args.follow:
+            try:
+                _follow(log, checkout.lock(name), f"{step}:{name}")
+            except KeyboardInterrupt:
+                return INTERRUPTED
+        elif not (sys.stdout.isatty() and _paged(log, path.name)):
+            sys.stdout.writelines(map(readable, log))
+    return 0
 
 
 def _wanted(opened: Session, words: list[str]) -> tuple[list[str], tuple[Step, ...]]:
     """The images and steps that arguments mean; `podman:NAME` means that step."""
     if not words:
-        raise InvalidCommand("which image?\n  next: doit log NAME; `doit list` shows all images")
+        raise UsageError("which image?", hint="doit log NAME; `doit list` shows all images")
     name, *rest = words
     kind = name.partition(":")[0]
     if not rest and kind in set(Step) and name not in opened.checkout.graph.names():
         rest = [kind]
     found = images(opened, [name])
     if len(rest) > 1:
-        raise InvalidCommand(
-            f"one image and one step are wanted: {' '.join(words)}\n  next: doit log NAME STEP"
+        raise UsageError(
+            f"one image and one step are wanted: {' '.join(words)}", hint="doit log NAME STEP"
         )
     for word in rest:
         if word not in set(Step):
             close = near(word, Step) or tuple(Step)
-            raise InvalidCommand(
-                f"there is no step named {word!r}\n  next: doit log {name} {' or '.join(close)}"
+            raise UsageError(
+                f"there is no step named {word!r}", hint=f"doit log {name} {' or '.join(close)}"
             )
     return found, tuple(map(Step, rest)) or tuple(Step)
 

@@ -1,35 +1,12 @@
-"""The program `doit`: doit's own main, with what breaks before any command told clearly."""
+"""The program `doit`: runs a command of ours, or doit for what doit does."""
 
 import atexit
 import gc
+import getopt
 import io
 import sys
-from pathlib import Path
 
-from doit.doit_cmd import DoitMain
-
-from rc_tasks.commands.cli.errors import leave_closed_output
-from rc_tasks.errors import RcError, SettingsError
-from rc_tasks.state.disk.files import with_careful_umask
-from rc_tasks.util import toml_text
-from rc_tasks.util.safe_read import advice
-from rc_tasks.util.text import printable_lines
-
-# They look into doit's own database, and we have none.
-_WITHOUT_MEANING = frozenset({"dumpdb", "reset-dep", "strace"})
-# doit reads it before it knows any command, and so do we later.
-_SETTINGS = "pyproject.toml"
-
-
-class _Main(DoitMain):
-    DOIT_CMDS = tuple(each for each in DoitMain.DOIT_CMDS if each.get_name() not in _WITHOUT_MEANING)
-
-    def process_args(self, cmd_args: list[str]) -> list[str]:
-        """Take out doit's variables; behind `--` stands another program's command, left as it is."""
-        at = cmd_args.index("--") if "--" in cmd_args else len(cmd_args)
-        # doit looks at the first letter of each word, also where there is none.
-        ours: list[str] = super().process_args([word or " " for word in cmd_args[:at]])
-        return ours + cmd_args[at:]
+from rc_tasks.commands.cli.errors import leave_closed_output, reported
 
 
 def main() -> int:
@@ -42,30 +19,46 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with_careful_umask()
     try:
-        status: int = _Main().run(sys.argv[1:])
-    except (ValueError, RecursionError, OSError):
-        problem = _settings_problem()
-        if problem is None:
-            raise
-        sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
-        return 3
+        return reported(lambda: _run(sys.argv[1:]))
     finally:
         leave_closed_output()
-    return status
 
 
-def _settings_problem() -> RcError | None:
+def _run(words: list[str]) -> int:
+    if words[:2] == ["tabcompletion", "--names"]:
+        from rc_tasks.commands.cli.names import print_names
+
+        return print_names(words[2:])
+    # Everything else takes longer to import than shell completion may take.
+    from rc_tasks.commands.cli.command import execute
+    from rc_tasks.commands.cli.table import COMMANDS
+    from rc_tasks.state.disk.files import with_careful_umask
+
+    with_careful_umask()
+    if words[:1] == ["--version"]:
+        from rc_tasks.commands.cli.version import version
+
+        print(version())
+        return 0
+    if words and words[0] in {"-h", "--help"}:
+        return execute("help", words[1:])
+    before = _loader_options(words)
+    entry = COMMANDS.get(words[len(before)]) if len(before) < len(words) else None
+    if entry is not None and not entry.by_doit:
+        return execute(entry.name, words[len(before) + 1 :], before)
+    ours = words[: words.index("--")] if "--" in words else words
+    if not {"-h", "--help"}.isdisjoint(ours):
+        return execute("help", [entry.name if entry else "run"])
+    from rc_tasks.commands.doit_main import doit
+
+    return doit(words)
+
+
+def _loader_options(words: list[str]) -> list[str]:
+    """The options that doit allows before a command: `doit -f dodo.py list`."""
     try:
-        text = toml_text.decode(Path(_SETTINGS).read_bytes(), _SETTINGS, SettingsError)
-        toml_text.loads(text, _SETTINGS, SettingsError)
-    except RcError as error:
-        return error
-    except OSError as error:
-        return SettingsError(
-            f"cannot be read: {error.strerror}",
-            where=_SETTINGS,
-            hint=advice(error, "correct its permissions"),
-        )
-    return None
+        _, rest = getopt.getopt(words, "f:d:k", ["file=", "dir=", "seek-file"])
+    except getopt.GetoptError:
+        return []  # options of a run, or doit reports what is wrong
+    return words[: len(words) - len(rest)]

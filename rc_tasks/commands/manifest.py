@@ -3,12 +3,12 @@
 import json
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
-from rc_tasks.commands.cli.arguments import one_name, options_first
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import add_flag, add_json, add_names, one_name
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.model.manifest.manifest import Manifest, Origin, PackageKind, document, groups
 from rc_tasks.state.published import manifests
@@ -21,36 +21,24 @@ _MOST_DIRECTORIES = 8
 _MOST_UNREAD = 5
 
 
-class ShowManifest(CheckoutCommand):
-    """Shows what is inside an image."""
-
-    name = "manifest"
-    doc_purpose = "show the packages in a published image; of a file, where it comes from"
-    doc_usage = "TASK | PATH.sqsh"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Packages of dpkg, apk, rpm, conda and Python, as they were found when the image was published."
         " For the path of an image.sqsh: its commit, bases, builder and tools, read from its /etc/rc."
     )
-    cmd_options = (
-        OPT_JSON,
-        {
-            "name": "cyclonedx",
-            "long": "cyclonedx",
-            "type": bool,
-            "default": False,
-            "help": "print a CycloneDX bill of materials (JSON, version 1.6)",
-        },
-    )
+    add_names(parser, "NAME|FILE.sqsh")
+    add_json(parser)
+    add_flag(parser, "--cyclonedx", help="print a CycloneDX bill of materials (JSON, version 1.6)")
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the name."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        argument = one_name(self, names)
-        if argument.endswith(".sqsh") or "/" in argument:
-            return _show_file(opened, Path(argument), options)
-        return _show(present(opened, one_image(opened, argument)), options)
+def run(args: Namespace) -> int:
+    """Show what is inside an image."""
+    opened = session()
+    argument = one_name(args, "manifest TASK | PATH.sqsh")
+    if argument.endswith(".sqsh") or "/" in argument:
+        return _show_file(opened, Path(argument), args)
+    return _show(present(opened, one_image(opened, argument)), args)
 
 
 def one_image(opened: Session, argument: str) -> str:
@@ -78,12 +66,12 @@ def present(opened: Session, name: str) -> Manifest:
     )
 
 
-def _show(manifest: Manifest, options: dict[str, Any]) -> int:
-    if options["cyclonedx"]:
+def _show(manifest: Manifest, args: Namespace) -> int:
+    if args.cyclonedx:
         from rc_tasks.views.cyclonedx import bill
 
         print(bill(manifest))
-    elif options["json"]:
+    elif args.json:
         json.dump(document(manifest), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
@@ -139,14 +127,14 @@ def _origin(origin: Origin | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _show_file(opened: Session, path: Path, options: dict[str, Any]) -> int:
+def _show_file(opened: Session, path: Path, args: Namespace) -> int:
     told = provenance(squashfs.read_text(path, "/etc/rc"))
     known = re.fullmatch(r"(\S+) \(([0-9a-f]{64})\)", next(iter(told.get("image", ())), ""))
-    if options["json"]:
+    if args.json:
         json.dump(told, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
-    if options["cyclonedx"]:
+    if args.cyclonedx:
         found = _kept(opened, *known.groups()) if known is not None else None
         if found is None:
             raise RcError(
@@ -154,7 +142,7 @@ def _show_file(opened: Session, path: Path, options: dict[str, Any]) -> int:
                 where=path,
                 hint="ask in the checkout in which it was built: doit manifest NAME --cyclonedx",
             )
-        return _show(found.manifest, options)
+        return _show(found.manifest, args)
     if "image" not in told:
         print('not published by this tool, or with squash = "enroot": labels are all that is known')
     for key, values in told.items():

@@ -3,13 +3,12 @@
 import os
 import shutil
 import tempfile
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
-from rc_tasks.commands.cli.arguments import one_name, options_first
-from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import add_names, one_name
+from rc_tasks.engine.session import session
 from rc_tasks.errors import EdfError, ProjectError
 from rc_tasks.model.edf import merge, schema
 from rc_tasks.model.graph.graph import local_name
@@ -23,34 +22,28 @@ TEMPLATES = "templates/new"
 ENTRYPOINT = "entrypoint.sh"
 SCRATCH = "scratch"
 
-OPT_FROM = {
-    "name": "from",
-    "long": "from",
-    "type": str,
-    "default": "",
-    "help": "base image: a project, an alias or a registry reference; without it, the checkout's base",
-}
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = "The templates are in templates/new. A name is such as reasoning:2025.2."
+    add_names(parser)
+    parser.add_argument(
+        "--from",
+        dest="base",
+        default="",
+        metavar="BASE",
+        help="base image: a project, an alias or a registry reference; without it, the checkout's base",
+    )
 
 
-class New(CheckoutCommand):
-    """Makes a project directory."""
-
-    name = "new"
-    doc_purpose = "make a new project directory from the templates"
-    doc_usage = "NAME [--from BASE]"
-    doc_description = "The templates are in templates/new. A name is such as reasoning:2025.2."
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (OPT_FROM,)
-
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may follow the name."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
-
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        name = one_name(self, names)
-        project = create(opened.checkout, name, options["from"])
-        print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
-        print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
-        return 0
+def run(args: Namespace) -> int:
+    """Make a project directory."""
+    opened = session()
+    name = one_name(args, "new NAME [--from BASE]")
+    project = create(opened.checkout, name, args.base)
+    print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
+    print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

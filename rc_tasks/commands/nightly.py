@@ -4,16 +4,14 @@ import json
 import os
 import shlex
 import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.command import CheckoutCommand
+from rc_tasks.commands.cli.parser import UsageError, add_flag
 from rc_tasks.engine.nightly import job
 from rc_tasks.engine.nightly.summary import Begun, Ending, Summary, as_json, gather, load_begun
-from rc_tasks.engine.session import Session
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.config.settings import RESERVED
 from rc_tasks.state import logs
@@ -26,82 +24,42 @@ from rc_tasks.views import nightly_text, tables
 
 # The hook's: the job's time may be nearly over.
 _HOOK_TIMEOUT_S = 60.0
-_SCRIPTS_OWN = "(the script's own)"
 
 
-class Nightly(CheckoutCommand):
-    """Submits the night's job, and is called by its script."""
-
-    doc_purpose = "submit a batch job that builds what is stale"
-    doc_usage = ""
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "The job runs `doit --continue` on its own allocation and ends with a summary, the report and"
         " the hook. Before its time limit it ends in order, and is submitted once more if work is left."
         " A checkout that is dirty, or has diverged from its upstream, is refused, and so is a second"
         " night at once. The settings are those of [nightly]."
     )
-    cmd_options = (
-        {
-            "name": "print",
-            "long": "print",
-            "type": bool,
-            "default": False,
-            "help": "print the script that would be submitted, and submit nothing",
-        },
-        {
-            "name": "cron",
-            "long": "cron",
-            "type": bool,
-            "default": False,
-            "help": "print the line that submits it every night, for crontab or scrontab",
-        },
-        {
-            "name": "begin",
-            "long": "begin",
-            "type": bool,
-            "default": False,
-            "help": f"check the checkout, and pull {_SCRIPTS_OWN}",
-        },
-        {
-            "name": "finish",
-            "long": "finish",
-            "type": int,
-            "default": -1,
-            "help": f"sum up a run that ended with this exit status {_SCRIPTS_OWN}",
-        },
-        {
-            "name": "ending",
-            "long": "ending",
-            "type": str,
-            "default": "none",
-            "help": f"what ended the run: time, cancelled or none {_SCRIPTS_OWN}",
-        },
-        {
-            "name": "after",
-            "long": "after",
-            "type": str,
-            "default": "",
-            "help": f"the job that ran out of time before this one {_SCRIPTS_OWN}",
-        },
+    add_flag(parser, "--print", help="print the script that would be submitted, and submit nothing")
+    add_flag(
+        parser, "--cron", help="print the line that submits it every night, for crontab or scrontab"
     )
+    # The script's own.
+    parser.add_argument("--begin", action="store_true", help=SUPPRESS)
+    parser.add_argument("--finish", type=int, default=-1, help=SUPPRESS)
+    parser.add_argument("--ending", default="none", help=SUPPRESS)
+    parser.add_argument("--after", default="", help=SUPPRESS)
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if names:
-            raise InvalidCommand(
-                f"the night builds all images, not {' '.join(names)} alone\n  next: doit nightly"
-            )
-        checkout = opened.checkout
-        if options["print"]:
-            sys.stdout.write(job.script(checkout))
-        elif options["cron"]:
-            _print_cron(checkout)
-        elif options["begin"]:
-            _begin(checkout, options["after"])
-        elif options["finish"] >= 0:
-            return _finish(opened, options["finish"], options["ending"], options["after"])
-        else:
-            _submit(checkout)
-        return 0
+
+def run(args: Namespace) -> int:
+    """Submit the night's job; its script calls this as well."""
+    opened = session()
+    checkout = opened.checkout
+    if args.print:
+        sys.stdout.write(job.script(checkout))
+    elif args.cron:
+        _print_cron(checkout)
+    elif args.begin:
+        _begin(checkout, args.after)
+    elif args.finish >= 0:
+        return _finish(opened, args.finish, args.ending, args.after)
+    else:
+        _submit(checkout)
+    return 0
 
 
 def _submit(checkout: Checkout) -> None:
@@ -223,8 +181,8 @@ def _call_hook(checkout: Checkout, told: str) -> None:
 def _job() -> str:
     job_id = slurm.job_id()
     if job_id is None:
-        raise InvalidCommand(
-            "the script of a night calls this in its job\n  next: doit nightly, or doit --continue"
+        raise UsageError(
+            "the script of a night calls this in its job", hint="doit nightly, or doit --continue"
         )
     return job_id
 

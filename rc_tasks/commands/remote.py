@@ -4,24 +4,22 @@ import getpass
 import os
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
 
 from rc_tasks.commands import new
-from rc_tasks.commands.cli.arguments import one_name
 from rc_tasks.commands.cli.interactive import (
-    OPT_FORCE,
-    OPT_PRINT,
-    EnterCommand,
+    add_entry,
     at_terminal,
     find_project,
     prepare,
     resolved,
     tell,
 )
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import add_flag, one_name
+from rc_tasks.engine.session import session
 from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
 from rc_tasks.model.graph.project import EDF, Project
 from rc_tasks.model.reference import near
@@ -34,55 +32,48 @@ from rc_tasks.tools import git
 TIME_FORMAT = "%y-%m-%dT%H-%M-%SZ"
 _TIME = r"\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ"
 
-OPT_YES = {
-    "name": "yes",
-    "long": "yes",
-    "type": bool,
-    "default": False,
-    "help": "make the project if there is none of this name, without asking",
-}
 
-
-class Remote(EnterCommand):
-    """Makes a branch, and starts an interactive job from the official image."""
-
-    name = "remote"
-    doc_purpose = "make a branch, and start a shell, or CMD, in the official image"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Makes the branch NAME_USER_TIME (UTC; what git does not allow in it becomes a dash), or stays"
         " on such a branch. A project that does not exist is made from the templates. Writes"
         " ~/.edf/NAME.toml, which extends the project's env.toml, and starts an interactive job with it."
         " The settings of the job are those of [debug]."
     )
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (OPT_YES, OPT_FORCE, OPT_PRINT)
+    add_flag(parser, "--yes", help="make the project if there is none of this name, without asking")
+    add_entry(parser)
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        checkout = opened.checkout
-        name = one_name(self, names)
-        found = find_project(checkout, name)
-        project = found or new.unused(checkout, name)
-        if found is None and not (options["yes"] or at_terminal()):
-            raise _unknown(checkout, project)
-        base = None if found else new.find_base(checkout)
-        _require_clone(checkout)
-        work = _work(checkout, project.name)
-        entry = prepare(checkout, project.name, self.argv, options, self.name)
-        _require_image(project.edf if found else (base.project.edf if base and base.project else None))
-        if found is None and not options["yes"]:
-            _ask(checkout, project)
-        _go_to_branch(checkout.root, work, project.name)
-        _tell_distance(checkout)
-        if found is None:
-            new.create(checkout, project.name)
-            tell(f"{project.path}/ made from {new.TEMPLATES}")
-        elif not project.edf.exists():
-            _write_first_edf(checkout, project)
-        official = entry.write(project, None)
-        _require_image(entry.edf.path)
-        status = entry.start(official)
-        if not options["print"]:
-            tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
-        return status
+
+def run(args: Namespace) -> int:
+    """Make a branch, and start an interactive job from the official image."""
+    opened = session()
+    checkout = opened.checkout
+    name = one_name(args, "remote NAME [-- CMD ...]")
+    found = find_project(checkout, name)
+    project = found or new.unused(checkout, name)
+    if found is None and not (args.yes or at_terminal()):
+        raise _unknown(checkout, project)
+    base = None if found else new.find_base(checkout)
+    _require_clone(checkout)
+    work = _work(checkout, project.name)
+    entry = prepare(checkout, project.name, args, "remote")
+    _require_image(project.edf if found else (base.project.edf if base and base.project else None))
+    if found is None and not args.yes:
+        _ask(checkout, project)
+    _go_to_branch(checkout.root, work, project.name)
+    _tell_distance(checkout)
+    if found is None:
+        new.create(checkout, project.name)
+        tell(f"{project.path}/ made from {new.TEMPLATES}")
+    elif not project.edf.exists():
+        _write_first_edf(checkout, project)
+    official = entry.write(project, None)
+    _require_image(entry.edf.path)
+    status = entry.start(official)
+    if not args.print:
+        tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
+    return status
 
 
 def branch_name(name: str, user: str, now: datetime) -> str:

@@ -2,13 +2,10 @@
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, ClassVar
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.session import Session
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import GENERATED
 from rc_tasks.state.disk.files import write_atomically
@@ -19,37 +16,32 @@ from rc_tasks.views.report.page import render
 USUAL = f"{GENERATED}/report.html"
 
 
-class Report(CheckoutCommand):
-    """Writes the page."""
-
-    doc_purpose = "write one HTML page: images, graph, last run, failures"
-    doc_usage = ""
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "The page is a single file without links to anything else: it can be copied, mailed or put on a"
         " web server. Its templates are templates/report.*"
     )
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "name": "output",
-            "short": "o",
-            "long": "output",
-            "type": str,
-            "default": "",
-            "help": f"the file to write, - for standard output; otherwise {USUAL} of the checkout",
-        },
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="",
+        metavar="FILE",
+        help=f"the file to write, - for standard output; otherwise {USUAL} of the checkout",
     )
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if names:
-            raise InvalidCommand(f"the page shows all images: {names[0]!r} has no meaning here")
-        output = options["output"]
-        if output == "-":
-            sys.stdout.buffer.write(page(opened).encode())
-            return 0
-        path = Path(output) if output.strip() else opened.checkout.root / USUAL
-        write(opened, path)
-        print(f"{tables.printable(os.path.abspath(path))}  {tables.size(path.stat().st_size)}")
+
+def run(args: Namespace) -> int:
+    """Write the page."""
+    opened = session()
+    output: str = args.output
+    if output == "-":
+        sys.stdout.buffer.write(page(opened).encode())
         return 0
+    path = Path(output) if output.strip() else opened.checkout.root / USUAL
+    write(opened, path)
+    print(f"{tables.printable(os.path.abspath(path))}  {tables.size(path.stat().st_size)}")
+    return 0
 
 
 def write(opened: Session, path: Path) -> None:

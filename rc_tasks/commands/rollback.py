@@ -2,15 +2,13 @@
 
 import getpass
 import os
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state import history
@@ -28,56 +26,42 @@ _SHORT_ID = 12
 _SHORT_COMMIT = 10
 
 
-class Rollback(CheckoutCommand):
-    """Puts an earlier image back."""
-
-    doc_purpose = "put back the image that was published before"
-    doc_usage = "NAME [N]"
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Without N the one before what is published now; 0 is the newest, and so the way forward again."
         " What jobs start from then on changes, at once and whole; jobs that run keep what they have,"
         " env.toml stays, and what is built on the image is built on the newest as before. The image is"
         " not published anew until something else is built of its recipe, or by `doit -a enroot:NAME`."
         " The settings store.previous and store.previous_days say how many are kept."
     )
-    cmd_options = (
-        {
-            "name": "list",
-            "short": "l",
-            "long": "list",
-            "type": bool,
-            "default": False,
-            "help": "show what can be put back, and change nothing",
-        },
-    )
+    add_names(parser, "NAME [N]")
+    add_flag(parser, "-l", "--list", help="show what can be put back, and change nothing")
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the names."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        name, number = _wanted(opened, names)
-        require_own(opened.checkout)
-        checkout = opened.checkout
-        project = checkout.graph.resolve(name).project
-        if options["list"]:
-            found = checkout.previous.of(project, checkout.records.get(Step.ENROOT, name))
-            if not found:
-                raise _nothing(checkout, project)
-            _table(found)
-            return 0
-        try:
-            with held(checkout.lock(name), f"rollback:{name}"):
-                checkout.records.reread(Step.ENROOT, name)
-                target = _roll_back(checkout, project, number)
-        except OSError as error:
-            raise refused(error) or error from None
-        print(f"{name} is now {_words(target)}")
-        if opened.judge.rolled_back(name):
-            print(
-                f"next: `doit rollback {name} 0` puts the newest back; a change of its recipe does, too"
-            )
+def run(args: Namespace) -> int:
+    """Put an earlier image back."""
+    opened = session()
+    name, number = _wanted(opened, args.names)
+    require_own(opened.checkout)
+    checkout = opened.checkout
+    project = checkout.graph.resolve(name).project
+    if args.list:
+        found = checkout.previous.of(project, checkout.records.get(Step.ENROOT, name))
+        if not found:
+            raise _nothing(checkout, project)
+        _table(found)
         return 0
+    try:
+        with held(checkout.lock(name), f"rollback:{name}"):
+            checkout.records.reread(Step.ENROOT, name)
+            target = _roll_back(checkout, project, number)
+    except OSError as error:
+        raise refused(error) or error from None
+    print(f"{name} is now {_words(target)}")
+    if opened.judge.rolled_back(name):
+        print(f"next: `doit rollback {name} 0` puts the newest back; a change of its recipe does, too")
+    return 0
 
 
 def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Published:
@@ -126,9 +110,7 @@ def _chosen(found: list[Published], number: int | None, name: str) -> Published:
         what = f"there is no image of {name} before the one that is published now"
     else:
         what = f"there is no number {number} of {name}"
-    raise InvalidCommand(
-        "\n".join((what, *(f"  {at}  {_words(each)}" for at, each in enumerate(found))))
-    )
+    raise UsageError("\n".join((what, *(f"  {at}  {_words(each)}" for at, each in enumerate(found)))))
 
 
 def _entry(run: str, name: str, before: str, after: Record, reason: str) -> HistoryEntry:
@@ -151,17 +133,15 @@ def _entry(run: str, name: str, before: str, after: Record, reason: str) -> Hist
 def _wanted(opened: Session, words: list[str]) -> tuple[str, int | None]:
     """The one image that is meant, and a number."""
     if not words:
-        raise InvalidCommand("which image?\n  next: doit rollback NAME; `doit list` shows all images")
+        raise UsageError("which image?", hint="doit rollback NAME; `doit list` shows all images")
     name, *rest = words
     found = images(opened, [name])
     if len(found) > 1:
-        raise InvalidCommand(
-            f"{name} has several versions: {', '.join(found)}\n  next: name one of them"
-        )
+        raise UsageError(f"{name} has several versions: {', '.join(found)}", hint="name one of them")
     if len(rest) > 1 or not all(word.isascii() and word.isdigit() for word in rest):
-        raise InvalidCommand(
-            f"{' '.join(rest)!r} is no number of an image\n"
-            f"  next: doit rollback {found[0]} --list shows them"
+        raise UsageError(
+            f"{' '.join(rest)!r} is no number of an image",
+            hint=f"doit rollback {found[0]} --list shows them",
         )
     return found[0], int(rest[0]) if rest else None
 

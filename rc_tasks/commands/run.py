@@ -39,7 +39,6 @@ _STREAMS = 2
 class Run(AtRoot, DoitRun):
     """doit's `run`, which ends in order on TERM and HUP and knows the nearest name."""
 
-    doc_purpose = "build what is stale (the default command)"
     sel_tasks: Any
 
     # doit reads from the signature which options it has to pass.

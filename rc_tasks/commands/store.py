@@ -1,12 +1,12 @@
 """`doit store`: what the image store holds, what each image adds to it, and what refers to it."""
 
 import json
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from rc_tasks.commands.cli.command import OPT_JSON, CheckoutCommand
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import add_json
+from rc_tasks.engine.session import session
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.published.references import references
 from rc_tasks.views import tables
@@ -28,41 +28,39 @@ class Stored:
     referred_by: tuple[str, ...]
 
 
-class ShowStore(CheckoutCommand):
-    """Shows the image store."""
-
-    name = "store"
-    doc_purpose = "show what the image store holds, and what refers to it"
-    doc_usage = ""
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "ALONE is the size of the layers that no other image has; for an image of this checkout and for"
         " a base from a registry, no other one of these. What nothing refers to is of no use any more:"
         " `doit gc` removes it."
     )
-    cmd_options = (OPT_JSON,)
+    add_json(parser)
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        checkout = opened.checkout
-        images = stored(checkout)
-        size_bytes = checkout.store.size_bytes()
-        if options["json"]:
-            document = {"images": [asdict(image) for image in images], "size_bytes": size_bytes}
-            print(json.dumps(document, indent=1))
-            return 0
-        rows = [
-            (
-                image.image_id[:_SHORT_ID],
-                tables.size(image.alone_bytes),
-                tables.size(image.size_bytes),
-                ", ".join(image.referred_by) or "nothing",
-            )
-            for image in images
-        ]
-        tables.table(
-            ("IMAGE", "ALONE", "TOTAL", "REFERRED TO BY"), rows, right=frozenset({"ALONE", "TOTAL"})
-        )
-        print(f"{tables.size(size_bytes)} on disk in {checkout.shown(checkout.store.directory)}")
+
+def run(args: Namespace) -> int:
+    """Show the image store."""
+    checkout = session().checkout
+    images = stored(checkout)
+    size_bytes = checkout.store.size_bytes()
+    if args.json:
+        document = {"images": [asdict(image) for image in images], "size_bytes": size_bytes}
+        print(json.dumps(document, indent=1))
         return 0
+    rows = [
+        (
+            image.image_id[:_SHORT_ID],
+            tables.size(image.alone_bytes),
+            tables.size(image.size_bytes),
+            ", ".join(image.referred_by) or "nothing",
+        )
+        for image in images
+    ]
+    tables.table(
+        ("IMAGE", "ALONE", "TOTAL", "REFERRED TO BY"), rows, right=frozenset({"ALONE", "TOTAL"})
+    )
+    print(f"{tables.size(size_bytes)} on disk in {checkout.shown(checkout.store.directory)}")
+    return 0
 
 
 def stored(checkout: Checkout) -> list[Stored]:

@@ -4,16 +4,14 @@ import contextlib
 import os
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import CheckoutCommand, images
+from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.errors import INTERRUPTED
-from rc_tasks.engine.run.dispatcher import runner
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
+from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.session import Session, session
 from rc_tasks.model.config.settings import Runner
 from rc_tasks.state.published.verify import Verdict, Verification, Verified, verifiable
 from rc_tasks.state.store.block_digest import threads
@@ -25,58 +23,48 @@ _SHARED_THREADS = 2
 _NICE = 10
 
 
-class Verify(CheckoutCommand):
-    """Verifies published images."""
-
-    doc_purpose = "re-read published images against their records, and name what is damaged"
-    doc_usage = "TASK ..."
-    doc_description = (
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
         "Reads all of image.sqsh and of the layers in the store that the image is made of, and compares"
         " image.json and env.toml with the record. The exit status is 1 when something is damaged."
         " On a login node it reads slowly on purpose: `srun doit verify --all` uses a whole node."
     )
-    cmd_options = (
-        {
-            "name": "all",
-            "long": "all",
-            "type": bool,
-            "default": False,
-            "help": "every image that has been published",
-        },
-    )
+    add_names(parser)
+    add_flag(parser, "--all", help="every image that has been published")
 
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Options may also follow the names."""
-        return super().parse_execute(options_first(self.cmdparser, in_args))
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if bool(names) == options["all"]:
-            what = "either names or --all" if names else "which image?"
-            raise InvalidCommand(f"{what}\n  next: doit verify NAME…, or doit verify --all")
-        wanted = verifiable(opened.checkout) if options["all"] else images(opened, names)
-        broken = opened.checkout.graph.broken
-        for name in [each for each in wanted if each in broken]:
-            sys.stderr.write(f"{name} is passed over: {broken[name]}\n")
-        known = [each for each in wanted if each not in broken]
-        began_s, read = time.monotonic(), _Sum()
-        done: list[Verified] = []
-        try:
-            with _progress() as (begin, tell):
-                verification = Verification(opened.checkout, _both(read, tell), _threads(opened))
-                begin(verification.size_bytes(known))
-                for name in known:
-                    done.append(verification.verify(name))
-                    _print(done[-1])
-        except KeyboardInterrupt:
-            print(f"interrupted: {len(done)} of {len(known)} images were verified")
-            return INTERRUPTED
-        damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
-        took = tables.duration(time.monotonic() - began_s)
-        count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
-        print(f"{_images(count)}, {len(damaged)} damaged; {tables.size(read.bytes)} read in {took}")
-        if damaged or len(known) < len(wanted):
-            return 1
-        return 3 if any(each.verdict is Verdict.UNREADABLE for each in done) else 0
+def run(args: Namespace) -> int:
+    """Verify published images."""
+    opened = session()
+    names: list[str] = args.names
+    if bool(names) == args.all:
+        what = "either names or --all" if names else "which image?"
+        raise UsageError(f"{what}", hint="doit verify NAME…, or doit verify --all")
+    wanted = verifiable(opened.checkout) if args.all else images(opened, names)
+    broken = opened.checkout.graph.broken
+    for name in [each for each in wanted if each in broken]:
+        sys.stderr.write(f"{name} is passed over: {broken[name]}\n")
+    known = [each for each in wanted if each not in broken]
+    began_s, read = time.monotonic(), _Sum()
+    done: list[Verified] = []
+    try:
+        with _progress() as (begin, tell):
+            verification = Verification(opened.checkout, _both(read, tell), _threads(opened))
+            begin(verification.size_bytes(known))
+            for name in known:
+                done.append(verification.verify(name))
+                _print(done[-1])
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(done)} of {len(known)} images were verified")
+        return INTERRUPTED
+    damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
+    took = tables.duration(time.monotonic() - began_s)
+    count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
+    print(f"{_images(count)}, {len(damaged)} damaged; {tables.size(read.bytes)} read in {took}")
+    if damaged or len(known) < len(wanted):
+        return 1
+    return 3 if any(each.verdict is Verdict.UNREADABLE for each in done) else 0
 
 
 class _Sum:

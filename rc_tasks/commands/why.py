@@ -1,12 +1,11 @@
 """`doit why NAME`: every cause, with old and new digests, and the chain of bases."""
 
 import sys
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
-from doit.exceptions import InvalidCommand
-
-from rc_tasks.commands.cli.command import CheckoutCommand, images
-from rc_tasks.engine.session import Session
+from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.parser import UsageError, add_names
+from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
 from rc_tasks.model.graph.project import EDF, RECIPE, Project
@@ -23,20 +22,21 @@ _ROLLED_BACK = (
 )
 
 
-class Why(CheckoutCommand):
-    """Explains the state of images."""
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = "Digests are shortened; image.json and .rc/state hold them whole."
+    add_names(parser)
 
-    doc_purpose = "show every cause why an image is not fresh"
-    doc_usage = "TASK ..."
-    doc_description = "Digests are shortened; image.json and .rc/state hold them whole."
 
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        if not names:
-            raise InvalidCommand("which image?\n  next: doit why NAME; `doit list` shows all images")
-        told: set[str] = set()
-        for name in images(opened, names):
-            _explain(opened, name, told)
-        return 0
+def run(args: Namespace) -> int:
+    """Explain the state of images."""
+    opened = session()
+    if not args.names:
+        raise UsageError("which image?", hint="doit why NAME; `doit list` shows all images")
+    told: set[str] = set()
+    for name in images(opened, args.names):
+        _explain(opened, name, told)
+    return 0
 
 
 def _explain(opened: Session, start: str, told: set[str]) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doit.exceptions import TaskFailed
-
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
@@ -18,6 +16,8 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step, Task
 
 if TYPE_CHECKING:
+    from doit.exceptions import TaskFailed
+
     from rc_tasks.engine.schedule.estimates import Order
 
 # What the names of tasks begin with.
@@ -41,7 +41,7 @@ class Session:
     fresh: tuple[str, ...] = ()
     remarks: dict[Task, str] = field(default_factory=dict)
     entrypoints: dict[str, Behaviour] = field(default_factory=dict)
-    run_step: Callable[[Task], TaskFailed | None] = lambda _task: None
+    run_step: Callable[[Task], "TaskFailed | None"] = lambda _task: None
     tell: Callable[[Event], None] = field(default_factory=lambda: alone)
     expected: "Order | None" = None
     streams: bool = False

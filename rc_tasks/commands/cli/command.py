@@ -1,35 +1,32 @@
-"""The commands of ours that need no doit tasks: they open the checkout themselves, and start fast."""
+"""Running a command of ours, without doit."""
 
-import abc
 import sys
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
-from rc_tasks.commands.cli.errors import Told, reader_left
-from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests, session
+from rc_tasks.commands.cli.errors import reader_left
+from rc_tasks.commands.cli.parser import parsed
+from rc_tasks.commands.cli.table import COMMANDS
+from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
 
 
-class CheckoutCommand(Told, abc.ABC):
-    """A command about the checkout around the working directory."""
+def execute(name: str, words: Sequence[str], before: Sequence[str] = ()) -> int:
+    """Parse the arguments of a command and run it; returns the exit status. Raises RcError.
 
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = ()
-
-    def execute(self, opt_values: Any, pos_args: list[str]) -> int:
-        """Open the checkout and show."""
-        try:
-            status = self.show(session(), dict(opt_values), pos_args)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # `doit list | head`: the reader has seen enough, and nothing is left undone.
-            reader_left()
-            return 0
-        else:
-            return status
-        finally:
-            remember_digests()
-
-    @abc.abstractmethod
-    def show(self, opened: Session, options: dict[str, Any], names: list[str]) -> int:
-        """The command's own work; returns the exit status."""
+    `before` are options of doit's that stood before the name.
+    """
+    args = parsed(name, words)
+    args.words = [*before, name, *words]
+    try:
+        status: int = COMMANDS[name].load().run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `doit list | head`: the reader has seen enough, and nothing is left undone.
+        reader_left()
+        return 0
+    else:
+        return status
+    finally:
+        remember_digests()
 
 
 def images(opened: Session, names: list[str]) -> list[str]:
@@ -52,12 +49,3 @@ def images(opened: Session, names: list[str]) -> list[str]:
             graph.resolve(name)  # raises with the nearest names
         found |= dict.fromkeys(group)
     return list(found)
-
-
-OPT_JSON = {
-    "name": "json",
-    "long": "json",
-    "type": bool,
-    "default": False,
-    "help": "print JSON for programs",
-}

@@ -4,13 +4,12 @@ import grp
 import os
 import re
 import sys
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
 
-from rc_tasks.commands.cli.arguments import options_first
-from rc_tasks.commands.cli.command import CheckoutCommand
-from rc_tasks.engine.run.dispatcher import runner
+from rc_tasks.commands.cli.parser import add_flag, add_names
+from rc_tasks.engine.run.step_command import runner
 from rc_tasks.engine.session import TASK_KINDS
 from rc_tasks.errors import ProjectError, RcError, SlurmError
 from rc_tasks.model.config.settings import Launcher, Runner
@@ -27,34 +26,18 @@ from rc_tasks.tools.slurm_request import StepRequest
 # What the hints on `slurm` settings say of the job here, which has settings of its own.
 _OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
 
-OPT_FORCE = {
-    "name": "force",
-    "long": "force",
-    "type": bool,
-    "default": False,
-    "help": "also change a ~/.edf/NAME.toml that is not ours, or values in it that are not",
-}
-OPT_PRINT = {
-    "name": "print",
-    "long": "print",
-    "type": bool,
-    "default": False,
-    "help": "print the command that would start the job, and start nothing",
-}
 
-
-class EnterCommand(CheckoutCommand):
-    """A command whose options may also follow NAME, and that runs what stands behind `--`."""
-
-    doc_usage = "NAME [-- CMD ...]"
-    cmd_options: ClassVar[tuple[dict[str, Any], ...]] = (OPT_FORCE, OPT_PRINT)
-    argv: tuple[str, ...] = ()
-
-    def parse_execute(self, in_args: list[str]) -> Any:
-        """Take the command to run from behind `--`."""
-        at = in_args.index("--") if "--" in in_args else len(in_args)
-        self.argv = tuple(in_args[at + 1 :])
-        return super().parse_execute(options_first(self.cmdparser, in_args[:at]))
+def add_entry(parser: ArgumentParser) -> None:
+    """Declare the arguments of a command that starts a job, with CMD behind `--`."""
+    parser.usage = "%(prog)s [OPTION ...] NAME [-- CMD ...]"
+    parser.set_defaults(command=())
+    add_names(parser)
+    add_flag(
+        parser,
+        "--force",
+        help="also change a ~/.edf/NAME.toml that is not ours, or values in it that are not",
+    )
+    add_flag(parser, "--print", help="print the command that would start the job, and start nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +120,16 @@ class InteractiveJob:
         return status
 
 
-def prepare(
-    checkout: Checkout, name: str, argv: tuple[str, ...], options: dict[str, Any], kind: str
-) -> InteractiveJob:
+def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> InteractiveJob:
     """Find out whether a job can be started, and with what; raises what would go wrong."""
-    printed = options["print"]
+    argv, printed = args.command, args.print
     if not (argv or printed or at_terminal()):
         raise RcError(
             "there is no terminal here for a shell",
             hint=f"name a command to run: doit {kind} {name} -- CMD",
         )
     home = Path.home()
-    edf = UserEdf.read(home, chain.search_name(name), project=name, force=options["force"])
+    edf = UserEdf.read(home, chain.search_name(name), project=name, force=args.force)
     through_slurm = runner(checkout.settings.runner) is Runner.SLURM
     launcher, why = launch.choose(checkout.settings.launcher, through_slurm=through_slurm)
     request = _request(checkout, name, kind) if through_slurm else None

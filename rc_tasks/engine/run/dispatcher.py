@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +16,11 @@ from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.pulse import Pulse
 from rc_tasks.engine.run.allocator import Place, Places
 from rc_tasks.engine.run.diagnosis import Diagnosis, verdict
+from rc_tasks.engine.run.step_command import runner, step_command
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import NodeError, RcError, SlurmError
-from rc_tasks.model.config.settings import Runner, Slurm
+from rc_tasks.model.config.settings import Slurm
 from rc_tasks.state import history, logs
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
@@ -28,7 +28,6 @@ from rc_tasks.state.edf.values import entrypoint_is_news
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Failure, Step, Task, edition
 from rc_tasks.tools import command, git, slurm
-from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
 # Longer than what a step gives its own tools: it has to clean up after them.
@@ -415,36 +414,6 @@ def _lost(place: Place) -> str:
             "finished steps are kept",
         )
     )
-
-
-def step_process(root: Path, action: str, *arguments: str) -> Command:
-    """Return the command `python -m rc_tasks.steps action arguments…`."""
-    return Command((sys.executable, "-m", "rc_tasks.steps", action, *arguments), cwd=root)
-
-
-def step_command(
-    root: Path, place: Place, action: str, *arguments: str
-) -> tuple[Command, StepRequest | None]:
-    """`python -m rc_tasks.steps action arguments…` in its place, and what is asked of Slurm for it."""
-    inner = step_process(root, action, *arguments)
-    if not place.job_id:
-        return inner, None
-    request = StepRequest(
-        job_name=":".join((action, *arguments[:1])),
-        time_limit_min=place.settings.time_limit_min,
-        cpus=place.cpus,
-        node=place.node,
-        # Of an allocation of ours they are part already.
-        extra=place.settings.extra if slurm.job_id() is not None else (),
-    )
-    return slurm.srun(inner, request, allocation=None if slurm.job_id() else place.job_id), request
-
-
-def runner(wanted: Runner) -> Runner:
-    """Where steps run: nothing heavy ever runs on a login node of a cluster unless it is asked for."""
-    if wanted is Runner.AUTO:
-        return Runner.SLURM if slurm.configured() else Runner.LOCAL
-    return wanted
 
 
 def reason(session: Session, task: Task) -> str:

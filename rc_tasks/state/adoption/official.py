@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.graph.project import ARTIFACT, Project
@@ -24,7 +25,9 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
 from rc_tasks.state.store.store import Store
-from rc_tasks.tools.podman import Podman
+
+if TYPE_CHECKING:
+    from rc_tasks.tools.podman import Podman
 
 # A record has a line for each file of the context.
 _RECORD_BYTES = 16 << 20
@@ -190,7 +193,7 @@ class Official:
             return None
         return found if sound else None
 
-    def bring(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
+    def bring(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
         """Bring images of the official store into podman; returns those that it lacks."""
         here = []
         for image_id in image_ids:

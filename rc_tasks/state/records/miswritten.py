@@ -6,8 +6,6 @@ Images of which that is so are squashed again once; no others are.
 import json
 from collections.abc import Mapping
 
-from rc_tasks.tools import enroot, squashfs
-
 # An input of the squash step since then: how settings are written. Raised when that changes.
 SETTINGS = "settings"
 _WRITTEN = "1"
@@ -24,7 +22,11 @@ def squash_inputs(image_id: str) -> dict[str, str]:
 def doubtful(inputs: Mapping[str, str], tools: Mapping[str, str]) -> str:
     """Why files in an image may have wrong content, by its record; an empty string if they have not."""
     version = tools.get("mksquashfs", "")
-    if CONTENT in inputs or not squashfs.WRONG_CONTENT.affects(version):
+    if CONTENT in inputs or not version:
+        return ""
+    from rc_tasks.tools import squashfs
+
+    if not squashfs.WRONG_CONTENT.affects(version):
         return ""
     return f"mksquashfs {version} may have written wrong content into its files"
 
@@ -34,6 +36,8 @@ def miswritten(config: bytes) -> Mapping[str, str]:
 
     `config` is an image configuration as in an image store; one that is damaged has none.
     """
+    from rc_tasks.tools import enroot
+
     try:
         settings = json.loads(config).get("config") or {}
         env, entrypoint = settings.get("Env") or (), settings.get("Entrypoint")

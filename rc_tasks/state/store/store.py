@@ -20,14 +20,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rc_tasks.errors import ArtifactError, RcError
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import open_up, sweep_temporaries, temporary_directory
 from rc_tasks.state.store.catalogue import Catalogue
-from rc_tasks.tools import command, skopeo
-from rc_tasks.tools.podman import Image, Podman
+
+if TYPE_CHECKING:
+    from rc_tasks.tools.command import Command, Completed
+    from rc_tasks.tools.podman import Image, Podman
 
 _MANIFEST = "manifest.json"
 _DOCKER = "application/vnd.docker"
@@ -71,7 +73,7 @@ class Store:
                 found.update((text or b"").decode(errors="replace").split())
         return found
 
-    def put(self, podman: Podman, image: Image, *, beside: "Store | None" = None) -> None:
+    def put(self, podman: "Podman", image: "Image", *, beside: "Store | None" = None) -> None:
         """Bring an image in from a podman storage; layers that are here already are not kept twice.
 
         Nor are those that a store `beside` has: a link leads there, and when it leads nowhere any more,
@@ -107,7 +109,7 @@ class Store:
                 self._write_view(view, image, len(config))
             self._put_view(view, image.id)
 
-    def bring(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
+    def bring(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
         """Make sure that a podman storage holds the images; returns those that are nowhere to be had.
 
         What is damaged here is told and removed, so that it is one of those. Raises CommandError when
@@ -119,6 +121,8 @@ class Store:
         for image_id in here if not self.read_only else ():
             self.use(image_id)
         if here:
+            from rc_tasks.tools import command
+
             done = command.capture(podman.pull_directories(map(self._image, here)), check=False)
             for image_id in podman.lacking(here) if done.returncode != 0 else ():
                 # podman has compared every digest while it read, but does not say it for programs.
@@ -171,7 +175,9 @@ class Store:
                         total += os.lstat(f"{parent}/{name}").st_size
         return total
 
-    def _put_layers(self, podman: Podman, image: Image, scratch: Path) -> None:
+    def _put_layers(self, podman: "Podman", image: "Image", scratch: Path) -> None:
+        from rc_tasks.tools import skopeo
+
         if skopeo.available():
             source = podman.storage_reference(image.id)
             copied = skopeo.copy_to_layout(source, scratch / "layout", self.directory / "blobs")
@@ -200,7 +206,9 @@ class Store:
                     hint="move away what is there, then run the same command again",
                 ) from None
 
-    def _config(self, podman: Podman, image: Image, scratch: Path) -> bytes:
+    def _config(self, podman: "Podman", image: "Image", scratch: Path) -> bytes:
+        from rc_tasks.tools import skopeo
+
         config = podman.config(image.id)
         if config is None and skopeo.available():
             config = skopeo.raw_config(podman.storage_reference(image.id))
@@ -214,11 +222,11 @@ class Store:
             )
         return config
 
-    def _push(self, podman: Podman, image: Image, scratch: Path) -> None:
+    def _push(self, podman: "Podman", image: "Image", scratch: Path) -> None:
         if not (scratch / "pushed").exists():
             _run(podman.push_directory(image.id, scratch / "pushed"), to=self.directory)
 
-    def _write_view(self, view: Path, image: Image, config_size_bytes: int) -> None:
+    def _write_view(self, view: Path, image: "Image", config_size_bytes: int) -> None:
         layers = []
         for digest in image.layers:
             blob = self._blob(digest)
@@ -351,13 +359,17 @@ def _digest_is_right(path: Path, part: dict[str, Any]) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == _hex(part["digest"])
 
 
-def _run(wanted: command.Command, *, to: object) -> None:
+def _run(wanted: "Command", *, to: object) -> None:
+    from rc_tasks.tools import command
+
     done = command.capture(wanted, check=False)
     if done.returncode != 0:
         raise _failure(done, to)
 
 
-def _failure(done: command.Completed, to: object) -> RcError:
+def _failure(done: "Completed", to: object) -> RcError:
+    from rc_tasks.tools import command
+
     lines = done.stderr.splitlines()
     if any(words in done.stderr for words in ("no space left on device", "disk quota exceeded")):
         return ArtifactError(

@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from doit.cmdparse import CmdParseError
-from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands.graph import Graph
+from rc_tasks.commands.cli.command import execute
 from rc_tasks.engine.session import session
+from rc_tasks.errors import RcError
 from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind, levels, tree
 from rc_tasks.views.graph_formats import as_dot, as_json, as_mermaid, print_tree
 from rc_tasks.views.graph_svg import svg
@@ -59,7 +58,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def ran(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert Graph(bin_name="doit").parse_execute(list(argv)) == 0
+    assert execute("graph", argv) == 0
     return capsys.readouterr().out
 
 
@@ -179,14 +178,14 @@ def test_an_empty_checkout(
 
 
 def test_what_cannot_be_shown_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InvalidCommand, match=r"did you mean app:1"):
-        Graph(bin_name="doit").parse_execute(["app:3"])
-    with pytest.raises((InvalidCommand, CmdParseError), match="'tree', 'mermaid', 'dot', 'svg', 'json'"):
-        Graph(bin_name="doit").parse_execute(["--format", "pdf"])
+    with pytest.raises(RcError, match=r"did you mean app:1"):
+        execute("graph", ["app:3"])
+    with pytest.raises(RcError, match="'tree', 'mermaid', 'dot', 'svg', 'json'"):
+        execute("graph", ["--format", "pdf"])
     (root / "projects/Bad Name").mkdir()
     (root / "projects/Bad Name/Dockerfile").write_text("FROM scratch\n")
     session.cache_clear()
-    assert Graph(bin_name="doit").parse_execute([]) == 0
+    assert execute("graph", []) == 0
     assert "'Bad Name' cannot be the name of an image" in capsys.readouterr().err
 
 

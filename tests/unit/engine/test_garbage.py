@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.commands.gc import Gc
+from rc_tasks.commands.gc import collect
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.upkeep.garbage import Collector, GarbageKind, Item, freed_bytes, measure
 from rc_tasks.state.checkout import Checkout, open_checkout
@@ -90,10 +90,10 @@ def image_id(opened: Checkout, name: str) -> str:
 def gc(opened: Checkout, *argv: str) -> Ran:
     """What `doit gc` says and does, without a process of its own."""
     checkout = open_checkout(opened.root, {})
-    options = {"dry_run": {"-n", "--dry-run"} & {*argv}, "verbose": {"-v", "--verbose"} & {*argv}}
+    dry_run, verbose = bool({"-n", "--dry-run"} & {*argv}), bool({"-v", "--verbose"} & {*argv})
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = Gc(config={}).show(Session(checkout, Judge(checkout)), options, [])
+        status = collect(Session(checkout, Judge(checkout)), dry_run=dry_run, verbose=verbose)
     return Ran(status, said.getvalue())
 
 

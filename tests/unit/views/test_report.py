@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from doit.exceptions import InvalidCommand
 
-from rc_tasks.commands.report import Report, write
+from rc_tasks.commands.cli.command import execute
+from rc_tasks.commands.report import write
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.pin import Pin
@@ -529,8 +529,7 @@ def test_bars_of_one_node_that_overlap_stand_below_one_another() -> None:
 
 
 def ran(*argv: str) -> int:
-    status: int = Report(bin_name="doit").parse_execute(list(argv))
-    return status
+    return execute("report", argv)
 
 
 def test_the_page_is_written_where_it_is_wanted(
@@ -568,10 +567,10 @@ def test_the_page_is_written_where_it_is_wanted(
     ],
 )
 def test_what_cannot_be_written_is_told(root: Path, target: str, told: str) -> None:
-    with pytest.raises(InvalidCommand, match=told):
+    with pytest.raises(RcError, match=told):
         ran("-o", target)
     assert not Path("/dev/null").is_file()
-    with pytest.raises(InvalidCommand, match="shows all images"):
+    with pytest.raises(RcError, match="doit report takes no 'base:1'"):
         ran("base:1")
 
 

@@ -1,0 +1,198 @@
+"""`doit tabcompletion`: scripts that complete commands, options and their values, and names.
+
+The scripts hold what the parsers declare, and ask `doit tabcompletion --names` for names. A generator
+such as shtab was not used: it does not know that bash takes a colon for the end of a word.
+"""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from shlex import quote
+
+from rc_tasks.commands.cli.parser import option_strings, parser_of
+from rc_tasks.commands.cli.table import COMMANDS
+
+# Used by `case` in bash and zsh: sets words, and what stands for a name, for a command.
+_CASE = """\
+    case $command:$before in
+{values}
+    *)
+        case $command in
+{commands}
+        esac
+        ;;
+    esac
+"""
+_BASH = """\
+# bash completion for doit, made by `doit tabcompletion`
+_doit() {
+    local line=${COMP_LINE:0:COMP_POINT} typed word before candidates=''
+    local command=run known='' options='' what=tasks
+    local -a words
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    word=${words[${#words[@]} - 1]} before=${words[${#words[@]} - 2]}
+    for typed in "${words[@]:1:${#words[@]} - 2}"; do
+        case $typed in
+        COMMANDS) command=$typed known=yes; break ;;
+        esac
+    done
+    # `--format=svg` is read as `--format svg`.
+    [[ $word == --*=* ]] && before=${word%%=*} word=${word#*=}
+CASE
+    if [[ $what == files ]]; then
+        # shellcheck disable=SC2207
+        COMPREPLY=($(compgen -f -- "$word"))
+        return
+    fi
+    case $word in
+    -*) candidates=$options ;;
+    *)
+        case $what in
+        names | tasks) candidates=$(doit tabcompletion --names "$what" "$word" 2>/dev/null) ;;
+        commands) known='' ;;
+        *) candidates=$what ;;
+        esac
+        [[ $known == yes || $what != tasks && $what != commands ]] || candidates+=" ALL"
+        ;;
+    esac
+    # shellcheck disable=SC2207
+    COMPREPLY=($(compgen -W "$candidates" -- "$word"))
+    # bash puts in only what follows the last colon, which ends a word.
+    if [[ $word == *:* && ${COMP_WORDBREAKS-:} == *:* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+    fi
+}
+complete -F _doit doit
+"""
+_ZSH = """\
+#compdef doit
+# zsh completion for doit, made by `doit tabcompletion --shell zsh`
+_doit() {
+    local typed word=$PREFIX before=$words[CURRENT-1] command=run known='' options='' what=tasks
+    for typed in ${words[2,CURRENT-1]}; do
+        case $typed in
+        COMMANDS) command=$typed known=yes; break ;;
+        esac
+    done
+    if [[ $word == --*=* ]]; then
+        before=${word%%=*}
+        compset -P '*='
+        word=$PREFIX
+    fi
+CASE
+    case $word in
+    -*) compadd -- ${=options}; return ;;
+    esac
+    case $what in
+    files) _files; return ;;
+    names | tasks) compadd -- ${(f)"$(doit tabcompletion --names $what $word 2>/dev/null)"} ;;
+    commands) known='' ;;
+    *) compadd -- ${=what} ;;
+    esac
+    [[ $known == yes || $what != tasks && $what != commands ]] || compadd -- ALL
+}
+if [[ $funcstack[1] == _doit ]]; then _doit; else compdef _doit doit; fi
+"""
+_FISH = """\
+# fish completion for doit, made by `doit tabcompletion --shell fish`
+function __doit_command
+    for word in (commandline -opc)[2..-1]
+        if contains -- $word ALL
+            test "$word" = "$argv[1]"
+            return
+        end
+    end
+    test -z "$argv[1]" -o "$argv[1]" = run
+end
+complete -c doit -f
+"""
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description = (
+        "For bash: `doit tabcompletion > ~/.bash_completion_doit`, and source that file in ~/.bashrc."
+        " For zsh: the same with --shell zsh and ~/.zshrc, behind compinit. For fish: with --shell fish"
+        " into ~/.config/fish/completions/doit.fish."
+    )
+    parser.add_argument("-s", "--shell", choices=("bash", "zsh", "fish"), default="bash")
+    parser.add_argument("--hardcode-tasks", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(args: Namespace) -> int:
+    """Print the script."""
+    print(_fish() if args.shell == "fish" else _script(_ZSH if args.shell == "zsh" else _BASH), end="")
+    return 0
+
+
+def _script(template: str) -> str:
+    values, commands = [], []
+    for name in COMMANDS:
+        parser = parser_of(name)
+        for action in parser._actions:
+            if action.option_strings and _takes_value(action):
+                patterns = " | ".join(f"{name}:{option}" for option in action.option_strings)
+                values.append(f"    {patterns}) what={quote(_words(action))} ;;")
+        commands.append(
+            f"        {name}) options={quote(' '.join(option_strings(parser)))} what={_what(parser)} ;;"
+        )
+    case = _CASE.format(values="\n".join(values), commands="\n".join(commands)).rstrip()
+    names = list(COMMANDS)
+    return (
+        template.replace("CASE", case)
+        .replace("COMMANDS", " | ".join(names))
+        .replace("ALL", " ".join(names))
+    )
+
+
+def _fish() -> str:
+    lines = [_FISH.replace("ALL", " ".join(COMMANDS))]
+    for entry in COMMANDS.values():
+        lines.append(
+            f"complete -c doit -n __doit_command -a {entry.name} -d {_fish_quoted(entry.purpose)}"
+        )
+    for name in COMMANDS:
+        parser, here = parser_of(name), f"complete -c doit -n '__doit_command {name}'"
+        what = _what(parser)
+        if what in {"names", "tasks"}:
+            lines.append(
+                f"{here} -a '(doit tabcompletion --names {what} (commandline -ct) 2>/dev/null)'"
+            )
+        elif what == "commands":
+            lines.append(f"{here} -a '{' '.join(COMMANDS)}'")
+        for action in parser._actions:
+            if not action.option_strings or action.help == argparse.SUPPRESS:
+                continue
+            flags = " ".join(
+                f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+                for option in action.option_strings
+            )
+            value = ""
+            if _takes_value(action):
+                words = _words(action)
+                if words == "names":
+                    words = "(doit tabcompletion --names names (commandline -ct) 2>/dev/null)"
+                value = " -r -F" if words == "files" else f" -x -a {_fish_quoted(words)}"
+            lines.append(f"{here} {flags}{value} -d {_fish_quoted(action.help or '')}")
+    return "\n".join([*lines, ""])
+
+
+def _fish_quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _takes_value(action: argparse.Action) -> bool:
+    return action.nargs != 0
+
+
+def _words(action: argparse.Action) -> str:
+    """What may follow an option: choices, `files`, or nothing that is known."""
+    if action.choices:
+        return " ".join(map(str, action.choices))
+    return {"FILE": "files", "DIRECTORY": "files", "BASE": "names"}.get(str(action.metavar), "")
+
+
+def _what(parser: ArgumentParser) -> str:
+    """What stands behind a command: `names`, `tasks`, `commands`, or nothing."""
+    found = [action.dest for action in parser._actions if not action.option_strings]
+    return found[0] if found else "''"

@@ -1,0 +1,56 @@
+"""Options of the commands that doit parses and runs, as help and completion show them.
+
+Options that doit gives to every command and that mean nothing here, such as its database, are left out.
+"""
+
+from argparse import ArgumentParser
+
+# Names, a placeholder for the value, and the help.
+_RUN = (
+    ("-n --process", "N", "run at most N steps at a time; 0, the default: as many as there is room for"),
+    ("-c --continue", "", "go on with other images when one fails"),
+    ("-a --always-execute", "", "run what is fresh, too"),
+    ("-s --single", "", "run the named tasks alone, without what they depend on"),
+    ("-v --verbosity", "N", "2 shows the output of the steps as well"),
+    ("-o --output-file", "FILE", "write what the run says into a file"),
+    (
+        "-r --reporter",
+        "NAME",
+        "another reporter of doit's: console, executed-only, json, zero, error-only",
+    ),
+    ("-f --file", "FILE", "another dodo.py"),
+    ("-d --dir", "DIRECTORY", "another working directory"),
+)
+_OPTIONS = {
+    "run": _RUN,
+    "info": (("--no-status", "", "leave out why the task would run"),),
+    "forget": (
+        ("-s --follow-sub", "", "also forget what the tasks depend on"),
+        ("-a --all", "", "forget all tasks"),
+    ),
+    "ignore": (),
+    "clean": (
+        ("-n --dry-run", "", "only say what would be removed"),
+        ("-c --clean-dep", "", "also clean what the tasks depend on"),
+        ("-a --clean-all", "", "clean all tasks"),
+        ("--forget", "", "also forget the tasks"),
+    ),
+}
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of the command that the parser is for."""
+    name = parser.prog.rpartition(" ")[2]
+    if name == "run":
+        parser.description = (
+            "Options stand before names: `doit --continue build:reasoning`. A name is build:IMAGE, or"
+            " podman:, enroot: or env: for one step; build:GROUP means every version, `*` any letters."
+            " Without a name, all images."
+        )
+    parser.usage = f"doit {'[run]' if name == 'run' else name} [OPTION ...] [TASK ...]"
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as build:reasoning:2025.1")
+    for options, metavar, help in _OPTIONS[name]:
+        if metavar:
+            parser.add_argument(*options.split(), metavar=metavar, help=help)
+        else:
+            parser.add_argument(*options.split(), action="store_true", help=help)

@@ -1,0 +1,40 @@
+"""Command of a step, and whether it goes through Slurm; here the commands find it without doit."""
+
+import sys
+from pathlib import Path
+
+from rc_tasks.engine.run.allocator import Place
+from rc_tasks.model.config.settings import Runner
+from rc_tasks.tools import slurm
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.slurm_request import StepRequest
+
+
+def step_process(root: Path, action: str, *arguments: str) -> Command:
+    """Return the command `python -m rc_tasks.steps action arguments…`."""
+    return Command((sys.executable, "-m", "rc_tasks.steps", action, *arguments), cwd=root)
+
+
+def step_command(
+    root: Path, place: Place, action: str, *arguments: str
+) -> tuple[Command, StepRequest | None]:
+    """`python -m rc_tasks.steps action arguments…` in its place, and what is asked of Slurm for it."""
+    inner = step_process(root, action, *arguments)
+    if not place.job_id:
+        return inner, None
+    request = StepRequest(
+        job_name=":".join((action, *arguments[:1])),
+        time_limit_min=place.settings.time_limit_min,
+        cpus=place.cpus,
+        node=place.node,
+        # Of an allocation of ours they are part already.
+        extra=place.settings.extra if slurm.job_id() is not None else (),
+    )
+    return slurm.srun(inner, request, allocation=None if slurm.job_id() else place.job_id), request
+
+
+def runner(wanted: Runner) -> Runner:
+    """Where steps run: nothing heavy ever runs on a login node of a cluster unless it is asked for."""
+    if wanted is Runner.AUTO:
+        return Runner.SLURM if slurm.configured() else Runner.LOCAL
+    return wanted

@@ -1,0 +1,234 @@
+"""What all commands share: arguments, help, manual pages, completion, and what is imported."""
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.commands.cli import man
+from rc_tasks.commands.cli.help import overview
+from rc_tasks.commands.cli.names import completions
+from rc_tasks.commands.cli.parser import UsageError, option_strings, parsed, parser_of
+from rc_tasks.commands.cli.table import COMMANDS
+from tests.support.checkouts import write_checkout
+from tests.support.doit import DOIT, Ran, doit
+
+OURS = [entry.name for entry in COMMANDS.values() if not entry.by_doit]
+FILES = {
+    "base/Dockerfile": "FROM scratch\n",
+    "projects/app:1/Dockerfile": "FROM base\n",
+    "projects/app:latest": "-> app:1",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkout(tmp_path_factory.mktemp("checkout") / "imgs", FILES, 'runner = "local"')
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_help(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rc_tasks.commands.main import main
+
+    monkeypatch.setattr(sys, "argv", ["doit", name, option])
+    monkeypatch.setattr("rc_tasks.state.disk.files.with_careful_umask", lambda: None)
+    try:
+        status = main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    assert status == 0
+    told = capsys.readouterr().out
+    assert f"example: {COMMANDS[name].example}" in told
+    # Of doit's database, which is not ours.
+    assert "--db-file" not in told and "--backend" not in told
+
+
+@pytest.mark.parametrize("argv", [("help",), ("--help",), ("-h",)])
+def test_help_shows_all_commands_by_purpose(root: Path, argv: tuple[str, ...]) -> None:
+    ran = doit(root, *argv)
+    assert ran == Ran(0, overview())
+    assert re.findall(r"^(\w+):$", ran.text, re.MULTILINE) == ["build", "look", "share", "maintain"]
+    for entry in COMMANDS.values():
+        assert f"  {entry.name:14} {entry.purpose}\n" in ran.text and entry.example in ran.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (
+            ("help", "lsit"),
+            "ERROR: there is no command named 'lsit'\n  next: did you mean list?\n",
+        ),
+        (
+            ("list", "--jsn"),
+            "ERROR: option --jsn not recognized\n  next: did you mean --json? `doit help list` lists the"
+            " options\n",
+        ),
+        (
+            ("--contniue",),
+            "ERROR: option --contniue not recognized\n  next: did you mean --continue? `doit help run`"
+            " lists the options\n",
+        ),
+        (("store", "x"), "ERROR: doit store takes no 'x'\n  next: `doit help store`\n"),
+        (("settings", "--", "x"), "ERROR: doit settings takes no 'x'\n  next: `doit help settings`\n"),
+        (
+            ("history", "-n", "many"),
+            "ERROR: --limit: 'many' is not of type int\n  next: `doit help history`\n",
+        ),
+        (
+            ("history", "--since"),
+            "ERROR: --since: expected one argument\n  next: `doit help history`\n",
+        ),
+        (("why", "ap"), "ERROR: there is no image named 'ap'"),
+    ],
+)
+def test_wrong_arguments_are_told(root: Path, argv: tuple[str, ...], text: str) -> None:
+    ran = doit(root, *argv)
+    assert ran.status == 3 and ran.text.startswith(text), ran.text
+
+
+def test_words_behind_two_dashes_are_names_or_another_programs() -> None:
+    assert parsed("why", ["a", "--", "-b"]).names == ["a", "-b"]
+    entered = parsed("local", ["a", "--print", "--", "ls", "-h", "--force"])
+    assert (entered.names, entered.command) == (["a"], ("ls", "-h", "--force"))
+    assert entered.print and not entered.force
+    with pytest.raises(UsageError, match="takes no 'x'"):
+        parsed("store", ["--", "x"])
+
+
+def test_options_may_stand_anywhere() -> None:
+    args = parsed("history", ["a", "-n3", "b", "--json"])
+    assert (args.names, args.limit, args.json) == (["a", "b"], 3, True)
+    # No option: the build before.
+    assert parsed("diff", ["a", "-1", "--json"]).names == ["a", "-1"]
+
+
+@pytest.mark.parametrize("name", ["run", "info", "forget", "ignore", "clean"])
+def test_help_shows_options_that_doit_takes(name: str) -> None:
+    from doit.cmd_base import DodoTaskLoader
+
+    from rc_tasks.commands import at_root, run
+
+    command = run.Run if name == "run" else getattr(at_root, name.capitalize())
+    known = command(task_loader=DodoTaskLoader(), config={}, bin_name="doit").cmdparser
+    for option in option_strings(parser_of(name)):
+        assert option in {"-h", "--help"} or known.get_option(option)[0] is not None, option
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_commands_of_ours_do_not_import_doit(name: str) -> None:
+    program = (
+        "import sys; import rc_tasks.commands.main, rc_tasks.commands.cli.command;"
+        f" from rc_tasks.commands.cli.table import COMMANDS; COMMANDS[{name!r}].load();"
+        " print('doit' in sys.modules, 'rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_the_version_is_ours(root: Path) -> None:
+    ran = doit(root, "--version")
+    assert ran.status == 0
+    assert re.fullmatch(
+        rf"rc_tasks {version('rc-tasks')}(, commit [0-9a-f]{{12}}( with changes)?)?\n", ran.text
+    )
+
+
+def test_options_of_doits_loader_may_stand_before_a_command(root: Path) -> None:
+    plain = doit(root, "list", "--json")
+    assert doit(root, "-f", "dodo.py", "list", "--json") == plain
+    quiet = doit(root, "list", "-q", "--all", "build:app")
+    assert doit(root, "-k", "list", "build:app", "-q", "--all") == quiet
+    assert "podman:app:1" not in quiet.text and "build:app:1" in quiet.text
+
+
+def test_manual_pages_are_written_for_every_command(tmp_path: Path) -> None:
+    man.write(tmp_path)
+    pages = {path.name for path in (tmp_path / "man1").iterdir()}
+    assert pages == {"doit.1", *(f"doit-{name}.1" for name in COMMANDS)}
+    history = (tmp_path / "man1/doit-history.1").read_text()
+    assert "\\fB\\-n, \\-\\-limit N\\fR" in history and "doit history \\-\\-since 2d" in history
+    if shutil.which("groff") is None:
+        pytest.skip("not installed: groff")
+    for page in sorted((tmp_path / "man1").iterdir()):
+        done = subprocess.run(
+            ["groff", "-man", "-Tutf8", "-K", "utf8", "-ww", page],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert not done.stderr, page
+
+
+@pytest.mark.parametrize(
+    ("word", "tasks", "expected"),
+    [
+        ("ap", False, ["app", "app:1", "app:latest"]),
+        ("b", True, ["build", "build:app", "build:app:1", "build:app:latest", "build:base"]),
+        ("podman:a", True, ["podman:app", "podman:app:1", "podman:app:latest"]),
+        ("", False, ["app", "app:1", "app:latest", "base"]),
+        ("x", True, []),
+    ],
+)
+def test_names_for_completion(
+    root: Path, monkeypatch: pytest.MonkeyPatch, word: str, tasks: bool, expected: list[str]
+) -> None:
+    monkeypatch.chdir(root / "projects")
+    assert list(completions(word, tasks=tasks)) == expected
+
+
+ASK = """
+source "$1"; shift
+COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+_doit
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("doit graph --format ", ["tree", "mermaid", "dot", "svg", "json"]),
+        ("doit graph --format=s", ["svg"]),
+        ("doit log app:1 --f", ["--follow", "--failed"]),
+        ("doit help pl", ["plan"]),
+        ("doit why app:l", ["latest"]),
+        ("doit new app:2 --from ba", ["base"]),
+        ("doit --cont", ["--continue"]),
+    ],
+)
+def test_bash_completes_without_bash_completion(
+    root: Path, tmp_path: Path, line: str, expected: list[str]
+) -> None:
+    script = tmp_path / "completion"
+    script.write_text(doit(root, "tabcompletion").text)
+    path = f"{Path(DOIT).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", ASK, "bash", script, line],
+        cwd=root,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == expected and not done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_for_completion_can_be_read_by_their_shell(
+    root: Path, tmp_path: Path, shell: str
+) -> None:
+    script = tmp_path / "completion"
+    script.write_text(doit(root, "tabcompletion", "--shell", shell).text)
+    for name in COMMANDS:
+        assert name in script.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"not installed: {shell}")
+    subprocess.run([shell, "-n", script], check=True)
