@@ -176,7 +176,7 @@ run_bench() {
     [ "${1:-}" != --on ] || on_suite bench "${@:2}"
     [[ ${1:-} =~ ^[a-z]+$ && -e tests/bench/$1.py ]] || { usage >&2 && exit 2; }
     install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
-    make_venv test
+    make_venv
     choose_isolation
     PATH=$PWD/.venv/bin:$PATH python -m "tests.bench.$1" "${@:2}"
 }

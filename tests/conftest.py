@@ -2,17 +2,16 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.tools.podman import Podman
+from tests.support import cluster as slurm
 from tests.support.storage import own_storage
 from tests.support.tools import REQUIRED, require_tools
-
-# The fixture `cluster`: a Slurm cluster, started when the first test asks for it.
-pytest_plugins = ("tests.support.cluster",)
 
 # What a test with such a mark needs; further programs are asked for with `require_tools`.
 TOOLS = {
@@ -78,6 +77,15 @@ def podman_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Podman]:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield podman
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[slurm.Cluster]:
+    """A Slurm cluster of this process, started when the first test asks for it."""
+    require_tools(*slurm.TOOLS)
+    # Not pytest's own directory: its path may be too long for a Unix socket.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name, slurm.Cluster(Path(name)) as running:
+        yield running
 
 
 def pip_environment(home: Path) -> dict[str, str]:
