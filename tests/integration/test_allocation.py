@@ -644,9 +644,11 @@ def test_kill_9_at_random_moments(site: Site, cluster: Cluster, storage: Path, t
                     hits[kind] += 1
             if kind == "slurmstepd":
                 # Slurm 22.05 never notices, and its srun waits for ever: people press Ctrl-C.
-                until(lambda run=run: not victims(site, run, "step"))  # type: ignore[misc]  # its default has no type
+                until(lambda run=run: not victims(site, run, "step"))  # its default has no type
                 run.process.send_signal(signal.SIGINT)
-            until(lambda run=run: run.process.poll() is not None, lambda run=run: run.text)  # type: ignore[misc]  # its default has no type
+            until(
+                lambda run=run: run.process.poll() is not None, lambda run=run: run.text
+            )  # its default has no type
             assert "Traceback" not in run.text, run.text
     assert all(hits.values()), hits
     text = site.run(*targets)

@@ -144,8 +144,8 @@ def remove(path: str) -> Callable[[Family], None]:
     return lambda family: (family.root / path).unlink()
 
 
-def forget(*tasks: str) -> Callable[[Family], None]:
-    return lambda family: family.doit("forget", *tasks) and None
+def forget(*tasks: str) -> Callable[[Family], object]:
+    return lambda family: family.doit("forget", *tasks)
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 60.0) -> None:

@@ -39,7 +39,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(kind: Kind, task: str = "", words: str = "", **more: object) -> Event:
-    return Event(kind, task, words, at=AT, **more)  # type: ignore[arg-type]
+    return Event(kind, task, words, at=AT, **more)
 
 
 def expected(*tasks: str, last_s: float = 100.0, guesses: frozenset[Step] = frozenset()) -> Order:

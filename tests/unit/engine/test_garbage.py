@@ -171,7 +171,7 @@ def test_what_a_writer_wants_meanwhile_is_put_back(
                 store.use(digest("e"))
             else:
                 (scratch / "wanted").write_text(digest("9"))
-            return take_out(places, trash)  # type: ignore[arg-type]
+            return take_out(places, trash)
 
         monkeypatch.setattr(garbage, "_take_out", looked)
         removed = collector.remove(found)

@@ -79,7 +79,7 @@ def test_a_lost_node_gets_nothing_more_and_its_group_moves() -> None:
     slots.drop("a")
     assert filled(slots, [Wanted("a", group="g"), Wanted("b", group="g")]) == [("a", "n2"), ("b", "n2")]
     slots.lose("n2")
-    assert slots.nodes == () and filled(slots, [Wanted("c")]) == []
+    assert not slots.nodes and filled(slots, [Wanted("c")]) == []
 
 
 def test_who_waits_can_be_forgotten() -> None:

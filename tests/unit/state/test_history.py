@@ -48,7 +48,7 @@ ENTRY = Entry(
 def at(minutes_ago: float, **changes: object) -> Entry:
     """An entry of a step that began so long ago."""
     began = datetime.now(UTC) - timedelta(minutes=minutes_ago)
-    return replace(ENTRY, started_at=began.isoformat(), **changes)  # type: ignore[arg-type]
+    return replace(ENTRY, started_at=began.isoformat(), **changes)
 
 
 def write(directory: Path, run: str, *found: Entry) -> Path:
@@ -231,7 +231,7 @@ def test_what_a_step_made_is_taken_from_its_record(
     record: dict[str, object], image_id: str, size_bytes: int | None
 ) -> None:
     begun = replace(ENTRY, image_id="", size_bytes=None, commit="", dirty=False)
-    made = Record(**{"inputs": {}} | record, **_TIMES, commit="e" * 40)  # type: ignore[arg-type]
+    made = Record(**{"inputs": {}} | record, **_TIMES, commit="e" * 40)
     found = begun.made(made)
     assert (found.image_id, found.size_bytes, found.commit) == (image_id, size_bytes, "e" * 40)
     assert history.image_id(made) == image_id
