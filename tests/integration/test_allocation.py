@@ -25,6 +25,7 @@ from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster, Process, processes
 from tests.support.doit import DOIT, doit
 from tests.support.runs import Running, Site, lines, until
+from tests.support.soak import ROUNDS
 from tests.support.storage import remove_storage
 from tests.support.terminal import Terminal
 
@@ -588,7 +589,6 @@ def test_a_refusal_is_told_once(site: Site, cluster: Cluster) -> None:
     given_back(cluster, site)
 
 
-ROUNDS = 20
 VICTIMS = ("doit", "step", "podman", "slurmstepd")
 
 
@@ -613,6 +613,8 @@ def victims(site: Site, run: Running, kind: str) -> list[int]:
             ]
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(60 + 12 * ROUNDS)
 def test_kill_9_at_random_moments(site: Site, cluster: Cluster, storage: Path, tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
