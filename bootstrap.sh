@@ -8,7 +8,8 @@ usage: ./bootstrap.sh setup               .venv alone, for a machine that has th
        ./bootstrap.sh demo                podman and the other tools, .venv, and the images of
                                           examples/demo, built offline
        ./bootstrap.sh test [pytest args]  Slurm as well, then ruff, mypy and all tests;
-                                          -m "not slow" leaves out what takes minutes
+                                          -m "not slow" leaves out what takes minutes,
+                                          -n 0 runs one test after the other
        ./bootstrap.sh bench NAME [args]   a program of tests/bench, such as publish
        ./bootstrap.sh test --on SUITE [pytest args]
        ./bootstrap.sh bench --on SUITE NAME [args]
@@ -178,7 +179,7 @@ run_bench() {
     [ "${1:-}" != --on ] || on_suite bench "${@:2}"
     [[ ${1:-} =~ ^[a-z]+$ && -e tests/bench/$1.py ]] || { usage >&2 && exit 2; }
     install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
-    make_venv test
+    make_venv
     choose_isolation
     PATH=$PWD/.venv/bin:$PATH python -m "tests.bench.$1" "${@:2}"
 }
@@ -193,7 +194,7 @@ run_test() {
     ruff check . && ruff format --check . && mypy || status=$?
     [ "$status" = 0 ] || say "the checks above failed; the tests run all the same"
     say "pytest $*"
-    pytest "$@" || status=$?
+    pytest -n auto "$@" || status=$?
     exit "$status"
 }
 

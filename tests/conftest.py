@@ -2,23 +2,26 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rc_tasks.tools.podman import Podman
+from tests.support import cluster as slurm
+from tests.support.soak import EXAMPLES
 from tests.support.storage import own_storage
 from tests.support.tools import REQUIRED, require_tools
-
-# The fixture `cluster`: a Slurm cluster, started when the first test asks for it.
-pytest_plugins = ("tests.support.cluster",)
 
 # What a test with such a mark needs; further programs are asked for with `require_tools`.
 TOOLS = {
     "podman": ("podman", "skopeo", "mksquashfs", "unsquashfs"),
     "slurm": ("slurmctld", "slurmd", "srun", "munged"),
 }
+# The marks of the longest tests, the longest first.
+LONGEST = ("slow", "slurm", "podman")
 # What would lead a test to the developer's checkout, job or images.
 FOREIGN = (
     "RC_",
@@ -34,7 +37,7 @@ FOREIGN = (
 )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Give programs what they have at a user's hands, whatever started the tests."""
     # Under nohup or in a shell's background they would ignore these.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,6 +46,45 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # It hides what is still in a buffer when a program ends.
     os.environ.pop("PYTHONUNBUFFERED", None)
+    # The same inputs at every run: what fails for somebody fails for all.
+    hypothesis.settings.register_profile(
+        "same",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        max_examples=EXAMPLES if soaking(config) else 30,
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("same")
+
+
+def soaking(config: pytest.Config) -> bool:
+    """Whether the tests marked `soak` are asked for."""
+    return "soak" in config.option.markexpr.replace("not soak", "")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the soak unless it is asked for; with xdist, begin with what takes longest."""
+    if soaking(config):
+        for item in items:
+            if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker("soak")
+    else:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("soak")])
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    if hasattr(config, "workerinput"):
+        # Whole files are given out in this order, and a long one must not be the last.
+        ranks: dict[Path, int] = {}
+        for item in items:
+            ranks[item.path] = min(rank(item), ranks.get(item.path, rank(item)))
+        items.sort(key=lambda item: ranks[item.path])
+
+
+def rank(item: pytest.Item) -> int:
+    """0 for what takes longest."""
+    return next((n for n, mark in enumerate(LONGEST) if item.get_closest_marker(mark)), len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -78,6 +120,15 @@ def podman_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Podman]:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield podman
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[slurm.Cluster]:
+    """A Slurm cluster of this process, started when the first test asks for it."""
+    require_tools(*slurm.TOOLS)
+    # Not pytest's own directory: its path may be too long for a Unix socket.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name, slurm.Cluster(Path(name)) as running:
+        yield running
 
 
 def pip_environment(home: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The rooms of the house: what may know what. CONTRIBUTING.md shows the table."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -117,3 +119,12 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     for document in [*SOURCE.glob("*.md"), *SOURCE.glob("docs/*.md")]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_a_bench_needs_no_package_of_the_tests() -> None:
+    """`./bootstrap.sh setup` is enough to measure."""
+    without = "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None"
+    benches = sorted(f"tests.bench.{path.stem}" for path in (SOURCE / "tests/bench").glob("*.py"))
+    argv = (sys.executable, "-c", f"{without}; import {', '.join(benches)}")
+    done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

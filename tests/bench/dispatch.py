@@ -20,7 +20,7 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
-from tests.support.doit import doit
+from tests.support.doit import doit_process
 
 
 def main(images: int) -> None:
@@ -52,7 +52,7 @@ def inside(images: int) -> None:
         files = {f"projects/p{number}/Dockerfile": "FROM scratch\n" for number in range(images)}
         root = write_checkout(Path(scratch) / "imgs", files)
         pretend_built(root)
-        nothing_s = timed(lambda: doit(root, "-n", "1"))
+        nothing_s = timed(lambda: doit_process(root, "-n", "1"))
         bare = slurm.srun(Command(("true",)), StepRequest("bare", cpus=1))
         bare_s = timed(lambda: [run(bare, root) for _ in range(images)]) / images
         steps = [
@@ -65,7 +65,7 @@ def inside(images: int) -> None:
         step_s = timed(lambda: [run(step, root) for step in steps]) / images
         for path in root.glob(".rc/state/env:*.json"):
             path.unlink()
-        doit_s = (timed(lambda: doit(root, "-n", "1")) - nothing_s) / images
+        doit_s = (timed(lambda: doit_process(root, "-n", "1")) - nothing_s) / images
         print(f"a bare srun                      {bare_s * 1000:6.0f} ms")
         print(f"an env step by srun              {step_s * 1000:6.0f} ms")
         print(f"an env step by doit              {doit_s * 1000:6.0f} ms")

@@ -21,7 +21,7 @@ from rc_tasks.engine.schedule.slots import Slots, Wanted, critical_paths
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
-from tests.support.doit import doit
+from tests.support.doit import doit_process
 from tests.support.storage import remove_storage
 
 # Seconds of podman, enroot and env steps of the shipped images and the demo, on a busy machine with two
@@ -64,7 +64,7 @@ def simulate(
     for task, earlier in before.items():
         for each in earlier:
             after[each].append(task)
-    free = Slots({f"node{number}": slots // nodes for number in range(nodes)})
+    free = Slots[str]({f"node{number}": slots // nodes for number in range(nodes)})
     for task in seconds:
         if not left[task]:
             free.want(Wanted(task, priority_s=order[task]))
@@ -140,7 +140,7 @@ def on_slurm() -> None:
                     text = f'[build_args]\nTURN = "{turn}"\n'
                     (root / f"projects/{name}/project.toml").write_text(text)
                 began = time.monotonic()
-                ran = doit(root, *options, environ=environ, timeout_s=7200)
+                ran = doit_process(root, *options, environ=environ, timeout_s=7200)
                 took_s = time.monotonic() - began
                 if ran.status:
                     raise SystemExit(ran.text)

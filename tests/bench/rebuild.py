@@ -19,7 +19,7 @@ from rc_tasks.tools import command
 from rc_tasks.tools.podman import Podman
 from tests.bench.publish import files
 from tests.support.checkouts import write_checkout
-from tests.support.doit import doit
+from tests.support.doit import doit_process
 from tests.support.images import BUSYBOX
 from tests.support.storage import remove_storage
 
@@ -114,7 +114,7 @@ def timed(what: str, root: Path, storage: Path, *argv: str) -> float:
     # What was written before is not what is measured.
     os.sync()
     started = time.monotonic()
-    ran = doit(root, *argv, environ={"RC_PODMAN_STORAGE": str(storage)})
+    ran = doit_process(root, *argv, environ={"RC_PODMAN_STORAGE": str(storage)})
     took_s = time.monotonic() - started
     if ran.status != 0:
         raise SystemExit(ran.text)

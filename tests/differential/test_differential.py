@@ -1,4 +1,4 @@
-"""A hundred random steps: what is published and called fresh is what a clean build gives."""
+"""Random steps: what is published and called fresh is what a clean build gives."""
 
 import os
 from collections.abc import Iterator
@@ -8,11 +8,12 @@ import pytest
 
 from tests.differential.__main__ import STEPS_EACH, run, summary
 from tests.differential.world import Counts, Mismatch
+from tests.support.soak import ROUNDS
 from tests.support.tools import require_tools
 
-pytestmark = pytest.mark.podman
+pytestmark = [pytest.mark.podman, pytest.mark.soak]
 
-SEEDS = range(1, 6)
+SEEDS = range(1, 2 + ROUNDS // 5)
 _AT_A_TIME = 2
 
 Found = tuple[Counts, list[Mismatch]]

@@ -189,8 +189,8 @@ def _damaged_images() -> Iterator[Case]:
 
 
 def _damaged_records() -> Iterator[Case]:
-    def write(text: str) -> Callable[[Path], None]:
-        return lambda path: Path.write_text(path, text) and None
+    def write(text: str) -> Callable[[Path], object]:
+        return lambda path: path.write_text(text)
 
     def foreign(path: Path) -> None:
         found = json.loads(path.read_text())

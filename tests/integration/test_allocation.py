@@ -25,6 +25,7 @@ from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster, Process, processes
 from tests.support.doit import DOIT, doit
 from tests.support.runs import Running, Site, lines, until
+from tests.support.soak import ROUNDS
 from tests.support.storage import remove_storage
 from tests.support.terminal import Terminal
 
@@ -588,7 +589,6 @@ def test_a_refusal_is_told_once(site: Site, cluster: Cluster) -> None:
     given_back(cluster, site)
 
 
-ROUNDS = 20
 VICTIMS = ("doit", "step", "podman", "slurmstepd")
 
 
@@ -613,6 +613,8 @@ def victims(site: Site, run: Running, kind: str) -> list[int]:
             ]
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(60 + 12 * ROUNDS)
 def test_kill_9_at_random_moments(site: Site, cluster: Cluster, storage: Path, tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -644,9 +646,11 @@ def test_kill_9_at_random_moments(site: Site, cluster: Cluster, storage: Path, t
                     hits[kind] += 1
             if kind == "slurmstepd":
                 # Slurm 22.05 never notices, and its srun waits for ever: people press Ctrl-C.
-                until(lambda run=run: not victims(site, run, "step"))  # type: ignore[misc]  # its default has no type
+                until(lambda run=run: not victims(site, run, "step"))  # its default has no type
                 run.process.send_signal(signal.SIGINT)
-            until(lambda run=run: run.process.poll() is not None, lambda run=run: run.text)  # type: ignore[misc]  # its default has no type
+            until(
+                lambda run=run: run.process.poll() is not None, lambda run=run: run.text
+            )  # its default has no type
             assert "Traceback" not in run.text, run.text
     assert all(hits.values()), hits
     text = site.run(*targets)

@@ -109,7 +109,7 @@ def test_a_rebuild_on_another_node_resumes_at_the_changed_line(
 
 def in_image(root: Path, path: str) -> str:
     """A file of the published image of `one:1`."""
-    argv = ["unsquashfs", "-cat", root / "projects/one:1/image.sqsh", path]
+    argv = ("unsquashfs", "-cat", str(root / "projects/one:1/image.sqsh"), path)
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

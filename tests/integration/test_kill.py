@@ -20,6 +20,7 @@ from rc_tasks.steps.node.podman_storage import mounts_below
 from rc_tasks.tools import command
 from tests.support.doit import unstamped
 from tests.support.family import Family, published, started, write_family
+from tests.support.soak import ROUNDS
 from tests.support.storage import own_storage, remove_storage
 from tests.support.tools import require_tools
 
@@ -29,7 +30,6 @@ TARGET = "build:left:1"
 BUILT = ("base", "left:1")
 STEPS = {f"{step}:{name}" for step in (Step.PODMAN, Step.ENROOT) for name in BUILT}
 SEED = 20260102
-KILLS = 20
 # What RUN does, told from every other process by these numbers of seconds.
 NAP_S, LONG_S = "0.4321", "321.09"
 # How long what was killed may take to be gone with all that it started, on a busy machine.
@@ -185,14 +185,15 @@ VICTIMS = {
 }
 
 
-def test_twenty_kills_at_random_moments_leave_nothing(family: Family) -> None:
+@pytest.mark.soak
+def test_kills_at_random_moments_leave_nothing(family: Family) -> None:
     """What ended well is not done again, and what a kill leaves goes soon or with the next run."""
     chance = random.Random(SEED)
     watch = Watch(family)
     hits = dict.fromkeys(VICTIMS, 0)
     before: dict[str, Record] = {}
     with watch.watching():
-        for number in range(KILLS):
+        for number in range(ROUNDS):
             victim = list(VICTIMS)[number % len(VICTIMS)]
             if not before or victim == "podman build" or done_since(before, family) >= STEPS:
                 before = family.records()

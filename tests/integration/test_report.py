@@ -178,7 +178,12 @@ def test_an_opened_row_says_what_is_inside_and_what_was_changed(page: Browser) -
 
 def test_small_lines_rise_with_their_values(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "sparks.html"
-    sizes = {"rising": [1e9, 2e9, 1.5e9], "noise": [1e9, 1.001e9], "once": [1e9], "nothing": [0, 0, 0]}
+    sizes: dict[str, list[float]] = {
+        "rising": [1e9, 2e9, 1.5e9],
+        "noise": [1e9, 1.001e9],
+        "once": [1e9],
+        "nothing": [0, 0, 0],
+    }
     images = tuple(
         ImageOverview(
             name,

@@ -21,6 +21,7 @@ from rc_tasks.state.store.store import Store
 from rc_tasks.tools import command, skopeo
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.images import BUSYBOX
+from tests.support.soak import ROUNDS
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
@@ -320,6 +321,7 @@ def large(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Image:
     return build(podman, context, "FROM scratch\nCOPY filler /\n")
 
 
+@pytest.mark.soak
 def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
     podman: Podman, large: Image, tmp_path: Path
 ) -> None:
@@ -327,7 +329,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
     chance = random.Random(SEED)
     killed = 0
     with own_storage() as (empty, _):
-        for _ in range(6):
+        for _ in range(1 + ROUNDS // 4):
             shutil.rmtree(kept.directory, ignore_errors=True)
             with putting(podman, kept, large) as writing:
                 time.sleep(chance.uniform(0.1, 0.7))
@@ -343,6 +345,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
     assert killed > 0
 
 
+@pytest.mark.soak
 def test_a_reader_that_is_killed_harms_neither_side(
     podman: Podman, large: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +356,7 @@ def test_a_reader_that_is_killed_harms_neither_side(
     before = everything(kept)
     chance = random.Random(SEED)
     with own_storage() as (empty, _):
-        for _ in range(6):
+        for _ in range(1 + ROUNDS // 4):
             wanted = empty.pull_directories([kept.directory / "images" / large.id])
             with subprocess.Popen(wanted.argv, stdout=subprocess.PIPE) as reading:
                 time.sleep(chance.uniform(0.05, 0.5))

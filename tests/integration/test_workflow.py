@@ -258,7 +258,8 @@ def test_the_walk_through_of_the_readme(
     assert "git push origin HEAD, then open a pull request" in told
     # First the official image, then the member's own.
     assert "\nNCCL_DEBUG is WARN\n" in told and "\nNCCL_DEBUG is now INFO\n" in told
-    assert "reasoning_base adopted from" in told or "podman:reasoning_base" not in told
+    assert f"\nreasoning_base adopted from {made.official}\n" in told
+    assert "podman:reasoning_base" not in told
     assert cluster.client("squeue", "--noheader").stdout == ""
 
     clone = Path.home() / "scratch/imgs"

@@ -4,8 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from rc_tasks.engine.session import session
 from rc_tasks.state.checkout import open_checkout
@@ -13,6 +12,10 @@ from rc_tasks.state.edf.values import edf_inputs
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.digests import content_digest, sample_digest
 from rc_tasks.state.records.records import Artifact, Facts, Record, Step
+
+if TYPE_CHECKING:
+    # The benches come without the tests' packages.
+    import pytest
 
 SOURCE = Path(__file__).resolve().parents[2]
 DODO = SOURCE / "dodo.py"
@@ -38,7 +41,7 @@ def write_checkout(root: Path, files: Mapping[str, str], settings: str = "") -> 
 
 @contextmanager
 def entered(
-    root: Path, files: Mapping[str, str], built: Iterable[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, files: Mapping[str, str], built: Iterable[str], monkeypatch: "pytest.MonkeyPatch"
 ) -> Iterator[Path]:
     """A checkout in which commands run as in a process of their own, with some images built."""
     made = write_checkout(root, files)

@@ -20,14 +20,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-
-import pytest
 
 ACCOUNT = "a-demo"
 ADMIN_ACCOUNT = "a-admins"
@@ -350,20 +347,6 @@ class Cluster:
                 admin_account=ADMIN_ACCOUNT,
             )
         )
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The session's Slurm cluster; skips without Slurm, or fails where RC_REQUIRE_TOOLS=1 is set."""
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=_path()) is None]
-    if missing:
-        reason = f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm)"
-        if os.environ.get("RC_REQUIRE_TOOLS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    # Not pytest's own directory: its path may be too long for a Unix socket.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as name, Cluster(Path(name)) as running:
-        yield running
 
 
 def _path() -> str:

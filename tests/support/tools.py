@@ -3,8 +3,6 @@
 import os
 import shutil
 
-import pytest
-
 REQUIRED = "RC_REQUIRE_TOOLS"
 
 
@@ -25,6 +23,9 @@ def require_tools(*names: str) -> None:
 
 def refuse(reason: str) -> None:
     """Skip the calling test, or fail it where RC_REQUIRE_TOOLS=1 is set."""
+    # Here, because the benches come without the tests' packages.
+    import pytest
+
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -61,7 +61,7 @@ class Place:
 class _Waiting:
     """A step that waits; `place` or `error` is what it gets."""
 
-    wanted: Wanted
+    wanted: Wanted[Task]
     settings: Slurm
     expected_s: float | None
     place: Place | None = None
@@ -74,7 +74,7 @@ class _Pool:
     """The slots of one allocation, or of this host; `slots` is None until they are known."""
 
     waiting: dict[Task, _Waiting] = field(default_factory=dict)
-    slots: Slots | None = None
+    slots: Slots[Task] | None = None
     granted: slurm.Granted | None = None
     allocation: slurm.Allocation | None = None
     name: str = ""
@@ -125,7 +125,7 @@ class Places:
         """Whether the run is ending."""
         return self._closing.is_set()
 
-    def take(self, wanted: Wanted, settings: Slurm, expected_s: float | None) -> Place:
+    def take(self, wanted: Wanted[Task], settings: Slurm, expected_s: float | None) -> Place:
         """Wait for a place. Raises SlurmError when there can be none, ClosedError at the run's end.
 
         A step that took `expected_s` last time is not started where less time is left.
@@ -254,7 +254,7 @@ class Places:
             settings = next(iter(pool.waiting.values())).settings
             threading.Thread(target=self._ask, args=(settings, pool), daemon=True).start()
 
-    def _place(self, pool: _Pool, slots: Slots) -> None:
+    def _place(self, pool: _Pool, slots: Slots[Task]) -> None:
         job_id = pool.granted.job_id if pool.granted is not None else ""
         for task, waiting in list(pool.waiting.items()):
             try:

@@ -36,7 +36,7 @@ class Order:
         """How many images have something to do."""
         return len({task.name for task in self.stale_s})
 
-    def wanted(self, checkout: Checkout, task: Task) -> Wanted:
+    def wanted(self, checkout: Checkout, task: Task) -> Wanted[Task]:
         """A step as one that is ready to start."""
         step, name = task
         # Its image, or what that is built on, is still in podman where it was made.

@@ -1,21 +1,23 @@
 """Which step starts next and on which node: rules alone, so that a night can be simulated."""
 
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from rc_tasks.state.records.records import Task
+# What is scheduled: the rules look at nothing of it.
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Generic[T]):
     """A step that is ready to start.
 
     `priority_s` is what `critical_paths` says of it; among equals the lower `turn` goes first. `near`
     are the nodes that have its base already. Steps of one `group` (not empty) all run on one node.
     """
 
-    task: Task
+    task: T
     cpus: int = 1
     priority_s: float = 0.0
     turn: int = 0
@@ -23,16 +25,16 @@ class Wanted:
     group: str = ""
 
 
-class Slots:
+class Slots(Generic[T]):
     """The CPUs of some nodes, given to the steps that wait for them."""
 
     def __init__(self, cpus: Mapping[str, int]) -> None:
         self._cpus = dict(cpus)
         self._free = dict(cpus)
         # In the order in which they should start; and their names, as hundreds of threads ask again.
-        self._waiting: list[Wanted] = []
-        self._known: set[Task] = set()
-        self._running: dict[Task, tuple[Wanted, str]] = {}
+        self._waiting: list[Wanted[T]] = []
+        self._known: set[T] = set()
+        self._running: dict[T, tuple[Wanted[T], str]] = {}
         self._homes: dict[str, str] = {}
 
     @property
@@ -45,7 +47,7 @@ class Slots:
         """The nodes that are still good."""
         return tuple(self._cpus)
 
-    def want(self, wanted: Wanted) -> None:
+    def want(self, wanted: Wanted[T]) -> None:
         """Let a step wait for its turn; asking again changes nothing."""
         if wanted.task in self._known:
             return
@@ -53,7 +55,7 @@ class Slots:
         # The longest way to the end first.
         insort(self._waiting, wanted, key=lambda each: (-each.priority_s, each.turn))
 
-    def drop(self, task: Task) -> None:
+    def drop(self, task: T) -> None:
         """Forget a step, whether it waits or runs."""
         self._known.discard(task)
         self._waiting = [each for each in self._waiting if each.task != task]
@@ -61,7 +63,7 @@ class Slots:
         if wanted is not None and node in self._free:
             self._free[node] += self._share(wanted, node)
 
-    def place(self) -> tuple[Wanted, str] | None:
+    def place(self) -> tuple[Wanted[T], str] | None:
         """Start the next step that finds room: returns it with its node, or None when there is none."""
         if not any(self._free.values()):
             return None
@@ -82,7 +84,7 @@ class Slots:
         self._free.pop(node, None)
         self._homes = {group: home for group, home in self._homes.items() if home != node}
 
-    def _node(self, wanted: Wanted) -> str | None:
+    def _node(self, wanted: Wanted[T]) -> str | None:
         home = self._homes.get(wanted.group)
         open_ = [
             node
@@ -91,14 +93,12 @@ class Slots:
         ]
         return max(open_, key=lambda node: (node in wanted.near, self._free[node]), default=None)
 
-    def _share(self, wanted: Wanted, node: str) -> int:
+    def _share(self, wanted: Wanted[T], node: str) -> int:
         # A step that asks for more than a node has gets all of one, and Slurm's own words if need be.
         return min(wanted.cpus, self._cpus[node])
 
 
-def critical_paths(
-    seconds: Mapping[Task, float], before: Mapping[Task, Iterable[Task]]
-) -> dict[Task, float]:
+def critical_paths(seconds: Mapping[T, float], before: Mapping[T, Iterable[T]]) -> dict[T, float]:
     """For each task the seconds from its start to the end of the longest chain that waits for it.
 
     `before` names for each task those that must end first; both maps list tasks in such an order.

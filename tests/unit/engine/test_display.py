@@ -40,7 +40,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(kind: EventKind, task: str = "", words: str = "", **more: object) -> Event:
-    return Event(kind, Task.parse(task), words, at=AT, about=task, **more)  # type: ignore[arg-type]
+    return Event(kind, Task.parse(task), words, at=AT, about=task, **more)
 
 
 def parsed(texts: Iterable[str]) -> list[Task]:

@@ -171,7 +171,7 @@ def test_what_a_writer_wants_meanwhile_is_put_back(
                 store.use(digest("e"))
             else:
                 (scratch / "wanted").write_text(digest("9"))
-            return take_out(places, trash)  # type: ignore[arg-type]
+            return take_out(places, trash)
 
         monkeypatch.setattr(garbage, "_take_out", looked)
         removed = collector.remove(found)
@@ -430,7 +430,11 @@ def test_damaged_notes_only_cost_time(tmp_path: Path, damage: Callable[[Path], o
     (opened.root / "projects/gone:1/Dockerfile").unlink()
     (opened.root / "projects/gone:1/env.toml").unlink()
     damage(opened.root / ".rc/gone.json")
-    gc(opened)
+    ran = gc(opened)
+    assert ran.status == 0
+    # As if it had been missed for the first time.
+    assert "not here, and kept for 30 days: gone:1\n" in ran.text
+    assert (opened.root / "projects/gone:1/image.sqsh").exists()
 
 
 def test_without_anything_there_is_nothing(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def entry(image: str, step: Step, outcome: Outcome, **changes: object) -> Histor
     found = HistoryEntry(
         "run", image, step, outcome, BEGAN.isoformat(), 60.0, 1.0, node="n1", job_id="18"
     )
-    return replace(found, **changes)  # type: ignore[arg-type]
+    return replace(found, **changes)
 
 
 def gathered(checkout: Checkout, entries: list[HistoryEntry], **changes: object) -> Summary:
@@ -301,7 +301,7 @@ def gathered(checkout: Checkout, entries: list[HistoryEntry], **changes: object)
     first = Begun("17", (BEGAN - timedelta(hours=4)).isoformat())
     values: dict[str, object] = {"ending": "none", "status": 0, "ended_at": "2026-11-22T03:12:00+00:00"}
     opened = Session(checkout, Judge(checkout))
-    return gather(opened, begun, first, nodes=["n2"], **{**values, **changes})  # type: ignore[arg-type]
+    return gather(opened, begun, first, nodes=["n2"], **{**values, **changes})
 
 
 def night_of(checkout: Checkout) -> Summary:
@@ -419,7 +419,7 @@ def test_no_summary_breaks_lines_or_terminals() -> None:
     )
     found = Summary(
         "/r", begun, BEGAN.isoformat(), Ending.FINISHED, 1, images=1, fresh=0, failed=(failed,), **empty
-    )  # type: ignore[arg-type]
+    )
     text = nightly_text.text(found)
     assert text.replace("\n", "").isprintable()
     assert "  next: two\n" in text

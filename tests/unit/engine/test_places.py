@@ -55,11 +55,11 @@ def until(happened: Callable[[], object]) -> None:
 def test_on_this_host_slurms_settings_do_not_count(checkout: Checkout) -> None:
     places = here(checkout, 2)
     greedy = Slurm(cpus=64, time_limit_min=1)
-    first = places.take(Wanted("a"), greedy, 9e9)
-    assert places.take(Wanted("b"), Slurm(partition="other"), None) == Place(
-        "b", Slurm(partition="other")
+    first = places.take(Wanted(Task(Step.PODMAN, "a")), greedy, 9e9)
+    assert places.take(Wanted(Task(Step.PODMAN, "b")), Slurm(partition="other"), None) == Place(
+        Task(Step.PODMAN, "b"), Slurm(partition="other")
     )
-    assert first == Place("a", greedy)
+    assert first == Place(Task(Step.PODMAN, "a"), greedy)
 
 
 def test_those_that_wait_start_in_order_as_others_leave(checkout: Checkout) -> None:
@@ -67,35 +67,36 @@ def test_those_that_wait_start_in_order_as_others_leave(checkout: Checkout) -> N
     started: list[str] = []
     lock = threading.Lock()
 
-    def run(wanted: Wanted) -> None:
+    def run(wanted: Wanted[Task]) -> None:
         place = places.take(wanted, Slurm(), None)
         with lock:
             started.append(wanted.task)
         places.leave(place)
 
-    held = places.take(Wanted("first"), Slurm(), None)
+    held = places.take(Wanted(Task(Step.PODMAN, "first")), Slurm(), None)
     with ThreadPoolExecutor(40) as threads:
         for number in range(30):
-            threads.submit(run, Wanted(str(number), priority_s=number))
+            threads.submit(run, Wanted(Task(Step.PODMAN, str(number)), priority_s=number))
         (pool,) = places._pools.values()
         until(lambda: len(pool.waiting) == 30)
         places.leave(held)
-    assert started == [str(number) for number in reversed(range(30))]
+    assert [task.name for task in started] == [str(number) for number in reversed(range(30))]
 
 
 def test_the_end_of_a_run_is_told_to_all_that_wait(checkout: Checkout) -> None:
     places = here(checkout, 1)
-    places.take(Wanted("first"), Slurm(), None)
+    places.take(Wanted(Task(Step.PODMAN, "first")), Slurm(), None)
     with ThreadPoolExecutor() as threads:
         waiting: list[Future[Place]] = [
-            threads.submit(places.take, Wanted(str(number)), Slurm(), None) for number in range(3)
+            threads.submit(places.take, Wanted(Task(Step.PODMAN, str(number))), Slurm(), None)
+            for number in range(3)
         ]
         places.close()
         for each in waiting:
             with pytest.raises(ClosedError):
                 each.result(30)
     with pytest.raises(ClosedError):
-        places.take(Wanted("late"), Slurm(), None)
+        places.take(Wanted(Task(Step.PODMAN, "late")), Slurm(), None)
     places.release()
 
 
@@ -130,7 +131,8 @@ def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(
     kinds = [Slurm(time_limit_min=number + 1) for number in range(3)]
     with ThreadPoolExecutor() as threads, closing(places):
         waiting = {
-            threads.submit(places.take, Wanted(str(kind.time_limit_min)), kind, None) for kind in kinds
+            threads.submit(places.take, Wanted(Task(Step.PODMAN, str(kind.time_limit_min))), kind, None)
+            for kind in kinds
         }
         while waiting:
             (done, *more), waiting = wait(waiting, 30, FIRST_COMPLETED)
@@ -146,10 +148,10 @@ def test_an_allocation_that_slurm_has_forgotten_is_worth_another_one(
     site = Site(monkeypatch)
     told: list[Event] = []
     places = Places(checkout, Runner.SLURM, 0, told.append)
-    places.leave(places.take(Wanted("a"), Slurm(), None))
+    places.leave(places.take(Wanted(Task(Step.PODMAN, "a")), Slurm(), None))
     site.ended = True
     site.states["1"] = ""
-    assert places.take(Wanted("b"), Slurm(), None).job_id == "2"
+    assert places.take(Wanted(Task(Step.PODMAN, "b")), Slurm(), None).job_id == "2"
     assert "job 1 is over: asking for another one" in [event.words for event in told]
     places.release()
 
@@ -159,7 +161,7 @@ def test_an_allocation_whose_release_was_not_confirmed_is_noted(
 ) -> None:
     site = Site(monkeypatch)
     places = Places(checkout, Runner.SLURM, 0, lambda _event: None)
-    places.leave(places.take(Wanted("a"), Slurm(), None))
+    places.leave(places.take(Wanted(Task(Step.PODMAN, "a")), Slurm(), None))
     (lock,) = checkout.allocations.glob("*.json")
     site.released = False
     assert places.release() == ("1",)

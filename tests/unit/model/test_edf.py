@@ -29,7 +29,7 @@ VALUES = EdfValues(
 
 
 def rendered(**changes: object) -> str:
-    return schema.render(TEMPLATE, "templates/env.toml.j2", replace(VALUES, **changes))  # type: ignore[arg-type]
+    return schema.render(TEMPLATE, "templates/env.toml.j2", replace(VALUES, **changes))
 
 
 def flat(text: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rc_tasks.engine.nightly.summary import load_begun
@@ -36,18 +36,6 @@ from rc_tasks.steps.podman.replacing import Replacing
 from rc_tasks.util import toml_text
 from rc_tasks.util.text import log_line, printable
 from tests.support.checkouts import TEMPLATES
-
-# The same inputs at every run: what fails for somebody fails for all. 20 s together on a slow machine.
-settings.register_profile(
-    "same",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=100,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
-settings.load_profile("same")
 
 TRICKS = (
     *("$(touch x)", "`id`", "; rm -rf /", "%s%n{0}", "'", '"', '"""', "\\", "<script>", "&amp;"),
@@ -222,7 +210,7 @@ def test_edf_reads_back_as_it_was_written(values: EdfValues) -> None:
     assert dict(found.annotations) == dict(values.annotations)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings().max_examples // 2)
 @given(EDF_VALUES, EDF_VALUES, SENSIBLE)
 def test_edf_keeps_what_people_wrote(before: EdfValues, after: EdfValues, comment: str) -> None:
     comment = "".join(char for char in comment if char.isprintable())
@@ -317,7 +305,7 @@ PIN = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.dictionaries(NAME, PIN, max_size=5), NAME, PIN)
 def test_lock_reads_back_as_it_was_written(pins: dict[str, Pin], name: str, new: Pin) -> None:
     text = ""

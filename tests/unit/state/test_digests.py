@@ -128,8 +128,12 @@ def test_a_damaged_memory_costs_only_time(tmp_path: Path, settled: None, text: s
 def test_not_being_able_to_remember_is_no_error(tmp_path: Path, settled: None) -> None:
     (tmp_path / ".rc").write_text("a file where the directory should be")
     known = opened(tmp_path)
-    known.content(str(old(tmp_path / "file")))
+    path = str(old(tmp_path / "file"))
+    known.content(path)
     known.save()
+    assert (tmp_path / ".rc").read_text() == "a file where the directory should be"
+    for asked in (known, opened(tmp_path)):
+        assert asked.content(path) == hashlib.sha256(b"one").hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_lock_is_taken_over_only_from_who_is_gone(
     tmp_path: Path, left: dict[str, int | str], free: bool
 ) -> None:
     path = tmp_path / "x.json"
-    leave(path, **{key: gone() if value == -1 else value for key, value in left.items()})  # type: ignore[arg-type]
+    leave(path, **{key: gone() if value == -1 else value for key, value in left.items()})
     assert (holder(path) is None) is free
     if not free:
         with pytest.raises(LockedError, match=r"podman:x is being built by somebody .*, job 17"):

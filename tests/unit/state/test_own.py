@@ -25,15 +25,28 @@ def root(tmp_path: Path) -> Path:
     return made
 
 
+def refusal(root: Path) -> str:
+    """The first line of the error, or nothing where the checkout is trusted."""
+    try:
+        require_own(open_checkout(root, {}))
+    except RcError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
 def test_our_own(root: Path) -> None:
-    require_own(open_checkout(root, {}))
     (root / ".rc/locks").mkdir(mode=0o775)
     (root / ".rc/logs").symlink_to("locks")
-    require_own(open_checkout(root, {}))
+    assert refusal(root) == ""
+    # It was looked at.
+    (root / ".rc/locks").chmod(0o777)
+    assert refusal(root) == ".rc/locks: may be written by everybody (mode 0777)"
 
 
 def test_nothing_is_there_yet(tmp_path: Path) -> None:
-    require_own(open_checkout(write_checkout(tmp_path / "a", FILES), {}))
+    root = write_checkout(tmp_path / "a", FILES)
+    assert refusal(root) == ""
+    assert not (root / ".rc").exists()
 
 
 @pytest.mark.parametrize("path", [".rc", ".rc/state", ".rc/store", ".rc/store/images"])
@@ -71,7 +84,9 @@ def test_of_one_who_may_write_the_checkout(root: Path, mode: int, trusted: bool)
 def test_of_the_owner_of_the_checkout(root: Path) -> None:
     for path in (root, root / ".rc"):
         os.chown(path, NOBODY, NOBODY)
-    require_own(open_checkout(root, {}))
+    assert refusal(root) == ""
+    os.chown(root, 0, 0)
+    assert refusal(root) == ".rc: belongs to nobody, who could have planted anything there"
 
 
 def test_a_link_out_of_the_checkout(root: Path, tmp_path: Path) -> None:

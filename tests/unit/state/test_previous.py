@@ -214,7 +214,7 @@ def test_killed_at_any_moment_a_publication_leaves_one_whole_image(tmp_path: Pat
     for moment in range(200):
         opened = checkout(tmp_path / str(moment))
         publish(opened, 1)
-        hit = killed_at(moment, lambda opened=opened: publish(opened, 2))  # type: ignore[misc]
+        hit = killed_at(moment, lambda opened=opened: publish(opened, 2))
         here = project(opened)
         assert here.artifact.read_bytes() in (content(1), content(2))
         for entry in entries(opened):
@@ -242,7 +242,7 @@ def test_killed_at_any_moment_a_rollback_leaves_one_whole_image(tmp_path: Path) 
         here = project(opened)
         # Opened anew: another process knows nothing yet.
         again = open_checkout(opened.root, {})
-        hit = killed_at(moment, lambda again=again, here=here: _roll_back(again, here, 1) and None)  # type: ignore[misc]
+        hit = killed_at(moment, lambda again=again, here=here: _roll_back(again, here, 1) and None)
         assert here.artifact.read_bytes() in (content(1), content(2))
         # Tried again, it is done, whatever was done before.
         _roll_back(open_checkout(opened.root, {}), here, 1)

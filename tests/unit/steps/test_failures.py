@@ -448,6 +448,7 @@ def test_a_launcher_that_fails_itself_is_told_from_its_test(
 # Where a hint says that something of the user's is to be corrected, and the mistake that was found there.
 BLAMES = {
     ("commands/doit_main.py", "_settings_problem"): "rights to pyproject.toml",
+    ("model/config/sources.py", "from_file"): "rights to a settings file",
     ("model/graph/context.py", "_scan"): "rights to a directory of the context",
     ("model/graph/context.py", "_rules"): "rights to .dockerignore",
     ("model/edf/chain.py", "_values"): "rights to an EDF",

@@ -202,7 +202,7 @@ def test_fuse_overlayfs_is_found_where_it_is_needed(
     monkeypatch.setattr(podman_storage, "_unprivileged", lambda: True)
     monkeypatch.setattr(podman_storage, "_lacking", lambda _storage: lacking)
     monkeypatch.setattr(podman_storage, "_FUSE", tmp_path if fuse else tmp_path / "nosuch")
-    found = podman_storage.driver(PodmanSettings(**settings), tmp_path)  # type: ignore[arg-type]
+    found = podman_storage.driver(PodmanSettings(**settings), tmp_path)
     assert (found.name, "".join(found.options).rpartition("/")[2]) == wanted
     assert bool(found.warning) == (wanted[0] == "vfs")
 

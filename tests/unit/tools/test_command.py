@@ -125,7 +125,7 @@ command.stream(run, None)
         wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 10)
         killed.kill()
     for pid in pids.read_text().split():
-        wait_until(lambda pid=pid: not lives(int(pid)))  # type: ignore[misc]  # its default has no type
+        wait_until(lambda pid=pid: not lives(int(pid)))  # its default has no type
 
 
 def test_what_a_killed_command_leaves_is_ended(tmp_path: Path) -> None:
