@@ -1,5 +1,6 @@
 """Help of every command, put into docs/reference/commands.md when the site is built."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -30,5 +31,8 @@ def names() -> list[str]:
 def help_of(name: str) -> str:
     """Return what `doit help NAME` prints."""
     doit = Path(sys.executable).with_name("doit")
-    done = subprocess.run((doit, "help", name), cwd=ROOT, check=True, capture_output=True, text=True)
+    environ = {**os.environ, "COLUMNS": "90"}  # what fits on the page
+    done = subprocess.run(
+        (doit, "help", name), cwd=ROOT, env=environ, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
