@@ -116,7 +116,7 @@ def test_every_module_says_what_it_is_for() -> None:
 def test_links_in_the_documents_lead_somewhere() -> None:
     import re
 
-    for document in [*SOURCE.glob("*.md"), *SOURCE.glob("docs/*.md")]:
+    for document in [*SOURCE.glob("*.md"), *SOURCE.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
 

@@ -1,17 +1,27 @@
 """The documents keep step with the program."""
 
+import json
 import platform
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from rc_tasks.commands.cli.table import COMMANDS
+from rc_tasks.commands.store import Stored
+from rc_tasks.model.config.project_toml import Recipe
 from rc_tasks.model.config.settings import reference_markdown
+from rc_tasks.model.manifest.diff import Changes
+from rc_tasks.state.history import HistoryEntry
+from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.doit import doit
 from tests.support.tools import require_tools, which
 
 SOURCE = Path(__file__).resolve().parents[1]
-# By the heads of the README's table of versions.
+VERSIONS = SOURCE / "docs/reference/versions.md"
+# By the heads of its table.
 VERSION_OF = {
     "podman": ("podman", "--version"),
     "skopeo": ("skopeo", "--version"),
@@ -23,24 +33,81 @@ VERSION_OF = {
 }
 
 
-def test_the_readme_has_every_setting_with_its_default_and_meaning() -> None:
-    assert reference_markdown() in (SOURCE / "README.md").read_text(), (
+def commands() -> list[str]:
+    """The names of all commands."""
+    return sorted(COMMANDS)
+
+
+def sections(document: str) -> dict[str, str]:
+    """The text below each heading `## …` of a document, by heading."""
+    parts = re.split(r"^## (.*)\n", (SOURCE / document).read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_readme_fits_on_a_screen() -> None:
+    assert len((SOURCE / "README.md").read_bytes()) <= 8_000
+
+
+def test_the_page_of_settings_has_each_with_its_default_and_meaning() -> None:
+    assert reference_markdown() in (SOURCE / "docs/reference/settings.md").read_text(), (
         "put there, in place of the old table, what this prints: python -c 'from"
         " rc_tasks.model.config.settings import *; print(reference_markdown())'"
     )
 
 
-def test_the_readme_names_every_command_of_ours() -> None:
-    readme = (SOURCE / "README.md").read_text()
-    for module in (SOURCE / "rc_tasks/commands").glob("*.py"):
-        if module.stem in {"list", "why", "plan", "settings", "doctor"}:
-            assert f"`doit {module.stem}" in readme
+def test_the_page_of_commands_describes_each() -> None:
+    page = (SOURCE / "docs/reference/commands.md").read_text()
+    assert not [name for name in commands() if f"`doit {name}" not in page]
+
+
+def test_the_page_of_project_toml_has_each_key() -> None:
+    page = (SOURCE / "docs/reference/project-toml.md").read_text()
+    assert not [field.name for field in fields(Recipe) if f"| `{field.name}` |" not in page]
+
+
+@pytest.mark.parametrize(
+    ("heading", "argv"),
+    [
+        ("doit list", ("list", "--json")),
+        ("doit graph", ("graph", "--format", "json")),
+        ("doit bases", ("bases", "--json")),
+        ("doit store", ("store", "--json")),
+    ],
+)
+def test_the_page_of_json_describes_each_key(
+    heading: str, argv: tuple[str, ...], tmp_path: Path
+) -> None:
+    root = write_checkout(
+        tmp_path / "checkout", {"base/Dockerfile": "FROM debian:12\n", "a/Dockerfile": "FROM base\n"}
+    )
+    pretend_built(root)
+    ran = doit(root, *argv)
+    assert ran.status == 0, ran.text
+    text = sections("docs/reference/json.md")[heading]
+    assert not [key for key in keys_of(json.loads(ran.text)) if f"`{key}`" not in text]
+
+
+def keys_of(document: object) -> set[str]:
+    """The keys of all tables in a JSON document."""
+    if isinstance(document, list):
+        return set().union(*map(keys_of, document))
+    if isinstance(document, dict):
+        return set(document).union(*map(keys_of, document.values()))
+    return set()
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"), [("doit history", HistoryEntry), ("doit diff", Changes), ("doit store", Stored)]
+)
+def test_the_page_of_json_describes_each_field(heading: str, kind: type) -> None:
+    text = sections("docs/reference/json.md")[heading]
+    assert not [field.name for field in fields(kind) if f"`{field.name}`" not in text]
 
 
 def version_table() -> dict[str, dict[str, str]]:
-    """The README's table of versions: `{"forky": {"podman": "5.8", ...}, ...}`."""
+    """The table of tested versions: `{"forky": {"podman": "5.8", ...}, ...}`."""
     table = re.findall(
-        r"^\| (Debian .*) \|\n\|[-|]+\|\n((?:\|.*\n)+)", (SOURCE / "README.md").read_text(), re.MULTILINE
+        r"^\| (Debian .*) \|\n\|[-|]+\|\n((?:\|.*\n)+)", VERSIONS.read_text(), re.MULTILINE
     )
     ((head, body),) = table
     found = {}
@@ -50,22 +117,22 @@ def version_table() -> dict[str, dict[str, str]]:
     return found
 
 
-def test_the_readme_shows_the_suites_that_ci_runs() -> None:
+def test_the_page_of_versions_shows_the_suites_that_ci_runs() -> None:
     suites = (SOURCE / "tests/platforms/suites").read_text().split()
     # CI's own machine is a bookworm.
     assert list(version_table()) == ["bookworm", *suites]
 
 
 @pytest.mark.parametrize("tool", VERSION_OF)
-def test_the_readme_shows_the_versions_of_this_debian(tool: str) -> None:
+def test_the_page_of_versions_shows_those_of_this_debian(tool: str) -> None:
     suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     if suite not in version_table():
-        pytest.skip(f"the README's table has no row for {suite or 'this system'}")
+        pytest.skip(f"the table of versions has no row for {suite or 'this system'}")
     program, option = VERSION_OF[tool]
     require_tools(program)
     said = subprocess.run((str(which(program)), option), capture_output=True, text=True, check=False)
     found = re.search(r"\d+\.\d+", said.stdout)
     assert found is not None, said
     assert version_table()[suite][tool] == found[0], (
-        f"change the cell of {suite} and {tool} in README.md to {found[0]}"
+        f"change the cell of {suite} and {tool} in {VERSIONS.name} to {found[0]}"
     )

@@ -1,4 +1,4 @@
-"""image.json, the public record of a published image; docs/image.json.md describes every key."""
+"""image.json, the public record of a published image (docs/reference/image-json.md)."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One injection of each kind of the fault suite, which docs/faults.md describes."""
+"""One injection of each kind of the fault suite, which docs/explanation/faults.md describes."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The table of docs/launchers.md: what is the same with every launcher, tried with those that are there.
+"""Each cell of the table in docs/reference/launchers.md, with the launchers that are there.
 
 podman is everywhere. Enroot is tried where it is on PATH, and Pyxis where RC_TEST_PYXIS names its
 spank_pyxis.so besides. A cell is `yes` when a container does what the first column says, `no` when it
@@ -35,7 +35,7 @@ from tests.support.tools import require_tools
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(300)]
 
-DOCUMENT = Path(__file__).parents[2] / "docs/launchers.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/launchers.md"
 PYXIS = os.environ.get("RC_TEST_PYXIS", "")
 
 ODD = "a \"b\" 'c' \\ $HOME * %s ü=;  "

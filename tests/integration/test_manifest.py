@@ -141,7 +141,7 @@ def test_what_is_inside(first: Family) -> None:
     assert told["origin"]["bases"] == {"base": image_id(first, "base")}
     assert told["origin"]["dockerfile"] == FILES[f"{APP}/Dockerfile"]
     assert told["origin"]["commit"] == git(first.root, "rev-parse", "HEAD")
-    documented = (Path(__file__).parents[2] / "docs/manifest.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs/reference/manifest.md").read_text()
     keys = [
         *told,
         *(f"contents.{key}" for key in contents),
@@ -170,7 +170,7 @@ def test_where_a_file_comes_from(first: Family, tmp_path: Path) -> None:
     assert re.fullmatch(r"20\S+ by \S+ on \S+", told["built"][0])
     assert re.fullmatch(r"podman \S+, mksquashfs \S+", told["tools"][0])
     assert told["org.opencontainers.image.title"] == ["app"]
-    # As docs/manifest.md says.
+    # As docs/reference/manifest.md says.
     argv = ("unsquashfs", "-cat", str(alone), "etc/rc")
     rc = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     assert f"# commit: {commit}\n" in rc

@@ -183,7 +183,7 @@ def test_a_night_that_runs_out_of_time_goes_on_in_one_more_job(site: Site, clust
 
 
 def plain_doit_in_a_batch_job(site: Site) -> None:
-    """What docs/administrators.md shows for who wants no more than cron and doit."""
+    """What docs/how-to/nightly.md shows for who wants no more than cron and doit."""
     site.image("slow:1", "echo again > /made")
     out = site.signs / "wrapped.out"
     argv = ("sbatch", "--wait", "--nodes=1", "--exclusive", f"--account={ACCOUNT}", f"--output={out}")

@@ -327,7 +327,7 @@ def test_a_secret_is_used_and_told_nowhere(family: Family, tmp_path: Path) -> No
 def test_image_json_has_the_documented_keys(family: Family) -> None:
     told = json.loads((family.directory("top:1") / "image.json").read_text())
     records = family.records()
-    documented = (Path(__file__).parents[2] / "docs/image.json.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs/reference/image-json.md").read_text()
     assert not [key for key in told if f"`{key}`" not in documented]
     assert told["schema"] == 1
     assert told["name"] == "top:1"

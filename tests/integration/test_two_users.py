@@ -1,4 +1,4 @@
-"""Two members of one group in one checkout, set up as docs/administrators.md says, at the same time."""
+"""Two members of one group in one checkout, set up as docs/how-to/official-checkout.md says."""
 
 import grp
 import os

@@ -1,4 +1,4 @@
-"""What members do all day: the README's walk-through word for word, the old doors, and bad input.
+"""What members do all day: docs/how-to/change-an-image.md word for word, the old doors, and bad input.
 
 The whole output of each case of bad input stands in tests/golden/workflow/CASE.txt;
 
@@ -37,8 +37,7 @@ from tests.support.tools import require_tools
 SOURCE = Path(__file__).parents[2]
 GOLDEN = SOURCE / "tests/golden/workflow"
 UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
-README = SOURCE / "README.md"
-HEADING = "## Changing an image together"
+WALK_THROUGH = SOURCE / "docs/how-to/change-an-image.md"
 URL = "https://github.com/swiss-ai/reasoning_containers"
 DOORS = ("env_build.sh", "env_update.sh")
 BASE = (
@@ -199,9 +198,8 @@ def _own_terminal(slave: int) -> None:
 
 
 def steps() -> list[str]:
-    """The lines that the README says to type."""
-    section = README.read_text().partition(f"{HEADING}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^    \$ (.*)$", section, re.MULTILINE)
+    """The lines that the walk-through says to type."""
+    return re.findall(r"^    \$ (.*)$", WALK_THROUGH.read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -223,9 +221,7 @@ def slurm_environ(cluster: Cluster) -> Iterator[dict[str, str]]:
 
 @pytest.mark.podman
 @pytest.mark.slurm
-def test_the_walk_through_of_the_readme(
-    tmp_path: Path, slurm_environ: dict[str, str], cluster: Cluster
-) -> None:
+def test_the_walk_through(tmp_path: Path, slurm_environ: dict[str, str], cluster: Cluster) -> None:
     require_tools("runc", "busybox")
     made = team(tmp_path)
     environ = {**slurm_environ, "SCRATCH": str(Path.home() / "scratch"), "PS1": "$ ", "TERM": "dumb"}
@@ -238,7 +234,7 @@ def test_the_walk_through_of_the_readme(
     git(made.official, "config", "--global", f"url.{made.bare}.insteadOf", URL)
 
     lines = steps()
-    assert len(lines) >= 8, "the README's walk-through is gone"
+    assert len(lines) >= 8, "the walk-through is gone"
     shown = {}
     with Terminal(("bash", "--norc", "--noprofile", "-i"), tmp_path, environ) as shell:
         for number, line in enumerate(lines):

@@ -130,7 +130,7 @@ class Summary:
 
 
 def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
-    """The summary for programs: docs/administrators.md tells the keys, which are a contract."""
+    """Return the summary for programs; docs/reference/nightly-summary.md lists its keys."""
     found = asdict(summary)
     begun = found.pop("begun")
     empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")

@@ -389,7 +389,7 @@ def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
 
 
 def reference_markdown() -> str:
-    """The README's table of all settings."""
+    """Return the table of all settings in docs/reference/settings.md."""
     lines = ["| key | default | variable | meaning |", "|---|---|---|---|"]
     for path, leaf in toml_schema.leaves(Settings).items():
         name = "" if leaf.is_table else f"`{sources.variable('RC', path)}`"

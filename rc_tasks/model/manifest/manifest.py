@@ -1,4 +1,4 @@
-"""What is inside an image and from what it was made: values, and their JSON (docs/manifest.md).
+"""What is inside an image and from what it was made: values and JSON (docs/reference/manifest.md).
 
 What is read may be another version's, or damaged: `parse` believes nothing about types.
 """

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-# A part of the digest's definition (docs/image.json.md).
+# A part of the digest's definition (docs/reference/image-json.md).
 BLOCK_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
 

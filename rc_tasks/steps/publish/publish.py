@@ -196,7 +196,7 @@ def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Ma
 def _provenance(node: ImageNode, built: Record) -> tuple[str, ...]:
     """Comment lines for /etc/rc: what varies between builds of the same inputs must not be a label.
 
-    docs/manifest.md describes them.
+    docs/reference/manifest.md describes them.
     """
     here = nodes.this_node()
     tools = {**built.tools, "mksquashfs": squashfs.version()}

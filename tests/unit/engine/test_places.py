@@ -64,7 +64,7 @@ def test_on_this_host_slurms_settings_do_not_count(checkout: Checkout) -> None:
 
 def test_those_that_wait_start_in_order_as_others_leave(checkout: Checkout) -> None:
     places = here(checkout, 1)
-    started: list[str] = []
+    started: list[Task] = []
     lock = threading.Lock()
 
     def run(wanted: Wanted[Task]) -> None:

@@ -334,7 +334,7 @@ def test_the_documented_shell_command(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate((64 << 20) + 5)
         file.write(b"start")
-    document = (Path(__file__).parents[3] / "docs/image.json.md").read_text()
+    document = (Path(__file__).parents[3] / "docs/reference/image-json.md").read_text()
     (command,) = [line.strip() for line in document.splitlines() if line.startswith("    split ")]
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
