@@ -22,48 +22,21 @@
 
   // Copying
 
-  const byHand = document.getElementById("by-hand");
-
-  function copiedTheOldWay(text) {
-    const area = element("textarea", { value: text, readOnly: true });
-    const focused = document.activeElement;
-    document.body.append(area);
-    area.select();
-    let copied = false;
-    try {
-      copied = document.execCommand("copy");
-    } catch {
-      // Then the reader does it.
-    }
-    area.remove();
-    focused?.focus();
-    return copied;
-  }
-
-  async function copied(text) {
-    try {
-      await navigator.clipboard.writeText(text);
-      return true;
-    } catch {
-      return copiedTheOldWay(text);
-    }
-  }
-
   function copyButton(words, name, text) {
     const button = element("button", { type: "button", className: "copy", textContent: words });
     button.setAttribute("aria-label", `${words} of ${name}`);
     button.title = text.length < 300 ? text : "";
     button.addEventListener("click", async () => {
-      if (await copied(text)) {
+      try {
+        await navigator.clipboard.writeText(text);
         button.textContent = "Copied";
         setTimeout(() => (button.textContent = words), 1500);
-        return;
+      } catch {
+        // The browser keeps its clipboard from the page, as over http: Ctrl+C takes what is selected.
+        const shown = element("code", { textContent: text });
+        button.replaceWith(shown);
+        getSelection().selectAllChildren(shown);
       }
-      const area = byHand.querySelector("textarea");
-      area.value = text;
-      byHand.showModal();
-      area.focus();
-      area.select();
     });
     return button;
   }

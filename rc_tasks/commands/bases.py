@@ -43,7 +43,7 @@ def arguments(parser: ArgumentParser) -> None:
         " under it. The exit status of --check is 0 when no tag has moved, 1 when one has, and 2 when"
         " none has but a registry gave no answer; of --update, 0, or 2 when a registry gave no answer."
     )
-    add_names(parser, "BASE|NAME")
+    add_names(parser, "[BASE|NAME ...]")
     add_flag(
         parser, "--check", help="ask the registries whether the tags stand for something else by now"
     )

@@ -26,7 +26,7 @@ SCRATCH = "scratch"
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = "The templates are in templates/new. A name is such as reasoning:2025.2."
-    add_names(parser)
+    add_names(parser, "NAME")
     parser.add_argument(
         "--from",
         dest="base",

@@ -30,7 +30,7 @@ def arguments(parser: ArgumentParser) -> None:
         " image.json and env.toml with the record. The exit status is 1 when something is damaged."
         " On a login node it reads slowly on purpose: `srun doit verify --all` uses a whole node."
     )
-    add_names(parser)
+    add_names(parser, "NAME ... | --all")
     add_flag(parser, "--all", help="every image that has been published")
 
 

@@ -25,7 +25,7 @@ _ROLLED_BACK = (
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = "Digests are shortened; image.json and .rc/state hold them whole."
-    add_names(parser)
+    add_names(parser, "NAME ...")
 
 
 def run(args: Namespace) -> int:

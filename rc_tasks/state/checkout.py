@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.config import project_toml
@@ -17,10 +18,13 @@ from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.records.digests import Digests
 from rc_tasks.state.records.records import Records, Step
+from rc_tasks.state.records.splits import Splits
 from rc_tasks.state.records.unchanged import Unchanged
-from rc_tasks.state.store.previous import Previous
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.safe_read import advice, read_bytes
+
+if TYPE_CHECKING:
+    from rc_tasks.state.store.previous import Previous
 
 DODO = "dodo.py"
 GENERATED = reading.GENERATED
@@ -46,6 +50,7 @@ class Checkout:
     digests: Digests
     output_digests: Digests
     unchanged: Unchanged
+    splits: Splits
     store: Store
     architecture: str
 
@@ -55,8 +60,10 @@ class Checkout:
         return self.root / TEMPLATE
 
     @property
-    def previous(self) -> Previous:
+    def previous(self) -> "Previous":
         """The images that were published before."""
+        from rc_tasks.state.store.previous import Previous
+
         return Previous(self.root / GENERATED / "previous")
 
     def lock(self, name: str) -> Path:
@@ -95,7 +102,7 @@ class Checkout:
 
     def remember(self) -> None:
         """Save what was learnt of files."""
-        for each in (self.digests, self.output_digests, self.unchanged):
+        for each in (self.digests, self.output_digests, self.unchanged, self.splits):
             each.save()
 
     def shown(self, path: Path) -> str:
@@ -145,13 +152,14 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     aliases = [alias for alias in aliases if alias.name not in broken]
     alias_targets = {alias.name: alias.target for alias in aliases}
     names = {*(project.name for project in projects), *broken, *alias_targets}
+    generated = root / GENERATED
+    splits = Splits(generated / "cache" / "dockerfiles.json")
     nodes = []
     for project in projects:
         try:
-            nodes.append(_node(project, alias_targets, names, architecture))
+            nodes.append(_node(project, alias_targets, names, architecture, splits))
         except RcError as error:
             broken[project.name] = error
-    generated = root / GENERATED
     return Checkout(
         root,
         Path(settings.images_root) if settings.images_root else root,
@@ -161,6 +169,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         Digests(root, generated / "cache" / "digests.json"),
         Digests(root, generated / "cache" / "outputs.json"),
         Unchanged(generated / "cache" / "unchanged.json"),
+        splits,
         Store(generated / "store"),
         architecture,
     )
@@ -171,7 +180,9 @@ def is_task_name(name: str) -> bool:
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
 
 
-def _node(project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str) -> ImageNode:
+def _node(
+    project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str, splits: Splits
+) -> ImageNode:
     # Most projects have none, and a thousand missing files are asked for at every start.
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
     options = project_toml.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
@@ -183,7 +194,8 @@ def _node(project: Project, aliases: Mapping[str, str], names: Set[str], archite
             where=project.shown_dockerfile,
             hint=advice(error, "correct its permissions"),
         ) from None
-    return link(project, _parsed(project, options, text, architecture), options, aliases, names)
+    dockerfile = _parsed(project, options, text, architecture, split=splits.split)
+    return link(project, dockerfile, options, aliases, names)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
@@ -192,7 +204,11 @@ def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Docker
 
 
 def _parsed(
-    project: Project, options: project_toml.Recipe, text: bytes, architecture: str
+    project: Project,
+    options: project_toml.Recipe,
+    text: bytes,
+    architecture: str,
+    split: parser.Split = parser.split_text,
 ) -> parser.Dockerfile:
     return parser.parse(
         text,
@@ -200,6 +216,7 @@ def _parsed(
         build_args=options.build_args,
         architecture=architecture,
         target=options.target,
+        split=split,
     )
 
 

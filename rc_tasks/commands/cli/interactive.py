@@ -29,9 +29,8 @@ _OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
 
 def add_entry(parser: ArgumentParser) -> None:
     """Declare the arguments of a command that starts a job, with CMD behind `--`."""
-    parser.usage = "%(prog)s [OPTION ...] NAME [-- CMD ...]"
     parser.set_defaults(command=())
-    add_names(parser)
+    add_names(parser, "NAME [-- CMD ...]")
     add_flag(
         parser,
         "--force",

@@ -43,22 +43,10 @@ def _long(option: str) -> str:
 def parser_of(name: str) -> ArgumentParser:
     """The parser of a command, which imports its module."""
     entry = COMMANDS[name]
-    parser = _Parser(
-        prog=f"doit {name}",
-        epilog=f"example: {entry.example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _Parser(prog=f"doit {name}", epilog=f"example: {entry.example}")
     entry.load().arguments(parser)
-    purpose = entry.purpose[0].upper() + entry.purpose[1:]
-    parser.description = filled(f"{purpose}. {parser.description or ''}")
+    parser.description = f"{entry.purpose[0].upper()}{entry.purpose[1:]}. {parser.description or ''}"
     return parser
-
-
-def filled(text: str) -> str:
-    """A paragraph in lines that fit a terminal."""
-    import textwrap
-
-    return textwrap.fill(text.strip(), 98, break_long_words=False, break_on_hyphens=False)
 
 
 def parsed(name: str, words: Sequence[str]) -> Namespace:
@@ -101,9 +89,10 @@ def unknown_argument(name: str, word: str, options: Iterable[str]) -> UsageError
     )
 
 
-def add_names(parser: ArgumentParser, metavar: str = "NAME") -> None:
-    """Declare names of images, groups of versions, aliases and tasks; `metavar` is the usage."""
-    parser.add_argument("names", nargs="*", metavar=metavar, help="an image, alias, group or task")
+def add_names(parser: ArgumentParser, usage: str = "[NAME ...]") -> None:
+    """Declare names of images, groups of versions, aliases and tasks; `usage` says how many."""
+    parser.usage = f"%(prog)s [OPTION ...] {usage}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an image, alias, group or task")
 
 
 def add_flag(parser: ArgumentParser, *options: str, help: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.safe_read import advice, read_bytes
+from rc_tasks.util.safe_read import read_bytes
 from rc_tasks.util.toml_schema import Leaf, Problem, wrong
 from rc_tasks.util.toml_text import KeyPath
 
@@ -43,7 +43,7 @@ def from_file(schema: type, path: Path, shown: str, above: KeyPath = ()) -> Foun
     except (FileNotFoundError, NotADirectoryError):
         return Found()
     except OSError as error:
-        hint = advice(error, "correct its permissions")
+        hint = "correct its permissions" if isinstance(error, PermissionError) else None
         return Found(problems=(Problem(shown, f"cannot be read: {error.strerror}", hint),))
     except RcError as error:
         return Found(problems=(Problem(str(error.where), error.what, error.hint, error.quote),))

@@ -6,13 +6,13 @@ here.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split
-from rc_tasks.model.dockerfile.instructions import Instruction, instructions
+from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions
 from rc_tasks.model.reference import ImageReference, near
 
 KNOWN = (
@@ -38,6 +38,8 @@ EXPANDED = frozenset(
     {"ADD", "COPY", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"}
 )
 _VARIABLE_NAME = re.compile(r"\$\{?([A-Za-z_]\w*)")
+# Splits a text into instructions; the place is for errors.
+Split = Callable[[bytes, str], Source]
 _NOT_ON_BUILD = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
 
 
@@ -130,6 +132,11 @@ class Dockerfile:
         return _stage_of(self.stages, name, above)
 
 
+def split_text(text: bytes, where: str) -> Source:
+    """Split a Dockerfile into instructions. Raises DockerfileError."""
+    return instructions(text, where=where)
+
+
 def parse(
     text: bytes,
     *,
@@ -137,6 +144,7 @@ def parse(
     build_args: Mapping[str, str],
     architecture: str,
     target: str | None = None,
+    split: Split = split_text,
 ) -> Dockerfile:
     """Read a Dockerfile; `architecture` is the machine as uname(2) names it.
 
@@ -144,7 +152,7 @@ def parse(
     `where` is this one with the line. As with podman, a mistake in a stage that the target does not need
     is none: it is among the notes.
     """
-    source = instructions(text, where=where)
+    source = split(text, where)
     if not source.instructions:
         raise DockerfileError(
             "the Dockerfile has no FROM",

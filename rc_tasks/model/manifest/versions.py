@@ -2,20 +2,11 @@
 
 import itertools
 import re
+from typing import Any
 
 from rc_tasks.model.manifest.manifest import PackageKind
 
 _PARTS = re.compile(rb"(\D*)(\d*)")
-# packaging.python.org, version specifiers (PEP 440), with the spellings that it lets pass.
-_PYTHON = re.compile(
-    r"v?(?:(?P<epoch>\d+)!)?(?P<release>\d+(?:\.\d+)*)"
-    r"(?:[-_.]?(?P<pre>a|alpha|b|beta|c|rc|pre|preview)[-_.]?(?P<pre_number>\d*))?"
-    r"(?P<post>-(?P<post_bare>\d+)|[-_.]?(?:post|rev|r)[-_.]?(?P<post_number>\d*))?"
-    r"(?P<dev>[-_.]?dev[-_.]?(?P<dev_number>\d*))?"
-    r"(?:\+(?P<local>[a-z0-9]+(?:[-_.][a-z0-9]+)*))?",
-    re.ASCII,
-)
-_PHASES = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "rc"}
 # apk-tools, src/version.c: what stands before a release and what after it.
 _APK_PHASES = {
     "alpha": -4,
@@ -31,8 +22,6 @@ _APK_PHASES = {
 
 _LONGEST = 1000
 
-_Key = tuple[object, ...]
-
 
 def compare(kind: PackageKind, old: str, new: str) -> int:
     """Above 0 when `new` is the newer version, below 0 when `old` is, 0 when neither."""
@@ -43,15 +32,14 @@ def compare(kind: PackageKind, old: str, new: str) -> int:
         return _system(old, new)
     match kind:
         case PackageKind.PYTHON | PackageKind.CONDA:
-            keys = [_python(old), _python(new)]
+            first, second = _python(old), _python(new)
         case PackageKind.APK:
-            keys = [_apk(old), _apk(new)]
+            first, second = _apk(old), _apk(new)
         case PackageKind.DPKG | PackageKind.RPM:
             return _system(old, new)
-    if keys[0] is None or keys[1] is None:
+    if first is None or second is None:
         return _system(old, new)
-    first, second = keys[0], keys[1]
-    return (second > first) - (second < first)
+    return int(second > first) - int(second < first)
 
 
 def _system(old: str, new: str) -> int:
@@ -96,28 +84,17 @@ def _weight(character: int) -> int:
     return character if character == 0 or chr(character).isalpha() else character + 256
 
 
-def _python(version: str) -> _Key | None:
-    found = _PYTHON.fullmatch(version.strip().lower())
-    if found is None:
+def _python(version: str) -> Any:
+    """A version by PEP 440, to compare."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(version)
+    except InvalidVersion:
         return None
-    release = [int(part) for part in found["release"].split(".")]
-    while len(release) > 1 and release[-1] == 0:
-        release.pop()
-    post = int(found["post_bare"] or found["post_number"] or 0) if found["post"] else -1
-    # 1.0.dev1 comes before 1.0a1, and both before 1.0.
-    dev = int(found["dev_number"] or 0) if found["dev"] else None
-    phase = _PHASES.get(found["pre"], found["pre"]) if found["pre"] else ""
-    before_all = not phase and post < 0 and dev is not None
-    pre = ("", 0) if before_all else (phase or "z", int(found["pre_number"] or 0))
-    local = tuple(
-        (1, int(part), "") if part.isdigit() else (0, 0, part)
-        for part in re.split("[-_.]", found["local"] or "")
-        if part
-    )
-    return int(found["epoch"] or 0), release, pre, post, dev is None, dev or 0, local
 
 
-def _apk(version: str) -> _Key | None:
+def _apk(version: str) -> Any:
     found = re.fullmatch(
         r"(\d+(?:\.\d+)*)([a-z]?)((?:_(?:alpha|beta|pre|rc|cvs|svn|git|hg|p)\d*)*)(?:-r(\d+))?",
         version,
