@@ -399,7 +399,7 @@ def failure(
 def _hint(lines: Iterable[str], returncode: int = 1) -> str | None:
     causes = (*failures.PODMAN, *failures.LIMITS, *failures.SQUASHFS)
     cause = failures.find(lines, causes, returncode)
-    return f"on {failures.here()}, {cause.what}:\n{cause.hint}" if cause else None
+    return f"on {failures.node_name()}, {cause.what}:\n{cause.hint}" if cause else None
 
 
 def ending(returncode: int) -> str:

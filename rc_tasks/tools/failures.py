@@ -23,10 +23,8 @@ class FailureCause:
     hint: str
 
     def error(self, tool: str) -> CommandError:
-        """Return the error for a tool that failed for this reason here, as its last lines in the log
-        tell.
-        """
-        return CommandError(f"{tool} failed: {self.what}", where=here(), hint=self.hint)
+        """Return the error for a tool that failed here for this cause; the log has its last lines."""
+        return CommandError(f"{tool} failed: {self.what}", where=node_name(), hint=self.hint)
 
 
 _MEMORY = (
@@ -176,7 +174,7 @@ SQUASHFS = (
 )
 
 
-def here() -> str:
+def node_name() -> str:
     """Return the name of this process's node, as Slurm calls it."""
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 

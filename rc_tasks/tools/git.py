@@ -130,7 +130,7 @@ def fetch(directory: Path) -> None:
 
 
 def fast_forward(directory: Path) -> None:
-    """Move the branch to the fetched commit. Raise CommandError where that is no fast-forward."""
+    """Move the branch to the fetched commit. Raise CommandError where that is not a fast-forward."""
     command.capture(_git(directory, "merge", "--quiet", "--ff-only", "@{upstream}"))
 
 

@@ -228,8 +228,8 @@ class Podman:
     def config(self, image_id: str) -> bytes | None:
         """Return an image's configuration, byte for byte: its SHA-256 is the image ID.
 
-        Read it from the file of containers/storage (its images.go), which starts no process. Return None
-        when there is no such file, as for images of an additional store.
+        Read it cheaply from the file of containers/storage (its images.go). Return None when there is no
+        such file, as for images of an additional store.
         """
         texts = self._kept(image_id, f"sha256:{image_id}")
         return next((text for text in texts if hashlib.sha256(text).hexdigest() == image_id), None)
@@ -383,7 +383,7 @@ class Podman:
         if not writable:
             flags.append("--read-only")
         if name:
-            # Our own cleanup has already sent TERM to its programs, so podman need not wait.
+            # The caller that removes it has already asked its programs to end, so podman need not wait.
             flags += [f"--name={name}", "--replace", "--stop-timeout=0"]
         if limit_s:
             flags.append(f"--timeout={limit_s}")
@@ -421,7 +421,7 @@ def failed_instruction(lines: list[str]) -> str:
     return ""
 
 
-def doing(line: str) -> str:
+def current_step(line: str) -> str:
     """Return the step that a line of `podman build` starts, `STEP 4/9 RUN pip install x`, or empty."""
     match = _STEP.match(line)
     if match is not None:

@@ -42,7 +42,7 @@ class RegistryError(RcError):
 
 
 def host(reference: str) -> str:
-    """Return the registry that a reference names; Docker's own registry when it names none."""
+    """Return the registry of a reference by Docker's rule: Docker's own when it names none."""
     first, slash, _ = reference.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
@@ -87,16 +87,16 @@ _WORDS = {
     Refusal.NESTED: (
         "the registry has an index within an index here, which podman cannot pull",
         "name one of its images by digest, as `skopeo inspect --raw docker://{reference}` lists\n"
-        "them, and tell whoever publishes it",
+        "them, and report it to the publisher of the image",
     ),
     Refusal.UNSUPPORTED: (
-        "what the registry has there is no image that this podman can take",
+        "the registry has no image there that this podman can take",
         "it may be an artifact, or older or newer than podman: name another one in the Dockerfile",
     ),
     Refusal.DAMAGED: (
-        "what the registry sent is not what it promised",
+        "the registry sent other data than it promised",
         "try again; if it fails again, a proxy or a mirror may alter it, or {host} keeps it damaged:\n"
-        "tell whoever runs them",
+        "report it to their operators",
     ),
     Refusal.PROXY: (
         "the proxy on the way to the registry does not answer, or refuses",
@@ -110,7 +110,7 @@ _WORDS = {
     ),
     Refusal.FAILING: (
         "the registry has an error of its own",
-        "try again later; if it lasts, tell whoever runs {host}",
+        "try again later; if it lasts, report it to the operators of {host}",
     ),
     Refusal.UNREACHABLE: (
         "the registry cannot be reached from this host",
@@ -128,7 +128,7 @@ _WORDS = {
     ),
     Refusal.OTHER: (
         "the image could not be read from the registry",
-        "show the message above to the site, or to whoever runs {host}",
+        "show the message above to the site, or to the operators of {host}",
     ),
 }
 # Messages of containers/image, the library in podman and skopeo (seen with podman 4.3 and skopeo 1.9;

@@ -74,7 +74,7 @@ def _unset(script: str) -> frozenset[str]:
         for choice in _CHOICES
         if not re.search(rf'^#SBATCH "?--{choice}\b', script, re.MULTILINE)
     }
-    return slurm.of_the_job_around_us() | (set_here - open_choices)
+    return slurm.job_variables() | (set_here - open_choices)
 
 
 def jobs(name: str) -> list[Job]:

@@ -197,7 +197,7 @@ def _is_over(line: str) -> bool:
     return re.search(r"Invalid job id|already comple", line) is not None
 
 
-def around_us() -> Granted:
+def current_allocation() -> Granted:
     """Return the allocation that this process runs in. Raise CommandError when Slurm does not answer."""
     variables = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("SLURM_")]
     hosts = command.capture(Command(("scontrol", "show", "hostnames"))).stdout
@@ -211,7 +211,7 @@ def granted(lines: Iterable[str]) -> Granted:
         if line.startswith("SLURM_"):
             key, _, value = line.partition("=")
             variables[key] = value
-        elif line and not slurm_words.said(line):
+        elif line and not slurm_words.is_slurm_line(line):
             nodes.append(line)
     # The format is `72(x2),36`, in the order of the nodes (salloc(1), SLURM_JOB_CPUS_PER_NODE).
     counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_JOB_CPUS_PER_NODE", ""))
@@ -404,7 +404,7 @@ def _step_options(request: StepRequest) -> list[str]:
     return [f"--job-name={request.job_name}", *cpus, *request.extra]
 
 
-def of_the_job_around_us() -> frozenset[str]:
+def job_variables() -> frozenset[str]:
     """Return the variables that a job submitted from here would take as options."""
     inherited = {name for name in os.environ if _inherited(name)}
     return frozenset(inherited | {"SLURM_JOB_ID", "SLURM_JOBID"} & os.environ.keys())

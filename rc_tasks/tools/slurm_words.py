@@ -75,7 +75,7 @@ _ENDINGS = (
     ),
     _Cause(
         r"forcing job termination",
-        "{step} was ended because its srun was told to end",
+        "{step} was ended because its srun got a signal to end",
         "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n"
         "run `doit` again: finished steps are kept",
     ),
@@ -220,14 +220,17 @@ _CHATTER = re.compile(
 )
 
 
-def said(line: str) -> bool:
+def is_slurm_line(line: str) -> bool:
     """Return whether Slurm itself wrote this line of a log, which it may mix with the command's."""
     return _SLURMS_WORDS.match(line) is not None
 
 
-def ended(line: str) -> bool:
+def reports_cancellation(line: str) -> bool:
     """Return whether Slurm says in this line of a log that it ended the step or its job."""
-    return said(line) and re.search(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT ", line) is not None
+    return (
+        is_slurm_line(line)
+        and re.search(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT ", line) is not None
+    )
 
 
 def unreachable(text: str) -> bool:
@@ -243,7 +246,7 @@ def explain(
     Call this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05). `guarded`: the
     command ran below the shell of `slurm.srun`, which a signal to the command never kills.
     """
-    slurm_lines = list(dict.fromkeys(line.rstrip() for line in lines if said(line)))
+    slurm_lines = list(dict.fromkeys(line.rstrip() for line in lines if is_slurm_line(line)))
     reasons = [line for line in slurm_lines if not _CHATTER.match(line)]
     cause = _first(_ENDINGS, reasons)
     if cause is None and guarded and returncode != 0 and _first((_KILLED,), slurm_lines):

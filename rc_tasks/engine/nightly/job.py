@@ -330,7 +330,7 @@ def tidy(checkout: Checkout) -> None:
 def our_nodes() -> list[str]:
     """The nodes of the job that we run in, as far as Slurm tells."""
     try:
-        return list(slurm.around_us().cpus)
+        return list(slurm.current_allocation().cpus)
     except RcError:
         return []
 

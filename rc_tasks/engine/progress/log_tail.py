@@ -67,4 +67,4 @@ def doing(line: str) -> str:
     percent = squashfs.progress_percent(line)
     if percent is not None:
         return f"mksquashfs {percent}%"
-    return podman.doing(line)
+    return podman.current_step(line)

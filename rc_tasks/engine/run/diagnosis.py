@@ -48,10 +48,10 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosi
     """
     lines = _tail(log)
     # Slurm's own lines can stand anywhere among those of the step.
-    own = [line for line in lines if request is None or not slurm_words.said(line)]
+    own = [line for line in lines if request is None or not slurm_words.is_slurm_line(line)]
     marks = [at for at, line in enumerate(own) if _is_mark(line)]
     mark = own[marks[-1]] if marks else ""
-    ended = request is not None and any(map(slurm_words.ended, lines))
+    ended = request is not None and any(map(slurm_words.reports_cancellation, lines))
     if marks and not (ended and mark in {FAILED, FAILED_AS_ABOVE}):
         text = _own_words(own, marks[-1])
         return Diagnosis(

@@ -1,4 +1,4 @@
-"""Which of two versions is the newer one, as the package managers order them."""
+"""Compare versions as each package manager orders them."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ import re
 from rc_tasks.model.manifest.manifest import PackageKind
 
 _PARTS = re.compile(rb"(\D*)(\d*)")
-# packaging.python.org, version specifiers (PEP 440), with the spellings that it lets pass.
+# packaging.python.org, version specifiers (PEP 440), with the alternative spellings that it permits.
 _PYTHON = re.compile(
     r"v?(?:(?P<epoch>\d+)!)?(?P<release>\d+(?:\.\d+)*)"
     r"(?:[-_.]?(?P<pre>a|alpha|b|beta|c|rc|pre|preview)[-_.]?(?P<pre_number>\d*))?"
@@ -16,7 +16,7 @@ _PYTHON = re.compile(
     re.ASCII,
 )
 _PHASES = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "rc"}
-# apk-tools, src/version.c: what stands before a release and what after it.
+# apk-tools, src/version.c: suffixes that sort before a release (negative) and after it (positive).
 _APK_PHASES = {
     "alpha": -4,
     "beta": -3,
@@ -35,10 +35,10 @@ _Key = tuple[object, ...]
 
 
 def compare(kind: PackageKind, old: str, new: str) -> int:
-    """Above 0 when `new` is the newer version, below 0 when `old` is, 0 when neither."""
+    """Return a positive number when `new` is newer, a negative one when `old` is, 0 when neither."""
     if old == new:
         return 0
-    # Python reads no number of more than 4300 digits, and no version has so many.
+    # int() refuses numbers of more than 4300 digits; no real version is so long.
     if max(len(old), len(new)) > _LONGEST:
         return _system(old, new)
     match kind:
@@ -55,11 +55,11 @@ def compare(kind: PackageKind, old: str, new: str) -> int:
 
 
 def _system(old: str, new: str) -> int:
-    """Epoch, version and revision by deb-version(7), which rpm's order equals but for oddities."""
+    """Compare epoch, version and revision by deb-version(7); rpm's order differs only in rare cases."""
     for before, after in zip(_split(old), _split(new), strict=True):
-        found = _runs(before, after)
-        if found:
-            return found
+        order = _runs(before, after)
+        if order:
+            return order
     return 0
 
 
@@ -72,7 +72,7 @@ def _split(version: str) -> tuple[str, str, str]:
 
 
 def _runs(old: str, new: str) -> int:
-    """Runs of letters and runs of digits in turn; `~` sorts before the end, letters before the rest."""
+    """Compare runs of non-digits and digits: `~` sorts before the end, letters before the rest."""
     pieces = (_PARTS.findall(text.encode(errors="replace")) for text in (old, new))
     for (old_word, old_number), (new_word, new_number) in itertools.zip_longest(
         *pieces, fillvalue=(b"", b"")
@@ -81,7 +81,7 @@ def _runs(old: str, new: str) -> int:
             difference = _weight(second) - _weight(first)
             if difference:
                 return difference
-        # Not as integers: a number may have a million digits.
+        # int() would fail on a number of a million digits.
         first_digits, second_digits = old_number.lstrip(b"0"), new_number.lstrip(b"0")
         if len(first_digits) != len(second_digits):
             return len(second_digits) - len(first_digits)
@@ -97,36 +97,36 @@ def _weight(character: int) -> int:
 
 
 def _python(version: str) -> _Key | None:
-    found = _PYTHON.fullmatch(version.strip().lower())
-    if found is None:
+    match = _PYTHON.fullmatch(version.strip().lower())
+    if match is None:
         return None
-    release = [int(part) for part in found["release"].split(".")]
+    release = [int(part) for part in match["release"].split(".")]
     while len(release) > 1 and release[-1] == 0:
         release.pop()
-    post = int(found["post_bare"] or found["post_number"] or 0) if found["post"] else -1
+    post = int(match["post_bare"] or match["post_number"] or 0) if match["post"] else -1
     # 1.0.dev1 comes before 1.0a1, and both before 1.0.
-    dev = int(found["dev_number"] or 0) if found["dev"] else None
-    phase = _PHASES.get(found["pre"], found["pre"]) if found["pre"] else ""
+    dev = int(match["dev_number"] or 0) if match["dev"] else None
+    phase = _PHASES.get(match["pre"], match["pre"]) if match["pre"] else ""
     before_all = not phase and post < 0 and dev is not None
-    pre = ("", 0) if before_all else (phase or "z", int(found["pre_number"] or 0))
+    pre = ("", 0) if before_all else (phase or "z", int(match["pre_number"] or 0))
     local = tuple(
         (1, int(part), "") if part.isdigit() else (0, 0, part)
-        for part in re.split("[-_.]", found["local"] or "")
+        for part in re.split("[-_.]", match["local"] or "")
         if part
     )
-    return int(found["epoch"] or 0), release, pre, post, dev is None, dev or 0, local
+    return int(match["epoch"] or 0), release, pre, post, dev is None, dev or 0, local
 
 
 def _apk(version: str) -> _Key | None:
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(\d+(?:\.\d+)*)([a-z]?)((?:_(?:alpha|beta|pre|rc|cvs|svn|git|hg|p)\d*)*)(?:-r(\d+))?",
         version,
         re.ASCII,
     )
-    if found is None:
+    if match is None:
         return None
-    numbers = [int(part) for part in found[1].split(".")]
+    numbers = [int(part) for part in match[1].split(".")]
     phases = [
-        (_APK_PHASES[name], int(number or 0)) for name, number in re.findall(r"_([a-z]+)(\d*)", found[3])
+        (_APK_PHASES[name], int(number or 0)) for name, number in re.findall(r"_([a-z]+)(\d*)", match[3])
     ]
-    return numbers, found[2], [*phases, (0, 0)], int(found[4] or 0)
+    return numbers, match[2], [*phases, (0, 0)], int(match[4] or 0)
