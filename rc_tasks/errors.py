@@ -1,6 +1,6 @@
-"""Every failure that a user can cause or mend: what happened, where, and what to do next.
+"""Errors that a user can cause or fix: what happened, where, and what to do next.
 
-Anything else that is raised is a defect of ours and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from typing import Final, Self
 
 
 class RcError(Exception):
-    """A failure in three parts; it never changes, `with_hint` and its like return another one.
+    """An error in three parts; it never changes, but `with_hint` and its like return another one.
 
     `what` is one sentence without a full stop. `where` is a `path:line`, a path, or a host, and
     comes first when given. `quote` holds lines of a tool or a file, shown as they are. `hint` says
-    what to do next; one that takes long to find is a function, which is called when it is shown.
+    what to do next; a hint that takes long to find is a function, which is called when it is shown.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RcError(Exception):
 
     @property
     def headline(self) -> str:
-        """What happened and where, without what to do next."""
+        """Where and what happened, without the hint."""
         return f"{self.where}: {self.what}" if self.where is not None else self.what
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class DockerfileError(RcError):
 
 
 class ProjectError(RcError):
-    """A project directory, its name or its symlink must be mended."""
+    """A project directory, its name or its symlink must be fixed."""
 
 
 class PinError(RcError):
@@ -105,7 +105,7 @@ class SlurmError(RcError):
 
 
 class NodeError(SlurmError):
-    """Not the step failed but its node, or the way there: another node may do better."""
+    """The node (or the connection to it) failed, not the step; retry on another node."""
 
 
 class UnreachableError(SlurmError):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import add_names
 from rc_tasks.engine.session import Session, session
-from rc_tasks.model.graph.view import GraphView, around, picture
+from rc_tasks.model.graph.view import GraphView, around, graph_view
 from rc_tasks.views.graph_formats import as_dot, as_json, as_mermaid, print_tree
 from rc_tasks.views.graph_svg import svg
 
@@ -48,7 +48,7 @@ def judged(opened: Session, names: list[str]) -> GraphView:
     graph = opened.checkout.graph
     statuses = [opened.judge.image(name) for name in around(graph, names)]
     rolled_back = opened.judge.rolled_back
-    return picture(
+    return graph_view(
         graph, {each.name: (each.state, each.reasons, rolled_back(each.name)) for each in statuses}
     )
 

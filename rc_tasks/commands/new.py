@@ -159,7 +159,7 @@ def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
         schema.check(rendered, "rendered text")
     except EdfError as error:
         raise EdfError(
-            "the template makes no valid EDF",
+            "the template does not make a valid EDF",
             where=f"{TEMPLATES}/{EDF}.j2",
             quote=(f"{error.where}: {error.what}", *error.quote),
         ) from None

@@ -1,4 +1,4 @@
-"""Names of images: references as Dockerfiles write them, and the rule for the names of projects."""
+"""Image references of Dockerfiles, and the rule for project names."""
 
 import re
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class ImageReference:
 
     @classmethod
     def parse(cls, text: str, *, where: object = None) -> Self:
-        """Take a reference apart; raises DockerfileError at `where` when it is malformed."""
+        """Parse a reference. Raise DockerfileError at `where` when it is malformed."""
         first, slash, rest = text.partition("/")
         # Docker's rule: without a dot, a colon or "localhost" the first part belongs to the repository.
         has_registry = slash and ("." in first or ":" in first or first == "localhost")
@@ -53,12 +53,12 @@ class ImageReference:
 
 
 def own_digest(reference: str) -> str | None:
-    """The digest that is written in a reference itself, if there is one."""
+    """Return the digest in a reference, or None."""
     return reference.partition("@")[2] or None
 
 
 def name_problem(name: str) -> str | None:
-    """Why a string cannot be the name of a project, in words that follow the name; None if it can."""
+    """Return why a string cannot be a project name, as the rest of a sentence; None if it can."""
     if _NAME.fullmatch(name):
         return None
     repository, colon, tag = name.partition(":")
@@ -93,7 +93,7 @@ _CHARACTERS = {
 
 
 def near(name: str, candidates: Iterable[str], n: int = 3) -> tuple[str, ...]:
-    """The candidates that somebody who wrote `name` may have meant, nearest first."""
+    """Return the candidates that somebody who wrote `name` may have meant, nearest first."""
     import difflib
 
     folded = name.casefold()
@@ -101,10 +101,10 @@ def near(name: str, candidates: Iterable[str], n: int = 3) -> tuple[str, ...]:
     scored: list[tuple[bool, float, str]] = []
     for candidate in dict.fromkeys(candidates):
         other = candidate.casefold()
-        # A few letters begin too many names to mean one of them.
+        # Too many names begin with one or two letters for a suggestion.
         begins = len(folded) >= 3 and other.startswith(folded)
         matcher.set_seq1(other)
-        # Upper bounds of the ratio: they leave out most names in a tenth of its time.
+        # These upper bounds of the ratio drop most names in a tenth of its time.
         if begins or (matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE):
             ratio = matcher.ratio()
             if begins or ratio >= _CLOSE:

@@ -174,7 +174,7 @@ class Judge:
             case Step.ENROOT:
                 image_id = record.facts.image_id if record and record.facts else ""
                 inputs = squash_inputs(image_id)
-                tests = smoke.wanted(self._checkout.graph, node)
+                tests = smoke.smoke_tests(self._checkout.graph, node)
                 launcher = self._checkout.settings.launcher
                 return inputs | ({SMOKE: text_digest(repr((tests, launcher)))} if tests else {})
             case Step.ENV:
@@ -307,7 +307,7 @@ class Judge:
             causes.append(Cause("image.sqsh", damage))
         elif (damage := self._public_damage(node)) is not None:
             causes.append(Cause(IMAGE_JSON, damage))
-        tests = smoke.wanted(self._checkout.graph, node)
+        tests = smoke.smoke_tests(self._checkout.graph, node)
         if tests:
             # What is not wanted any more leaves the image as good as it was.
             launcher = self._checkout.settings.launcher

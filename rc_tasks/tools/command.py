@@ -1,4 +1,4 @@
-"""One outside command as a value, and the only door that starts a process."""
+"""Outside commands as values, and the functions that run them: only this module starts processes."""
 
 import contextlib
 import ctypes
@@ -23,48 +23,48 @@ from rc_tasks.tools import failures
 
 # How long a process group may take to end after TERM before it gets KILL.
 GRACE_S = 10.0
-# How often a command whose output nobody writes is looked at, and how long it is read after its end.
+# How often a command that prints nothing is polled, and how long its output is read after it has ended.
 _POLL_S = 0.2
-_LAST_WORDS_S = 1.0
-# How often it is asked whether a command can still end by itself.
-_HOPE_S = 0.3
+_DRAIN_S = 1.0
+# How often `stream` calls `hopeless`.
+_HOPELESS_POLL_S = 0.3
 # How many of a failed tool's last lines an error shows.
 TAIL_LINES = 15
-# How much of a command an error shows that it cannot be started.
-_SHOWN_WIDTH = 1000
-# Ends what we have started when we are killed and can do it no more: a shell that we tell the groups of
-# our commands and that reads on until we are gone. Not prctl(2)'s death signal: that reaches podman,
-# and not what a RUN has started in the background.
-_GUARD = """
+# How many characters of a command are shown by the error that says it cannot be started.
+_MOST_COMMAND_CHARACTERS = 1000
+# A shell that ends our commands when we are killed and cannot. We write it the process groups of our
+# commands; it reads until we are gone. prctl(2)'s death signal would reach podman, but not what a RUN
+# has started in the background.
+_GUARD_SCRIPT = """
 groups=
 while read -r sign group; do
     others=
-    for each in $groups; do [ "$each" = "$group" ] || others="$others $each"; done
+    for other in $groups; do [ "$other" = "$group" ] || others="$others $other"; done
     groups=$others
     [ "$sign" = - ] || groups="$groups $group"
 done
-tell() {
-    left=
-    for each in $groups; do kill -s "$1" -- "-$each" && left="$left $each"; done
-    groups=$left
+signal_all() {
+    alive=
+    for group in $groups; do kill -s "$1" -- "-$group" && alive="$alive $group"; done
+    groups=$alive
 }
-tell TERM
+signal_all TERM
 tenths=0
 while [ -n "$groups" ] && [ "$tenths" -lt "$1" ]; do
     sleep 0.1
-    tell 0
+    signal_all 0
     tenths=$((tenths + 1))
 done
-tell KILL
+signal_all KILL
 """
-# What a command runs below until the guard knows its group: told by us, it could be too late. Without us
-# to tell it there is no command.
+# The shell that starts a command once it has written its own group to the guard. If we wrote the group,
+# we could be killed before. Once we are gone the write fails, and the command does not start.
 _ANNOUNCED = 'echo "+ $$" 1<>"$0" && exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """An argv with what it changes of its surroundings.
+    """An argv with its changes to the environment and the working directory.
 
     `env` is added to the inherited environment; `unset` names variables that are taken out of it.
     """
@@ -75,18 +75,18 @@ class Command:
     unset: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        """The command as a person would paste it into a shell."""
+        """Return the command as a person would paste it into a shell."""
         changes = [f"-u {name}" for name in sorted(self.unset)]
         changes += [f"{key}={shlex.quote(value)}" for key, value in sorted(self.env.items())]
         prefix = f"env {' '.join(changes)} " if changes else ""
         return prefix + shlex.join(self.argv)
 
     def wrapped(self, *argv: str) -> "Command":
-        """This command as the last arguments of another one, in the same surroundings."""
+        """Return this command as the last arguments of another one, in the same surroundings."""
         return replace(self, argv=(*argv, *self.argv))
 
     def environment(self) -> dict[str, str]:
-        """The whole environment that the process gets."""
+        """Return the whole environment that the process gets."""
         kept = {key: value for key, value in os.environ.items() if key not in self.unset}
         return kept | dict(self.env)
 
@@ -103,12 +103,12 @@ class Completed:
 
 
 def which(tool: str) -> str | None:
-    """The full path of a program on PATH, or None."""
+    """Return the full path of a program on PATH, or None."""
     return shutil.which(tool)
 
 
 def require(tool: str, hint: str) -> str:
-    """The full path of a program on PATH; raises ToolNotFoundError with the hint."""
+    """Return the full path of a program on PATH. Raise ToolNotFoundError with the hint."""
     path = which(tool)
     if path is None:
         raise ToolNotFoundError(f"{tool} was not found on PATH", where=os.uname().nodename, hint=hint)
@@ -118,9 +118,9 @@ def require(tool: str, hint: str) -> str:
 def capture(
     command: Command, *, stdin: str | None = None, timeout_s: float | None = None, check: bool = True
 ) -> Completed:
-    """Run a command whose output is small and wanted as text.
+    """Run a command with small output and return that as text.
 
-    Raises CommandError when it fails (unless `check` is false) or takes longer than `timeout_s`,
+    Raise CommandError when it fails (unless `check` is false) or takes longer than `timeout_s`,
     and ToolNotFoundError when it does not exist.
     """
     started = time.monotonic()
@@ -160,19 +160,20 @@ def stream(
 ) -> int:
     """Run a command whose whole output goes to `log` (None: to our own output).
 
-    Returns the exit status, negative for a signal. Nothing is held in memory. When we are interrupted,
-    the command has `grace_s` to end. So it has once `hopeless`, which is asked all the time in a thread
-    of its own, says that it will not end by itself. Raises ToolNotFoundError when it does not exist.
+    Return the exit status, negative for a signal. No output is held in memory. When we are interrupted,
+    the command has `grace_s` to end. It also has `grace_s` once `hopeless` returns true, which says that
+    the command will not end by itself; a thread calls it several times a second. Raise ToolNotFoundError
+    when the command does not exist.
     """
     if log is not None:
         log.flush()
     with _started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, grace_s=grace_s) as process:
         if hopeless is None:
             return process.wait()
-        over = threading.Event()
+        ended = threading.Event()
 
         def look() -> None:
-            while not over.wait(_HOPE_S):
+            while not ended.wait(_HOPELESS_POLL_S):
                 if hopeless():
                     _signal_group(process, signal.SIGTERM)
                     _end(process, time.monotonic() + grace_s)
@@ -182,28 +183,31 @@ def stream(
         try:
             return process.wait()
         finally:
-            over.set()
+            ended.set()
 
 
-def watch(command: Command, seen: Callable[[str], None], shown: Callable[[bytes], bytes] = bytes) -> int:
-    """As `stream` to our own output; each line of it, standard error too, is also given to `seen`.
+def watch(
+    command: Command, on_line: Callable[[str], None], redact: Callable[[bytes], bytes] = bytes
+) -> int:
+    """Run a command as `stream` does to our own output, and call `on_line` with each line.
 
-    `shown` makes of each piece what may be shown, and is given an empty one at the end.
+    Standard error is included. `redact` returns what may be shown of a chunk of output; its last call
+    gets an empty chunk.
     """
     sys.stdout.flush()
     with _started(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None  # noqa: S101 - for mypy
-        _pass_lines(process, process.stdout, sys.stdout, seen, shown)
+        _pass_lines(process, process.stdout, sys.stdout, on_line, redact)
         return process.wait()
 
 
-def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
-    """Run a command that shows its progress on terminals alone, at one of its own.
+def watch_drawing(command: Command, on_line: Callable[[str], None]) -> int:
+    """Run a command that shows its progress only on a terminal, at a terminal of its own.
 
-    `seen` is given each line of its output and errors, and each state of one that is drawn anew, without
-    blank ones. Returns the exit status, negative for a signal.
+    Call `on_line` with each line of its output and errors that is not blank, and with each state of a
+    line that is drawn again. Return the exit status, negative for a signal.
     """
     import pty
     import termios
@@ -212,14 +216,14 @@ def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
     terminal, end = pty.openpty()
     rest = b""
     try:
-        # Line ends as they are written; and a width, without which nothing is drawn.
+        # Raw mode keeps line ends as they are written. Without a width the command draws nothing.
         tty.setraw(end)
         termios.tcsetwinsize(end, (24, 80))
         with (
             open(end, "wb", buffering=0) as output,
             _started(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
         ):
-            # Or reading would not fail when the command has ended.
+            # While our end is open, reading does not fail when the command has ended.
             output.close()
             while True:
                 ended = process.poll() is not None
@@ -230,11 +234,11 @@ def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
                         break
                     for line in lines:
                         if line.strip():
-                            seen(line.decode(errors="replace"))
+                            on_line(line.decode(errors="replace"))
                 elif ended:
                     break
             if rest.strip():
-                seen(rest.decode(errors="replace"))
+                on_line(rest.decode(errors="replace"))
             return process.wait()
     finally:
         os.close(terminal)
@@ -243,11 +247,11 @@ def watch_drawing(command: Command, seen: Callable[[str], None]) -> int:
 def pour(
     command: Command, into: Callable[[bytes], None], *, timeout_s: float, grace_s: float = GRACE_S
 ) -> int | None:
-    """Run a command and give `into` what it prints, errors too, as it comes.
+    """Run a command and call `into` with each chunk of its output and errors as it comes.
 
-    Returns the exit status, negative for a signal, or None after `timeout_s`, when it has `grace_s` more
-    to end. What it has started and left behind in its session is ended with it. Raises
-    ToolNotFoundError when it does not exist.
+    Return the exit status, negative for a signal. Return None after `timeout_s`; the command then has
+    `grace_s` more to end. Processes that it leaves behind in its session are ended too. Raise
+    ToolNotFoundError when the command does not exist.
     """
     deadline = time.monotonic() + timeout_s
     with _started(
@@ -269,20 +273,20 @@ def pour(
                 into(chunk)
             elif process.poll() is not None:
                 return process.returncode
-            # What is left behind may hold the pipe open, and write into it for ever.
+            # A leftover child may hold the pipe open and write into it for ever.
             if process.poll() is not None:
                 ended_s = ended_s or time.monotonic()
-                if time.monotonic() > ended_s + _LAST_WORDS_S:
+                if time.monotonic() > ended_s + _DRAIN_S:
                     return process.returncode
     return None
 
 
-def interact(command: Command, seen: Callable[[str], None] | None = None) -> int:
-    """Run a command at our own terminal, to which Ctrl-C and the like belong until it ends.
+def interact(command: Command, on_line: Callable[[str], None] | None = None) -> int:
+    """Run a command at our own terminal; until it ends, signals such as Ctrl-C belong to it.
 
-    Returns the exit status, 128 + N for a signal N as a shell does: it becomes our own. `seen` is given
-    each line of its standard error, which goes to ours all the same; a shell would not believe itself at
-    a terminal then.
+    Return the exit status that becomes our own: 128 + N for a signal N, as a shell does. Call `on_line`
+    with each line of its standard error, which we still copy to ours. Do not pass `on_line` for a shell:
+    without a terminal as standard error it is not interactive.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -290,41 +294,41 @@ def interact(command: Command, seen: Callable[[str], None] | None = None) -> int
     early: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        # The terminal itself tells INT and QUIT to all that run at it.
+        # The terminal itself sends INT and QUIT to every process in the foreground.
         if number not in (signal.SIGINT, signal.SIGQUIT):
             early.append(number)
             for process in started:
                 process.send_signal(number)
 
-    # Not SIG_IGN, which the command would inherit.
-    passed = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in passed}
+    # The command would inherit SIG_IGN, but not a handler.
+    forwarded = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, pass_on) for number in forwarded}
     try:
         with _popen(
             command,
             stdin=None,
             stdout=None,
-            stderr=None if seen is None else subprocess.PIPE,
-            # Only our own session has the terminal.
+            stderr=None if on_line is None else subprocess.PIPE,
+            # A command in a new session has no terminal.
             start_new_session=False,
         ) as process:
             started.append(process)
             for number in early:
                 process.send_signal(number)
-            if process.stderr is not None and seen is not None:
-                _pass_lines(process, process.stderr, sys.stderr, seen)
+            if process.stderr is not None and on_line is not None:
+                _pass_lines(process, process.stderr, sys.stderr, on_line)
             returncode = process.wait()
             return returncode if returncode >= 0 else 128 - returncode
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class Companion:
-    """A command that runs beside us and is told by the end of its standard input to end.
+    """A command that runs beside us until the end of its standard input.
 
-    That comes with our own end too, however we end. It is none of those that `end_all` ends: what
-    others need until they have ended is closed last.
+    Its standard input also ends when we end, however we end. `end_all` leaves it alone: other commands
+    need it until they have ended, so it is closed last.
     """
 
     def __init__(self, command: Command) -> None:
@@ -333,12 +337,12 @@ class Companion:
         )
         with _lock:
             _companions.add(self._process)
-            # It may be busy with something else than its standard input.
-            _tell_guard("+", self._process)
+            # The command may be busy and not read its standard input, so the guard has to end it.
+            _notify_guard("+", self._process)
         self.last_lines: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """The lines of its output and errors as they come; it may be read on later."""
+        """Yield the lines of its output and errors as they come; another call continues later."""
         for line in self._process.stdout or ():
             yield line.decode(errors="replace").rstrip("\n")
 
@@ -348,9 +352,9 @@ class Companion:
         return self._process.poll() is not None
 
     def close(self, grace_s: float = GRACE_S) -> int:
-        """Let it end, make it end after `grace_s`; returns its exit status.
+        """Close its standard input, end it after `grace_s`, and return its exit status.
 
-        `last_lines` are then those of its output that nobody has read.
+        Afterwards `last_lines` holds the lines of output that nobody has read.
         """
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -367,23 +371,23 @@ class Companion:
         with _lock:
             if self._process in _companions:
                 _companions.remove(self._process)
-                _tell_guard("-", self._process)
+                _notify_guard("-", self._process)
         return returncode
 
 
 def _unread(pipe: IO[bytes]) -> list[str]:
-    """The lines that are left in a pipe, without waiting for more."""
+    """Return the unread lines of a pipe, without waiting for more."""
     os.set_blocking(pipe.fileno(), False)
-    # What the command left behind may still hold the other end: reading then gives None at the end.
+    # A leftover child may hold the other end open: read() then returns None in place of b"".
     return (pipe.read() or b"").decode(errors="replace").splitlines()
 
 
 def failure(
     command: Command, returncode: int, lines: list[str], *, hint: str | None = None
 ) -> CommandError:
-    """The error for a command that ended with `returncode` after printing `lines`.
+    """Return the error for a command that ended with `returncode` after printing `lines`.
 
-    Without a hint it is that of the cause which the lines name, where they name one.
+    Without `hint`, the hint is that of the cause that the lines name, if they name one.
     """
     return CommandError(
         f"{Path(command.argv[0]).name} {ending(returncode)}: {command}",
@@ -395,11 +399,11 @@ def failure(
 def _hint(lines: Iterable[str], returncode: int = 1) -> str | None:
     causes = (*failures.PODMAN, *failures.LIMITS, *failures.SQUASHFS)
     cause = failures.find(lines, causes, returncode)
-    return f"on {failures.here()}, {cause.what}:\n{cause.hint}" if cause else None
+    return f"on {failures.node_name()}, {cause.what}:\n{cause.hint}" if cause else None
 
 
 def ending(returncode: int) -> str:
-    """How a process ended, in words."""
+    """Return how a process ended, in words."""
     # A shell, srun and podman report "ended by signal N" as 128+N.
     number = -returncode if returncode < 0 else returncode - 128 if returncode > 128 else 0
     if number:
@@ -409,9 +413,9 @@ def ending(returncode: int) -> str:
 
 
 def end_all(grace_s: float = GRACE_S) -> None:
-    """End every process group that is still running, first politely, then for certain.
+    """End every process group that is still running: with TERM, and after `grace_s` with KILL.
 
-    For signal handlers and the end of a run: threads that wait in `stream` then return.
+    Signal handlers and the end of a run call it; threads that wait in `stream` then return.
     """
     with _lock:
         running = list(_running)
@@ -449,7 +453,7 @@ def _started(
     try:
         yield process
     finally:
-        # Also when the command has ended: what it started may live on if it was killed.
+        # When the command itself has ended by a kill, processes that it started may live on.
         if process.poll() is None or _group_lives(process):
             _signal_group(process, signal.SIGTERM)
             _end(process, time.monotonic() + grace_s)
@@ -458,37 +462,38 @@ def _started(
                 pipe.close()
         with _lock:
             _running.discard(process)
-            _tell_guard("-", process)
+            _notify_guard("-", process)
 
 
 def _announced(command: Command) -> tuple[str, ...]:
     with _lock:
         pipe = _guard().stdin
-    # What cannot be started has to fail by itself with the reason, and not with 127 as a shell does.
-    if pipe is None or not _found(command):
+    # A program that cannot be started has to fail in Popen with the reason; the shell would exit with
+    # 127.
+    if pipe is None or not _is_on_path(command):
         return ()
     return ("sh", "-c", _ANNOUNCED, f"/proc/{os.getpid()}/fd/{pipe.fileno()}")
 
 
-def _found(command: Command) -> bool:
+def _is_on_path(command: Command) -> bool:
     program = command.argv[0]
-    # As execvp(3) looks for it: a name with a slash from the directory in which the command will run.
+    # execvp(3) looks for a name with a slash from the directory in which the command will run.
     path = str((command.cwd or Path()) / program) if os.sep in program else program
     return shutil.which(path, path=command.environment().get("PATH", os.defpath)) is not None
 
 
-def _tell_guard(sign: str, *processes: subprocess.Popen[bytes]) -> None:
-    """Say that groups have begun (`+`) or ended (`-`); the lock is held."""
+def _notify_guard(sign: str, *processes: subprocess.Popen[bytes]) -> None:
+    """Write to the guard that groups have begun (`+`) or ended (`-`). The caller holds the lock."""
     if (pipe := _guard().stdin) is not None and processes:
         with contextlib.suppress(BrokenPipeError):
-            pipe.write("".join(f"{sign} {each.pid}\n" for each in processes).encode())
+            pipe.write("".join(f"{sign} {process.pid}\n" for process in processes).encode())
 
 
 def _guard() -> subprocess.Popen[bytes]:
-    """The guard, started when there is none or somebody has ended it; the lock is held."""
+    """Return the guard; start it when there is none or it has ended. The caller holds the lock."""
     if not _guards or _guards[-1].poll() is not None:
-        # What we are asked to end may take as long itself to end what it has started.
-        argv = ("sh", "-c", _GUARD, "sh", f"{2 * GRACE_S * 10:.0f}")
+        # A command that gets TERM may take GRACE_S itself to end what it has started, hence twice that.
+        argv = ("sh", "-c", _GUARD_SCRIPT, "sh", f"{2 * GRACE_S * 10:.0f}")
         nothing = subprocess.DEVNULL
         _guards.append(
             subprocess.Popen(
@@ -501,7 +506,7 @@ def _guard() -> subprocess.Popen[bytes]:
                 start_new_session=True,
             )
         )
-        _tell_guard("+", *_running, *_companions)
+        _notify_guard("+", *_running, *_companions)
     return _guards[-1]
 
 
@@ -522,7 +527,8 @@ def _popen(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            # Its own session: Ctrl-C reaches us alone, and we end the whole group, grandchildren too.
+            # In a session of its own, Ctrl-C reaches us alone and we can end the group with
+            # grandchildren.
             start_new_session=start_new_session,
         )
     except FileNotFoundError:
@@ -533,20 +539,20 @@ def _popen(
         ) from None
     except OSError as error:
         text = str(command)
-        # Arguments that are too long for the system are so for a message.
-        shown = text if len(text) <= _SHOWN_WIDTH else f"{text[:_SHOWN_WIDTH]}…"
+        # Arguments that are too long for the system are too long for a message.
+        quoted = text if len(text) <= _MOST_COMMAND_CHARACTERS else f"{text[:_MOST_COMMAND_CHARACTERS]}…"
         hint = _hint((error.strerror or "",))
-        raise CommandError(f"cannot start {shown}: {error.strerror}", hint=hint) from None
+        raise CommandError(f"cannot start {quoted}: {error.strerror}", hint=hint) from None
 
 
 def _pass_lines(
     process: subprocess.Popen[bytes],
     pipe: IO[bytes],
     out: TextIO,
-    seen: Callable[[str], None],
-    shown: Callable[[bytes], bytes] = bytes,
+    on_line: Callable[[str], None],
+    redact: Callable[[bytes], bytes] = bytes,
 ) -> None:
-    """Copy what comes through a pipe, until its end or that of the process."""
+    """Copy a pipe to `out` line by line, until the pipe or the process ends."""
     rest = b""
     ended = False
     ended_s: float | None = None
@@ -554,8 +560,8 @@ def _pass_lines(
         chunk = b""
         if ended_s is None and process.poll() is not None:
             ended_s = time.monotonic()
-        # What the command started and left behind may hold the pipe open, and write into it for ever.
-        late = ended_s is not None and time.monotonic() > ended_s + _LAST_WORDS_S
+        # A leftover child may hold the pipe open and write into it for ever.
+        late = ended_s is not None and time.monotonic() > ended_s + _DRAIN_S
         if not late and select.select([pipe], [], [], _POLL_S)[0]:
             chunk = os.read(pipe.fileno(), 1 << 16)
             ended = not chunk
@@ -563,13 +569,13 @@ def _pass_lines(
             ended = True
         else:
             continue
-        chunk = shown(chunk)
+        chunk = redact(chunk)
         out.buffer.write(chunk)
         out.flush()
         *lines, rest = (rest + chunk).split(b"\n")
         rest = rest[-(1 << 16) :]
         for line in lines:
-            seen(line.decode(errors="replace"))
+            on_line(line.decode(errors="replace"))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -578,7 +584,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
-    # The group, not its leader alone: what a RUN started may ignore a TERM that podman obeys.
+    # Wait for the whole group: what a RUN started may ignore a TERM that podman obeys.
     while process.poll() is None or _group_lives(process):
         if time.monotonic() > deadline:
             _signal_group(process, signal.SIGKILL)
@@ -594,7 +600,8 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
         return False
     except PermissionError:
         return True
-    # For the kernel the dead count until an init collects them, which one in a container may never do.
+    # The kernel also counts zombies until init collects them, which the init of a container may never
+    # do.
     return any(_lives_in(process.pid, entry) for entry in os.listdir("/proc") if entry.isdigit())
 
 
@@ -603,6 +610,6 @@ def _lives_in(group: int, pid: str) -> bool:
         stat = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    # proc(5): state, parent and group follow the name, which may hold anything, also ")".
+    # proc(5): state, parent and group follow the name, which may hold any character, also ")".
     state, _, pgrp = stat.rpartition(")")[2].split()[:3]
     return int(pgrp) == group and state not in "ZX"

@@ -1,7 +1,7 @@
-"""What a failed tool says when its node, its version or its settings are at fault, not its input.
+"""Causes of failed tools that lie in the node, the version or the settings, not in the input.
 
-The patterns of `LIMITS` are the words of errno(3), in any tool; where the others are from stands above
-them.
+The patterns of `LIMITS` are the texts of errno(3), in any tool. The comments above the other tables name
+their sources.
 """
 
 import os
@@ -16,15 +16,15 @@ from rc_tasks.tools.podman_versions import OLDEST
 
 @dataclass(frozen=True, slots=True)
 class FailureCause:
-    """One reason for a failure: the tool's words (a pattern), ours, and what to do next."""
+    """One cause of a failure: the tool's message (a pattern), our message, and what to do next."""
 
     words: str
     what: str
     hint: str
 
     def error(self, tool: str) -> CommandError:
-        """The error for a tool that failed for this reason here, as its last lines in the log tell."""
-        return CommandError(f"{tool} failed: {self.what}", where=here(), hint=self.hint)
+        """Return the error for a tool that failed here for this cause; the log has its last lines."""
+        return CommandError(f"{tool} failed: {self.what}", where=node_name(), hint=self.hint)
 
 
 _MEMORY = (
@@ -61,7 +61,7 @@ LIMITS = (
         "raise it (limits.conf(5), LimitNOFILE of slurmd)",
     ),
     FailureCause(
-        # Not that of a GPU, nor the linker's.
+        # A GPU's memory and the linker's static TLS are other limits.
         r"cannot allocate memory(?! in static TLS)|(?<!cuda )out of memory|\(OOM\)",
         "no memory is left",
         _MEMORY,
@@ -79,15 +79,15 @@ LIMITS = (
     ),
 )
 
-# What is said of a program that got SIGKILL, as the kernel gives it when a job's memory runs out.
+# The kernel sends SIGKILL when a job's memory runs out; tools report it with these words.
 KILLED = FailureCause(
     r"subprocess exited on killed|exit status 137|signal: killed",
     "it was killed, as happens when memory runs out",
     _MEMORY,
 )
 
-# Of podman 4.3.1 with crun 1.8 and runc 1.1, as tried; those of user namespaces are in podman 3.4 to 5.4
-# (pkg/rootless, and pkg/idtools and pkg/unshare of containers/storage).
+# Messages of podman 4.3.1 with crun 1.8 and runc 1.1, as tried. Those about user namespaces are in
+# podman 3.4 to 5.4 (pkg/rootless, and pkg/idtools and pkg/unshare of containers/storage).
 PODMAN = (
     FailureCause(
         r"cgroups in hybrid mode not supported",
@@ -144,7 +144,7 @@ PODMAN = (
         f"podman {OLDEST} and newer are known to work: `podman --version` tells which one that node has",
     ),
     FailureCause(
-        # As Go prints what a system call says of a path.
+        # Go prints the error of a system call on a path like this.
         r"\b(open|mkdir|l?stat|l?chown|chmod|unlinkat|mount|rename|remove|symlink|link) /\S+: "
         r"(permission denied|operation not permitted)",
         "something may not be read or written",
@@ -153,15 +153,15 @@ PODMAN = (
     ),
 )
 
-# Of mksquashfs 4.3 to 4.7 (mksquashfs.c, virt_disk_pos.c), which reads what it has written for nothing
-# else; unsquashfs says `uncompress failed` too, but not as the fatal error.
+# Messages of mksquashfs 4.3 to 4.7 (mksquashfs.c, virt_disk_pos.c), which reads its own output only to
+# compare files. unsquashfs prints `uncompress failed` too, but not as the fatal error.
 COMPARING = FailureCause(
     r"FATAL ERROR: ?\w+ uncompress failed with error code|BUG in get_virt_disk",
     "mksquashfs failed while it compared files, as versions 4.7 to 4.7.5 can",
     'run again, or set `method = "direct"` in the [squash] settings: it then does it once more\n'
     "without comparing",
 )
-# Of squashfs-tools 4.3 to 4.6 (mksquashfs.c, compressor.c).
+# Messages of squashfs-tools 4.3 to 4.6 (mksquashfs.c, compressor.c).
 SQUASHFS = (
     COMPARING,
     FailureCause(
@@ -174,16 +174,16 @@ SQUASHFS = (
 )
 
 
-def here() -> str:
-    """The node that this process is on, as Slurm calls it."""
+def node_name() -> str:
+    """Return the name of this process's node, as Slurm calls it."""
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
 def find(
     lines: Iterable[str], causes: Iterable[FailureCause], returncode: int = 1
 ) -> FailureCause | None:
-    """The first cause that a tool's last lines name; `returncode` as in `subprocess`."""
+    """Return the first cause that a tool's last lines name; `returncode` as in `subprocess`."""
     text = "\n".join(lines)
-    found = next((each for each in causes if re.search(each.words, text, re.IGNORECASE)), None)
+    named = next((cause for cause in causes if re.search(cause.words, text, re.IGNORECASE)), None)
     killed = returncode in (-SIGKILL, 128 + SIGKILL)
-    return found or (KILLED if killed else None)
+    return named or (KILLED if killed else None)

@@ -1,4 +1,4 @@
-"""Signals that end this process in order."""
+"""Signal handling: end this process cleanly at the first signal."""
 
 import os
 import signal
@@ -12,13 +12,14 @@ _AGAIN_S = 0.05
 def raise_once(signals: Iterable[signal.Signals], before: Callable[[], None] = lambda: None) -> None:
     """Make the first of these signals call `before` and raise KeyboardInterrupt in the main thread.
 
-    Later ones do nothing: a second one must not break the cleaning up. To be called by the main thread.
+    Later signals do nothing, as a second one must not interrupt the cleanup. Call this in the main
+    thread.
     """
-    wanted = frozenset(signals)
+    handled = frozenset(signals)
     main = threading.main_thread()
     taken = threading.Event()
 
-    # Not SIG_IGN for later ones, which commands that are started then would inherit.
+    # Commands that are started after the first signal would inherit SIG_IGN, but not a handler.
     def handle(_number: int, _frame: FrameType | None) -> None:
         if not taken.is_set():
             taken.set()
@@ -26,16 +27,16 @@ def raise_once(signals: Iterable[signal.Signals], before: Callable[[], None] = l
             raise KeyboardInterrupt
 
     def wake() -> None:
-        while (number := ord(os.read(arrived, 1))) not in wanted:
+        while (number := ord(os.read(arrived, 1))) not in handled:
             pass
         while not taken.wait(_AGAIN_S) and main.ident is not None:
             signal.pthread_kill(main.ident, number)
 
-    # The kernel may give a signal to any thread (signal(7)), and Python's handler waits for the main
-    # thread, which may itself wait for a lock, without end: it is signalled until it answers.
+    # The kernel may give a signal to any thread (signal(7)), and Python runs the handler in the main
+    # thread. That may wait for a lock without end, so `wake` signals it until the handler has run.
     arrived, arrival = os.pipe()
     os.set_blocking(arrival, False)
     signal.set_wakeup_fd(arrival, warn_on_full_buffer=False)
     threading.Thread(target=wake, daemon=True, name="wake").start()
-    for number in wanted:
+    for number in handled:
         signal.signal(number, handle)

@@ -4,16 +4,16 @@ import errno
 import os
 from collections.abc import Callable
 
-# As many as the kernel follows before it says ELOOP (path_resolution(7)).
+# The kernel follows this many and then returns ELOOP (path_resolution(7)).
 MOST = 40
 
 
 def follow(path: str, target_of: Callable[[str], str | None], *, outside: bool = False) -> str:
-    """Return the absolute path that `path` leads to in an image; nothing need be there.
+    """Return the absolute path that `path` leads to in an image; it need not exist.
 
     `target_of` returns the target of the symlink at an absolute path, or None where there is none.
-    Raises OSError for a loop and, with `outside`, for a symlink that leads out of the image a process
-    whose / is the host.
+    Raise OSError for a loop. With `outside`, also raise it for a symlink that would lead a process whose
+    / is the host out of the image.
     """
     at: list[str] = []
     todo = path.split("/")[::-1]

@@ -1,4 +1,4 @@
-"""From which version podman does what, and what the next one does not do any more."""
+"""Features by version of podman: since when they exist, and what podman 6 drops."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any
 
 from rc_tasks.tools.version import numbers
 
-# The oldest that is known to work.
+# The oldest version that is known to work.
 OLDEST = "4.3"
-# Flags of a Dockerfile's instructions that older podman do not know, and the first one that does. By
-# the CHANGELOG of buildah (1.30, 1.33, 1.38, 1.40, 1.41), which podman 4.5, 4.8, 5.3, 5.5, 5.6 contain;
-# tried with 4.3.1, 5.4.2 and 5.8.6.
+# Flags of Dockerfile instructions, and the first version of podman that knows them. Source: the
+# CHANGELOG of buildah (1.30, 1.33, 1.38, 1.40, 1.41), which podman 4.5, 4.8, 5.3, 5.5, 5.6 contain.
+# Tried with 4.3.1, 5.4.2 and 5.8.6.
 FLAGS_SINCE = {
     ("RUN", "--network"): (4, 5),
     ("ADD", "--checksum"): (4, 8),
@@ -20,18 +20,19 @@ FLAGS_SINCE = {
     ("ADD", "--link"): (5, 6),
     ("COPY", "--link"): (5, 6),
 }
-# podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474), and
-# answer from the layer cache when their text has changed (until buildah 1.35).
+# podman 4.8 and 4.9 know here-documents, but not as Debian and Ubuntu build them (buildah#5474). Until
+# buildah 1.35 they also reuse a cached layer when the text of a here-document has changed.
 HEREDOCS_SINCE = (5, 0)
-# From here on podman's layer cache sees the files that a RUN --mount reads (containers/buildah#5400),
-# and the images and stages (#6845). Nobody has to be told: `model/dockerfile/rewrite.py` sees to it.
+# Since these versions podman's layer cache sees the files that a RUN --mount reads
+# (containers/buildah#5400), and the images and stages (#6845). No warning is needed:
+# `model/dockerfile/rewrite.py` works around it.
 MOUNTED_FILES_SEEN_SINCE = (5, 4)
 MOUNTED_STAGES_SEEN_SINCE = (6, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What podman 5 runs with and podman 6 does not: a value of `host` in `podman info`."""
+    """A value of `host` in `podman info` with which podman 5 runs and podman 6 does not."""
 
     key: str
     value: str
@@ -41,8 +42,8 @@ class Dropped:
 
 # The release notes of podman 6.0.0, and its sources: `Cgroups v1 not supported` in
 # cmd/podman/root_cgroups_linux.go, which means mixed ones as well, getDBState in libpod/runtime.go, and
-# pkg/specgen/generate/container_create.go. Who has podman 5 is told: podman 4 has the last two by
-# default, and podman 5 comes before 6.
+# pkg/specgen/generate/container_create.go. Only users of podman 5 get the warning: podman 4 has the last
+# two by default, and an upgrade leads to podman 5 first.
 DROPPED_IN_6 = (
     Dropped(
         "cgroupVersion",
@@ -68,18 +69,18 @@ _DROPPED_FOR = (5, 0)
 _DROPPED_IN = (6, 0)
 
 
-def at_least(version: str, wanted: tuple[int, ...]) -> bool:
-    """Whether a version, such as `5.4.2`, is this one or newer; one that is not known is not."""
-    return numbers(version) >= wanted
+def at_least(version: str, oldest: tuple[int, ...]) -> bool:
+    """Return whether a version, such as `5.4.2`, is at least `oldest`; an unknown version is not."""
+    return numbers(version) >= oldest
 
 
 def dropped(version: str, host: Mapping[str, Any], network: str = "") -> Iterator[Dropped]:
-    """What stands in the way of an upgrade to podman 6, by `podman info` and the network of RUN."""
+    """Yield the obstacles to podman 6 in `host` of `podman info` and in the network of RUN."""
     if not _DROPPED_FOR <= numbers(version) < _DROPPED_IN:
         return
-    for each in DROPPED_IN_6:
-        if host.get(each.key) == each.value:
-            yield each
+    for feature in DROPPED_IN_6:
+        if host.get(feature.key) == feature.value:
+            yield feature
     if network.partition(":")[0] == "slirp4netns":
         yield Dropped(
             "podman.network",

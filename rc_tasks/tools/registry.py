@@ -1,4 +1,4 @@
-"""What a registry refused, in words, whichever program asked it."""
+"""Errors of registries, as podman and skopeo report them: causes, messages, hints."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from rc_tasks.tools.command import Command, Completed
 
 
 class Refusal(StrEnum):
-    """Why there is no answer."""
+    """Why a registry gave no image."""
 
     UNAUTHORISED = "unauthorised"
     UNREADABLE = "unreadable"
@@ -33,7 +33,7 @@ class Refusal(StrEnum):
 
 
 class RegistryError(RcError):
-    """A registry did not answer, or would not."""
+    """A registry did not answer, or refused to."""
 
     def __init__(self, refusal: Refusal, reference: str, quote: tuple[str, ...]) -> None:
         what, hint = words(refusal, reference)
@@ -42,13 +42,13 @@ class RegistryError(RcError):
 
 
 def host(reference: str) -> str:
-    """The registry that a reference names, by Docker's rule: Docker's own one when it names none."""
+    """Return the registry of a reference by Docker's rule: Docker's own when it names none."""
     first, slash, _ = reference.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
 
 def words(refusal: Refusal, reference: str) -> tuple[str, str]:
-    """What happened, and what to do next."""
+    """Return what happened, and what to do next."""
     what, hint = _WORDS[refusal]
     return what, hint.format(host=host(reference), reference=reference)
 
@@ -87,16 +87,16 @@ _WORDS = {
     Refusal.NESTED: (
         "the registry has an index within an index here, which podman cannot pull",
         "name one of its images by digest, as `skopeo inspect --raw docker://{reference}` lists\n"
-        "them, and tell whoever publishes it",
+        "them, and report it to the publisher of the image",
     ),
     Refusal.UNSUPPORTED: (
-        "what the registry has there is no image that this podman can take",
+        "the registry has no image there that this podman can take",
         "it may be an artifact, or older or newer than podman: name another one in the Dockerfile",
     ),
     Refusal.DAMAGED: (
-        "what the registry sent is not what it promised",
+        "the registry sent other data than it promised",
         "try again; if it fails again, a proxy or a mirror may alter it, or {host} keeps it damaged:\n"
-        "tell whoever runs them",
+        "report it to their operators",
     ),
     Refusal.PROXY: (
         "the proxy on the way to the registry does not answer, or refuses",
@@ -110,7 +110,7 @@ _WORDS = {
     ),
     Refusal.FAILING: (
         "the registry has an error of its own",
-        "try again later; if it lasts, tell whoever runs {host}",
+        "try again later; if it lasts, report it to the operators of {host}",
     ),
     Refusal.UNREACHABLE: (
         "the registry cannot be reached from this host",
@@ -118,7 +118,7 @@ _WORDS = {
     ),
     Refusal.CREDENTIALS: (
         "the credentials that are kept on this host cannot be used",
-        "`podman login {host}` writes them anew; a helper that a credHelpers line names has to be\n"
+        "`podman login {host}` writes them again; a helper that a credHelpers line names has to be\n"
         "on PATH (containers-auth.json(5))",
     ),
     Refusal.BLOCKED: (
@@ -128,11 +128,11 @@ _WORDS = {
     ),
     Refusal.OTHER: (
         "the image could not be read from the registry",
-        "the words above tell why: show them to the site, or to whoever runs {host}",
+        "show the message above to the site, or to the operators of {host}",
     ),
 }
-# What containers/image, the library in podman and skopeo, prints (seen with podman 4.3 and skopeo 1.9;
-# the limit is Docker Hub's); the first one that matches counts.
+# Messages of containers/image, the library in podman and skopeo (seen with podman 4.3 and skopeo 1.9;
+# the limit is Docker Hub's). The first match counts.
 _SIGNS = (
     (Refusal.CREDENTIALS, r"getting (username and password|credentials)|docker-credential-"),
     (Refusal.BLOCKED, r"is blocked in "),
@@ -166,10 +166,10 @@ _SIGNS = (
 )
 
 
-def ask(wanted: Command, reference: str, timeout_s: float) -> Completed:
-    """Run a command that asks a registry for a reference; raises RegistryError with its last line."""
+def ask(query: Command, reference: str, timeout_s: float) -> Completed:
+    """Run a command that asks a registry for a reference. Raise RegistryError with its last line."""
     try:
-        done = command.capture(wanted, timeout_s=timeout_s, check=False)
+        done = command.capture(query, timeout_s=timeout_s, check=False)
     except CommandError:
         raise RegistryError(
             Refusal.UNREACHABLE, reference, (f"no answer within {timeout_s:g} s",)
@@ -181,14 +181,14 @@ def ask(wanted: Command, reference: str, timeout_s: float) -> Completed:
 
 
 def not_pulled(reference: str, returncode: int, lines: Iterable[str]) -> CommandError:
-    """The error for a `podman pull` that ended with `returncode`; its last `lines` stand in the log."""
+    """Return the error for a `podman pull` that ended with `returncode`; `lines` are its last ones."""
     causes = (*failures.PODMAN, *failures.LIMITS)
-    # An error of several lines goes on to the end.
+    # An error of several lines extends to the end of the output.
     lines = list(lines)
     begins = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
-    told = lines[begins[-1] :] if begins else lines
-    why = refusal("\n".join(told), reference)
-    cause = failures.find(told, causes, returncode)
+    error_lines = lines[begins[-1] :] if begins else lines
+    why = refusal("\n".join(error_lines), reference)
+    cause = failures.find(error_lines, causes, returncode)
     if cause is not None and why is not Refusal.UNREADABLE:
         return cause.error(f"podman pull {reference}")
     what, hint = words(why, reference)
@@ -196,19 +196,21 @@ def not_pulled(reference: str, returncode: int, lines: Iterable[str]) -> Command
 
 
 def refusal(text: str, reference: str = "") -> Refusal:
-    """What kind of refusal a program's error output tells of a reference."""
+    """Return the kind of refusal in the error output of a program that asked for `reference`."""
     credentials = os.environ.get("REGISTRY_AUTH_FILE")
     at = rf'(stat|open|reading.*) "?{re.escape(credentials or "")}"?: '
     if credentials and re.search(at, text):
         return Refusal.UNREADABLE
-    # The words of the reference, and what stands in quotes, are no sign.
+    # The reference itself and quoted texts may contain a pattern by chance.
     name = re.split(r"@|:(?=[^/]*$)", reference)[0]
-    said = re.sub(r'\\"[^"\\]*\\"', "", text.replace(name, "") if name else text)
-    return next((kind for kind, sign in _SIGNS if re.search(sign, said, re.IGNORECASE)), Refusal.OTHER)
+    remaining = re.sub(r'\\"[^"\\]*\\"', "", text.replace(name, "") if name else text)
+    return next(
+        (kind for kind, sign in _SIGNS if re.search(sign, remaining, re.IGNORECASE)), Refusal.OTHER
+    )
 
 
 def _message(line: str) -> str:
-    """The words of a line of logrus, without time and level."""
-    found = re.search(r'\bmsg="(.*)"$', line)
-    words = found[1].replace('\\"', '"') if found else line
+    """Return the message in a line of logrus, without time and level."""
+    match = re.search(r'\bmsg="(.*)"$', line)
+    words = match[1].replace('\\"', '"') if match else line
     return re.sub(r'^Error parsing image name "[^"]*": ', "", words)

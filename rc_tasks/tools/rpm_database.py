@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 FILE = "rpmdb.sqlite"
-# The file of Berkeley DB, and of NDB.
+# The file names of Berkeley DB and of NDB.
 OLDER_FILES = frozenset({"Packages", "Packages.db"})
 
 _MOST_BYTES = 64 << 20
@@ -19,12 +19,12 @@ _INSTRUCTIONS = 100_000
 
 
 def headers(path: Path, limit_s: float) -> Iterator[bytes]:
-    """The headers of all packages; raises ValueError when they cannot be read within the time.
+    """Yield the headers of all packages. Raise ValueError when they cannot be read within `limit_s`.
 
-    The file may be anybody's: nothing is written, and no view or function in it is evaluated.
+    The file may be hostile: write nothing, and evaluate no view or function in it.
     """
     deadline_s = time.monotonic() + limit_s
-    # Immutable: no lock and no journal is looked for beside it.
+    # With `immutable`, SQLite looks for no lock and no journal beside the file.
     uri = f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1"
     try:
         connection = sqlite3.connect(uri, uri=True)
@@ -34,7 +34,7 @@ def headers(path: Path, limit_s: float) -> Iterator[bytes]:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
         connection.set_progress_handler(lambda: time.monotonic() > deadline_s, _INSTRUCTIONS)
         connection.execute("PRAGMA trusted_schema = OFF")
-        # A view of that name could be an endless one; a virtual table has no root page.
+        # A view named Packages could be endless; a virtual table has no root page.
         kind = connection.execute("SELECT type, rootpage FROM sqlite_master WHERE name = 'Packages'")
         table = kind.fetchone()
         if table is None or table[0] != "table" or not table[1]:

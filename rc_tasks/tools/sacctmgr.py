@@ -1,4 +1,4 @@
-"""sacctmgr: what Slurm's accounting knows of this user."""
+"""sacctmgr: the Slurm accounts of this user."""
 
 import os
 import pwd
@@ -11,12 +11,12 @@ _ANSWER_TIMEOUT_S = 30.0
 
 
 def accounts() -> tuple[str, ...]:
-    """The accounts that this user may name; empty where Slurm keeps none, or does not tell."""
+    """Return the accounts that this user may use; empty where Slurm has none or does not answer."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
         argv = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}")
-        wanted = Command((*argv, "format=account"))
-        done = command.capture(wanted, timeout_s=_ANSWER_TIMEOUT_S, check=False)
+        query = Command((*argv, "format=account"))
+        done = command.capture(query, timeout_s=_ANSWER_TIMEOUT_S, check=False)
     except (CommandError, ToolNotFoundError, KeyError):
         return ()
     return tuple(dict.fromkeys(done.stdout.split())) if done.returncode == 0 else ()

@@ -1,4 +1,4 @@
-"""sbatch and the queue: a script handed to Slurm, and which jobs of a name there are."""
+"""sbatch and squeue: submit a batch script, and list the jobs of a name."""
 
 import os
 import re
@@ -12,9 +12,10 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
 _TIMEOUT_S = 60.0
-# What people may choose for all that they submit. sbatch believes these variables more than its script.
+# Options that users may set for all their jobs with SBATCH_ variables. These override a script's
+# #SBATCH.
 _CHOICES = ("account", "partition", "qos", "reservation", "constraint", "wckey")
-# What stands in an option of a script without being taken for something else.
+# Characters that need no quotes in an #SBATCH line.
 _PLAIN = re.compile(r"[\w@%+=:,./-]*", re.ASCII)
 
 
@@ -28,32 +29,32 @@ class Job:
 
 
 def directives(options: Iterable[str]) -> str:
-    """Options as the `#SBATCH` lines of a script; each holds no line break."""
+    """Return options as the `#SBATCH` lines of a script; each holds no line break."""
     return "".join(f"#SBATCH {_directive(option)}\n" for option in options)
 
 
 def _directive(option: str) -> str:
     if _PLAIN.fullmatch(option):
         return option
-    # Only between double quotes does sbatch 22.05 know a backslash, and leave # and spaces alone.
+    # sbatch 22.05 reads a backslash as an escape, and # and spaces as text, only between double quotes.
     return '"' + re.sub(r'(["\\])', r"\\\1", option) + '"'
 
 
 def file_pattern(path: Path, suffix: str) -> str:
-    """A path for --output; in `suffix`, which is added to it, `%j` is the job ID."""
-    # sbatch(1), "filename pattern". The working directory of a relative one would be taken for a
-    # pattern too. With a backslash in it, nothing is replaced at all.
+    """Return a path for --output; in `suffix`, which is added to it, `%j` is the job ID."""
+    # sbatch(1), "filename pattern". For a relative path, Slurm would also read the working directory as
+    # a pattern. In a path with a backslash, Slurm replaces nothing at all.
     return str(path).replace("%", "%%") + suffix
 
 
 def submit(script: str, directory: Path, request: StepRequest) -> str:
-    """Hand in a batch script from a directory; returns the job ID. `request` is for errors.
+    """Submit a batch script from a directory and return the job ID. `request` is for errors.
 
-    Raises SlurmError when Slurm refuses it.
+    Raise SlurmError when Slurm refuses it.
     """
     command.require("sbatch", slurm.INSTALL_HINT)
-    wanted = Command(("sbatch", "--parsable"), cwd=directory, unset=_unset(script))
-    done = command.capture(wanted, stdin=script, timeout_s=_TIMEOUT_S, check=False)
+    sbatch = Command(("sbatch", "--parsable"), cwd=directory, unset=_unset(script))
+    done = command.capture(sbatch, stdin=script, timeout_s=_TIMEOUT_S, check=False)
     if done.returncode != 0:
         lines = done.stderr.splitlines()
         raise slurm_words.explain(done.returncode, lines, request) or SlurmError(
@@ -66,27 +67,27 @@ def submit(script: str, directory: Path, request: StepRequest) -> str:
 
 
 def _unset(script: str) -> frozenset[str]:
-    """The variables that would change what a script asks for."""
-    ours = {name for name in os.environ if name.startswith("SBATCH_")}
+    """Return the variables that would change what a script asks for."""
+    set_here = {name for name in os.environ if name.startswith("SBATCH_")}
     open_choices = {
         f"SBATCH_{choice.upper()}"
         for choice in _CHOICES
         if not re.search(rf'^#SBATCH "?--{choice}\b', script, re.MULTILINE)
     }
-    return slurm.of_the_job_around_us() | (ours - open_choices)
+    return slurm.job_variables() | (set_here - open_choices)
 
 
 def jobs(name: str) -> list[Job]:
-    """The jobs of a name that have not ended, whosever they are, as far as Slurm shows others' jobs.
+    """Return the unfinished jobs of a name, of all users as far as Slurm shows their jobs.
 
-    Raises SlurmError when Slurm cannot say, UnreachableError when its controller does not answer.
+    Raise UnreachableError when Slurm's controller does not answer, SlurmError for another failure.
     """
-    asked = slurm.queue(f"--name={name}", "--format=%A %T %u")
+    query = slurm.queue(f"--name={name}", "--format=%A %T %u")
     try:
-        done = command.capture(asked, timeout_s=_TIMEOUT_S)
+        done = command.capture(query, timeout_s=_TIMEOUT_S)
     except CommandError as error:
-        silent = slurm_words.unreachable("\n".join(error.quote))
-        raise (UnreachableError if silent else SlurmError)(
+        unreachable = slurm_words.unreachable("\n".join(error.quote))
+        raise (UnreachableError if unreachable else SlurmError)(
             "Slurm cannot be asked for its jobs",
             quote=error.quote,
             hint="`scontrol ping` tells how Slurm is; then run the same command again",
@@ -95,9 +96,9 @@ def jobs(name: str) -> list[Job]:
 
 
 def has_scrontab() -> bool:
-    """Whether the site lets its users have a crontab of Slurm's (slurm.conf(5), ScronParameters)."""
+    """Return whether the site offers users scrontab (slurm.conf(5), ScronParameters)."""
     if command.which("scrontab") is None or command.which("scontrol") is None:
         return False
-    asked = Command(("scontrol", "show", "config"))
-    done = command.capture(asked, timeout_s=_TIMEOUT_S, check=False)
+    query = Command(("scontrol", "show", "config"))
+    done = command.capture(query, timeout_s=_TIMEOUT_S, check=False)
     return re.search(r"^ScronParameters\s*=.*\benable\b", done.stdout, re.MULTILINE) is not None

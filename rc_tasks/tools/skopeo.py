@@ -1,4 +1,4 @@
-"""skopeo: writing only those layers of an image that are new, which podman alone cannot."""
+"""skopeo: copy only the new layers of an image, which podman cannot, and ask a registry for digests."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from rc_tasks.tools.command import Command
 
 
 def available() -> bool:
-    """Whether this node has skopeo."""
+    """Return whether this node has skopeo."""
     return command.which("skopeo") is not None
 
 
@@ -18,11 +18,11 @@ def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
     return Command(
         (
             *("skopeo", "copy", "--quiet"),
-            # Otherwise every layer is compressed again: slow, and its digest is no longer its diff ID.
+            # Without it, skopeo compresses every layer: slow, and the digest is no longer the diff ID.
             "--dest-oci-accept-uncompressed-layers",
             *("--dest-shared-blob-dir", str(blobs)),
             source,
-            # Relative: a colon in the path of an `oci:` reference would begin a tag.
+            # A colon in the path of an `oci:` reference would begin a tag, so the path is relative.
             f"oci:{layout.name}",
         ),
         cwd=layout.parent,
@@ -30,27 +30,27 @@ def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
 
 
 def raw_config(source: str) -> bytes:
-    """An image's configuration, byte for byte: its SHA-256 is the image ID."""
+    """Return an image's configuration, byte for byte: its SHA-256 is the image ID."""
     done = command.capture(Command(("skopeo", "inspect", "--config", "--raw", source)))
     return done.stdout.encode()
 
 
 def served(reference: str, *, timeout_s: float) -> str:
-    """The digest of what a registry serves under a reference: the index, where there is one.
+    """Return the digest that a registry serves under a reference: the index's, where there is one.
 
-    Only a manifest is loaded; the credentials are those of `skopeo login` and `podman login`. Raises
-    RegistryError, and ToolNotFoundError without skopeo.
+    Load only a manifest, with the credentials of `skopeo login` and `podman login`. Raise RegistryError,
+    and ToolNotFoundError without skopeo.
     """
-    # podman minds this variable, skopeo 1.9 only the option.
-    conf = os.environ.get("CONTAINERS_REGISTRIES_CONF")
-    wanted = Command(
+    # podman reads this variable, skopeo 1.9 only the option.
+    registries_conf = os.environ.get("CONTAINERS_REGISTRIES_CONF")
+    inspect = Command(
         (
             "skopeo",
-            *(("--registries-conf", conf) if conf else ()),
-            # The bytes as they are: the digest is theirs, and skopeo's own is of one machine's image.
+            *(("--registries-conf", registries_conf) if registries_conf else ()),
+            # The digest is that of the raw bytes; skopeo itself prints that of one platform's image.
             *("inspect", "--raw"),
             f"docker://{reference}",
         )
     )
-    done = registry.ask(wanted, reference, timeout_s)
+    done = registry.ask(inspect, reference, timeout_s)
     return f"sha256:{hashlib.sha256(done.stdout.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Slurm: sending a command to a compute node, and reading what Slurm says when that fails."""
+"""Slurm: allocations, srun and squeue; `slurm_words` parses the error messages."""
 
 import contextlib
 import os
@@ -17,29 +17,29 @@ from rc_tasks.tools.slurm_request import StepRequest
 
 INSTALL_HINT = "install Slurm's clients (Debian: apt-get install slurm-client), or ask the site for them"
 
-# Where Slurm's programs look before they ask DNS: packagers' paths, and the copy that slurmd keeps
-# on nodes without files of their own (slurm.conf(5), "configless").
+# Slurm's programs read these before they ask DNS: packagers' paths, and the copy that slurmd keeps on
+# nodes without files of their own (slurm.conf(5), "configless").
 _CONFIGURATIONS = (
     Path("/etc/slurm/slurm.conf"),
     Path("/etc/slurm-llnl/slurm.conf"),
     Path("/run/slurm/conf/slurm.conf"),
 )
-# Longer than a DNS server needs to answer, shorter than a missing one takes to be given up.
+# A DNS server answers sooner than this; the time-out for a missing server is longer.
 _PROBE_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 30.0
-# How often an absent controller is asked whether it is back, and how long those wait for it who have no
-# allocation that would end.
+# How often an absent controller is polled, and how long we wait for it without an allocation that would
+# end.
 POLL_S = 2.0
 PATIENCE_S = 600.0
 ABSENT = "the controller does not answer: waiting for it"
 BACK = "the controller answers again"
-# salloc gives a controller that does not answer up on its own after ten seconds.
+# salloc itself gives up after ten seconds on a controller that does not answer.
 _RELEASE_S = 15.0
 
-# What tells Slurm's programs which cluster and which job they talk to. All other SLURM_ variables of
-# a job are what its own srun or sbatch was asked for, and srun takes them as its own options:
-# SLURM_CPU_BIND, SLURM_DISTRIBUTION, SLURM_NTASKS_PER_NODE, SLURM_MEM_PER_CPU, and so on with each
-# release (srun(1), "INPUT ENVIRONMENT VARIABLES").
+# These variables name the cluster and the job for Slurm's programs. All other SLURM_ variables of a job
+# hold the options of its own srun or sbatch, and our srun would take them as options: SLURM_CPU_BIND,
+# SLURM_DISTRIBUTION, SLURM_NTASKS_PER_NODE, SLURM_MEM_PER_CPU, and more with each release (srun(1),
+# "INPUT ENVIRONMENT VARIABLES").
 _KEPT = frozenset(
     {
         "SLURM_CONF",
@@ -53,27 +53,27 @@ _KEPT = frozenset(
 )
 
 
-# The line after which an allocation is ours.
+# The line that ends the description of a granted allocation.
 GRANTED = "== granted"
 
-# What runs as the task. Standard output and error share one pipe, as through two their lines arrive in
-# another order. The shell outlives a command that is ended by a signal: when the task itself is, srun
-# drops what it has not read yet (in 31 of 100 runs, Slurm 22.05). It also lives on while the command
-# cleans up after the signals that Slurm sends to both.
+# The shell that runs as the task. Standard output and error share one pipe, as through two pipes their
+# lines arrive in another order. The shell outlives a command that a signal ends: when a signal ends the
+# task itself, srun drops the output that it has not read yet (in 31 of 100 runs, Slurm 22.05). The shell
+# also lives on while the command cleans up after the signals that Slurm sends to both.
 _TASK = 'exec 2>&1; trap : TERM INT HUP; "$@"; exit $?'
 
 
 def configured() -> bool:
-    """Whether this host belongs to a Slurm cluster; answers within a few seconds at the worst."""
+    """Return whether this host belongs to a Slurm cluster, within a few seconds at most."""
     if command.which("srun") is None:
         return False
-    # Somebody means this host to be one, even if the file is not there: better srun's complaint, after
-    # its minute of waiting for the file, than a build on a login node.
+    # SLURM_CONF says that this is a Slurm host, even if the file is missing. srun then waits a minute
+    # for the file and fails, which is better than a build on a login node.
     if os.environ.get("SLURM_CONF") or job_id() is not None:
         return True
     if any(path.is_file() for path in _CONFIGURATIONS):
         return True
-    # srun knows its site's own path, and asks DNS; without any configuration even this fails.
+    # srun knows the site's own path and asks DNS; without any configuration even --version fails.
     try:
         probe = Command(("srun", "--version"))
         return command.capture(probe, timeout_s=_PROBE_TIMEOUT_S, check=False).returncode == 0
@@ -82,47 +82,47 @@ def configured() -> bool:
 
 
 def job_id() -> str | None:
-    """The job whose allocation this process runs in."""
+    """Return the ID of the job in whose allocation this process runs, or None."""
     return os.environ.get("SLURM_JOB_ID") or None
 
 
-def began_anew() -> bool:
-    """Whether the job that we run in was requeued, as when its node failed (sbatch(1))."""
+def was_requeued() -> bool:
+    """Return whether the job that we run in was requeued, as when its node failed (sbatch(1))."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-# SLURM_MAX_NORMAL_STEP_ID in slurm_protocol_common.h. Above it are the interactive step, the batch
-# script, the external container and the pending step: -6 to -3 as numbers of 32 bits.
+# SLURM_MAX_NORMAL_STEP_ID in slurm_protocol_common.h. The numbers above it are the interactive step, the
+# batch script, the external container and the pending step: -6 to -3 as numbers of 32 bits.
 _LAST_STEP = 0xFFFFFFF0
 
 
 def in_step() -> bool:
-    """Whether this process runs in a job step, and not in a batch script or under salloc.
+    """Return whether this process runs in a job step, and not in a batch script or under salloc.
 
-    Those have special numbers where they have one: from Slurm 26.05 a batch script's is -5. Slurm prints
-    them with or without a sign (slurm_protocol_common.h, env.c).
+    Batch scripts and salloc have special step numbers, if any: since Slurm 26.05 a batch script has -5.
+    Slurm prints these with or without a sign (slurm_protocol_common.h, env.c).
     """
     step = os.environ.get("SLURM_STEP_ID", "")
     return job_id() is not None and step.isdecimal() and int(step) <= _LAST_STEP
 
 
-# What an allocation of ours runs beside us: it tells what was granted, then waits for the end of its
-# standard input. That comes with our own end, however we end, and salloc gives the nodes back.
+# The command of our salloc: it prints what was granted, then waits for the end of its standard input.
+# That ends when we end, however we end, and salloc then releases the nodes.
 _HOLDER = f'env | grep "^SLURM_"; scontrol show hostnames; echo "{GRANTED}"; exec cat'
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """An allocation: its job ID, and the CPUs that it has on each of its nodes."""
+    """An allocation: its job ID, and the number of CPUs on each of its nodes."""
 
     job_id: str
     cpus: Mapping[str, int]
 
 
 class Allocation:
-    """An allocation of our own: asked for at once, given back by `release` or with our own end.
+    """An allocation of our own: requested at once, released by `release` or when we end.
 
-    `job_name` is one by which `cancel` can find the job again if all else fails.
+    If all else fails, `cancel` finds the job by `job_name`.
     """
 
     def __init__(self, request: StepRequest, nodes: int, job_name: str) -> None:
@@ -138,7 +138,7 @@ class Allocation:
             "--ntasks-per-node=1",
             # Without it, all steps end when one of several nodes fails.
             "--no-kill",
-            # Whose CPUs are not counted gets whole nodes: with Slurm's default, one CPU of each.
+            # Without --cpus-per-task, take whole nodes: Slurm's default is one CPU of each.
             *([] if request.cpus else ["--exclusive"]),
             *_job_options(request),
             *_step_options(request),
@@ -148,20 +148,20 @@ class Allocation:
         self._process = command.Companion(Command((*argv, "sh", "-c", _HOLDER), unset=unset))
 
     def wait(self, queued: Callable[[str], None]) -> Granted:
-        """What was granted, once it is; `queued` is told the job ID if Slurm makes us wait.
+        """Wait for the allocation and return it; call `queued` with the job ID if Slurm queues the job.
 
-        Raises SlurmError when it is refused.
+        Raise SlurmError when Slurm refuses the request.
         """
-        # Closed from another thread, its output ends with an error.
+        # If another thread closes the process, reading its output raises ValueError.
         with contextlib.suppress(ValueError):
             for line in self._process.lines():
                 if line == GRANTED:
                     self._granted = True
                     return granted(self._lines)
                 self._lines.append(line)
-                if found := re.search(r"Pending job allocation (\d+)", line):
-                    queued(found[1])
-        # Its end by Ctrl-C and the like is ours, and told elsewhere.
+                if pending := re.search(r"Pending job allocation (\d+)", line):
+                    queued(pending[1])
+        # Signals such as Ctrl-C end us too, and are reported elsewhere.
         returncode = self._process.close() or 1
         error = slurm_words.explain(returncode, self._lines, self._request)
         raise error or SlurmError(
@@ -172,24 +172,24 @@ class Allocation:
 
     @property
     def ended(self) -> bool:
-        """Whether it is over: given back, out of time, cancelled, preempted."""
+        """Whether it has ended: released, timed out, cancelled or preempted."""
         return self._process.ended
 
     def release(self) -> bool:
-        """Give the allocation back, ending what still runs in it; one that has ended is fine.
+        """Release the allocation and end all that runs in it; it may have ended already.
 
-        Returns whether that is certain: when the controller does not answer, the job runs on.
+        Return whether the release is certain: when the controller does not answer, the job runs on.
         """
-        # While salloc waits in the queue, it does not look at its standard input.
+        # While salloc waits in the queue, its command does not run and cannot read its standard input.
         returncode = self._process.close(_RELEASE_S if self._granted else 0)
-        said = [*self._lines, *self._process.last_lines]
-        if any(map(slurm_words.unreachable, said)):
+        lines = [*self._lines, *self._process.last_lines]
+        if any(map(slurm_words.unreachable, lines)):
             return False
-        # For its exit status only the command counts that it ran.
-        failed = [line for line in said if "Unable to clean up" in line and not _is_over(line)]
-        if returncode == 0 and not failed:
+        # salloc's exit status is that of its command, even if salloc could not release the nodes.
+        complaints = [line for line in lines if "Unable to clean up" in line and not _is_over(line)]
+        if returncode == 0 and not complaints:
             return True
-        # Without its salloc, a job goes on until its time is over.
+        # Without its salloc, a job runs on until its time limit.
         return cancel(self._job_name) is not None
 
 
@@ -197,25 +197,25 @@ def _is_over(line: str) -> bool:
     return re.search(r"Invalid job id|already comple", line) is not None
 
 
-def around_us() -> Granted:
-    """The allocation that this process runs in. Raises CommandError when Slurm does not tell."""
+def current_allocation() -> Granted:
+    """Return the allocation that this process runs in. Raise CommandError when Slurm does not answer."""
     variables = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("SLURM_")]
     hosts = command.capture(Command(("scontrol", "show", "hostnames"))).stdout
     return granted([*variables, *hosts.splitlines()])
 
 
 def granted(lines: Iterable[str]) -> Granted:
-    """An allocation from the `SLURM_` variables of a process in it and the names of its nodes."""
+    """Parse an allocation from the `SLURM_` variables of a process in it and the names of its nodes."""
     variables, nodes = {}, []
     for line in lines:
         if line.startswith("SLURM_"):
             key, _, value = line.partition("=")
             variables[key] = value
-        elif line and not slurm_words.said(line):
+        elif line and not slurm_words.is_slurm_line(line):
             nodes.append(line)
-    # Such as `72(x2),36`, in the order of the nodes (salloc(1), SLURM_JOB_CPUS_PER_NODE).
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_JOB_CPUS_PER_NODE", ""))
-    cpus = chain.from_iterable(repeat(int(count), int(times or 1)) for count, times in found)
+    # The format is `72(x2),36`, in the order of the nodes (salloc(1), SLURM_JOB_CPUS_PER_NODE).
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", variables.get("SLURM_JOB_CPUS_PER_NODE", ""))
+    cpus = chain.from_iterable(repeat(int(count), int(times or 1)) for count, times in counts)
     return Granted(
         variables.get("SLURM_JOB_ID", ""),
         dict(zip(nodes, chain(cpus, repeat(1)), strict=False)),
@@ -223,60 +223,60 @@ def granted(lines: Iterable[str]) -> Granted:
 
 
 def queue(*options: str) -> Command:
-    """`squeue` of all partitions, hidden ones too, without a line of headings."""
+    """Return `squeue` of all partitions, hidden ones too, without a header."""
     return _plain("squeue", "--noheader", "--all", *options)
 
 
 def _plain(*argv: str) -> Command:
-    # squeue and scancel take variables such as SQUEUE_PARTITION for filters, which people set for what
-    # they type themselves.
+    # squeue and scancel take variables such as SQUEUE_PARTITION, which users set for their own commands,
+    # as filters.
     own = f"{argv[0].upper()}_"
     return Command(argv, unset=frozenset(name for name in os.environ if name.startswith(own)))
 
 
 def time_left_s(job_id: str) -> float | None:
-    """How long a job may still run; None when it has no limit, or Slurm does not tell."""
-    told = command.capture(queue(f"--jobs={job_id}", "--format=%L"), check=False).stdout.strip()
-    return _seconds(told)
+    """Return the seconds that a job may still run; None without a limit or an answer from Slurm."""
+    printed = command.capture(queue(f"--jobs={job_id}", "--format=%L"), check=False).stdout.strip()
+    return _seconds(printed)
 
 
 def step_time_s(job_id: str, name: str) -> float:
-    """How long the step of this name has run in a job; 0 when there is none, or Slurm does not tell."""
-    asked = queue("--steps", f"--jobs={job_id}", "--format=%M %j")
-    for line in command.capture(asked, check=False).stdout.splitlines():
-        time_used, _, found = line.strip().partition(" ")
-        if found.strip() == name:
+    """Return the seconds that a job's step has run; 0 without such a step or an answer from Slurm."""
+    query = queue("--steps", f"--jobs={job_id}", "--format=%M %j")
+    for line in command.capture(query, check=False).stdout.splitlines():
+        time_used, _, step = line.strip().partition(" ")
+        if step.strip() == name:
             return _seconds(time_used) or 0.0
     return 0.0
 
 
-def _seconds(told: str) -> float | None:
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", told)
-    if found is None:
+def _seconds(text: str) -> float | None:
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
 def state(job_id: str) -> tuple[str, str]:
-    """A job's state such as `PENDING` or `TIMEOUT`, and Slurm's reason; empty when it forgot the job.
+    """Return a job's state, such as `PENDING`, and Slurm's reason; empty when Slurm forgot the job.
 
-    Raises UnreachableError when the controller does not answer.
+    Raise UnreachableError when the controller does not answer.
     """
     done = command.capture(queue(f"--jobs={job_id}", "--states=all", "--format=%T %r"), check=False)
     if slurm_words.unreachable(done.stderr):
         raise UnreachableError(
             f"Slurm cannot be asked for job {job_id}", quote=tuple(done.stderr.splitlines())
         )
-    found, _, reason = done.stdout.strip().partition(" ")
-    return found, reason
+    job_state, _, reason = done.stdout.strip().partition(" ")
+    return job_state, reason
 
 
 def answers() -> bool:
     """Return whether Slurm's controller, or one of its backups, answers."""
     try:
-        asked = Command(("scontrol", "ping"))
-        return command.capture(asked, timeout_s=_ANSWER_TIMEOUT_S, check=False).returncode == 0
+        ping = Command(("scontrol", "ping"))
+        return command.capture(ping, timeout_s=_ANSWER_TIMEOUT_S, check=False).returncode == 0
     except (CommandError, ToolNotFoundError):
         return False
 
@@ -287,7 +287,7 @@ _T = TypeVar("_T")
 def patiently(ask: Callable[[], _T], say: Callable[[str], None], patience_s: float = PATIENCE_S) -> _T:
     """Return what `ask` returns. While the controller does not answer, wait for it and ask again.
 
-    `say` is given a line at the beginning and the end of the waiting. What `ask` raises is raised, an
+    Call `say` with a line when the wait begins and when it ends. Raise what `ask` raises, but
     UnreachableError only after `patience_s`.
     """
     until_s = time.monotonic() + patience_s
@@ -307,49 +307,49 @@ def patiently(ask: Callable[[], _T], say: Callable[[str], None], patience_s: flo
 
 def all_known(nodes: Iterable[str]) -> bool:
     """Return whether the controller has heard from each of these nodes since it started."""
-    asked = _plain("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%T")
-    states = command.capture(asked, check=False).stdout.split()
-    # sinfo(1), "NODE STATE CODES": a star stands behind the state of a node that does not respond.
-    return not any(each.startswith("unk") or each.endswith("*") for each in states)
+    query = _plain("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%T")
+    states = command.capture(query, check=False).stdout.split()
+    # sinfo(1), "NODE STATE CODES": a star follows the state of a node that does not respond.
+    return not any(node_state.startswith("unk") or node_state.endswith("*") for node_state in states)
 
 
 def running_jobs() -> frozenset[str] | None:
-    """The IDs of this user's jobs that have not ended; None when Slurm cannot say."""
-    asked = queue(f"--user={os.getuid()}", "--format=%A")
+    """Return the IDs of this user's jobs that have not ended; None when Slurm does not answer."""
+    query = queue(f"--user={os.getuid()}", "--format=%A")
     try:
-        done = command.capture(asked, timeout_s=_ANSWER_TIMEOUT_S, check=False)
+        done = command.capture(query, timeout_s=_ANSWER_TIMEOUT_S, check=False)
     except (CommandError, ToolNotFoundError):
         return None
     return frozenset(done.stdout.split()) if done.returncode == 0 else None
 
 
 def cancel(job_name: str) -> list[str] | None:
-    """End our own jobs of a name, waiting or running; returns their IDs, None where Slurm cannot say."""
-    ours = (f"--user={os.getuid()}", f"--name={job_name}")
-    asked = command.capture(queue("--format=%A", "--states=pending,running", *ours), check=False)
-    if asked.returncode != 0:
+    """Cancel our own jobs of a name, pending or running. Return their IDs, or None without an answer."""
+    filters = (f"--user={os.getuid()}", f"--name={job_name}")
+    listing = command.capture(queue("--format=%A", "--states=pending,running", *filters), check=False)
+    if listing.returncode != 0:
         return None
-    found = asked.stdout.split()
-    if found:
-        done = command.capture(_plain("scancel", "--quiet", *ours), check=False)
+    job_ids = listing.stdout.split()
+    if job_ids:
+        done = command.capture(_plain("scancel", "--quiet", *filters), check=False)
         if slurm_words.unreachable(done.stderr):
             return None
-    return found
+    return job_ids
 
 
 def srun(inner: Command, request: StepRequest, *, allocation: str | None = None) -> Command:
-    """`inner` as one task on one compute node, its output and exit status being srun's.
+    """Return `inner` as one task on one compute node; srun has its output and exit status.
 
-    A step of `allocation` (a job ID), else of the job that we run in, else of a job of its own.
-    Standard error joins standard output; a signal N comes back as exit status 128+N.
+    It is a step of `allocation` (a job ID), else of the job that we run in, else of a job of its own.
+    Standard error joins standard output. Signal N becomes exit status 128+N.
     """
     argv = [
         "srun",
         "--nodes=1",
         "--ntasks=1",
-        # A step must not read, and so take from others, what our own caller pipes into us.
+        # Without it, a step reads the standard input of our caller, and others miss it.
         "--input=none",
-        # A site or a user may have set SLURM_EXPORT_ENV=NONE, and then HOME and PATH are missing.
+        # If a site or a user has set SLURM_EXPORT_ENV=NONE, HOME and PATH would be missing.
         "--export=ALL",
         *_step_options(request),
     ]
@@ -359,8 +359,8 @@ def srun(inner: Command, request: StepRequest, *, allocation: str | None = None)
     else:
         if allocation is not None:
             argv.append(f"--jobid={allocation}")
-        # Without --exact a step takes all CPUs of its node and the next one waits for its end. Inside
-        # a step all may be taken by that step itself, so that an inner one would wait for ever.
+        # Without --exact a step takes all CPUs of its node and the next step waits for its end. The step
+        # in which we run may have all CPUs, so an inner step would wait for ever without --overlap.
         argv.append("--overlap" if in_step() else "--exact")
         if request.node:
             argv.append(f"--nodelist={request.node}")
@@ -372,16 +372,17 @@ def srun(inner: Command, request: StepRequest, *, allocation: str | None = None)
 def attached(
     inner: Command, request: StepRequest, *, terminal: bool, options: tuple[str, ...] = ()
 ) -> Command:
-    """`inner` as one task for a person who waits: standard input is theirs, and so is the terminal.
+    """Return `inner` as one interactive task, with our standard input and, if wanted, a terminal.
 
-    A step of the job that we run in, else a job of its own. `options` are further ones of srun.
+    It is a step of the job that we run in, else a job of its own. `options` are further ones of srun.
     """
     argv = ["srun", "--nodes=1", "--ntasks=1", "--export=ALL", *_step_options(request)]
     unset = frozenset[str]()
     if job_id() is None:
         argv += _job_options(request)
     else:
-        # Whoever works in an allocation may have a step open in it already, and waits for no other.
+        # A user in an allocation may have a step open already; without --overlap this one would wait for
+        # it.
         argv.append("--overlap")
         unset = frozenset(name for name in os.environ if _inherited(name))
     if terminal:
@@ -403,8 +404,8 @@ def _step_options(request: StepRequest) -> list[str]:
     return [f"--job-name={request.job_name}", *cpus, *request.extra]
 
 
-def of_the_job_around_us() -> frozenset[str]:
-    """The variables that would be taken for options of a job that is submitted from here."""
+def job_variables() -> frozenset[str]:
+    """Return the variables that a job submitted from here would take as options."""
     inherited = {name for name in os.environ if _inherited(name)}
     return frozenset(inherited | {"SLURM_JOB_ID", "SLURM_JOBID"} & os.environ.keys())
 

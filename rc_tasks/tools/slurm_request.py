@@ -1,13 +1,13 @@
-"""What a step asks of Slurm."""
+"""The request of a step to Slurm."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """What a command needs of Slurm. Empty strings and zeros leave the choice to Slurm.
+    """What a command needs from Slurm. Empty strings and zeros leave the choice to Slurm.
 
-    In an allocation only `job_name`, `cpus`, `node` and `extra` count: it has the rest already.
+    Inside an allocation only `job_name`, `cpus`, `node` and `extra` count.
     """
 
     job_name: str
@@ -19,7 +19,7 @@ class StepRequest:
     extra: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The request in words, for errors."""
+        """Return the request in words, for errors."""
         account = f"account {self.account}" if self.account else "no account"
         partition = f"partition {self.partition}" if self.partition else "the default partition"
         return f"{self.job_name} ({account}, {partition})"

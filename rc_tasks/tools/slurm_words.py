@@ -1,4 +1,4 @@
-"""What Slurm says when it ends or refuses something, and what that means for whoever asked."""
+"""Slurm's error messages: patterns, their causes, and the errors that we raise for them."""
 
 import re
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Cause:
-    """One way in which Slurm fails: its words, ours, and what to do next.
+    """One failure of Slurm: its message (a pattern), our message, and what to do next.
 
-    `elsewhere`: the step may be tried again, on another node or in another allocation. `unreachable`:
-    the controller did not answer, and may do so soon.
+    `elsewhere`: the step may be retried on another node or in another allocation. `unreachable`: the
+    controller did not answer, and may answer soon.
     """
 
     words: str
@@ -27,15 +27,16 @@ class _Cause:
     unreachable: bool = False
 
 
-# What a client says when the controller is gone, restarting, handing over to its backup, or too busy to
-# answer: the words of slurm_errno.c and of errno, from Slurm 22.05 to 26.05.
+# What a client prints when the controller is gone, restarts, hands over to its backup, or is too busy to
+# answer: the texts of slurm_errno.c and of errno, from Slurm 22.05 to 26.05.
 _UNANSWERED = (
     r"Socket timed out on send/recv|Zero Bytes were transmitted or received"
     r"|Communication (connection|shutdown) failure|Message (send|receive) failure"
     r"|Unexpected missing socket|Connection (refused|reset by peer|timed out|forced closed|rejected)"
     r"|Broken pipe|Resource temporarily unavailable|Rate limit exceeded|in standby mode"
 )
-# Most of them can also be about a node, or a socket of srun's own: the request has to stand before them.
+# Most of these can also concern a node or a socket of srun. The request before them tells the
+# difference.
 _REQUEST = (
     r"Unable to (confirm|clean up|allocate|create step)|Batch job submission failed"
     r"|Job submit/allocate failed|Kill job error|slurm_(load|get)_\w+|fetch remote configs"
@@ -45,8 +46,8 @@ _UNREACHABLE = (
     rf"|({_REQUEST}).*({_UNANSWERED})"
 )
 
-# How Slurm ends what has started, whatever the exit status: srun 22.05 returns 0 when a node fails.
-# The first that matches counts, as an ending by time or memory is told as a cancellation as well.
+# How Slurm ends a started step, whatever the exit status: srun 22.05 returns 0 when a node fails. The
+# first match counts, as Slurm also reports an end by time or memory as a cancellation.
 _ENDINGS = (
     _Cause(
         r"DUE TO TIME LIMIT",
@@ -74,7 +75,7 @@ _ENDINGS = (
     ),
     _Cause(
         r"forcing job termination",
-        "{step} was ended because its srun was told to end",
+        "{step} was ended because its srun got a signal to end",
         "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n"
         "run `doit` again: finished steps are kept",
     ),
@@ -85,7 +86,7 @@ _ENDINGS = (
         "run `doit` again: finished steps are kept",
     ),
     _Cause(
-        # An allocation that is over ends launches too, and is told below.
+        # The end of an allocation also fails launches, and has a cause of its own below.
         r"Task launch for \S+ failed on node \S+: (?!.*(credential revoked|already completing|expired))"
         r"|timeout waiting for task launch|Nodes \S+ are still not ready|boot of the nodes",
         "Slurm could not start {step} on its node",
@@ -104,9 +105,9 @@ _ENDINGS = (
     ),
 )
 
-# What srun says when the task itself was killed: our shell, or the command in it, which reports what it
-# has started itself. That came from outside, as from a controller that has lost its state: it kills one
-# process after the other, and the shell may still report that the command is gone.
+# What srun prints when the task was killed from outside: our shell, or the command in it. (If the
+# command kills its own children, it reports that itself.) A controller that has lost its state does so:
+# it kills one process after the other, and the shell may still report that the command is gone.
 _KILLED = _Cause(
     r"Force Terminated (StepId|job ?step)|: tasks? [\d,-]+: Exited with exit code 137",
     "{step} was killed from outside",
@@ -115,7 +116,8 @@ _KILLED = _Cause(
     elsewhere=True,
 )
 
-# Said of a command that ran: it failed by itself, and what srun complained of before did not stop it.
+# srun prints this of a command that ran and failed by itself; earlier complaints of srun did not stop
+# it.
 _RAN = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
 
 _NO_DIRECTORY = _Cause(
@@ -129,7 +131,7 @@ _REACH_HINT = (
     "controller; then run `doit` again"
 )
 
-# How Slurm refuses to start something. The more special words come first.
+# How Slurm refuses to start something. The more special patterns come first.
 _REFUSALS = (
     _Cause(
         _UNREACHABLE,
@@ -172,7 +174,7 @@ _REFUSALS = (
         "Slurm refused the partition of {request}",
         "set `slurm.partition` to one that is up and open to you: `sinfo --summarize`",
     ),
-    # A step asks for no more than its allocation has of the node.
+    # A step never asks for more of a node than its allocation has, so the node is at fault.
     _Cause(
         r"create step for job \d+: Requested node configuration is not available",
         "{node} takes no steps any more",
@@ -200,16 +202,17 @@ _REFUSALS = (
     ),
 )
 
-# The daemon of a step signs as `slurmstepd`, or `slurmstepd-NODE` where several share one host; since
-# Slurm 26.05 (seen with 26.05.5) it puts the time in place of its name. A command may log like that
-# too, so what follows counts as well. A wrong option is told with the name of the program alone.
+# The daemon of a step prints `slurmstepd`, or `slurmstepd-NODE` where several share one host. Since
+# Slurm 26.05 (seen with 26.05.5) it prints the time in place of its name; a command may log like that
+# too, so the following text counts as well. A wrong option is reported with only the name of the
+# program.
 _SLURMS_WORDS = re.compile(
     r"(srun|salloc|sbatch|slurmstepd\S*): "
     r"|\[\d{4}-\d\d-\d\dT[\d:.]+\] error: "
     r"(\*\*\* (STEP|JOB) \d|StepId=\d|Detected \d+ oom[-_]kill|couldn't chdir to )"
 )
-# What Slurm says in passing and explains nothing. `Force Terminated StepId` also follows a command
-# that ended by a signal of its own, and a refused allocation is sometimes revoked as well.
+# Messages of Slurm that explain nothing. `Force Terminated StepId` also follows a command that ended by
+# a signal of its own, and Slurm sometimes revokes a refused allocation as well.
 _CHATTER = re.compile(
     r"salloc: Job allocation \d+ has been revoked"
     r"|(srun|salloc): (job \d+ |Job \d+ step creation |Step created |Job step aborted: "
@@ -217,14 +220,17 @@ _CHATTER = re.compile(
 )
 
 
-def said(line: str) -> bool:
-    """Whether Slurm itself wrote this line of a log; it may stand between any two of the command."""
+def is_slurm_line(line: str) -> bool:
+    """Return whether Slurm itself wrote this line of a log, which it may mix with the command's."""
     return _SLURMS_WORDS.match(line) is not None
 
 
-def ended(line: str) -> bool:
-    """Whether Slurm says in this line of a log that it ended the step or its job."""
-    return said(line) and re.search(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT ", line) is not None
+def reports_cancellation(line: str) -> bool:
+    """Return whether Slurm says in this line of a log that it ended the step or its job."""
+    return (
+        is_slurm_line(line)
+        and re.search(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT ", line) is not None
+    )
 
 
 def unreachable(text: str) -> bool:
@@ -235,19 +241,19 @@ def unreachable(text: str) -> bool:
 def explain(
     returncode: int, lines: Sequence[str], request: "StepRequest", *, guarded: bool = False
 ) -> SlurmError | None:
-    """What Slurm did to a step whose log ends with `lines`; None when the command failed by itself.
+    """Return the error for a step whose log ends with `lines`; None when the command itself failed.
 
-    Ask this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05). `guarded`: the
-    command ran below the shell of `slurm.srun`, which is never killed by a signal to the command.
+    Call this for exit status 0 as well: srun returns it when a node fails (Slurm 22.05). `guarded`: the
+    command ran below the shell of `slurm.srun`, which a signal to the command never kills.
     """
-    words = list(dict.fromkeys(line.rstrip() for line in lines if said(line)))
-    told = [line for line in words if not _CHATTER.match(line)]
-    cause = _first(_ENDINGS, told)
-    if cause is None and guarded and returncode != 0 and _first((_KILLED,), words):
-        cause, told = _KILLED, words
+    slurm_lines = list(dict.fromkeys(line.rstrip() for line in lines if is_slurm_line(line)))
+    reasons = [line for line in slurm_lines if not _CHATTER.match(line)]
+    cause = _first(_ENDINGS, reasons)
+    if cause is None and guarded and returncode != 0 and _first((_KILLED,), slurm_lines):
+        cause, reasons = _KILLED, slurm_lines
     if cause is None and returncode != 0:
-        ran = any(_RAN.match(line) for line in told)
-        cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, told)
+        ran = any(_RAN.match(line) for line in reasons)
+        cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, reasons)
     if cause is None:
         return None
     values = {
@@ -263,7 +269,7 @@ def explain(
     kind = NodeError if cause.elsewhere else UnreachableError if cause.unreachable else SlurmError
     return kind(
         cause.what.format(**values),
-        quote=tuple(told[-command.TAIL_LINES :]),
+        quote=tuple(reasons[-command.TAIL_LINES :]),
         hint=cause.hint.format(**values),
     )
 

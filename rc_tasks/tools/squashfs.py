@@ -1,4 +1,4 @@
-"""SquashFS: what mksquashfs and unsquashfs are asked, and the superblock, which is read by hand."""
+"""Commands of mksquashfs and unsquashfs, and a parser for the SquashFS superblock."""
 
 import re
 import struct
@@ -13,33 +13,34 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.version import Fault
 
 INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
-# mksquashfs fills the file up to this, so that it can be mounted through a loop device.
+# mksquashfs pads the file to a multiple of this, so that a loop device can mount it.
 PADDING_BYTES = 4096
 
-# A file of several blocks that are all zeros takes a place that the next file gets too; which of both is
-# read depends on how fast the threads are. The CHANGES say since 4.7, and it happens since a commit of
-# 4.7.3 (07852991): with 4.7.4 six of 20 images were wrong, each with exit status 0, with -no-sparse none
-# of 45, and with 4.7.2 none of 30.
+# mksquashfs gives a file of several all-zero blocks the same place as the next file. Which of the two is
+# read depends on the speed of the threads. The CHANGES say since 4.7; it happens since a commit of 4.7.3
+# (07852991). With 4.7.4 six of 20 images were wrong, each with exit status 0; with -no-sparse none of
+# 45, and with 4.7.2 none of 30.
 WRONG_CONTENT = Fault(
     (4, 7),
     (4, 7, 5),
-    "can write wrong content into files, without a word, where an image has files of zeros alone",
+    "can silently write wrong content into files where an image has files of zeros only",
     "steps give it -no-sparse, with which it does not; for what you squash by hand, ask for\n"
     "squashfs-tools 4.7.5 or newer (squashfs-tools#339)",
     "squashfs-tools#339, and its CHANGES for 4.7.5, 2.1",
 )
-# It reads what it has not written yet, and ends with an error. By the CHANGES for 4.7.6, 7.1 and 7.2.
+# mksquashfs reads data that it has not written yet, and fails. Source: the CHANGES for 4.7.6, 7.1 and
+# 7.2.
 FAILING_COMPARISON = Fault(
     (4, 7),
     (4, 7, 6),
     "can fail while it compares files with each other",
     'with squash.method = "direct" the step then runs it once more without comparing, which makes\n'
     "the image larger; versions after 4.7.5 do not fail (squashfs-tools#361, #362)",
-    "squashfs-tools#361 and #362, both mended in April 2026",
+    "squashfs-tools#361 and #362, both fixed in April 2026",
 )
 
 _BAR = re.compile(r"\[=*[-/|\\] *\] *\d+/\d+ +(\d+)%")
-_TOLD = re.compile(r"mksquashfs +(\d+)%")
+_PROGRESS_LINE = re.compile(r"mksquashfs +(\d+)%")
 # A symlink in what `listing` prints.
 _LINK = re.compile(r"l\S+ \S+ +\d+ \S+ \S+ squashfs-root(/.*?) -> (.*)")
 _MAGIC = 0x73717368
@@ -66,8 +67,8 @@ _COMPRESSIONS = {
     5: Compressor.LZ4,
     6: Compressor.ZSTD,
 }
-# What to use when this mksquashfs lacks what was asked for. gzip stands last as the one that every
-# mksquashfs and every kernel has.
+# The order in which to replace a compressor that mksquashfs lacks. gzip is last, as every mksquashfs and
+# every kernel has it.
 _PREFERENCE = (Compressor.ZSTD, Compressor.LZ4, Compressor.LZO, Compressor.GZIP)
 
 
@@ -83,7 +84,7 @@ class Superblock:
 
     @classmethod
     def parse(cls, head: bytes, where: Path) -> "Superblock":
-        """The superblock in `head`; raises ArtifactError when it is something else."""
+        """Parse the superblock in `head`. Raise ArtifactError when it is something else."""
         if len(head) < _SUPERBLOCK.size:
             raise _damaged(where, f"it is {len(head)} bytes long, shorter than a SquashFS superblock")
         magic, inodes, made_at, block, _, compressor, _, _, _, major, minor, _, used, *_ = (
@@ -99,10 +100,10 @@ class Superblock:
 
 
 def inspect(path: Path) -> Superblock:
-    """The superblock of a file that is as long as it says, in constant time.
+    """Return the superblock of a file, in constant time.
 
-    Raises ArtifactError when the file is missing, cut short, or something else. What lies between
-    its beginning and its end is not looked at.
+    Raise ArtifactError when the file is missing, is something else, or has another length than its
+    superblock says. The data between the beginning and the end is not checked.
     """
     try:
         with path.open("rb") as file:
@@ -120,46 +121,48 @@ def _damaged(path: Path, why: str) -> ArtifactError:
     return ArtifactError(
         f"not a whole SquashFS image: {why}",
         where=path,
-        hint="remove the file and build again; if it happens again, see whether the file system is full",
+        hint="remove the file and build again; if it happens again, check free space and quota",
     )
 
 
 def version() -> str:
-    """The version of mksquashfs, such as `4.5.1`."""
+    """Return the version of mksquashfs, such as `4.5.1`."""
     command.require("mksquashfs", INSTALL_HINT)
-    # Older ones exit with 1 after printing their version.
+    # Older versions exit with 1 after printing their version.
     done = command.capture(Command(("mksquashfs", "-version")), check=False)
-    found = re.search(r"version (\S+)", done.stdout + done.stderr)
-    if found is None:
+    match = re.search(r"version (\S+)", done.stdout + done.stderr)
+    if match is None:
         raise command.failure(done.command, done.returncode, (done.stderr or done.stdout).splitlines())
-    return found[1]
+    return match[1]
 
 
 def probe() -> frozenset[Compressor]:
-    """The compressors that the mksquashfs of this node was built with."""
+    """Return the compressors that the mksquashfs of this node was built with."""
     command.require("mksquashfs", INSTALL_HINT)
-    # 4.7 prints this section alone; older ones do not know the option, so print their whole help
-    # and exit with 1. The list is in both.
+    # 4.7 prints only this section. Older versions do not know the option: they print their whole help
+    # and exit with 1. Both outputs hold the list.
     done = command.capture(Command(("mksquashfs", "-help-section", "compression")), check=False)
     return parse_compressors(done.stdout + done.stderr)
 
 
 def parse_compressors(text: str) -> frozenset[Compressor]:
-    """The compressors in mksquashfs' help: each alone on a line, one marked as the default."""
+    """Return the compressors in mksquashfs' help: each alone on a line, one marked as the default."""
     names = "|".join(Compressor)
     return frozenset(
         Compressor(name) for name in re.findall(rf"(?m)^\s*({names})(?: \(default\))?$", text)
     )
 
 
-def best(wanted: Compressor, offered: Iterable[Compressor]) -> Compressor:
-    """`wanted` when it is offered, else the first of zstd, lz4, lzo and gzip that is."""
+def best(preferred: Compressor, offered: Iterable[Compressor]) -> Compressor:
+    """Return `preferred` when it is offered, else the first offered of zstd, lz4, lzo and gzip."""
     offered = frozenset(offered)
-    return next((each for each in (wanted, *_PREFERENCE) if each in offered), Compressor.GZIP)
+    return next(
+        (candidate for candidate in (preferred, *_PREFERENCE) if candidate in offered), Compressor.GZIP
+    )
 
 
 def compression_options(compression: Compressor, level: int, block_size_bytes: int) -> tuple[str, ...]:
-    """The options that choose how data is compressed; level 0 is the fastest that is worth it.
+    """Return the compression options; level 0 is the fastest level that is worth its size.
 
     lz4 and xz have no levels.
     """
@@ -178,14 +181,14 @@ def compression_options(compression: Compressor, level: int, block_size_bytes: i
     return (*options, "-b", str(block_size_bytes))
 
 
-def avoiding(version: str) -> tuple[str, ...]:
-    """The options with which this version of mksquashfs writes what the files hold."""
+def workaround_options(version: str) -> tuple[str, ...]:
+    """Return the options that this version of mksquashfs needs to write correct content."""
     return ("-no-sparse",) if WRONG_CONTENT.affects(version) else ()
 
 
-def failed_comparing(said: str) -> bool:
-    """Whether mksquashfs failed while it compared files, by its words; without comparing it works."""
-    return failures.find(said.splitlines(), (failures.COMPARING,)) is not None
+def failed_comparing(output: str) -> bool:
+    """Return whether mksquashfs failed while it compared files, which a run without comparing avoids."""
+    return failures.find(output.splitlines(), (failures.COMPARING,)) is not None
 
 
 def mksquashfs(
@@ -202,27 +205,27 @@ def mksquashfs(
     options: Iterable[str] = (),
     compares: bool = True,
 ) -> Command:
-    """`mksquashfs` of a directory; `exclude` holds shell patterns relative to `source`.
+    """Return `mksquashfs` of a directory; `exclude` holds shell patterns relative to `source`.
 
-    `actions` change what is stored, not the source (squashfs-tools, ACTIONS-README; all of 4.4 and
-    newer understand the ones we use). `options` are those of `avoiding`. `compares`: files with the same
-    content are stored once.
+    `actions` change what is stored, not the source (squashfs-tools, ACTIONS-README; all of 4.4 and newer
+    understand the ones we use). `options` are those of `workaround_options`. `compares`: files with the
+    same content are stored once.
     """
     argv = [
         "mksquashfs",
         str(source),
         str(destination),
-        # An existing file would be appended to, and the image hold two root directories.
+        # Without it, mksquashfs appends to an existing file, and the image has two root directories.
         "-noappend",
-        # Rootless, files belong to numbers of a subuid range, which mean nothing elsewhere.
+        # Rootless, files belong to UIDs of a subuid range, which mean nothing on other hosts.
         "-all-root",
         # Rootless overlay storage keeps its own book-keeping in attributes.
         "-no-xattrs",
-        # A file that cannot be read would be stored empty, with a warning and exit status 0.
+        # Without it, an unreadable file is stored empty, with a warning and exit status 0.
         "-exit-on-error",
         *compression_options(compression, level, block_size_bytes),
         *("-processors", str(processors)),
-        # By default a quarter of the machine's memory, whatever the job may use of it.
+        # The default is a quarter of the machine's memory, which the job may not be allowed to use.
         *("-mem", f"{memory_bytes >> 20}M"),
         *options,
         *(() if compares else ("-no-duplicates",)),
@@ -230,48 +233,48 @@ def mksquashfs(
     for action in actions:
         argv += ["-action", action]
     if exclude := tuple(exclude):
-        # Everything after -e is a pattern, so it stands last.
+        # mksquashfs takes everything after -e as a pattern, so it is last.
         argv += ["-wildcards", "-e", *exclude]
-    # Errors are recognised by their words.
+    # We recognise errors by their English messages.
     return Command(tuple(argv), env={"LC_ALL": "C"})
 
 
 def drawn_percent(line: str) -> int | None:
-    """How much is done, by a state of the bar that mksquashfs draws on a terminal; None: another line.
+    """Return the percentage in the bar that mksquashfs draws on a terminal; None for another line.
 
-    Elsewhere it draws the bar at multiples of 100 blocks only, which it never looks at in time, and
-    `-percentage` is not known to versions before 4.6 (squashfs-tools, progressbar.c).
+    Without a terminal it draws the bar only at multiples of 100 blocks, which it checks too rarely.
+    `-percentage` is unknown to versions before 4.6 (squashfs-tools, progressbar.c).
     """
-    found = _BAR.fullmatch(line)
-    return int(found[1]) if found is not None else None
+    match = _BAR.fullmatch(line)
+    return int(match[1]) if match is not None else None
 
 
-def explains(line: str) -> bool:
-    """Whether a line of mksquashfs may say why it failed: not those with which it begins."""
+def may_explain_failure(line: str) -> bool:
+    """Return whether a line of mksquashfs may explain a failure; its first lines never do."""
     return not line.startswith(("Parallel mksquashfs: ", "Creating 4.0 filesystem on "))
 
 
-def tell_percent(percent: int) -> str:
-    """A line for a log, to be followed by a carriage return: the next one takes its place."""
+def progress_line(percent: int) -> str:
+    """Return a line for a log; a carriage return after it lets the next one replace it."""
     return f"mksquashfs {percent:3}%"
 
 
-def told_percent(line: str) -> int | None:
-    """The percentage in a line of `tell_percent`."""
-    found = _TOLD.fullmatch(line)
-    return int(found[1]) if found is not None else None
+def progress_percent(line: str) -> int | None:
+    """Return the percentage in a line of `progress_line`, or None."""
+    match = _PROGRESS_LINE.fullmatch(line)
+    return int(match[1]) if match is not None else None
 
 
 def listing(path: Path) -> Command:
-    """`unsquashfs` printing one line an entry: mode, owner, size, date, time and name."""
-    # An end of options does not exist, so a name must not begin with a dash.
+    """Return `unsquashfs` that prints one line an entry: mode, owner, size, date, time and name."""
+    # unsquashfs has no `--`, so an absolute path keeps a name from beginning with a dash.
     return Command(("unsquashfs", "-lln", str(path.absolute())), env={"LC_ALL": "C"})
 
 
 def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
-    """The beginning of a text file in an image; symlinks are followed inside of it.
+    """Return the beginning of a text file in an image; symlinks are followed inside of it.
 
-    Raises ArtifactError when there is no such image or file.
+    Raise ArtifactError when there is no such image or file.
     """
     try:
         inspect(path)
@@ -279,7 +282,7 @@ def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
         raise error.with_hint("give the path of a whole image.sqsh") from None
     command.require("unsquashfs", INSTALL_HINT)
     done = _cat(path, name, most_bytes)
-    # An option of unsquashfs follows no absolute symlink, and with 4.5 hardly any.
+    # unsquashfs itself cannot follow absolute symlinks, and 4.5 hardly any.
     if not done.stdout and done.stderr and (followed := _followed(path, name)) != name:
         done = _cat(path, followed, most_bytes)
     if done.stderr and not done.stdout:
@@ -293,17 +296,17 @@ def read_text(path: Path, name: str, most_bytes: int = 1 << 16) -> str:
 
 
 def _cat(path: Path, name: str, most_bytes: int) -> command.Completed:
-    # unsquashfs would write all of it, however much that is.
+    # Without `head`, unsquashfs writes the whole file, however large.
     script = 'unsquashfs -cat "$1" "$2" | head -c "$3"'
     argv = ("sh", "-c", script, "sh", str(path.absolute()), name.lstrip("/"), str(most_bytes))
     return command.capture(Command(argv, env={"LC_ALL": "C"}), check=False)
 
 
 def _followed(path: Path, name: str) -> str:
-    """Where a path leads in an image; itself where there is a loop."""
+    """Return the path that `name` leads to in an image; `name` itself for a loop."""
     script = 'unsquashfs -lln "$1" | grep "^l"'
-    wanted = Command(("sh", "-c", script, "sh", str(path.absolute())), env={"LC_ALL": "C"})
-    entries = map(_LINK.fullmatch, command.capture(wanted, check=False).stdout.split("\n"))
+    list_links = Command(("sh", "-c", script, "sh", str(path.absolute())), env={"LC_ALL": "C"})
+    entries = map(_LINK.fullmatch, command.capture(list_links, check=False).stdout.split("\n"))
     targets = {entry[1]: entry[2] for entry in entries if entry is not None}
     try:
         return links.follow(name, targets.get)

@@ -1,19 +1,19 @@
-"""Versions of tools, and what is known of some of them."""
+"""Versions of tools, and known faults of some versions."""
 
 import re
 from dataclasses import dataclass
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a version, such as `4.7.5`, to compare; none when it has none."""
+    """Return the numbers of a version such as `4.7.5` for comparison; empty when it has none."""
     return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0])))
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a tool does wrong from one version on and before another.
+    """A fault that a tool has since one version and before another.
 
-    `does` follows the name of the tool and its version; `source` says where it is reported.
+    `does` continues a sentence that begins with the tool and its version; `source` is the report.
     """
 
     since: tuple[int, ...]
@@ -23,5 +23,5 @@ class Fault:
     source: str
 
     def affects(self, version: str) -> bool:
-        """Whether that version has it."""
+        """Return whether a version has this fault."""
         return self.since <= numbers(version) < self.before

@@ -1,7 +1,7 @@
-"""Permission bits as git counts them: a file is executable or not, and a directory has none.
+"""Permission bits that git tracks: a file is executable or not, and a directory has none.
 
-All other bits come from the umask of whoever checked the file out, so two clones of one commit differ
-in them.
+All other bits come from the umask of the user who checked the file out, so two clones of one commit
+differ in them.
 """
 
 import stat
@@ -17,12 +17,12 @@ def counted(mode: int) -> str:
 
 
 def is_normalised(value: str) -> bool:
-    """Return whether a recorded value has its mode as `counted` gives it."""
+    """Return whether a recorded value has a mode that `counted` can return."""
     return value[:5] in _NORMAL
 
 
 def normalised(value: str) -> str:
-    """Return the recorded value of a file, such as `0664 SHA256`, with its mode as `counted` gives it.
+    """Return the recorded value of a file, such as `0664 SHA256`, with the mode that `counted` returns.
 
     Earlier versions recorded all permission bits.
     """

@@ -1,13 +1,13 @@
-"""Small files read whole, which others may have put there: a pipe or a device in their place is told."""
+"""Read small files that other users may have written; a pipe or a device is an error."""
 
 import errno
 import os
 import stat
 from io import BufferedReader
 
-# Nothing that is read whole is nearly as large.
+# No file that is read as a whole is nearly as large.
 _MOST_BYTES = 1 << 28
-# What the system says of its limits, and of disks and servers that do not answer.
+# Error numbers of exhausted limits, and of disks and servers that do not answer.
 _LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 _NO_ANSWER = frozenset(
     {
@@ -24,8 +24,8 @@ _NO_FILE = "a socket, a pipe or a device, not a file"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading; raises OSError, also for a pipe or a device."""
-    # Opening a pipe to which nobody writes would wait for ever.
+    """Open a regular file for reading. Raise OSError, also for a pipe, a socket or a device."""
+    # Without O_NONBLOCK, opening a pipe without a writer would wait for ever.
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -38,8 +38,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """All that a regular file holds now; raises OSError, also when it is larger than any we read."""
-    # As `open_regular`, but thousands of small files are read at each start, and a reader costs more.
+    """Return the content of a regular file. Raise OSError, also above the limit of 256 MiB."""
+    # Each start reads thousands of small files, and a reader from `open_regular` costs more than
+    # os.read.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -49,22 +50,24 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
         if status.st_size > _MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-        found = os.read(descriptor, status.st_size)
-        # What is added meanwhile is left to the next reader: a fast writer would keep us here for ever.
-        while len(found) < status.st_size and (more := os.read(descriptor, status.st_size - len(found))):
-            found += more
-        return found
+        content = os.read(descriptor, status.st_size)
+        # We ignore bytes that are appended meanwhile, as a fast writer would keep us here for ever.
+        while len(content) < status.st_size and (
+            more := os.read(descriptor, status.st_size - len(content))
+        ):
+            content += more
+        return content
     finally:
         os.close(descriptor)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """All of a regular file of UTF-8; raises OSError or UnicodeDecodeError."""
+    """Return the text of a regular file of UTF-8. Raise OSError or UnicodeDecodeError."""
     return read_bytes(path).decode()
 
 
 def advice(error: OSError, correct: str) -> str:
-    """What to do about a file that cannot be read: `correct` it, unless the system is at fault."""
+    """Return the hint for an unreadable file: `correct`, unless the system is at fault."""
     if error.errno in _LIMITS:
         return "raise the limit (`ulimit -a`) or end something here, then run the same command again"
     if error.errno in _NO_ANSWER:

@@ -1,4 +1,4 @@
-"""Templates filled with values: of texts, and of HTML pages."""
+"""Jinja templates of texts and of HTML pages."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def fill(template: str, where: str, values: Mapping[str, object], error: type[RcError]) -> str:
-    """The text that a template makes of the values; `where` is the template's path.
+    """Render a text template with the values; `where` is the template's path.
 
-    Raises `error` when the template has a mistake or uses an unknown name.
+    Raise `error` when the template has a mistake or uses an unknown name.
     """
     import jinja2
 
@@ -23,7 +23,7 @@ def fill(template: str, where: str, values: Mapping[str, object], error: type[Rc
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        # `{{ }}` and `{% %}` stand in shell code and in Go templates, which may occur in values.
+        # Values may hold shell code and Go templates, which use `{{ }}` and `{% %}`.
         variable_start_string="<@",
         variable_end_string="@>",
         block_start_string="<%",
@@ -44,7 +44,7 @@ def fill_page(
     filters: Mapping[str, Callable[..., object]],
     error: type[RcError],
 ) -> str:
-    """The HTML that a template makes of the values, which it escapes; otherwise as `fill`."""
+    """Render an HTML template, which escapes the values; otherwise as `fill`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -64,10 +64,10 @@ def _rendered(
 ) -> str:
     try:
         return environment.from_string(template).render(values)
-    except Exception as found:  # a template is a program of the user's: anything may come out of it
-        line = getattr(found, "lineno", None) or _line(found)
+    except Exception as problem:  # a template is a program of the user and may raise anything
+        line = getattr(problem, "lineno", None) or _line(problem)
         raise error(
-            f"the template cannot be rendered: {found}",
+            f"the template cannot be rendered: {problem}",
             where=where if line is None else f"{where}:{line}",
             hint=f"names that can be used: {', '.join(values)}; filters: {', '.join(filters)}",
         ) from None

@@ -1,1 +1,1 @@
-"""Values to text, SVG, HTML and JSON, for commands and for the report."""
+"""Format values as text, SVG, HTML and JSON, for commands and for the report."""

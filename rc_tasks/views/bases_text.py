@@ -1,4 +1,4 @@
-"""Registry bases and their pins, in words."""
+"""Text for registry bases and their pins."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ _SHORT = 12
 
 
 def words(base: RegistryBase) -> tuple[str, str]:
-    """A base, and what builds take of it."""
+    """Return the name of a base, and the digest that builds take or the reason for none."""
     pin = _short(base.digest) if base.digest else str(base.kind)
     if base.kind is BaseKind.IN_DOCKERFILE:
         pin += f" ({base.kind})"
@@ -20,7 +20,7 @@ def _short(digest: str) -> str:
 
 
 def age(iso: str, now: datetime | None = None) -> str:
-    """How long ago a time was, for people; empty for none."""
+    """Return the age of a time for people; empty for an empty time."""
     if not iso:
         return ""
     age_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(iso)).total_seconds())

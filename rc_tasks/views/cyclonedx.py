@@ -9,9 +9,9 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.manifest.diff import canonical
 from rc_tasks.model.manifest.manifest import Distribution, Manifest, Package, PackageKind
 
-# RFC 9562 lets a name have a UUID of its own in a namespace: this is of our manifests.
+# The namespace of our manifests for UUIDs that are made of a name (RFC 9562).
 _NAMESPACE = uuid.UUID("6b9d7b6a-5a2f-4c0e-9f64-0d5c5a1f7f35")
-# What purl-spec names the kinds, and whose packages they are when os-release does not say it.
+# The purl type of each kind, and the namespace for an image without os-release.
 _TYPES = {
     PackageKind.DPKG: ("deb", "debian"),
     PackageKind.APK: ("apk", "alpine"),
@@ -22,7 +22,7 @@ _TYPES = {
 
 
 def bill(manifest: Manifest) -> str:
-    """The bill of materials as JSON, the same for the same manifest. Raises RcError."""
+    """Return the bill of materials as JSON, the same for the same manifest. Raise RcError."""
     try:
         from cyclonedx.model import Property
         from cyclonedx.model.bom import Bom
@@ -41,17 +41,17 @@ def bill(manifest: Manifest) -> str:
         kind, namespace = _TYPES[package.kind]
         system = manifest.contents.distribution
         version, qualifiers = _qualified(package, system)
-        # What a broken package calls itself may have no purl at all.
+        # The name of a broken package may have no valid purl.
         purl, text = None, f"{kind}/{_clean(package.name)}@{version}"
         with contextlib.suppress(ValueError, TypeError):
-            made = PackageURL(
+            package_url = PackageURL(
                 type=kind,
                 namespace=(_clean(system.id) or namespace) if namespace else None,
                 name=_clean(canonical(package)),
                 version=version,
                 qualifiers=qualifiers,
             )
-            purl, text = made, made.to_string()
+            purl, text = package_url, package_url.to_string()
         # The same package may lie in several places, even twice in one.
         place = _clean(package.place) + (f"#{number}" if number else "")
         reference = f"{text}#{place}"
@@ -67,11 +67,11 @@ def bill(manifest: Manifest) -> str:
             ],
         )
 
-    seen: Counter[Package] = Counter()
+    occurrences: Counter[Package] = Counter()
     components = []
     for package in manifest.contents.packages:
-        components.append(component(package, seen[package]))
-        seen[package] += 1
+        components.append(component(package, occurrences[package]))
+        occurrences[package] += 1
     distribution = manifest.contents.distribution
     if distribution.id:
         components.append(
@@ -94,31 +94,33 @@ def bill(manifest: Manifest) -> str:
             Property(name="rc_tasks:architecture", value=manifest.architecture),
         ],
     )
-    made = Bom(
+    bom = Bom(
         components=components,
         serial_number=uuid.uuid5(_NAMESPACE, f"{manifest.name} {manifest.image_id}"),
     )
-    made.metadata.timestamp = datetime.fromisoformat(manifest.published_at)
-    made.metadata.component = image
-    made.register_dependency(image, components)
-    return make_outputter(made, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
+    bom.metadata.timestamp = datetime.fromisoformat(manifest.published_at)
+    bom.metadata.component = image
+    bom.register_dependency(image, components)
+    return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
 
 
 def _qualified(package: Package, system: Distribution) -> tuple[str, dict[str, str]]:
-    """A package's version and qualifiers as purl-spec has them for its type."""
+    """Return the version and the qualifiers of a package as purl-spec defines them for its type."""
     if package.kind is PackageKind.PYTHON:
         return _clean(package.version), {}
     if package.kind is PackageKind.CONDA:
-        found = {"build": package.build, "channel": package.channel, "subdir": package.architecture}
-        return _clean(package.version), {key: _clean(value) for key, value in found.items() if value}
+        qualifiers = {"build": package.build, "channel": package.channel, "subdir": package.architecture}
+        return _clean(package.version), {
+            key: _clean(value) for key, value in qualifiers.items() if value
+        }
     version, epoch = package.version, ""
     if package.kind is PackageKind.RPM and ":" in version:
         epoch, _, version = version.partition(":")
     distro = f"{system.id}-{system.version}" if system.id and system.version else system.id
-    found = {"arch": package.architecture, "epoch": epoch, "distro": distro}
-    return _clean(version), {key: _clean(value) for key, value in found.items() if value}
+    qualifiers = {"arch": package.architecture, "epoch": epoch, "distro": distro}
+    return _clean(version), {key: _clean(value) for key, value in qualifiers.items() if value}
 
 
 def _clean(text: str) -> str:
-    """A text that every reader of JSON takes: no half surrogate pairs, no control characters."""
+    """Replace surrogates and control characters, which some JSON readers refuse."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,10 +1,10 @@
-"""What a rebuild changed, in lines of text."""
+"""Text for the differences between two builds."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rc_tasks.model.manifest.diff import Changes, How, PackageChange, Values
+from rc_tasks.model.manifest.diff import Changes, PackageChange, PackageChangeKind, Values
 from rc_tasks.model.manifest.manifest import Manifest, PackageKind
 from rc_tasks.views import tables
 
@@ -15,7 +15,7 @@ _MOST_FILES = 10
 
 
 def lines(changes: Changes) -> Iterator[str]:
-    """What is different, for people; lines of the Dockerfile's diff stand behind two blanks."""
+    """Yield the differences for people; lines of the Dockerfile's diff are indented by two blanks."""
     old, new = changes.old, changes.new
     yield f"{new.name}: {between(changes)}"
     if old.image_id == new.image_id:
@@ -25,26 +25,26 @@ def lines(changes: Changes) -> Iterator[str]:
 
 
 def between(changes: Changes) -> str:
-    """Which builds are compared."""
+    """Return a text that names the two builds."""
     return f"{_build(changes.old)} → {_build(changes.new)}"
 
 
 def differences(changes: Changes, most: int | None = None) -> Iterator[str]:
-    """What is different; at most so many packages, and lines of the Dockerfile."""
+    """Yield the differences, with at most `most` packages and lines of the Dockerfile."""
     old, new = changes.old, changes.new
-    told = list(_recipe(changes, most))
+    recipe = list(_recipe(changes, most))
     if not changes.from_origins:
         yield "recipe      not known: one of them was built before Dockerfiles were kept"
-    elif not told:
+    elif not recipe:
         yield "recipe      as before"
-    yield from told
+    yield from recipe
     yield f"size        image.sqsh {_sizes(old.size_bytes, new.size_bytes)}"
     yield f"            unpacked {_sizes(old.image_size_bytes, new.image_size_bytes)}"
     grown = [f"{path} {_grown(size)}" for path, size in changes.directories_bytes.items()]
     if grown:
         yield f"            {', '.join(grown[:5])}{', …' if len(grown) > 5 else ''}"
     counts = Counter(change.how for change in changes.packages)
-    summary = ", ".join(f"{counts[how]} {how}" for how in How if counts[how])
+    summary = ", ".join(f"{counts[how]} {how}" for how in PackageChangeKind if counts[how])
     yield f"packages    {summary or 'the same'}"
     yield from _packages(changes.packages, most)
 
@@ -73,21 +73,21 @@ def _packages(changes: tuple[PackageChange, ...], most: int | None) -> Iterator[
     for change in changes:
         by_place.setdefault((change.package.kind, change.package.place), []).append(change)
     room = max(1, most // max(1, len(by_place))) if most is not None else None
-    for (kind, place), found in list(by_place.items())[:most]:
+    for (kind, place), changes_there in list(by_place.items())[:most]:
         yield ""
         yield f"{kind}{'' if place == '/' else f' in {place}'}"
-        ways = list(How)
-        shown = sorted(found, key=lambda change: ways.index(change.how))[:room]
-        width = max(len(change.package.name) for change in shown)
-        for change in shown:
+        kinds = list(PackageChangeKind)
+        first = sorted(changes_there, key=lambda change: kinds.index(change.how))[:room]
+        width = max(len(change.package.name) for change in first)
+        for change in first:
             yield f"  {change.how:10}  {change.package.name.ljust(width)}  {_versions(change)}"
-        yield from _more(found, room)
+        yield from _more(changes_there, room)
     yield from _more(list(by_place), most, " places")
 
 
-def _more(all_of_them: Sequence[object], most: int | None, what: str = "") -> Iterator[str]:
-    if most is not None and len(all_of_them) > most:
-        yield f"  … and {len(all_of_them) - most} more{what}"
+def _more(items: Sequence[object], most: int | None, what: str = "") -> Iterator[str]:
+    if most is not None and len(items) > most:
+        yield f"  … and {len(items) - most} more{what}"
 
 
 def _versions(change: PackageChange) -> str:
@@ -98,8 +98,8 @@ def _versions(change: PackageChange) -> str:
         return f"{old.version} → {new.version}"
     keys = ("architecture", "build", "channel")
     more = [Values(getattr(old, key), getattr(new, key)) for key in keys]
-    told = ", ".join(_values(each, "nothing") for each in more if each.old != each.new)
-    return f"{new.version} ({told})"
+    differing = ", ".join(_values(values, "nothing") for values in more if values.old != values.new)
+    return f"{new.version} ({differing})"
 
 
 def _build(manifest: Manifest) -> str:

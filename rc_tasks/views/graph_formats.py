@@ -1,4 +1,4 @@
-"""The graph of images as a tree for the terminal, and in formats for documents and programs."""
+"""Formats of the graph view: a tree for the terminal, JSON, DOT and Mermaid."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,26 +9,26 @@ from rc_tasks.state.records.status import State
 from rc_tasks.views import tables
 from rc_tasks.views.graph_svg import COLOURS, PLAIN, Colours, label
 
-# Beside the last one, the two that lead on: below a node with more to come, and below the last.
+# The lines before a node: before one with a next sibling, before the last one, below each of these.
 _GUIDES = ("├─ ", "└─ ", "│  ", "   ")
 
 
 _ASCII_GUIDES = ("|- ", "`- ", "|  ", "   ")
 
 
-# Fewer columns than this hold no name: then the terminal breaks the lines as it likes.
+# Below this number of columns no name fits, and the terminal wraps the lines.
 _NARROWEST = 24
 
 
 _STYLES: dict[str, str] = {str(state): style for state, style in tables.STYLES.items()}
 
 
-def print_tree(shown: GraphView, out: TextIO) -> None:
-    """Print the tree: in colour and folded to its width on a terminal, plain otherwise."""
+def print_tree(view: GraphView, out: TextIO) -> None:
+    """Print the tree, coloured and wrapped on a terminal, plain otherwise."""
     guides = _guides(out)
-    aliases = shown.aliases()
+    aliases = view.aliases()
     if not out.isatty():
-        for row in tree(shown):
+        for row in tree(view):
             words = "".join(words for words, _ in _words(row, aliases))
             out.write(f"{_guide(row, guides)}{words}\n")
         return
@@ -36,7 +36,7 @@ def print_tree(shown: GraphView, out: TextIO) -> None:
     from rich.text import Text
 
     console = Console(file=out, highlight=False)
-    for row in tree(shown):
+    for row in tree(view):
         text = Text.assemble(*_words(row, aliases))
         first = _guide(row, guides)
         following = "".join(guides[2 + last] for last in row.lasts)
@@ -46,10 +46,10 @@ def print_tree(shown: GraphView, out: TextIO) -> None:
             console.print(Text(following if number else first) + line, soft_wrap=True)
 
 
-def as_json(shown: GraphView) -> str:
-    """Nodes and edges; what `doit list --json` says of an image too has the same key there."""
-    aliases = shown.aliases()
-    found = {
+def as_json(view: GraphView) -> str:
+    """Return nodes and edges as JSON; keys that `doit list --json` has too have the same names."""
+    aliases = view.aliases()
+    json_object = {
         "nodes": [
             {
                 "name": node.name,
@@ -57,65 +57,67 @@ def as_json(shown: GraphView) -> str:
                 "state": node.state or None,
                 "reasons": list(node.reasons),
                 "rolled_back": node.rolled_back,
-                "bases": shown.bases(node.name),
+                "bases": view.bases(node.name),
                 "aliases": aliases.get(node.name, []),
             }
-            for node in shown.nodes
+            for node in view.nodes
         ],
-        "edges": [{"from": edge.above, "to": edge.below, "kind": edge.link} for edge in shown.edges],
+        "edges": [{"from": edge.above, "to": edge.below, "kind": edge.link} for edge in view.edges],
     }
-    return json.dumps(found, indent=2) + "\n"
+    return json.dumps(json_object, indent=2) + "\n"
 
 
-def as_dot(shown: GraphView) -> str:
-    """The DOT language; names are labels only, as any text can be one."""
-    numbers = {node.name: number for number, node in enumerate(shown.nodes)}
+def as_dot(view: GraphView) -> str:
+    """Return the graph in the DOT language; names are only in labels, which can hold any text."""
+    numbers = {node.name: number for number, node in enumerate(view.nodes)}
     lines = ['node [shape=box, style="filled,rounded", fontname="monospace"]']
-    for node in shown.nodes:
+    for node in view.nodes:
         colours = COLOURS.get(node.state, PLAIN)
         text = rf"{_dot_text(label(node))}\n{_dot_text(node.words)}"
-        looks = "" if node.kind is NodeKind.IMAGE else ', style="filled,rounded,dashed"'
+        attributes = "" if node.kind is NodeKind.IMAGE else ', style="filled,rounded,dashed"'
         lines.append(
             f'n{numbers[node.name]} [label="{text}", tooltip="{_dot_text(tables.printable(node.name))}",'
-            f' fillcolor="{colours.fill}", color="{colours.line}"{looks}]'
+            f' fillcolor="{colours.fill}", color="{colours.line}"{attributes}]'
         )
-    for edge in shown.edges:
-        looks = {
+    for edge in view.edges:
+        attributes = {
             EdgeKind.BASE: "",
-            # It would turn the whole picture upside down.
+            # Without constraint=false, this edge would turn the whole drawing upside down.
             EdgeKind.CIRCULAR: f' [style=bold, color="{COLOURS[State.FAILED].line}", constraint=false]',
             EdgeKind.ALIAS: " [style=dotted]",
         }[edge.link]
-        lines.append(f"n{numbers[edge.above]} -> n{numbers[edge.below]}{looks}")
+        lines.append(f"n{numbers[edge.above]} -> n{numbers[edge.below]}{attributes}")
     return "\n".join(["digraph images {", *(f"  {line}" for line in lines), "}"]) + "\n"
 
 
-def as_mermaid(shown: GraphView) -> str:
-    """A Mermaid flowchart, from left to right: names are wide and low."""
-    numbers = {node.name: number for number, node in enumerate(shown.nodes)}
+def as_mermaid(view: GraphView) -> str:
+    """Return a Mermaid flowchart, from left to right, as names are wider than high."""
+    numbers = {node.name: number for number, node in enumerate(view.nodes)}
     lines = []
-    for node in shown.nodes:
+    for node in view.nodes:
         text = f"{_mermaid_text(label(node))}<br/>{_mermaid_text(node.words)}"
         lines.append(f'n{numbers[node.name]}["{text}"]:::{node.state or node.kind}')
     arrows = {EdgeKind.BASE: "-->", EdgeKind.CIRCULAR: "-. circular .->", EdgeKind.ALIAS: "-.-"}
-    for edge in shown.edges:
+    for edge in view.edges:
         lines.append(f"n{numbers[edge.above]} {arrows[edge.link]} n{numbers[edge.below]}")
-    looks: dict[str, tuple[Colours, str]] = {state: (each, "") for state, each in COLOURS.items()}
-    looks |= {kind: (PLAIN, ",stroke-dasharray:4 3") for kind in NodeKind if kind is not NodeKind.IMAGE}
-    for word in sorted({node.state or node.kind for node in shown.nodes} & looks.keys()):
-        colours, more = looks[word]
+    styles: dict[str, tuple[Colours, str]] = {
+        state: (colours_of_state, "") for state, colours_of_state in COLOURS.items()
+    }
+    styles |= {kind: (PLAIN, ",stroke-dasharray:4 3") for kind in NodeKind if kind is not NodeKind.IMAGE}
+    for word in sorted({node.state or node.kind for node in view.nodes} & styles.keys()):
+        colours, more = styles[word]
         lines.append(f"classDef {word} fill:{colours.fill},stroke:{colours.line},color:#16191d{more}")
     return "\n".join(["flowchart LR", *(f"  {line}" for line in lines)]) + "\n"
 
 
 def _words(row: TreeRow, aliases: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """The parts of a line, each with its colour."""
+    """Yield the parts of a line, each with its style."""
     node = row.node
     name = tables.printable(node.name)
     if row.again is not None:
         yield f"→ {name}", "dim"
         if row.again is EdgeKind.CIRCULAR:
-            yield " (a circle)", _STYLES[State.FAILED]
+            yield " (cycle)", _STYLES[State.FAILED]
         return
     yield f"{name}  ", ""
     yield node.words, _STYLES.get(node.state, "dim")
@@ -139,14 +141,14 @@ def _guides(out: TextIO) -> tuple[str, ...]:
 
 
 def _dot_text(text: str) -> str:
-    """A text inside the quotes of a label, where Graphviz reads escapes and HTML's entities."""
+    """Escape a text for a quoted label, where Graphviz reads escapes and HTML entities."""
     return text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _mermaid_text(text: str) -> str:
-    """A text inside the quotes of a label, where quotes, Markdown and HTML have a meaning."""
+    """Escape a text for a quoted label, where Mermaid reads quotes, Markdown and HTML."""
     safe = " _./@-+,…:"
     if not all(char.isalnum() or char in safe for char in text):
-        # Mermaid's own bug: behind `style` and a colon it drops the semicolon of the last `#34;`.
+        # A bug of Mermaid: after `style` and a colon it drops the semicolon of the last `#34;`.
         safe = safe.replace(":", "")
     return "".join(char if char.isalnum() or char in safe else f"#{ord(char)};" for char in text)

@@ -1,4 +1,4 @@
-"""The image graph as an SVG: bases on the left, what is built on them to the right."""
+"""The graph view as SVG: each image is to the right of its bases."""
 
 import unicodedata
 from bisect import bisect_right, insort
@@ -12,14 +12,14 @@ from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, Node
 from rc_tasks.state.records.status import State
 from rc_tasks.views.tables import printable
 
-# A name stands with all edges that leave it: at its own level as a box, at later ones as a bend that the
-# edges share on their way. So a base of hundreds of images makes one line through a level, not hundreds.
+# A name at a level. At its own level it is a box; at later levels it is a bend that all edges from the
+# name share. So a base of hundreds of images draws one line through a level, not hundreds.
 _Point = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """Fill and line, on a light and on a dark page; the text on them has a contrast of at least 7."""
+    """Fill and line colours on a light and on a dark page; text on a fill has contrast 7 or more."""
 
     fill: str
     line: str
@@ -36,37 +36,37 @@ COLOURS: Mapping[str, Colours] = {
     State.BUILDING: Colours("#dff3f9", "#0a6b80", "#07303a", "#58c4dc"),
 }
 
-# All lengths are in pixels. A monospaced letter is 0.6 of its size wide.
+# All lengths are in pixels. A monospaced letter is 0.6 times as wide as its font size.
 _LETTER, _PADDING, _MARGIN = 7.25, 10, 16
 _SMALL_LETTER = 6.4
 _BOX, _BEND, _SPACE, _BETWEEN = 38, 4, 10, 64
-# How far below its ends a line that closes a circle is drawn.
+# How far below its ends an edge that closes a cycle is drawn.
 _BOW = 2 * _BOX
-# Names of registry bases with a digest are longer than a box should be.
+# The longest label; names of registry bases with a digest are longer.
 _LONGEST = 44
 _ROUNDS = 4
 
 
-def svg(picture: GraphView, links: Mapping[str, str] | None = None) -> str:
-    """A self-contained SVG, light or dark as the reader has it.
+def svg(view: GraphView, links: Mapping[str, str] | None = None) -> str:
+    """Return a self-contained SVG that follows the reader's light or dark mode.
 
-    With `links`, places in an HTML page by the names of nodes, it is a part of that page, which has to
-    hold the `style()` once.
+    With `links`, which maps names of nodes to places in an HTML page, the SVG is a part of that page;
+    the page must include `style()` once.
     """
-    layout = _Layout(picture)
-    nodes = {node.name: node for node in picture.nodes}
+    layout = _Layout(view)
+    nodes = {node.name: node for node in view.nodes}
     drawn = [_path(layout, above, below, nodes) for above, below in layout.segments]
-    drawn += [_back(layout, edge) for edge in picture.edges if edge.link is EdgeKind.CIRCULAR]
-    drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in picture.nodes]
+    drawn += [_back(layout, edge) for edge in view.edges if edge.link is EdgeKind.CIRCULAR]
+    drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in view.nodes]
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
     lines = (
-        # As an image it would hide its links from screen readers.
+        # The role img would hide links from screen readers.
         f'<svg xmlns="http://www.w3.org/2000/svg" class="image-graph"'
         f' role="{"img" if links is None else "group"}"'
         f' width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         ' aria-labelledby="image-graph-title image-graph-desc">',
         '<title id="image-graph-title">Images and what they are built on</title>',
-        f'<desc id="image-graph-desc">{escape(described(picture))}</desc>',
+        f'<desc id="image-graph-desc">{escape(description(view))}</desc>',
         *((f"<style>{style()}</style>",) if links is None else ()),
         '<rect class="page" width="100%" height="100%"/>',
         *drawn,
@@ -75,10 +75,10 @@ def svg(picture: GraphView, links: Mapping[str, str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def described(picture: GraphView) -> str:
-    """The picture in a sentence or two, for who cannot see it."""
-    kinds = Counter(node.kind for node in picture.nodes)
-    states = Counter(node.state for node in picture.nodes if node.kind is NodeKind.IMAGE)
+def description(view: GraphView) -> str:
+    """Return a text for screen readers: the numbers of images, states, bases and aliases."""
+    kinds = Counter(node.kind for node in view.nodes)
+    states = Counter(node.state for node in view.nodes if node.kind is NodeKind.IMAGE)
     parts = [_count(kinds[NodeKind.IMAGE], "image")]
     if states:
         parts[0] += f" ({', '.join(f'{number} {state}' for state, number in sorted(states.items()))})"
@@ -91,42 +91,42 @@ def described(picture: GraphView) -> str:
 
 
 class _Layout:
-    """Where everything stands: columns by level, in them the order with the fewest crossings found."""
+    """Coordinates of all points: a column for each level, ordered for few crossings."""
 
-    def __init__(self, picture: GraphView) -> None:
-        self.level = levels(picture)
-        self.segments = self._segments(picture)
+    def __init__(self, view: GraphView) -> None:
+        self.level = levels(view)
+        self.segments = self._segments(view)
         self._left: dict[_Point, list[_Point]] = defaultdict(list)
         self._right: dict[_Point, list[_Point]] = defaultdict(list)
         for above, below in self.segments:
             self._left[below].append(above)
             self._right[above].append(below)
-        self.columns = self._ordered(self._first_order(picture))
-        self.boxes = {node.name: _width(node) for node in picture.nodes}
+        self.columns = self._ordered(self._first_order(view))
+        self.boxes = {node.name: _width(node) for node in view.nodes}
         self.x, self.right = self._across()
         self.y = self._down()
         self.width = max(self.right, default=0) + _MARGIN
         self.height = max((y + _BOX / 2 for y in self.y.values()), default=0) + _MARGIN
-        if any(edge.link is EdgeKind.CIRCULAR for edge in picture.edges):
+        if any(edge.link is EdgeKind.CIRCULAR for edge in view.edges):
             self.height += _BOW
 
     def is_box(self, point: _Point) -> bool:
         return self.level[point[0]] == point[1]
 
-    def _segments(self, picture: GraphView) -> dict[tuple[_Point, _Point], None]:
-        found: dict[tuple[_Point, _Point], None] = {}
-        for edge in picture.edges:
+    def _segments(self, view: GraphView) -> dict[tuple[_Point, _Point], None]:
+        segments: dict[tuple[_Point, _Point], None] = {}
+        for edge in view.edges:
             if edge.link is EdgeKind.CIRCULAR:
                 continue
             first, last = self.level[edge.above], self.level[edge.below]
-            way = [(edge.above, level) for level in range(first, last)] + [(edge.below, last)]
-            found |= dict.fromkeys(pairwise(way))
-        return found
+            points = [(edge.above, level) for level in range(first, last)] + [(edge.below, last)]
+            segments |= dict.fromkeys(pairwise(points))
+        return segments
 
-    def _first_order(self, picture: GraphView) -> list[list[_Point]]:
-        """The order of the tree, which has no crossings where each image has one base."""
-        places = {row.node.name: place for place, row in enumerate(tree(picture)) if not row.again}
-        for image, aliases in picture.aliases().items():
+    def _first_order(self, view: GraphView) -> list[list[_Point]]:
+        """Return the order of the tree, which has no crossings if each image has one base."""
+        places = {row.node.name: place for place, row in enumerate(tree(view)) if not row.again}
+        for image, aliases in view.aliases().items():
             places |= dict.fromkeys(aliases, places[image])
         points = {(name, level) for name, level in self.level.items()}
         points |= {point for segment in self.segments for point in segment}
@@ -136,7 +136,7 @@ class _Layout:
         return columns
 
     def _ordered(self, columns: list[list[_Point]]) -> list[list[_Point]]:
-        """Sorted by the mean place of their neighbours, to the right and back; the best round wins."""
+        """Sort columns by the mean place of neighbours, to the right and back; return the best round."""
         best, fewest = columns, self._crossings(columns)
         for _ in range(_ROUNDS):
             for neighbours, step in ((self._left, 1), (self._right, -1)):
@@ -170,29 +170,28 @@ class _Layout:
         return x, right
 
     def _down(self) -> dict[_Point, float]:
-        """The middle of each point: as near to the mean of its neighbours as its order allows."""
+        """Return the centre of each point, as near to the mean of its neighbours as the order allows."""
         y: dict[_Point, float] = {}
         for column in self.columns:
             y |= self._fitted(column, [0.0] * len(column))
         for _ in range(_ROUNDS):
-            # To the right last: most ends have one base, and stand best straight beside it.
+            # The last pass goes to the right: most leaves have one base, and look best level with it.
             for neighbours, step in ((self._right, -1), (self._left, 1)):
                 for column in self.columns[::step]:
-                    wanted = [
-                        sum(y[each] for each in beside) / len(beside) if beside else y[point]
+                    targets = [
+                        sum(y[neighbour] for neighbour in beside) / len(beside) if beside else y[point]
                         for point in column
                         for beside in [neighbours[point]]
                     ]
-                    y |= self._fitted(column, wanted)
+                    y |= self._fitted(column, targets)
         top = min(y.values(), default=0) - _BOX / 2 - _MARGIN
         return {point: value - top for point, value in y.items()}
 
-    def _fitted(self, column: Sequence[_Point], wanted: Sequence[float]) -> dict[_Point, float]:
-        """The wanted heights moved apart until nothing overlaps: the middle between doing it downwards
-        and upwards."""
+    def _fitted(self, column: Sequence[_Point], targets: Sequence[float]) -> dict[_Point, float]:
+        """Move the target heights apart until nothing overlaps: the mean of a pass down and one up."""
         heights = [_BOX if self.is_box(point) else _BEND for point in column]
         apart = [(a + b) / 2 + _SPACE for a, b in pairwise(heights)]
-        down, up = list(wanted), list(wanted)
+        down, up = list(targets), list(targets)
         for number, gap in enumerate(apart):
             down[number + 1] = max(down[number + 1], down[number] + gap)
         for number, gap in reversed(list(enumerate(apart))):
@@ -201,7 +200,7 @@ class _Layout:
 
 
 def label(node: GraphNode) -> str:
-    """The name as it is drawn: no control characters, and its middle left out when it is long."""
+    """Return the name for a box: without control characters, and without its middle when too long."""
     name = printable(node.name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}"
 
@@ -210,10 +209,10 @@ def _box(layout: _Layout, node: GraphNode) -> str:
     point = node.name, layout.level[node.name]
     x, y, width = layout.x[point[1]], layout.y[point] - _BOX / 2, layout.boxes[node.name]
     kind, word = printable(node.state or node.kind), printable(node.words)
-    # The browser shows it when the mouse rests on the box.
-    told = "\n".join([f"{printable(node.name)}: {word}", *map(printable, node.reasons)])
+    # Browsers show the title as a tooltip.
+    tooltip = "\n".join([f"{printable(node.name)}: {word}", *map(printable, node.reasons)])
     return (
-        f"<g class={quoteattr(f'{node.kind} {kind}')}><title>{escape(told)}</title>"
+        f"<g class={quoteattr(f'{node.kind} {kind}')}><title>{escape(tooltip)}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOX}" rx="5"/>'
         f'<text x="{x + _PADDING:.1f}" y="{y + 16:.1f}">{escape(label(node))}</text>'
         f'<text class="word" x="{x + _PADDING:.1f}" y="{y + 30:.1f}">{escape(word)}</text></g>'
@@ -247,7 +246,7 @@ def _back(layout: _Layout, edge: Edge) -> str:
 
 
 def style() -> str:
-    """Everything below a class of its own: in an HTML page these rules hold for the whole page."""
+    """Return the CSS, all below one class, as the rules of an SVG apply to its whole HTML page."""
     failed = COLOURS[State.FAILED]
     return (
         ".image-graph{font:12px ui-monospace,Menlo,Consolas,monospace;"
@@ -267,14 +266,17 @@ def style() -> str:
 
 
 def colours(scope: str, plain: str) -> str:
-    """Rules that give what has the class of a state inside of `scope` its --fill and --line.
+    """Return CSS that sets --fill and --line for the classes of the states inside of `scope`.
 
-    `plain` selects there what gets the colours of no state.
+    `plain` selects the elements without a state there.
     """
     light, dark = [], []
-    for selector, each in ((plain, PLAIN), *((f".{state}", found) for state, found in COLOURS.items())):
-        light.append(f"{scope} {selector}{{--fill:{each.fill};--line:{each.line}}}")
-        dark.append(f"{scope} {selector}{{--fill:{each.dark_fill};--line:{each.dark_line}}}")
+    for selector, colour in (
+        (plain, PLAIN),
+        *((f".{state}", of_state) for state, of_state in COLOURS.items()),
+    ):
+        light.append(f"{scope} {selector}{{--fill:{colour.fill};--line:{colour.line}}}")
+        dark.append(f"{scope} {selector}{{--fill:{colour.dark_fill};--line:{colour.dark_line}}}")
     return f"{''.join(light)}@media (prefers-color-scheme:dark){{{''.join(dark)}}}"
 
 
@@ -283,7 +285,7 @@ def _sorted_by(
 ) -> list[_Point]:
     keys = {}
     for place, point in enumerate(column):
-        beside = [places[each] for each in neighbours.get(point, ())]
+        beside = [places[neighbour] for neighbour in neighbours.get(point, ())]
         keys[point] = sum(beside) / len(beside) if beside else float(place)
     return sorted(column, key=lambda point: keys[point])
 

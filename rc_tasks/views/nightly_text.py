@@ -1,4 +1,4 @@
-"""What `doit nightly` says to people: the summary of a night, and lines for a crontab."""
+"""Text of `doit nightly`: the summary of a nightly run, and lines for a crontab."""
 
 import os
 import shlex
@@ -9,8 +9,8 @@ from pathlib import Path
 from rc_tasks.engine.nightly.summary import Ending, FailedStep, Summary
 from rc_tasks.views import tables
 
-# As cron sets it (crontab(5)).
-_CRONS_PATH = ("/usr/bin", "/bin")
+# The PATH that cron sets (crontab(5)).
+_CRON_PATH = ("/usr/bin", "/bin")
 _SHORT_COMMIT = 12
 _ENDINGS = {
     Ending.FINISHED: "",
@@ -21,24 +21,24 @@ _ENDINGS = {
 
 
 def subject(summary: Summary) -> str:
-    """One line on a night, as the subject of a mail: `imgs: 2 built, 1 failed, 3 not tried`."""
+    """Return the summary on one line for the subject of a mail: `imgs: 2 built, 1 failed`."""
     counts = (
         (len(summary.built), "built"),
         (len(summary.env_only), "env.toml only"),
         (len(summary.adopted), "adopted"),
-        (len({each.name for each in summary.failed}), "failed"),
+        (len({step.name for step in summary.failed}), "failed"),
         (len(summary.not_tried), "not tried"),
         (len(summary.left), "left"),
     )
-    told = [f"{count} {words}" for count, words in counts if count] or ["nothing to do"]
+    parts = [f"{count} {words}" for count, words in counts if count] or ["nothing to do"]
     if summary.ending is Ending.REFUSED:
-        told = []
+        parts = []
     ending = _ENDINGS[summary.ending]
-    return f"{Path(summary.root).name}: {', '.join([*([ending] if ending else []), *told])}"
+    return f"{Path(summary.root).name}: {', '.join([*([ending] if ending else []), *parts])}"
 
 
 def text(summary: Summary) -> str:
-    """A night for people, fit for mail; ends with a line break."""
+    """Return the summary as the text of a mail, with a line break at its end."""
     return "\n".join(map(_clean, _lines(summary))) + "\n"
 
 
@@ -52,49 +52,49 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield f"{times} ({tables.duration(summary.duration_s)}), job {begun.job_id}{after}{where}"
     yield f"{summary.root}{_commits(begun.commit_before, begun.commit)}"
     yield f"{summary.fresh} of {summary.images} images are fresh"
-    for heading, found in _parts(summary):
-        if found:
-            yield from ("", *([heading] if heading else []), *found)
+    for heading, entries in _parts(summary):
+        if entries:
+            yield from ("", *([heading] if heading else []), *entries)
     yield ""
     if summary.resubmitted_as:
         yield f"goes on as job {summary.resubmitted_as}"
     elif summary.ending is Ending.TIME:
-        yield "no other job follows: `doit nightly` goes on; nightly.time_limit_min may be raised"
+        yield "no job follows: run `doit nightly` again, or raise nightly.time_limit_min"
     for name, path in (("report", summary.report), ("log", summary.log)):
         if path:
             yield f"{name + ':':8}{os.path.join(summary.root, path)}"
 
 
 def _parts(summary: Summary) -> Iterator[tuple[str, list[str]]]:
-    """What the summary lists, with its headings."""
+    """Yield the lists of the summary, each with its heading."""
     yield "", summary.begun.error.splitlines()
-    width = max((len(each.name) for each in summary.built), default=0)
+    width = max((len(item.name) for item in summary.built), default=0)
     yield (
         "built",
         [
-            f"  {each.name:{width}}  {tables.duration(each.duration_s):>12}"
-            f"  {tables.size(each.size_bytes):>8}"
-            for each in summary.built
+            f"  {item.name:{width}}  {tables.duration(item.duration_s):>12}"
+            f"  {tables.size(item.size_bytes):>8}"
+            for item in summary.built
         ],
     )
     yield "env.toml written", [f"  {name}" for name in summary.env_only]
     yield "adopted", [f"  {name}" for name in summary.adopted]
-    yield "failed", [line for each in summary.failed for line in _failed(each)]
+    yield "failed", [line for item in summary.failed for line in _failed(item)]
     yield (
         "not tried",
-        [f"  {each.name}: its base {each.because_of} failed" for each in summary.not_tried],
+        [f"  {item.name}: its base {item.because_of} failed" for item in summary.not_tried],
     )
-    yield "left", [f"  {each.name}: {', '.join(each.reasons) or each.state}" for each in summary.left]
+    yield "left", [f"  {item.name}: {', '.join(item.reasons) or item.state}" for item in summary.left]
 
 
-def _failed(failed: FailedStep) -> Iterator[str]:
-    step = f"{failed.step}:" if failed.step else ""
-    first, *rest = failed.error.splitlines() or ["failed"]
-    yield f"  {step}{failed.name}  {first}"
+def _failed(step_failure: FailedStep) -> Iterator[str]:
+    step = f"{step_failure.step}:" if step_failure.step else ""
+    first, *rest = step_failure.error.splitlines() or ["failed"]
+    yield f"  {step}{step_failure.name}  {first}"
     yield from (f"    {line}" for line in rest)
-    yield from (f"    | {line}" for line in failed.last_lines)
-    if failed.log:
-        yield f"    log: {failed.log}"
+    yield from (f"    | {line}" for line in step_failure.last_lines)
+    if step_failure.log:
+        yield f"    log: {step_failure.log}"
 
 
 def _commits(before: str, now: str) -> str:
@@ -106,8 +106,8 @@ def _commits(before: str, now: str) -> str:
 
 
 def _clock(started: str, ended: str) -> str:
-    """The end, without its date when that is the date of the beginning."""
-    first, last = (datetime.fromisoformat(each).astimezone() for each in (started, ended))
+    """Return the end, with its date only when that is not the date of the beginning."""
+    first, last = (datetime.fromisoformat(time).astimezone() for time in (started, ended))
     return last.strftime("%H:%M" if first.date() == last.date() else "%Y-%m-%d %H:%M")
 
 
@@ -116,25 +116,25 @@ def _clean(line: str) -> str:
 
 
 def command_line(root: Path, doit: str, umask: int, tools: list[str], slurm_conf: str) -> str:
-    """What cron runs, in a shell that knows nothing of its user's settings."""
-    missing = [path for path in tools if path not in _CRONS_PATH]
+    """Return the command for cron, whose shell has none of the user's variables."""
+    missing = [path for path in tools if path not in _CRON_PATH]
     variables = []
     if missing:
-        variables.append(f"PATH={shlex.quote(':'.join([*missing, *_CRONS_PATH]))}")
+        variables.append(f"PATH={shlex.quote(':'.join([*missing, *_CRON_PATH]))}")
     if slurm_conf:
         variables.append(f"SLURM_CONF={shlex.quote(slurm_conf)}")
-    wanted = " ".join([*variables, shlex.quote(doit), "nightly"])
-    # What goes wrong is told on standard error, and cron mails it.
-    return f"umask {umask:04o} && cd {shlex.quote(str(root))} && {wanted} > /dev/null"
+    command = " ".join([*variables, shlex.quote(doit), "nightly"])
+    # Errors go to standard error, which cron mails.
+    return f"umask {umask:04o} && cd {shlex.quote(str(root))} && {command} > /dev/null"
 
 
 def crontab(at: str, line: str) -> str:
-    """A line for crontab(5), in which a % would end the command."""
+    """Return a line for crontab(5), with % escaped, as it would end the command."""
     return f"{_when(at)} {line.replace('%', chr(92) + '%')}"
 
 
 def scrontab(at: str, line: str, directives: str) -> str:
-    """Lines for scrontab(1): a small job that hands in the night's."""
+    """Return lines for scrontab(1): a small job that submits the nightly job."""
     options = directives.replace("#SBATCH ", "#SCRON ")
     return f"{options}{_when(at)} {line}"
 

@@ -1,4 +1,4 @@
-"""Tables and colour for people, plain columns for pipes."""
+"""Print tables: coloured on a terminal, plain columns in a pipe."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rc_tasks.util.text import duration, local_time, log_line, printable
 
 __all__ = ["STYLES", "duration", "printable", "size", "table", "when"]
 
-# What the last column, the one with sentences, needs at least.
+# The minimum width of the last column, which has sentences.
 _LAST_COLUMN = 24
 STYLES = {
     State.FRESH: "green",
@@ -41,16 +41,16 @@ def table(
 
         console = Console(file=out, highlight=False)
         if sum(widths[:-1]) + 2 * len(widths) + _LAST_COLUMN > console.width:
-            # Folded columns of a few letters can neither be read nor copied: a line for each cell.
+            # Columns of a few letters can neither be read nor copied, so each cell gets a line.
             for number, row in enumerate(clean):
                 console.print(Text(row[0], style=styles[number] if styles else "bold"), soft_wrap=True)
                 for heading, cell in zip(headings[1:], row[1:], strict=True):
                     if cell:
                         console.print(Text(f"  {heading.lower()}: {cell}"))
             return
-        shown = Table(box=None, pad_edge=False, header_style="bold")
+        rich_table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in headings:
-            shown.add_column(
+            rich_table.add_column(
                 heading,
                 justify="right" if heading in right else "left",
                 overflow="fold",
@@ -58,8 +58,8 @@ def table(
             )
         for number, row in enumerate(clean):
             style = styles[number] if styles else ""
-            shown.add_row(*(Text(cell, style=style if cell in STYLES else "") for cell in row))
-        console.print(shown)
+            rich_table.add_row(*(Text(cell, style=style if cell in STYLES else "") for cell in row))
+        console.print(rich_table)
         return
     for line in lines:
         cells = [
@@ -70,7 +70,7 @@ def table(
 
 
 def size(size_bytes: int | None) -> str:
-    """A size for people, in decimal units: `323 MB`."""
+    """Return a size for people, in decimal units: `323 MB`."""
     if size_bytes is None:
         return ""
     value = float(size_bytes)
@@ -84,10 +84,10 @@ def size(size_bytes: int | None) -> str:
 
 
 def when(iso: str | None) -> str:
-    """A UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
+    """Return a UTC time stamp for people, in the local time: `2026-11-22 10:04`."""
     return local_time(iso) if iso else ""
 
 
 def readable(line: bytes) -> str:
-    """A line of a log for a terminal."""
+    """Return a line of a log for a terminal."""
     return log_line(line) + "\n"

@@ -59,7 +59,7 @@ class Engine:
         needed = sorted({base.name for base in parsed.bases if base.stage in parsed.needed})
         if any("@" in base.name for base in parsed.bases):
             return "not tried: a digest", ""
-        if any(base.foreign for base in parsed.bases):
+        if any(base.other_platform for base in parsed.bases):
             return "not tried: another platform", ""
         if any(re.fullmatch("[0-9a-f]+", name) for name in needed):
             # podman takes the beginning of an image's ID for its name.

@@ -34,4 +34,4 @@ def test_the_tools_are_told_by_their_versions(tmp_path: Path) -> None:
     assert (CGROUPS in ran.text) == told
     # A new storage and the configuration of the distribution stand in nobody's way.
     assert ran.text.count("podman 6 ") == told
-    assert ("  warning  mksquashfs" in ran.text) == bool(squashfs.avoiding(mksquashfs))
+    assert ("  warning  mksquashfs" in ran.text) == bool(squashfs.workaround_options(mksquashfs))

@@ -162,7 +162,7 @@ PULLS = {
     "{here}/broken:1": ("the registry has an error of its own", "try again later"),
     "{here}/nested:1": ("the registry has an index within an index", "by digest"),
     "{here}/foreign:1": ("the registry has this image for other machines only", "FROM --platform"),
-    "{here}/page:1": ("what the registry sent is not what it promised", "a proxy or a mirror"),
+    "{here}/page:1": ("the registry sent other data than it promised", "a proxy or a mirror"),
     "127.0.0.1:1/x:1": ("the registry cannot be reached", "the network"),
     # Without `insecure`: TLS with what speaks none.
     "localhost:{port}/base:1": ("the certificate of the registry is not trusted here", "ask the site"),

@@ -68,10 +68,10 @@ def test_what_looks_like_a_mistake_and_is_none(place: Place) -> None:
     where = "projects/x/Dockerfile"
     notes = (
         f"{where}:7: variable SUFFIX has no value in FROM base$SUFFIX, which is taken as base",
-        f"{where}:2: variable NONE has no value in FROM $NONE; podman passes over this stage",
-        f"{where}:4: RNU is not an instruction; podman passes over this stage",
+        f"{where}:2: variable NONE has no value in FROM $NONE; podman skips this stage",
+        f"{where}:4: RNU is not an instruction; podman skips this stage",
         f"{where}:6: there is no stage 7 above stage 2, in which this line stands;"
-        " podman passes over this stage",
+        " podman skips this stage",
     )
     log = place.doit("log", "podman:x").text
     told = place.doit("why", "x").text

@@ -128,7 +128,7 @@ def test_output_and_exit_status_come_back(run: Run, script: str, status: int) ->
     )
     assert returncode == status
     # srun's own line about the exit status comes by another way, and so anywhere.
-    out, err, on, *shell = (line for line in lines if not slurm_words.said(line))
+    out, err, on, *shell = (line for line in lines if not slurm_words.is_slurm_line(line))
     assert (out, err) == ("out", "err")
     assert re.fullmatch("on node[123]", on)
     assert shell == (["Killed"] if status == 137 else ["Terminated"] if status == 143 else [])
@@ -238,7 +238,7 @@ def test_steps_of_an_allocation_share_its_node(
 
 def own(lines: list[str]) -> list[str]:
     """The lines of the command: srun's words can stand anywhere among them."""
-    return [line for line in lines if not slurm_words.said(line)]
+    return [line for line in lines if not slurm_words.is_slurm_line(line)]
 
 
 NESTED = """
@@ -496,7 +496,7 @@ def test_ending_srun_ends_the_remote_processes(
         assert time.monotonic() - started < 5
         assert returncode != 0
         assert told(returncode, lines).startswith(
-            "podman:reasoning:2025.1 was ended because its srun was told to end"
+            "podman:reasoning:2025.1 was ended because its srun got a signal to end"
         )
         # An allocation outlives its steps; a job of the step's own does not.
         until(lambda: jobs(cluster) == [allocation] if allocation else not jobs(cluster))

@@ -20,7 +20,7 @@ from rc_tasks.state.bases.registry_bases import RegistryBase
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Passed, Step
 from rc_tasks.state.records.status import State
-from rc_tasks.views.report.manifest_summary import Inside
+from rc_tasks.views.report.manifest_summary import ManifestSummary
 from rc_tasks.views.report.overview import FailedImage, ImageOverview, Overview, by_image
 
 NIGHT = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
@@ -147,7 +147,7 @@ def crowd(count: int = 500, runs: int = 20, root: Path = Path("/imgs")) -> Overv
     return _overview(root, rows, aliases, entries, failures)
 
 
-def inside_of(name: str, size: float, random: Random, most: int = 40) -> Inside:
+def inside_of(name: str, size: float, random: Random, most: int = 40) -> ManifestSummary:
     """A manifest's summary, after a rebuild that changed up to so many packages."""
     dpkgs, pythons = random.sample(range(900), most // 2), random.sample(range(400), most // 2)
 
@@ -190,7 +190,7 @@ def inside_of(name: str, size: float, random: Random, most: int = 40) -> Inside:
     changes = compared(build(1), build(2))
     counts = {Keeper.DPKG: 712, Keeper.PYTHON: 298}
     largest = sorted(changes.new.contents.sizes_bytes.items(), key=lambda each: -each[1])
-    return Inside(changes.new.contents.distribution.title, counts, tuple(largest), changes)
+    return ManifestSummary(changes.new.contents.distribution.title, counts, tuple(largest), changes)
 
 
 def _registry_bases(rows: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[RegistryBase, ...]:
@@ -244,7 +244,7 @@ def _overview(
             EDF.format(name=name) if size else "",
             built.get(name, ()),
             TESTS if size else (),
-            inside=inside_of(name, size, random) if size else None,
+            manifest_summary=inside_of(name, size, random) if size else None,
         )
         for name, each, state, reasons, size in rows
     )

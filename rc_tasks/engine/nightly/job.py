@@ -277,7 +277,7 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
     """
     path = begun_path(checkout, job_id)
     # Without that, the file is of another job: their IDs are given out again one day.
-    again = load_begun(path) if slurm.began_anew() else None
+    again = load_begun(path) if slurm.was_requeued() else None
     if again is not None and not again.error:
         return again
     before = _commit(checkout)
@@ -330,7 +330,7 @@ def tidy(checkout: Checkout) -> None:
 def our_nodes() -> list[str]:
     """The nodes of the job that we run in, as far as Slurm tells."""
     try:
-        return list(slurm.around_us().cpus)
+        return list(slurm.current_allocation().cpus)
     except RcError:
         return []
 

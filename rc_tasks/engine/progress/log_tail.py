@@ -64,7 +64,7 @@ class Tail:
 
 def doing(line: str) -> str:
     """What a step is at that writes this line to its log; empty when the line does not say."""
-    percent = squashfs.told_percent(line)
+    percent = squashfs.progress_percent(line)
     if percent is not None:
         return f"mksquashfs {percent}%"
-    return podman.doing(line)
+    return podman.current_step(line)

@@ -312,7 +312,7 @@ class Places:
             if self._where is Runner.LOCAL:
                 pool.slots, pool.over = Slots({"": self._at_once or 1}), False
             elif slurm.job_id() is not None:
-                self._enter(pool, slurm.around_us())
+                self._enter(pool, slurm.current_allocation())
             else:
                 self._take(settings, pool)
         except BaseException as error:  # the steps that wait raise it

@@ -49,10 +49,10 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosi
     """
     lines = _tail(log)
     ending = StepEnding.read(logs.ending(log))
-    ended = request is not None and any(map(slurm_words.ended, lines))
+    ended = request is not None and any(map(slurm_words.reports_cancellation, lines))
     if ending is not None and not (ended and ending.kind is EndingKind.FAILED):
         # Slurm's own lines can stand anywhere among those of the step.
-        own = [line for line in lines if request is None or not slurm_words.said(line)]
+        own = [line for line in lines if request is None or not slurm_words.is_slurm_line(line)]
         return Diagnosis(
             _message(ending, own),
             needs=ending.needs,

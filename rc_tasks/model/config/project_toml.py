@@ -1,4 +1,4 @@
-"""project.toml: what a project says about its build beside the Dockerfile. The file is optional."""
+"""Schema of project.toml, the optional file with build options of a project."""
 
 import re
 from collections.abc import Mapping
@@ -12,23 +12,25 @@ from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import Overrides, overrides, setting, wrong
 
 _ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# It is a file name, in /run/secrets of the RUN.
+# A secret ID is a file name in /run/secrets of the RUN.
 _SECRET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def _build_args(raw: object) -> dict[str, str]:
     if not isinstance(raw, dict):
         raise wrong("a table of build arguments", raw)
-    found = {}
+    build_args = {}
     for name, value in raw.items():
         if not _ARG_NAME.fullmatch(name):
             raise ValueError(f"{toml_text.dump(name)} cannot be the name of a build argument")
         try:
-            found[name] = toml_text.dump(value) if isinstance(value, int) else toml_schema.text(value)
+            build_args[name] = (
+                toml_text.dump(value) if isinstance(value, int) else toml_schema.text(value)
+            )
         except ValueError as error:
-            # No other numbers: 1.10 would reach the build as 1.1.
+            # Floats are refused, as 1.10 would reach the build as 1.1.
             raise ValueError(f"{name}: {error}") from None
-    return found
+    return build_args
 
 
 def _target(raw: object) -> str:
@@ -48,17 +50,17 @@ class Secret:
 
 def _secrets(raw: object) -> tuple[Secret, ...]:
     if not isinstance(raw, list):
-        # The text may be the secret itself: it is not shown.
+        # The text may be the secret itself, so the error does not show it.
         raise wrong('a list such as ["id=ID,env=VARIABLE"]', "***")
-    found = tuple(map(_secret, raw))
-    for number, secret in enumerate(found):
-        if any(secret.id == before.id for before in found[:number]):
+    secrets = tuple(map(_secret, raw))
+    for number, secret in enumerate(secrets):
+        if any(secret.id == before.id for before in secrets[:number]):
             raise ValueError(f"{toml_text.dump(secret.id)} is given twice")
-    return found
+    return secrets
 
 
 def _secret(raw: object) -> Secret:
-    """podman-build(1), --secret: id=ID,src=PATH or id=ID,env=VARIABLE."""
+    """Parse id=ID,src=PATH or id=ID,env=VARIABLE (podman-build(1), --secret)."""
     words = [part.partition("=")[::2] for part in raw.split(",")] if isinstance(raw, str) else []
     pairs = dict(words)
     kind, name = pairs.pop("type", ""), pairs.pop("id", "")
@@ -67,7 +69,7 @@ def _secret(raw: object) -> Secret:
     in_file = key in {"src", "source"} and kind in {"", "file"}
     known = _SECRET_ID.fullmatch(name) and kind in {"", "file", "env"} and (in_variable or in_file)
     if not known or not value or len(dict(words)) != len(words) or toml_schema.NOT_TEXT.search(value):
-        # Again not shown.
+        # The text may be the secret itself, so the error does not show it.
         raise ValueError(
             "expected id=ID,src=PATH or id=ID,env=VARIABLE; "
             "the secret itself must not stand in this file"
@@ -76,21 +78,21 @@ def _secret(raw: object) -> Secret:
 
 
 def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
-    if not isinstance(raw, list) or not all(isinstance(each, list) and each for each in raw):
+    if not isinstance(raw, list) or not all(isinstance(argv, list) and argv for argv in raw):
         raise wrong('a list of commands, each a list of words: [["python3", "-c", "import torch"]]', raw)
-    commands = tuple(toml_schema.each(toml_schema.text)(each) for each in raw)
+    commands = tuple(toml_schema.each_of(toml_schema.text)(argv) for argv in raw)
     for program, *_ in commands:
         if not program or program.startswith("-"):
-            # What starts containers would take it for an option of its own.
+            # A launcher would take it as an option of its own.
             raise ValueError(f"{toml_text.dump(program)} cannot be the name of a program")
     return commands
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What project.toml says; `slurm` and `edf` are laid over the settings with `apply`.
+    """A parsed project.toml; `apply` of `slurm` and `edf` overrides the settings.
 
-    `smoke` is None where nothing is said; an empty one turns off what would be inherited.
+    `smoke` is None when the key is missing; an empty one turns off inherited tests.
     """
 
     build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
@@ -106,11 +108,11 @@ class Recipe:
 
 
 def load(path: Path, where: str) -> Recipe:
-    """The recipe in a project.toml; a missing file is the default one.
+    """Return the recipe in a project.toml, or the default recipe when the file is missing.
 
-    Raises one SettingsError for all problems; `where` is how the path is shown.
+    Raise one SettingsError for all problems; `where` is the path as errors show it.
     """
-    found = sources.from_file(Recipe, path, where)
-    if found.problems:
-        raise toml_schema.failure(SettingsError, found.problems, where)
-    return toml_schema.build(Recipe, found.values)
+    source = sources.from_file(Recipe, path, where)
+    if source.problems:
+        raise toml_schema.failure(SettingsError, source.problems, where)
+    return toml_schema.build(Recipe, source.values)

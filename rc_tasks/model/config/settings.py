@@ -14,10 +14,10 @@ from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import sources
 from rc_tasks.model.edf import schema
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.toml_schema import Problem, each, setting, table, whole, wrong
+from rc_tasks.util.toml_schema import Problem, each_of, setting, table, whole, wrong
 
 DEFAULT = "default"
-# Variables of the test suite; any other RC_ variable that names no setting is a typing error.
+# Variables of the test suite; any other RC_ variable that names no setting is reported as a typo.
 RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
 
 # squashfs: blocks are powers of two from 4 KiB to 1 MiB.
@@ -25,7 +25,7 @@ BLOCK_SIZES_BYTES = tuple(2**power for power in range(12, 21))
 
 # sbatch(1), --signal.
 _MOST_SIGNAL_S = 65535
-# Dates have to stay within what a calendar holds.
+# Days are limited, as datetime cannot hold dates before year 1.
 _MOST_DAYS = 36500
 
 
@@ -38,7 +38,7 @@ class Runner(StrEnum):
 
 
 class Launcher(StrEnum):
-    """What starts a container of an image for a person; `auto` is the first that is there."""
+    """The program that starts interactive containers; `auto` is the first that is installed."""
 
     AUTO = "auto"
     CE = "ce"
@@ -55,7 +55,7 @@ class SquashMethod(StrEnum):
 
 
 class Compression(StrEnum):
-    """What mksquashfs compresses with; `auto` is zstd where mksquashfs has it, else what it has."""
+    """The compressor of mksquashfs; `auto` is zstd where mksquashfs has it, else one that it has."""
 
     AUTO = "auto"
     ZSTD = "zstd"
@@ -86,7 +86,7 @@ class Isolation(StrEnum):
 
 
 class Entrypoint(StrEnum):
-    """Whether the EDF runs the image's ENTRYPOINT; `auto`: one of a Dockerfile of ours that starts."""
+    """When the EDF runs the image's ENTRYPOINT; `auto`: if our Dockerfile sets it and it starts."""
 
     AUTO = "auto"
     TRUE = "true"
@@ -94,9 +94,9 @@ class Entrypoint(StrEnum):
 
 
 def minutes(raw: object) -> int:
-    """A time limit in whole minutes, from minutes or from one of Slurm's forms, rounded up.
+    """Parse a time limit into whole minutes, rounded up, from minutes or from one of Slurm's forms.
 
-    Forms: sbatch(1), --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+    The forms are those of sbatch(1), --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
     """
     expected = 'minutes, or a time such as "12:00:00" or "1-06:00"'
     if not isinstance(raw, str):
@@ -104,10 +104,10 @@ def minutes(raw: object) -> int:
             return whole()(raw)
         except ValueError:
             raise wrong(expected, raw) from None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", raw.strip(), re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", raw.strip(), re.ASCII)
+    if match is None:
         raise wrong(expected, raw)
-    days, *parts = (None if part is None else int(part) for part in found.groups())
+    days, *parts = (None if part is None else int(part) for part in match.groups())
     first, second, third = parts
     if days is not None or third is not None:
         hours, mins, seconds = first or 0, second or 0, third or 0
@@ -168,7 +168,7 @@ def _block_size(raw: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Slurm:
-    """How job steps and allocations are asked for."""
+    """Options of job steps and allocations."""
 
     account: str = setting("", "account; empty: the user's default one")
     partition: str = setting("", "partition; empty: the cluster's default one")
@@ -178,7 +178,7 @@ class Slurm:
     )
     cpus: int = setting(0, "CPUs of a step; 0: whole nodes are taken, and a step gets a quarter of one")
     extra: tuple[str, ...] = setting(
-        (), "more options for salloc; inside an allocation, for srun", each(_option)
+        (), "more options for salloc; inside an allocation, for srun", each_of(_option)
     )
     retries: int = setting(2, "how often a step is tried again when its node fails")
 
@@ -192,20 +192,20 @@ class Debug:
     time_limit_min: int = setting(
         0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
     )
-    extra: tuple[str, ...] = setting((), "more options for its srun", each(_option))
+    extra: tuple[str, ...] = setting((), "more options for its srun", each_of(_option))
 
 
 @dataclass(frozen=True, slots=True)
 class NightlySettings:
     """The batch job of `doit nightly`."""
 
-    account: str = setting("", "account of the night's job; empty: slurm.account")
-    partition: str = setting("", "partition of the night's job; empty: slurm.partition")
-    nodes: int = setting(0, "nodes of the night's job; 0: slurm.nodes")
+    account: str = setting("", "account of the nightly job; empty: slurm.account")
+    partition: str = setting("", "partition of the nightly job; empty: slurm.partition")
+    nodes: int = setting(0, "nodes of the nightly job; 0: slurm.nodes")
     time_limit_min: int = setting(
-        0, 'of the night\'s job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes
+        0, 'of the nightly job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes
     )
-    extra: tuple[str, ...] = setting((), "more options for its sbatch", each(_option))
+    extra: tuple[str, ...] = setting((), "more options for its sbatch", each_of(_option))
     signal_s: int = setting(
         300, "seconds before the time limit at which the run begins to end", whole(1, _MOST_SIGNAL_S)
     )
@@ -239,7 +239,7 @@ class PodmanSettings:
     isolation: Isolation = setting(Isolation.DEFAULT, "isolation of RUN; empty: podman's choice")
     runtime: str = setting("", "OCI runtime; empty: podman's choice")
     cgroup_manager: str = setting("", "cgroupfs or systemd; empty: podman's choice")
-    volumes: tuple[str, ...] = setting((), "SRC:DST[:OPTIONS], mounted into every RUN", each(_volume))
+    volumes: tuple[str, ...] = setting((), "SRC:DST[:OPTIONS], mounted into every RUN", each_of(_volume))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,17 +260,17 @@ class StoreSettings:
     """The image store on the shared file system."""
 
     enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
-    previous: int = setting(2, "how many earlier image.sqsh of an image are kept for `doit rollback`")
+    previous: int = setting(2, "how many previous image.sqsh of an image are kept for `doit rollback`")
     previous_days: int = setting(
         2,
-        "days that an image.sqsh stays after another took its place: longer than jobs may run",
+        "days that an image.sqsh stays after another replaced it: longer than jobs may run",
         whole(0, _MOST_DAYS),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """How long the logs of a step are kept; the newest one and that of its newest failure always are."""
+    """How long the logs of a step are kept; its newest log and that of its newest failure always are."""
 
     keep: int = setting(20, "how many logs of a step are kept", whole(1))
     days: int = setting(30, "days after which a log is removed", whole(1, _MOST_DAYS))
@@ -287,10 +287,10 @@ class HistorySettings:
 
 @dataclass(frozen=True, slots=True)
 class EdfSettings:
-    """What stands in every env.toml."""
+    """Values for every env.toml."""
 
     mounts: tuple[str, ...] = setting(
-        (), "SRC:DST[:FLAGS], or a path to mount under its own name", each(schema.mount)
+        (), "SRC:DST[:FLAGS], or a path to mount under its own name", each_of(schema.mount)
     )
     workdir: str = setting("", "first directory; empty: the image's WORKDIR, else /")
     entrypoint: Entrypoint = setting(
@@ -316,7 +316,7 @@ class SettingRow:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. `origins` tells for each dotted key the file or variable that set it."""
+    """All settings. `origins` maps each dotted key to the file or variable that set it."""
 
     images_root: str = setting(
         "", "the official checkout; empty: this checkout itself", _absolute_or_empty
@@ -325,7 +325,7 @@ class Settings:
         (),
         "whose official images a clone adopts, beside root's and your own: users, and @groups that may "
         "write there",
-        each(_owner),
+        each_of(_owner),
     )
     source: str = setting(
         "", "URL of this repository, for the label org.opencontainers.image.source", _label
@@ -348,7 +348,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def rows(self) -> list[SettingRow]:
-        """Every setting with its value and origin; an entry of a free table is a row of its own."""
+        """Return every setting with its value and origin, and each entry of a free table."""
         rows = []
         for path, leaf in toml_schema.leaves(Settings).items():
             value: object = self
@@ -364,28 +364,28 @@ class Settings:
 
 
 def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
-    """The settings of a checkout for one user; raises one SettingsError for all problems."""
+    """Return the settings of a checkout for one user. Raise one SettingsError for all problems."""
     config = environ.get("XDG_CONFIG_HOME", "")
-    # XDG base directory specification: a relative path is to be ignored.
+    # The XDG base directory specification says to ignore a relative path.
     user = (Path(config) if config.startswith("/") else home / ".config") / "rc_tasks.toml"
-    shown = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
-    found = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
-    found |= sources.from_file(Settings, user, shown)
-    found |= sources.from_environment(Settings, environ, "RC", RESERVED)
+    shown_path = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
+    source = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
+    source |= sources.from_file(Settings, user, shown_path)
+    source |= sources.from_environment(Settings, environ, "RC", RESERVED)
 
-    settings = toml_schema.build(Settings, found.values)
+    settings = toml_schema.build(Settings, source.values)
     squash = settings.squash
     highest = HIGHEST_LEVEL[squash.compression]
-    problems = list(found.problems)
+    problems = list(source.problems)
     if squash.level > highest:
         limit = f"has levels up to {highest}" if highest else "has no levels"
-        where = found.origins["squash", "level"]
+        where = source.origins["squash", "level"]
         problems.append(
             Problem(where, f"squash.level: {squash.compression} {limit}, found {squash.level}")
         )
     if problems:
         raise toml_schema.failure(SettingsError, problems, "the settings")
-    return replace(settings, origins={".".join(path): origin for path, origin in found.origins.items()})
+    return replace(settings, origins={".".join(path): origin for path, origin in source.origins.items()})
 
 
 def reference_markdown() -> str:

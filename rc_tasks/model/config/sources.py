@@ -1,4 +1,4 @@
-"""Where settings are written: a table of a TOML file, and environment variables."""
+"""Sources of settings: a table of a TOML file, and environment variables."""
 
 import re
 import shlex
@@ -16,53 +16,56 @@ from rc_tasks.util.toml_text import KeyPath
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Values by path, each with its origin (a file or a variable), and all that is wrong."""
+class SourceValues:
+    """Values by path, each with its origin (a file or a variable), and all problems."""
 
     values: Mapping[KeyPath, object] = field(default_factory=dict)
     origins: Mapping[KeyPath, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
-    def __or__(self, later: "Found") -> "Found":
-        """Both, the later source on top."""
-        return Found(
+    def __or__(self, later: "SourceValues") -> "SourceValues":
+        """Return the union, in which `later` overrides this source."""
+        return SourceValues(
             {**self.values, **later.values},
             {**self.origins, **later.origins},
             self.problems + later.problems,
         )
 
 
-def from_file(schema: type, path: Path, shown: str, above: KeyPath = ()) -> Found:
-    """What a file says, which need not exist.
+def from_file(schema: type, path: Path, shown_path: str, above: KeyPath = ()) -> SourceValues:
+    """Return the values in a file, which need not exist.
 
-    `shown` is how its path is told; `above` is the path of the table that holds the schema's keys.
+    `shown_path` is its path as errors show it; `above` is the path of the table with the schema's keys.
     """
     try:
-        text = toml_text.decode(read_bytes(path), shown, SettingsError)
-        raw: Any = toml_text.loads(text, shown, SettingsError)
+        text = toml_text.decode(read_bytes(path), shown_path, SettingsError)
+        raw: Any = toml_text.loads(text, shown_path, SettingsError)
     except (FileNotFoundError, NotADirectoryError):
-        return Found()
+        return SourceValues()
     except OSError as error:
         hint = "correct its permissions" if isinstance(error, PermissionError) else None
-        return Found(problems=(Problem(shown, f"cannot be read: {error.strerror}", hint),))
+        problem = Problem(shown_path, f"cannot be read: {error.strerror}", hint)
+        return SourceValues(problems=(problem,))
     except RcError as error:
-        return Found(problems=(Problem(str(error.where), error.what, error.hint, error.quote),))
+        return SourceValues(problems=(Problem(str(error.where), error.what, error.hint, error.quote),))
 
     def place(key: KeyPath) -> str:
         line = toml_text.line_of(text, (*above, *key))
-        return shown if line is None else f"{shown}:{line}"
+        return shown_path if line is None else f"{shown_path}:{line}"
 
     for depth, part in enumerate(above, 1):
         raw = raw.get(part, {})
         if not isinstance(raw, dict):
             name = toml_schema.name(above[:depth])
-            return Found(problems=(Problem(shown, f"{name}: {wrong('a table', raw)}"),))
+            return SourceValues(problems=(Problem(shown_path, f"{name}: {wrong('a table', raw)}"),))
     values, problems = toml_schema.read(schema, raw, place)
-    return Found(values, dict.fromkeys(values, shown), tuple(problems))
+    return SourceValues(values, dict.fromkeys(values, shown_path), tuple(problems))
 
 
-def from_environment(schema: type, environ: Mapping[str, str], prefix: str, reserved: Set[str]) -> Found:
-    """What the variables say that begin with `prefix`; those in `reserved` are not ours to read."""
+def from_environment(
+    schema: type, environ: Mapping[str, str], prefix: str, reserved: Set[str]
+) -> SourceValues:
+    """Return the settings in the variables that begin with `prefix`, except those in `reserved`."""
     known = toml_schema.leaves(schema)
     paths = {variable(prefix, path): path for path in known}
     for path, shorthand in toml_schema.tables(schema).items():
@@ -93,16 +96,16 @@ def from_environment(schema: type, environ: Mapping[str, str], prefix: str, rese
                 origins[paths[name]] = name
             except ValueError as error:
                 problems.append(Problem(name, f"{toml_schema.name(paths[name])}: {error}"))
-    return Found(values, origins, tuple(problems))
+    return SourceValues(values, origins, tuple(problems))
 
 
 def variable(prefix: str, path: KeyPath) -> str:
-    """The environment variable of a key: `RC_SLURM_PARTITION`."""
+    """Return the environment variable of a key: `RC_SLURM_PARTITION`."""
     return "_".join((prefix, *path)).upper()
 
 
 def _typed(leaf: Leaf, word: str) -> object:
-    """The text of a variable as the value that TOML would have given."""
+    """Return the text of a variable as the value that TOML would give."""
     if leaf.kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(word.lower(), word)
     if leaf.kind is int and re.fullmatch(r"[+-]?[0-9]+", word):

@@ -1,4 +1,4 @@
-"""Words of a Dockerfile: quotes, escapes, variables and the marks of heredocs.
+"""Lexer for words of a Dockerfile: quotes, escapes, variables and heredoc markers.
 
 The rules are BuildKit's, frontend/dockerfile/shell/lex.go and parser/parser.go.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ExpandedText:
-    """A text in which variables have been replaced; `unset` names those that had no value."""
+    """A text with its variables replaced; `unset` names the variables without a value."""
 
     text: str
     unset: tuple[str, ...] = ()
@@ -29,9 +29,9 @@ class WordError(ValueError):
 
 
 def expand(word: str, escape: str, lookup: Callable[[str], ExpandedText | None]) -> ExpandedText:
-    """A word with its variables replaced and its quotes removed; raises WordError.
+    """Return a word with its variables replaced and its quotes removed. Raise WordError.
 
-    `lookup` gives the value of a variable, or None when it is not set.
+    `lookup` returns the value of a variable, or None when it is not set.
     """
     if not any(special in word for special in ("$", "'", '"', escape)):
         return ExpandedText(word)
@@ -42,7 +42,7 @@ def expand(word: str, escape: str, lookup: Callable[[str], ExpandedText | None])
 
 
 def split(value: str, escape: str) -> list[str]:
-    """The words of a value, with their quotes and escapes kept."""
+    """Return the words of a value, with their quotes and escapes kept."""
     if not any(special in value for special in ("'", '"', escape)):
         return value.split()
     words, word, quote = [], "", ""
@@ -67,33 +67,33 @@ def split(value: str, escape: str) -> list[str]:
 
 
 def heredocs(line: str) -> tuple[Heredoc, ...]:
-    """The heredocs that a logical line of RUN, COPY or ADD opens, in order."""
+    """Return the heredocs that a logical line of RUN, COPY or ADD opens, in order."""
     if "<<" not in line:
         return ()
     reader = _WordReader(line, "\\", None)
     try:
         reader.until("")
     except WordError:
-        # Shell text need not follow these rules; what cannot be read opens no heredoc.
+        # Shell text need not follow these rules; a line that cannot be parsed opens no heredoc.
         return ()
-    found = []
+    opened = []
     for word in reader.words():
         match = _HEREDOC.fullmatch(word)
         if match is None:
             continue
-        # Quotes around the delimiter go; a variable in it is never replaced.
+        # Quotes around the delimiter are removed; a variable in it is never replaced.
         delimiter = _WordReader(match[2], "\\", lambda name: ExpandedText(f"${name}"))
         delimiter.until("")
         if len(delimiter.words()) == 1:
-            found.append(Heredoc(delimiter.words()[0], indented=bool(match[1])))
-    return tuple(found)
+            opened.append(Heredoc(delimiter.words()[0], indented=bool(match[1])))
+    return tuple(opened)
 
 
 _HEREDOC = re.compile(r"\d*<<(-?)\s*([^<]+)")
 
 
 class _WordReader:
-    """Reads a text once, from left to right; without a `lookup` all is kept as written."""
+    """Reads a text once, from left to right; without `lookup` it keeps everything as written."""
 
     def __init__(
         self, text: str, escape: str, lookup: Callable[[str], ExpandedText | None] | None
@@ -102,7 +102,7 @@ class _WordReader:
         self.at = 0
         self.escape = escape
         self.lookup = lookup
-        # Words are split here and not by str.split: quoted and escaped spaces do not part them.
+        # str.split would also split at quoted and escaped spaces, so `words` splits these pieces.
         self.pieces: list[tuple[str, bool]] = []
 
     def peek(self) -> str:
@@ -128,7 +128,7 @@ class _WordReader:
         return [*words, word] if word else words
 
     def until(self, stop: str) -> ExpandedText:
-        """The value up to the character `stop`, which is taken too; an empty one means the end."""
+        """Read the value up to the character `stop` and skip that; an empty `stop` means the end."""
         raw = self.lookup is None
         text: list[str] = []
         unset: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class _WordReader:
                 unset += value.unset
                 piece = value.text
             elif raw and self.text.startswith("<<", self.at):
-                # Blanks between << and its delimiter do not part them.
+                # Blanks between << and its delimiter do not separate them.
                 start = self.at
                 self.at += 2
                 while self.peek() and self.peek() in "\t\r ":
@@ -192,7 +192,7 @@ class _WordReader:
             if character == self.escape:
                 if raw:
                     text.append(character)
-                # Before any other character the escape stands for itself, as in a shell.
+                # Before any other character the escape means itself, as in a shell.
                 if self.peek() and self.peek() in ('"', "$", self.escape):
                     character = self.next()
                 elif raw:
@@ -247,5 +247,5 @@ class _WordReader:
         return match[0]
 
 
-# Digits and the shell's special parameters are names of their own, and never have a value here.
+# Numbers and the shell's special parameters are names too; they never have a value here.
 _VARIABLE = re.compile(r"\d+|[@*#?$!-]|[^\W\d]\w*")

@@ -1,6 +1,6 @@
-"""The instructions of a Dockerfile, with the line on which each one stands.
+"""The instructions of a Dockerfile, with their line numbers.
 
-dockerfile-parse tells instructions from their values, once the text is put into a form that it
+dockerfile-parse splits instructions from their values. Before, we bring the text into a form that it
 reads as Docker does: one line for each instruction, no heredoc bodies, no byte order mark.
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.dockerfile import expansion
 
-# Guards the end of each line: a backslash there would be taken for a continuation, and an
-# instruction without a value would be dropped.
+# We add this to the end of each line. Without it, the parser takes a backslash there for a continuation,
+# and drops an instruction without a value.
 _GUARD = "\0"
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*")
 _DIRECTIVES = frozenset({"syntax", "escape", "check"})
 _CONTINUED = {
-    # An escaped escape character ends no line; one alone on its line does.
+    # An escaped escape character does not continue a line; one alone on its line does.
     escape: re.compile(rf"(?:(?<=[^\{escape}])|^)\{escape}[ \t]*\Z")
     for escape in ("\\", "`")
 }
@@ -33,7 +33,7 @@ _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 class Instruction:
     """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest.
 
-    It stands on the lines from `line` to `last_line`, counted from 1, without the text of heredocs.
+    It spans the lines from `line` to `last_line`, counted from 1, without the text of heredocs.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A Dockerfile's instructions, and the character that escapes in it."""
+    """A Dockerfile's instructions, and its escape character."""
 
     escape: str
     instructions: tuple[Instruction, ...]
 
 
 def instructions(text: bytes, *, where: str) -> Source:
-    """Split a Dockerfile; raises DockerfileError for what cannot be split.
+    """Split a Dockerfile. Raise DockerfileError for what cannot be split.
 
     Names of instructions are not checked here. Bytes that are not UTF-8 may stand in comments and in
     the text of heredocs.
@@ -62,31 +62,31 @@ def instructions(text: bytes, *, where: str) -> Source:
     lines = decode(text).split("\n")
     escape = _escape(lines, where)
     flat, places = _flatten(lines, escape, where)
-    # Given a path instead, the parser would want it to end in "Dockerfile".
+    # The parser refuses a path that does not end in "Dockerfile", but takes any file object.
     joined = io.BytesIO("\n".join(flat).encode())
     parser = DockerfileParser(fileobj=joined)
-    found = []
+    parsed = []
     for part, place in zip(parser.structure, places, strict=True):
         value = part["value"].removesuffix(_GUARD).strip()
         flags: tuple[str, ...] = ()
         if value.startswith("--"):
             flags, value = split_flags(value, escape)
-        found.append(Instruction(part["instruction"], flags, value, *place))
-    return Source(escape, tuple(found))
+        parsed.append(Instruction(part["instruction"], flags, value, *place))
+    return Source(escape, tuple(parsed))
 
 
 def decode(text: bytes) -> str:
-    """The text of a Dockerfile; `encode` gives its bytes back, apart from a byte order mark."""
+    """Return the text of a Dockerfile; `encode` restores its bytes, except a byte order mark."""
     return text.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The bytes of a text from `decode`."""
+    """Return the bytes of a text from `decode`."""
     return text.encode(errors="surrogateescape")
 
 
 def has_heredoc(instruction: Instruction) -> bool:
-    """Whether lines below an instruction belong to it: only with RUN, COPY and ADD in shell form."""
+    """Return whether an instruction has a heredoc: only RUN, COPY and ADD in shell form can."""
     return (
         instruction.name in _WITH_HEREDOCS
         and not _is_list(instruction.value)
@@ -95,7 +95,7 @@ def has_heredoc(instruction: Instruction) -> bool:
 
 
 def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
-    """The `--…` words at the front of a value, without their quotes, and what follows them."""
+    """Return the `--…` words at the front of a value, without their quotes, and what follows them."""
     flags: list[str] = []
     at = 0
     while value.startswith("--", at):
@@ -104,7 +104,7 @@ def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
             character = value[at]
             at += 1
             if character == escape:
-                # At the very end it escapes nothing, and goes.
+                # At the end of the value the escape character is dropped.
                 word += value[at : at + 1]
                 at += 1
             elif quote:
@@ -127,9 +127,9 @@ def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
 
 
 def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text of an instruction that stands on these lines, as one line.
+    """Return the text of an instruction on these lines as one line, and the place of each character.
 
-    Also where each of its characters stands: the index of its line, and its own in that.
+    A place is the index of the line and the index in that line.
     """
     text, places = "", list[tuple[int, int]]()
     for row, written in enumerate(lines):
@@ -144,27 +144,27 @@ def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int
 
 
 def without_continuation(line: str, escape: str) -> str:
-    """The line without an escape character at its end, which would join the next line to it."""
+    """Return a line without an escape character at its end, which would append the next line."""
     ending = _CONTINUED[escape].search(line.rstrip("\r"))
     return line if ending is None else line[: ending.start()]
 
 
 def _escape(lines: list[str], where: str) -> str:
-    """The escape character that the parser directives at the top choose."""
+    """Return the escape character that the parser directives at the top set."""
     escape = "\\"
-    seen: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         match = _DIRECTIVE.fullmatch(line.strip())
         name = match[1].lower() if match else ""
         if match is None or name not in _DIRECTIVES:
             break
-        if name in seen:
+        if name in line_of:
             raise DockerfileError(
-                f"the directive {name} stands here a second time, after line {seen[name]}",
+                f"the directive {name} stands here a second time, after line {line_of[name]}",
                 where=f"{where}:{number}",
                 hint="keep one of the two",
             )
-        seen[name] = number
+        line_of[name] = number
         if name == "escape":
             escape = match[2]
             if escape not in _CONTINUED:
@@ -177,9 +177,9 @@ def _escape(lines: list[str], where: str) -> str:
 
 
 def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """Each instruction on one line, without comments, blank lines and what its heredocs hold.
+    """Return each instruction on one line, without comments, blank lines and the text of heredocs.
 
-    Also the first and the last line of each, without the text of heredocs, counted from 1.
+    Also return the first and the last line of each, counted from 1, without the text of heredocs.
     """
     continued = _CONTINUED[escape]
     flat: list[str] = []
@@ -214,14 +214,14 @@ def _flatten(lines: list[str], escape: str, where: str) -> tuple[list[str], list
             )
         places.append((start + 1, at))
         if "<<" in line:
-            for heredoc in _opened(line, escape):
-                at = _below(heredoc, lines, at, f"{where}:{start + 1}")
+            for heredoc in _heredocs_of(line, escape):
+                at = _index_below(heredoc, lines, at, f"{where}:{start + 1}")
         flat.append(f"{line} {_GUARD}")
     return flat, places
 
 
-def _opened(line: str, escape: str) -> tuple[expansion.Heredoc, ...]:
-    """The heredocs of an instruction: only RUN, COPY and ADD in shell form have any."""
+def _heredocs_of(line: str, escape: str) -> tuple[expansion.Heredoc, ...]:
+    """Return the heredocs of an instruction: only RUN, COPY and ADD in shell form have any."""
     name, *rest = line.split(None, 1)
     if name.upper() == "ONBUILD" and rest:
         name, *rest = rest[0].split(None, 1)
@@ -230,8 +230,8 @@ def _opened(line: str, escape: str) -> tuple[expansion.Heredoc, ...]:
     return expansion.heredocs(line)
 
 
-def _below(heredoc: expansion.Heredoc, lines: list[str], at: int, where: str) -> int:
-    """The index of the first line below the heredoc whose text begins at `at`."""
+def _index_below(heredoc: expansion.Heredoc, lines: list[str], at: int, where: str) -> int:
+    """Return the index of the first line below the heredoc whose text begins at `at`."""
     for index in range(at, len(lines)):
         ending = lines[index].rstrip("\r")
         if (ending.lstrip("\t") if heredoc.indented else ending) == heredoc.delimiter:
@@ -244,7 +244,7 @@ def _below(heredoc: expansion.Heredoc, lines: list[str], at: int, where: str) ->
 
 
 def _is_list(value: str) -> bool:
-    """Whether a value is a JSON list of strings, Docker's exec form."""
+    """Return whether a value is a JSON list of strings, Docker's exec form."""
     if not value.startswith("["):
         return False
     try:

@@ -1,7 +1,7 @@
-"""Dockerfiles: their stages, and the images from outside that they are built from.
+"""Dockerfile parser: stages, and the external images that they are built from.
 
-The rules are BuildKit's. Whether a base is a project of ours or comes from a registry is not known
-here.
+The rules are BuildKit's. This module does not know whether a base is a project of ours or comes from a
+registry.
 """
 
 import functools
@@ -21,7 +21,7 @@ KNOWN = (
 )
 SCRATCH = "scratch"
 
-# What Docker calls the machines that the kernel names otherwise, with the variant.
+# Docker's architecture and variant for machine names of the kernel that differ.
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),
     "aarch64": ("arm64", ""),
@@ -29,7 +29,7 @@ _ARCHITECTURES = {
     "i686": ("386", ""),
 }
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
-# Python does not read numbers of thousands of digits.
+# int() refuses numbers of thousands of digits.
 _MOST_DIGITS = 9
 _NO_SOURCE = frozenset({"tmpfs", "secret", "ssh"})  # mounts that come from no image
 # The instructions in which the builder itself replaces variables (Dockerfile reference, "Environment
@@ -53,23 +53,23 @@ class Via(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BaseUse:
-    """One use of an image from outside: its name with variables replaced, else as written.
+    """One use of an external image: its name with variables replaced, else as written.
 
-    `foreign`: its --platform is not the one of this machine.
+    `other_platform`: its --platform is not that of this machine.
     """
 
     name: str
     via: Via
     line: int
     stage: int
-    foreign: bool = False
+    other_platform: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunMount:
-    """What one --mount of a RUN reads: `source` in the image or stage `name`, or in the build context.
+    """The source of one --mount of a RUN: the path `source` in the image or stage `name`.
 
-    `name` is as written, and empty for the build context; `source` is empty for the whole of it.
+    `name` is as written, and empty for the build context. `source` is empty for all of it.
     """
 
     name: str
@@ -79,7 +79,7 @@ class RunMount:
 
 
 class Overlooked(StrEnum):
-    """What podman's layer cache does not look at, or what podman once took from the wrong place."""
+    """What podman's layer cache ignores, or what some versions of podman take from the wrong place."""
 
     # The files of a RUN --mount, from the build context or from another image.
     SOURCE = "source"
@@ -108,13 +108,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Dockerfile:
-    """All stages, and what is used by those up to the target.
+    """All stages, and the images that the stages up to the target use.
 
-    `bases` has every use in order; `needed` are the indices of the stages that the target is made
-    of, as podman and BuildKit pass over the others. `sets_entrypoint` and `final_base` follow the
-    target down through the stages that it is built on. `mounts` has every RUN --mount that reads
-    something; `overlooked` has the lines of needed stages in which podman's cache overlooks something.
-    `notes` say, each with its `path:line`, what a person may not have meant and podman takes.
+    `bases` has every use in order. `needed` are the indices of the stages that the target is made of;
+    podman and BuildKit skip the others. `sets_entrypoint` and `final_base` follow the target down
+    through the stages that it is built on. `mounts` has every RUN --mount that reads something.
+    `overlooked` has the lines of needed stages in which podman's cache overlooks something. `notes`
+    warn, each with its `path:line`, of probable mistakes that podman accepts.
     """
 
     stages: tuple[Stage, ...]
@@ -128,7 +128,7 @@ class Dockerfile:
     notes: tuple[str, ...] = ()
 
     def stage_of(self, name: str, above: int) -> Stage | None:
-        """The stage that a `from=` in stage `above` names, by name or number, or None."""
+        """Return the stage that a `from=` in stage `above` names, by name or number, or None."""
         return _stage_of(self.stages, name, above)
 
 
@@ -146,11 +146,11 @@ def parse(
     target: str | None = None,
     split: Split = split_text,
 ) -> Dockerfile:
-    """Read a Dockerfile; `architecture` is the machine as uname(2) names it.
+    """Parse a Dockerfile; `architecture` is the machine as uname(2) names it.
 
-    `target` is a stage's name or, where it has none, its index. Raises DockerfileError, whose
-    `where` is this one with the line. As with podman, a mistake in a stage that the target does not need
-    is none: it is among the notes.
+    `target` is the name of a stage, or the index of one without a name. Raise DockerfileError with
+    `where` and the line. As in podman, a mistake in a stage that the target does not need is not an
+    error; it is among the notes.
     """
     source = split(text, where)
     if not source.instructions:
@@ -185,14 +185,14 @@ class _LineReader:
         self.globals = _values(platform_arguments(architecture, build_args))
         self.declared: set[str] = set()
         self.stages: list[Stage] = []
-        # The first mistake in each stage, and what the builder takes although it may be a mistake.
+        # The first mistake in each stage, and probable mistakes that the builder accepts.
         self.mistakes: dict[int, DockerfileError] = {}
         self.notes: list[tuple[int, str]] = []
         self.entrypoints: set[int] = set()
         self.uses: list[_Use | BaseUse] = []
         self.mounts: list[RunMount] = []
-        # The variables that ARG sets in each stage, and the first line of each that uses one elsewhere
-        # than in RUN.
+        # The variables that ARG sets in each stage, and the first line of each stage that uses one
+        # outside of RUN.
         self.arguments: list[set[str]] = []
         self.expanded: dict[int, int] = {}
         self.native = platform_arguments(architecture, {})["BUILDPLATFORM"]
@@ -235,7 +235,7 @@ class _LineReader:
     def check_name(self, instruction: Instruction) -> None:
         name = instruction.name
         if name == "ONBUILD":
-            # The trigger runs in builds on top of this image, so what it names is no base of this one.
+            # The trigger runs in builds on top of this image, so an image in it is no base of this one.
             name = instruction.value.partition(" ")[0].partition("\t")[0].upper()
             if name in _NOT_ON_BUILD or not name:
                 raise self.error(
@@ -244,12 +244,12 @@ class _LineReader:
                     "write the instruction that is to run in builds on top of this image",
                 )
         if name not in KNOWN:
-            meant = near(name, KNOWN)
+            candidates = near(name, KNOWN)
             raise self.error(
                 instruction.line,
                 f"{name} is not an instruction",
-                f"did you mean {' or '.join(meant)}?"
-                if meant
+                f"did you mean {' or '.join(candidates)}?"
+                if candidates
                 else "a command of the shell needs RUN before it",
             )
 
@@ -277,7 +277,7 @@ class _LineReader:
         named = len(words) == 3 and words[1].lower() == "as"
         name = words[2] if named else ""
         stage = Stage(index, name, line, None, None, False)
-        # Also where the rest of it is a mistake: what stands below is in this stage.
+        # The stage is appended before its checks, so that lines below a wrong FROM belong to it.
         self.stages.append(stage)
         self.arguments.append({*self.globals, *self.build_args})
         if not named and len(words) != 1:
@@ -288,14 +288,14 @@ class _LineReader:
                 else "FROM names no image",
                 "write FROM IMAGE or FROM IMAGE AS STAGE",
             )
-        foreign = False
+        other_platform = False
         for flag in instruction.flags:
             key, _, platform = flag.partition("=")
             if key != "--platform":
                 raise self.error(
                     line, f"FROM does not know {key}", "its only flag is --platform=OS/ARCH"
                 )
-            foreign = self.resolve(platform, f"--platform={platform}", line) != self.native
+            other_platform = self.resolve(platform, f"--platform={platform}", line) != self.native
         image = self.resolve(words[0], f"FROM {words[0]}", line)
         parent = _named(self.stages[:index], image)
         if parent is not None:
@@ -303,7 +303,7 @@ class _LineReader:
             self.arguments[index] = set(self.arguments[parent.index])
         elif image != SCRATCH:
             ImageReference.parse(image, where=f"{self.where}:{line}")
-            base = BaseUse(image, Via.FROM, line, index, foreign)
+            base = BaseUse(image, Via.FROM, line, index, other_platform)
             self.stages[index] = replace(stage, base=base)
             self.uses.append(base)
         if named and not _STAGE_NAME.fullmatch(name.lower()):
@@ -391,13 +391,13 @@ class _LineReader:
         for line, note in self.notes:
             yield f"{self.where}:{line}: {note}"
         for mistake in self.mistakes.values():
-            yield f"{mistake.headline}; podman passes over this stage"
+            yield f"{mistake.headline}; podman skips this stage"
 
     def check_names(self) -> None:
         """Raise DockerfileError for two stages of one name, of which podman 4.3.1 takes the last."""
-        seen: dict[str, Stage] = {}
+        first_of: dict[str, Stage] = {}
         for stage in self.stages:
-            earlier = seen.setdefault(stage.name.lower(), stage) if stage.name else stage
+            earlier = first_of.setdefault(stage.name.lower(), stage) if stage.name else stage
             if earlier is not stage:
                 raise self.error(
                     stage.line,
@@ -408,7 +408,7 @@ class _LineReader:
     def overlooked(
         self, bases: list[BaseUse], needed: frozenset[int]
     ) -> Iterator[tuple[Overlooked, int]]:
-        """The lines of needed stages that podman's cache does not see as a whole."""
+        """Yield the lines of needed stages of which podman's cache overlooks something."""
         for mount in self.mounts:
             if mount.stage in needed:
                 stage = _stage_of(self.stages, mount.name, mount.stage)
@@ -421,23 +421,23 @@ class _LineReader:
                 yield Overlooked.SHADOW, stage.line
 
     def needed(self, final: Stage) -> frozenset[int]:
-        """The stages that the target is made of, itself included."""
-        found: set[int] = set()
+        """Return the stages that the target is made of, itself included."""
+        indices: set[int] = set()
         todo = [final.index]
         while todo:
             index = todo.pop()
-            if index not in found:
-                found.add(index)
+            if index not in indices:
+                indices.add(index)
                 parent = self.stages[index].parent
                 todo += [] if parent is None else [parent]
                 for use in self.uses:
                     if use.stage == index and isinstance(use, _Use):
                         stage = _stage_of(self.stages, use.name, index)
                         todo += [] if stage is None else [stage.index]
-        return frozenset(found)
+        return frozenset(indices)
 
     def outside(self, use: _Use | BaseUse) -> BaseUse | None:
-        """The use as one of an image from outside; None when it is a stage or nothing."""
+        """Return the use as one of an external image; None when it names a stage or scratch."""
         if isinstance(use, BaseUse):
             return use
         if _stage_of(self.stages, use.name, use.stage) is not None:
@@ -474,7 +474,7 @@ class _LineReader:
         )
 
     def resolve(self, word: str, text: str, line: int) -> str:
-        """A word of FROM with every variable replaced."""
+        """Return a word of FROM with every variable replaced."""
         value = self.expand(word, text, line)
         if value.unset:
             name = value.unset[0]
@@ -496,9 +496,9 @@ class _LineReader:
                 f"give it a default, `ARG {name}=VALUE` above the first FROM,"
                 " or set it under build_args in project.toml"
             )
-        meant = near(name, [*self.globals, *self.declared], 1)
+        candidates = near(name, [*self.globals, *self.declared], 1)
         return (
-            (f"did you mean {meant[0]}? Otherwise " if meant else "")
+            (f"did you mean {candidates[0]}? Otherwise " if candidates else "")
             + f"give it a default, `ARG {name}=VALUE` above the first FROM, or declare it there with"
             f" `ARG {name}` and set it under build_args in project.toml"
             "\n(FROM does not see an ARG or ENV that stands below a FROM)"
@@ -534,17 +534,17 @@ def _can_be_built_on(name: str, stages: Sequence[Stage]) -> bool:
 
 
 def variable_names(text: str) -> set[str]:
-    """The names of the variables that a text uses, whatever quotes stand around them."""
+    """Return the names of the variables in a text, in quotes or not."""
     return set(_VARIABLE_NAME.findall(text))
 
 
 def machine(architecture: str) -> str:
-    """What Docker calls a machine that the kernel names `architecture`: amd64, arm64."""
+    """Return Docker's name for the kernel's `architecture`, such as amd64 for x86_64."""
     return _ARCHITECTURES.get(architecture, (architecture, ""))[0]
 
 
 def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict[str, str]:
-    """The arguments that need no ARG above FROM; build arguments override them."""
+    """Return the arguments that FROM knows without ARG; build arguments override them."""
     values = _platform(architecture)
     return {name: build_args.get(name, value) for name, value in values.items()}
 

@@ -1,18 +1,18 @@
-"""The Dockerfile as podman is given it: bases by image ID, our labels, and marks for its layer cache.
+"""Rewrite a Dockerfile for podman: bases by image ID, our labels, and marks for the layer cache.
 
-podman takes a step from its cache when an earlier step with the same text stood on the same image.
-Two things that an instruction reads are not in that text: the files of a `RUN --mount`
-(containers/buildah#5400: before podman 5.4), and the value that ARG gives to a variable in ENV, COPY and
-the like (podman 4.3.1, 5.4.2 and 5.8.6). So their digests are written into the text, in forms that
-change nothing else: a build secret that nobody provides, and a variable that nobody sets.
+podman takes a step from its cache when an earlier step had the same text and the same parent image. That
+text lacks two inputs of an instruction: the files of a `RUN --mount` (containers/buildah#5400: before
+podman 5.4), and the value of an ARG in instructions such as ENV and COPY (podman 4.3.1, 5.4.2 and
+5.8.6). So we write their digests into the text, in forms that change nothing else: a build secret that
+nobody provides, and a variable that nobody sets.
 
 A stage that a RUN mounts is built by itself and mounted as an image: podman before 6.0 may show an
-earlier state of a stage that comes from the cache (#6845).
+older state of a stage that comes from the cache (#6845).
 
-Labels are an instruction below the last one: from --label podman before 4.4 makes one of each, so that
-two versions would make two images.
+Labels are one instruction below the last one. From --label, podman before 4.4 makes one instruction for
+each label, so two versions would make two images.
 
-Lines keep their numbers, and instructions theirs, so that podman's messages stay true.
+Line numbers and instruction numbers stay the same, so that podman's messages stay true.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _FROM = re.compile(r"(?<=[=,])from=([^,\s\"']+)")
 _COPY_FROM = re.compile(r"--from=([^\s\"']+)")
 _COMMENT = re.compile(r"\s*#")
-# In the words of an instruction podman escapes with this, whatever `# escape=` says (4.3.1 to 5.8.6).
+# In words of an instruction podman uses this escape, whatever `# escape=` says (4.3.1 to 5.8.6).
 _ESCAPE = "\\"
 _LENGTH = 16
 
@@ -50,8 +50,8 @@ _LENGTH = 16
 class Rewritten:
     """A Dockerfile for podman.
 
-    `marks` are the texts that were put in, each with the user's text in its place. `bases` holds the
-    name that stands in the Dockerfile for each image ID that was put in its place.
+    `marks` maps each text that we put in to the user's text that it replaces. `bases` maps each image ID
+    that we put in to the name that it replaces.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A stage while it is read; `arguments` has a digest of each variable that ARG has set so far."""
+    """A stage that is being read; `arguments` has a digest of each variable that ARG has set so far."""
 
     stage: Stage
     arguments: dict[str, str]
@@ -79,13 +79,13 @@ def rewrite(
     stages: Mapping[int, str],
     labels: Mapping[str, str],
 ) -> Rewritten:
-    """`text`, which parses to `source` and `dockerfile`, in the form for podman.
+    """Rewrite `text`, which parses to `source` and `dockerfile`, for podman.
 
-    `ids` maps the names of images from outside to image IDs; a name without one is left to podman.
-    `context_digest` digests a path of the build context, the empty one all of it. `stages` has the image
-    IDs of mounted stages, as far as they are built: podman finds them by `mounted_name`. Stages that the
-    target does not need are empty: podman 4.3.1 ends in a panic at `COPY --from=7` in one. The image
-    gets the `labels`, each of one line.
+    `ids` maps the names of external images to image IDs; a name without one is left to podman.
+    `context_digest` returns the digest of a path of the build context; the empty path is all of it.
+    `stages` has the image IDs of mounted stages that are built; podman finds them by `mounted_name`.
+    Stages that the target does not need become empty: podman 4.3.1 panics at `COPY --from=7` in one. The
+    image gets the `labels`, each of one line.
     """
     lines = decode(text).split("\n")
     arguments = platform_arguments(architecture, build_args) | dict(build_args)
@@ -99,7 +99,7 @@ def rewrite(
 
 
 def mounted_name(index: int) -> str:
-    """The name by which a RUN mounts the image of a stage."""
+    """Return the name by which a RUN mounts the image of a stage."""
     return f"rc-stage-{index}"
 
 
@@ -147,7 +147,7 @@ class _Writer:
         else:
             name = stage.base.name if stage.base else "scratch"
             image = self.ids.get(name, name)
-            # An ID says all: podman compares no platform with it.
+            # With an ID podman does not compare the platform, so --platform is dropped.
             flags = "" if name in self.ids else "".join(f"{flag} " for flag in instruction.flags)
             if image != name:
                 self.bases[image] = name
@@ -158,7 +158,7 @@ class _Writer:
             self.lines[first:last] = [f"FROM {flags}{image}{named}", *[""] * (last - first - 1)]
 
     def empty_others(self) -> None:
-        """Leave nothing of the stages that the target does not need but their number."""
+        """Make the stages that the target does not need empty, so that the others keep their numbers."""
         begins = [stage.line - 1 for stage in self.dockerfile.stages]
         for stage, first, last in zip(
             self.dockerfile.stages, begins, [*begins[1:], len(self.lines)], strict=True
@@ -167,18 +167,18 @@ class _Writer:
                 self.lines[first:last] = ["FROM scratch", *[""] * (last - first - 1)]
 
     def end(self, last: Instruction, labels: Mapping[str, str]) -> None:
-        """Put `labels` at the end of the target; `last` is the last instruction of all."""
+        """Add `labels` at the end of the target; `last` is the last instruction of the file."""
         if not labels:
             return
-        # It may end in the escape character, which would take the labels for a part of it.
+        # If `last` ends in the escape character, the labels would become a part of it.
         for row in reversed(range(last.line - 1, last.last_line)):
             line = self.lines[row]
             if line.strip() and not _COMMENT.match(line):
                 self.lines[row] = without_continuation(line, self.escape)
                 break
-        written = (f"{_quoted(key)}={_quoted(value)}" for key, value in sorted(labels.items()))
+        pairs = (f"{_quoted(key)}={_quoted(value)}" for key, value in sorted(labels.items()))
         below = self.dockerfile.stages[self.dockerfile.final.index + 1 :]
-        self.lines.insert(below[0].line - 1 if below else len(self.lines), f"LABEL {' '.join(written)}")
+        self.lines.insert(below[0].line - 1 if below else len(self.lines), f"LABEL {' '.join(pairs)}")
 
     def read_arg(self, instruction: Instruction, scope: dict[str, str]) -> None:
         for word in split(instruction.value, self.escape):
@@ -186,23 +186,23 @@ class _Writer:
             if name in self.build_args:
                 scope[name] = _digest(self.build_args[name])
             elif has_default:
-                # What it stands for is as good as known when all that it uses is.
+                # Its value follows from the default and the values of the variables in that.
                 used = sorted(variable_names(default) & scope.keys())
-                scope[name] = _digest(default, *(scope[each] for each in used))
+                scope[name] = _digest(default, *(scope[variable] for variable in used))
 
     def name_stage(self, instruction: Instruction, reading: _Reading) -> None:
-        """Write the name of a stage with the capitals of its FROM: podman tells them apart."""
+        """Spell the name of a stage as its FROM does: podman distinguishes capital letters."""
         first, last = instruction.line - 1, instruction.last_line
         text, places = joined(self.lines[first:last], self.escape)
-        found = _COPY_FROM.search(text)
-        if found is None or not any(f"--from={found[1]}" == flag for flag in instruction.flags):
+        match = _COPY_FROM.search(text)
+        if match is None or not any(f"--from={match[1]}" == flag for flag in instruction.flags):
             return
-        stage = self.dockerfile.stage_of(found[1], reading.stage.index)
-        if stage is not None and stage.name.lower() == found[1].lower():
-            self.replace(first, places[found.start(1)], found[1], stage.name)
+        stage = self.dockerfile.stage_of(match[1], reading.stage.index)
+        if stage is not None and stage.name.lower() == match[1].lower():
+            self.replace(first, places[match.start(1)], match[1], stage.name)
 
     def mark_variables(self, instruction: Instruction, reading: _Reading) -> None:
-        """Put before each variable that ARG sets another one, which is never set and says its value."""
+        """Put an unset variable, named by the value's digest, before each variable that ARG sets."""
         quote = ""
         for number in range(instruction.line - 1, instruction.last_line):
             line, marked, at = self.lines[number], "", 0
@@ -229,14 +229,14 @@ class _Writer:
             self.lines[number] = marked
 
     def mark_sources(self, instruction: Instruction, reading: _Reading) -> None:
-        """Put the digest of all that the mounts of a RUN read into a secret that nobody provides."""
+        """Add the digest of all that a RUN mounts, as a secret that nobody provides."""
         parts = []
         for mount in self.dockerfile.mounts:
             if mount.line != instruction.line:
                 continue
             parts += [mount.name, mount.source]
             if not mount.name:
-                # The values of variables in it are not known here.
+                # The values of variables in the path are unknown here, so all of the context counts.
                 parts.append(self.context_digest("" if "$" in mount.source else mount.source))
                 parts += self.values(mount.source, reading)
                 continue
@@ -252,17 +252,18 @@ class _Writer:
         start = text.index(text.split(None, 2)[1])
         _, command = split_flags(text[start:], self.escape)
         end = len(text) - len(command)
-        # Behind the other flags: in podman 4.3 a mount without a type has that of the one before it.
+        # The mark follows the other flags: in podman 4.3 a mount without a type takes that of the mount
+        # before.
         self.replace(first, places[end], "", mark)
-        for found in reversed(list(_FROM.finditer(text, start, end))):
-            stage = self.dockerfile.stage_of(found[1], reading.stage.index)
+        for match in reversed(list(_FROM.finditer(text, start, end))):
+            stage = self.dockerfile.stage_of(match[1], reading.stage.index)
             if stage is not None and stage.index in self.stages:
                 name = mounted_name(stage.index)
-                self.marks[f"from={name}"] = f"from={found[1]}"
-                self.replace(first, places[found.start(1)], found[1], name)
+                self.marks[f"from={name}"] = f"from={match[1]}"
+                self.replace(first, places[match.start(1)], match[1], name)
 
     def replace(self, first: int, place: tuple[int, int], old: str, new: str) -> None:
-        """Replace a text that stands on one line, counted from the line `first`."""
+        """Replace `old` at `place`, whose line is counted from the line `first`."""
         row, column = first + place[0], place[1]
         line = self.lines[row]
         self.lines[row] = f"{line[:column]}{new}{line[column + len(old) :]}"
@@ -273,7 +274,7 @@ class _Writer:
 
 
 def _quoted(text: str) -> str:
-    return '"' + re.sub(r'([\\"$])', lambda found: _ESCAPE + found[1], text) + '"'
+    return '"' + re.sub(r'([\\"$])', lambda match: _ESCAPE + match[1], text) + '"'
 
 
 def _digest(*parts: str) -> str:

@@ -8,21 +8,21 @@ from rc_tasks.model.dockerfile.parser import EXPANDED
 
 
 def of_stage(source: Iterable[Instruction], index: int) -> tuple[str, ...]:
-    """The triggers that a stage of a Dockerfile itself defines."""
-    found: list[list[str]] = []
+    """Return the triggers that a stage of a Dockerfile defines itself."""
+    stages: list[list[str]] = []
     for instruction in source:
         if instruction.name == "FROM":
-            found.append([])
-        elif instruction.name == "ONBUILD" and found:
-            found[-1].append(instruction.value)
-    return tuple(found[index])
+            stages.append([])
+        elif instruction.name == "ONBUILD" and stages:
+            stages[-1].append(instruction.value)
+    return tuple(stages[index])
 
 
 def require_own_files(triggers: Iterable[str], *, base: str, where: str) -> None:
     """Raise DockerfileError when a trigger of `base` takes files from another image or stage.
 
-    podman 4.3.1 passes over the stages of the Dockerfile that is built, and takes whatever image has
-    that name on the node.
+    podman 4.3.1 ignores the stages of the Dockerfile that is built, and takes any image of that name on
+    the node.
     """
     for trigger in triggers:
         for instruction in instructions(trigger.encode(), where=where).instructions:
@@ -36,9 +36,9 @@ def require_own_files(triggers: Iterable[str], *, base: str, where: str) -> None
 
 
 def are_overlooked(triggers: Iterable[str], where: str) -> bool:
-    """Whether a trigger reads what podman's layer cache does not see; its text cannot be marked.
+    """Return whether podman's layer cache overlooks an input of a trigger.
 
-    See `model/dockerfile/rewrite.py`.
+    `model/dockerfile/rewrite.py` cannot mark the text of a trigger.
     """
     for trigger in triggers:
         for instruction in instructions(trigger.encode(), where=where).instructions:

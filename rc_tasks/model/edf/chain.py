@@ -1,7 +1,8 @@
-"""An EDF as a launcher gets it: found by its name, its bases merged, its variables and paths expanded.
+"""Resolve an EDF as a launcher does: find it by name, merge its bases, expand variables and paths.
 
 The rules are those of the CSCS Container Engine ("EDF reference" and "EDF search path" in its
-documentation). Where it is silent, its successor's parser (sarus-suite/raster) was asked.
+documentation). Where these are silent, the rules are those of its successor's parser
+(sarus-suite/raster).
 """
 
 import os
@@ -16,13 +17,13 @@ from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.safe_read import advice, read_bytes
 from rc_tasks.util.toml_text import KeyPath
 
-# An EDF and nine below it (raster counts the first one too).
+# An EDF and nine levels of bases (raster counts the EDF itself too).
 MAX_LEVELS = 10
 SQSH = "sqsh"
 SUFFIX = ".toml"
 
 _MOUNT = re.compile(r"((?:\$\{[^}]*\}|[^:])+)(?::((?:\$\{[^}]*\}|[^:])+)(?::(.+))?)?", re.DOTALL)
-# `$${` stands for a plain `${`; `$VAR` without braces is not a variable.
+# `$${` is an escaped `${`; `$VAR` without braces is not a variable.
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _IN_BRACES = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:-]")
@@ -32,7 +33,7 @@ Environ = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class EdfMount:
-    """One mount of absolute paths; `where` is the `path:line` that asks for it."""
+    """One mount of absolute paths; `where` is the `path:line` that sets it."""
 
     source: str
     destination: str
@@ -41,16 +42,16 @@ class EdfMount:
 
     @property
     def is_squashfs(self) -> bool:
-        """Whether the source is a SquashFS file whose contents are wanted."""
+        """Whether the source is a SquashFS file whose contents are mounted."""
         return self.flags == (SQSH,)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEdf:
-    """An EDF in which nothing is left to look up.
+    """An EDF with its bases merged and its variables and paths expanded.
 
-    `image` is an absolute path, a registry's reference `[USER@][REGISTRY#]IMAGE[:TAG]`, or empty for
-    no container; an empty `workdir` is the image's. `unset` names variables that are taken away.
+    `image` is an absolute path, a registry reference `[USER@][REGISTRY#]IMAGE[:TAG]`, or empty for no
+    container. An empty `workdir` means the image's. `unset` names variables to remove.
     """
 
     path: Path
@@ -66,17 +67,16 @@ class ResolvedEdf:
     places: Mapping[KeyPath, str] = field(default_factory=dict, compare=False, repr=False)
 
     def where(self, *path: str) -> str:
-        """The `path:line` of a key, else the file."""
+        """Return the `path:line` of a key, else the file."""
         return self.places.get(path, str(self.path))
 
 
 def search_name(name: str) -> str:
-    """The name under which `--environment` finds an image's EDF: `~/.edf/<this>.toml`.
+    """Return the name under which `--environment` finds an image's EDF: `~/.edf/<this>.toml`.
 
-    The search takes a word for a path when it begins with `.` or `/` or ends in `.toml`; a colon is
-    fine. The rule: a character that is no ASCII letter, no digit and none of `. _ : -` becomes `_`, and
-    `_` is added before a leading `.` or `-` and after a final `.toml`. So all but a few images keep
-    their names.
+    The search takes a word as a path when it begins with `.` or `/` or ends in `.toml`; a colon is fine.
+    So every character other than an ASCII letter, a digit and `. _ : -` becomes `_`, and `_` is added
+    before a leading `.` or `-` and after a final `.toml`. Nearly all images keep their names.
     """
     legal = _NOT_IN_A_NAME.sub("_", name)
     before = "_" if legal.startswith((".", "-")) or not legal else ""
@@ -84,42 +84,42 @@ def search_name(name: str) -> str:
 
 
 def search_path(environ: Environ) -> tuple[Path, ...]:
-    """The directories of `EDF_PATH`, else `~/.edf`."""
-    found = [each for each in environ.get("EDF_PATH", "").split(":") if each]
-    for each in found:
-        if not each.startswith("/"):
+    """Return the directories of `EDF_PATH`, else `~/.edf`."""
+    directories = [directory for directory in environ.get("EDF_PATH", "").split(":") if directory]
+    for directory in directories:
+        if not directory.startswith("/"):
             raise EdfError(
-                f"{each!r} is not an absolute path",
+                f"{directory!r} is not an absolute path",
                 where="EDF_PATH",
                 hint="it is a list of directories with colons between them",
             )
-    if not found:
+    if not directories:
         home = environ.get("HOME", "")
         if not home.startswith("/"):
             raise EdfError("there is no home directory to look for .edf in", hint="set HOME or EDF_PATH")
-        found = [f"{home}/.edf"]
-    return tuple(Path(each) for each in found)
+        directories = [f"{home}/.edf"]
+    return tuple(Path(directory) for directory in directories)
 
 
 def no_image(_image: str) -> Environ:
-    """The variables of an image of which nothing is known."""
+    """Return no variables, for an image that cannot be inspected."""
     return {}
 
 
 def resolve(
     reference: str, *, environ: Environ, cwd: Path, image_environ: Callable[[str], Environ] = no_image
 ) -> ResolvedEdf:
-    """The EDF that `--environment=reference` would start from `cwd`.
+    """Return the EDF that `--environment=reference` would start from `cwd`.
 
-    `image_environ` tells the variables of the image, which come before those of `environ` in `${VAR}`.
-    Raises EdfError.
+    `image_environ` returns the variables of the image, which override those of `environ` in `${VAR}`.
+    Raise EdfError.
     """
     return _Resolver(environ, cwd.absolute()).resolve(reference, image_environ)
 
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """A value as it is written, and where."""
+    """A value as written, and its `path:line`."""
 
     raw: object
     where: str
@@ -127,7 +127,7 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """What a file says together with its bases; `levels` counts the files of its longest chain."""
+    """A file merged with its bases; `levels` counts the files of its longest chain."""
 
     values: Mapping[KeyPath, _Value]
     mounts: tuple[_Value, ...]
@@ -139,7 +139,7 @@ class _Merged:
 class _Resolver:
     environ: Environ
     cwd: Path
-    # By real path: a base that several files share is read once, however many ways lead to it.
+    # The keys are real paths, so that a base of several files is read once.
     _read: dict[str, _Merged] = field(default_factory=dict)
 
     def resolve(self, reference: str, image_environ: Callable[[str], Environ]) -> ResolvedEdf:
@@ -180,7 +180,7 @@ class _Resolver:
     def _merged(self, path: Path, above: tuple[Path, ...]) -> _Merged:
         chain = (*above, path)
         real = os.path.realpath(path)
-        if real in (os.path.realpath(each) for each in above):
+        if real in (os.path.realpath(file) for file in above):
             raise self._chain_error("base_environment leads back to a file of the same chain", chain)
         if real not in self._read:
             if len(chain) > MAX_LEVELS:
@@ -201,7 +201,7 @@ class _Resolver:
             named = _expand(base, "base_environment", self.environ)
             below = self._merged(self._find(named, base.where, chain), chain)
             values |= below.values
-            # A base that is reached in several ways counts once, where it is last.
+            # A base of several files counts once, at its last place.
             mounts = _each_once(mounts + below.mounts)
             devices = _each_once(devices + below.devices)
             levels = max(levels, below.levels + 1)
@@ -210,43 +210,43 @@ class _Resolver:
         return _Merged({**values, **own}, mounts, devices, levels)
 
     def _values(self, path: Path, chain: tuple[Path, ...]) -> dict[KeyPath, _Value]:
-        """What one file says, checked; elements of lists know their own lines."""
-        shown = self._shown(path)
+        """Return the checked values of one file; elements of lists have their own lines."""
+        shown_path = self._shown(path)
         try:
             if not path.is_file():
-                # A FIFO would be waited for, and a device be read without end.
-                raise EdfError("is not a file", where=shown, hint="name the .toml file itself")
-            text = toml_text.decode(read_bytes(path), shown, EdfError)
+                # Reading a FIFO would wait for a writer, and reading a device might never end.
+                raise EdfError("is not a file", where=shown_path, hint="name the .toml file itself")
+            text = toml_text.decode(read_bytes(path), shown_path, EdfError)
         except OSError as error:
             raise EdfError(
                 f"cannot be read: {error.strerror}",
-                where=shown,
+                where=shown_path,
                 quote=self._chain(chain),
                 hint=advice(error, "correct its permissions, or ask its owner"),
             ) from None
 
         def place(key: KeyPath) -> str:
             line = toml_text.line_of(text, key)
-            return shown if line is None else f"{shown}:{line}"
+            return shown_path if line is None else f"{shown_path}:{line}"
 
-        found, problems = toml_schema.read(Edf, toml_text.loads(text, shown, EdfError), place)
+        parsed, problems = toml_schema.read(Edf, toml_text.loads(text, shown_path, EdfError), place)
         if problems:
-            raise toml_schema.failure(EdfError, problems, shown)
-        values = {key: _Value(value, place(key)) for key, value in found.items()}
+            raise toml_schema.failure(EdfError, problems, shown_path)
+        values = {key: _Value(value, place(key)) for key, value in parsed.items()}
         for key, value in values.items():
             if isinstance(value.raw, tuple):
                 start = toml_text.line_of(text, key) or 1
                 lines = _lines_of_elements(text, start, value.raw)
                 elements = zip(value.raw, lines, strict=True)
-                told = tuple(_Value(each, f"{shown}:{line}") for each, line in elements)
-                values[key] = _Value(told, value.where)
+                located = tuple(_Value(element, f"{shown_path}:{line}") for element, line in elements)
+                values[key] = _Value(located, value.where)
         return values
 
     def _find(self, reference: str, where: str | None, chain: tuple[Path, ...] = ()) -> Path:
-        """The file of a reference; `where` is the place that names it, or None for the user's word."""
+        """Return the file of a reference; `where` names it, or is None for the command line."""
         hint = "write NAME to search EDF_PATH (~/.edf), else a path that begins with / or ./"
         if reference.startswith(("/", "./", "../")):
-            # Not resolved: a symlinked checkout keeps the name that its users know.
+            # Path.resolve would replace the name of a symlinked checkout that its users know.
             path = Path(os.path.normpath(self.cwd / reference))
             if os.path.lexists(path):
                 return path
@@ -258,8 +258,10 @@ class _Resolver:
             path = directory / f"{reference}{SUFFIX}"
             if os.path.isfile(path):
                 return path
-        searched = ", ".join(self._shown(each) for each in directories)
-        near = toml_schema.nearest(reference, (each for one in directories for each in _names_in(one)))
+        searched = ", ".join(self._shown(directory) for directory in directories)
+        near = toml_schema.nearest(
+            reference, (name for directory in directories for name in _names_in(directory))
+        )
         raise self._missing(
             f"there is no {reference}{SUFFIX} in {searched}",
             where,
@@ -271,18 +273,18 @@ class _Resolver:
         return EdfError(what, where=where, quote=self._chain(chain), hint=hint)
 
     def _mount(self, value: _Value, known: Environ) -> EdfMount:
-        # Taken apart before variables are replaced, whose values may hold colons.
-        found = _MOUNT.fullmatch(str(value.raw))
-        if found is None:
-            raise EdfError(f"mounts: {value.raw!r} is no mount", where=value.where)
-        parts = [_expand(_Value(part, value.where), "mounts", known) for part in found.groups() if part]
+        # Values of variables may hold colons, so the mount is split before they are replaced.
+        match = _MOUNT.fullmatch(str(value.raw))
+        if match is None:
+            raise EdfError(f"mounts: {value.raw!r} is not a mount", where=value.where)
+        parts = [_expand(_Value(part, value.where), "mounts", known) for part in match.groups() if part]
         source = self._absolute(parts[0])
         destination = parts[1] if len(parts) > 1 else source
         if not source.startswith("/") or not destination.startswith("/"):
             raise EdfError(
-                f"mounts: {value.raw} becomes {source}:{destination}, which are no absolute paths",
+                f"mounts: {value.raw} becomes {source}:{destination}, which are not absolute paths",
                 where=value.where,
-                hint="see which variable is empty here, or write the path",
+                hint="set the variable that is empty here, or write the path",
             )
         flags = tuple(flag for flag in "".join(parts[2:]).split("+") if flag)
         if SQSH in flags and flags != (SQSH,):
@@ -294,7 +296,7 @@ class _Resolver:
         return EdfMount(source, os.path.normpath(destination), flags, value.where)
 
     def _absolute(self, path: str) -> str:
-        """A path relative to the process that starts the container; what is none stays as it is."""
+        """Resolve a relative path against the directory of the process that starts the container."""
         relative = path.startswith(("./", "../"))
         return os.path.normpath(self.cwd / path) if relative else path
 
@@ -303,7 +305,7 @@ class _Resolver:
         return bool(values[key,].raw) if (key,) in values else default
 
     def _shown(self, path: Path) -> str:
-        """A path as errors name it: relative to where we are, or to the home directory."""
+        """Return a path as errors show it: relative to the current or to the home directory."""
         home = self.environ.get("HOME", "")
         if path.is_relative_to(self.cwd):
             return str(path.relative_to(self.cwd))
@@ -312,9 +314,9 @@ class _Resolver:
         return str(path)
 
     def _chain(self, chain: tuple[Path, ...]) -> tuple[str, ...]:
-        """The files that led here, for an error that is not about the first one."""
-        shown = tuple(f"{'  ' * depth}{self._shown(path)}" for depth, path in enumerate(chain))
-        return shown if len(shown) > 1 else ()
+        """Return the chain of files for an error; empty when the error is in the first file."""
+        lines = tuple(f"{'  ' * depth}{self._shown(path)}" for depth, path in enumerate(chain))
+        return lines if len(lines) > 1 else ()
 
     def _chain_error(self, what: str, chain: tuple[Path, ...]) -> EdfError:
         return EdfError(
@@ -326,15 +328,15 @@ class _Resolver:
 
 
 def _expand(value: _Value, key: str, known: Environ) -> str:
-    """A text with its variables replaced, once: their values are not expanded again."""
+    """Return a text with its variables replaced; their values are not expanded again."""
 
-    def one(found: re.Match[str]) -> str:
-        if found[1] is None:
+    def one(match: re.Match[str]) -> str:
+        if match[1] is None:
             return "${"
-        inner = _IN_BRACES.fullmatch(found[1])
-        if inner is None or not found[2]:
+        inner = _IN_BRACES.fullmatch(match[1])
+        if inner is None or not match[2]:
             raise EdfError(
-                f"{key}: {found[0]} is no variable",
+                f"{key}: {match[0]} is not a variable",
                 where=value.where,
                 hint="write ${VAR}, ${VAR:-} if it may be undefined, or $${VAR} for the text itself",
             )
@@ -366,7 +368,7 @@ def _each_once(values: tuple[_Value, ...]) -> tuple[_Value, ...]:
 
 
 def _last_of_each(mounts: Iterable[EdfMount]) -> tuple[EdfMount, ...]:
-    """Of several mounts on one directory the last, as it would hide the others."""
+    """Return the last of several mounts on one directory, which would hide the others."""
     by_destination: dict[str, EdfMount] = {}
     for mount in mounts:
         by_destination.pop(mount.destination, None)
@@ -375,18 +377,18 @@ def _last_of_each(mounts: Iterable[EdfMount]) -> tuple[EdfMount, ...]:
 
 
 def _lines_of_elements(text: str, start: int, elements: tuple[str, ...]) -> list[int]:
-    """The line of each element of an array that begins on line `start`, as good as a search can tell."""
-    lines, at, found = text.split("\n"), start, []
+    """Search for the line of each element of an array that begins on line `start`."""
+    lines, at, numbers = text.split("\n"), start, []
     for element in elements:
         written = (toml_text.dump(element), f"'{element}'")
-        near = (
+        candidates = (
             number
             for number in range(at, len(lines) + 1)
-            if any(each in lines[number - 1] for each in written)
+            if any(form in lines[number - 1] for form in written)
         )
-        at = next(near, at)
-        found.append(at)
-    return found
+        at = next(candidates, at)
+        numbers.append(at)
+    return numbers
 
 
 def _names_in(directory: Path) -> list[str]:

@@ -1,11 +1,11 @@
-"""What an image's ENTRYPOINT does with the command that it is given, and what an EDF says of it."""
+"""Behaviour of an image's ENTRYPOINT, and the note on `edf.entrypoint = "auto"`."""
 
 from collections.abc import Sequence
 from enum import StrEnum
 
 from rc_tasks.util.text import listed
 
-# Of more images than these, only the number is told.
+# A note names this many images and counts the others.
 _MOST_NAMED = 5
 
 
@@ -13,9 +13,9 @@ class Behaviour(StrEnum):
     """What an ENTRYPOINT did when the podman step started it once.
 
     Pyxis gives an ENTRYPOINT a command of its own and waits for that process to stop
-    (pyxis_slurmstepd.c), so it starts only one that becomes its command. CSCS's Container Engine does
-    as Pyxis does. One that did not get to its command may do so on another node, with a GPU or a
-    licence: it proves nothing.
+    (pyxis_slurmstepd.c). So Pyxis, and CSCS's Container Engine as well, can start only an ENTRYPOINT
+    that becomes its command. A failure here proves nothing: the ENTRYPOINT may start its command on
+    another node, with a GPU or a licence.
     """
 
     NOT_TRIED = ""
@@ -26,7 +26,7 @@ class Behaviour(StrEnum):
 
     @property
     def words(self) -> str:
-        """What follows `the image's ENTRYPOINT`."""
+        """The rest of a sentence that begins with `the image's ENTRYPOINT`."""
         return _WORDS[self]
 
 
@@ -40,7 +40,7 @@ _WORDS = {
 
 
 def note(behaviour: Behaviour, names: Sequence[str]) -> str:
-    """What is told once of `edf.entrypoint = "auto"` in the images `names`, at least one of them."""
+    """Return the note on `edf.entrypoint = "auto"` for the images `names`, at least one of them."""
     its = "its" if len(names) == 1 else "their"
     means = f'{listed(names, _MOST_NAMED)}: edf.entrypoint = "auto" means'
     if behaviour is Behaviour.BECOMES:
@@ -55,7 +55,7 @@ def note(behaviour: Behaviour, names: Sequence[str]) -> str:
             f"{means} false here,\nas {entry}.\n{needs}\n"
             f"`entrypoint = true` under [edf] in {its} project.toml is for all other launchers"
         )
-    # The log has what podman said: a runtime that cannot start here would not start it the next time.
+    # A runtime that could not start the ENTRYPOINT would fail again; the log has podman's message.
     tries = (
         f"`doit log {names[0]} podman` shows why"
         if behaviour is Behaviour.UNKNOWN

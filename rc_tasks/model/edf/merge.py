@@ -1,8 +1,8 @@
-"""Bring a published env.toml up to date and leave alone what people changed in it.
+"""Update the generated values of env.toml, and keep the user's edits.
 
-The file itself tells what was generated, as a fresh clone has no other memory: comment lines
-`# generated: KEY=HASH …` hold the hash of each value as it was generated. A value with another hash
-was changed by a person, and a key without a value was deleted by one. `image` is always ours.
+The file itself records the generated values, as a fresh clone has no other record: comment lines
+`# generated: KEY=HASH …` hold the hash of each generated value. A user has changed a value with another
+hash, and has deleted a key without a value. `image` is always generated.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ WIDTH = 105
 
 _RECORD = re.compile(rf"^[ \t]*{PREFIX}((?: [^\s=]+=[0-9a-f]{{8}})+)[ \t]*(?:\n|\Z)", re.MULTILINE)
 
-# What was generated, by key; more than one hash where git merged two records.
+# The hashes of the generated values by key; more than one where git merged two records.
 Record = dict[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class EdfValue:
-    """A value of an EDF with the path under which it is written."""
+    """A value of an EDF with its key path."""
 
     path: KeyPath
     value: object
@@ -41,7 +41,7 @@ class EdfValue:
     @property
     def hash(self) -> str:
         """The first 8 hex digits of the SHA-256 of the value's canonical JSON."""
-        # A date is a value of TOML and none of JSON.
+        # `default` is for dates, which TOML has and JSON has not.
         canonical = json.dumps(self.value, ensure_ascii=False, separators=(",", ":"), default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -54,22 +54,22 @@ def merge(
     always: frozenset[str] = frozenset({"image"}),
     explanation: tuple[str, ...] = EXPLANATION,
 ) -> str:
-    """The env.toml to publish: `existing` with the generated values of `rendered`.
+    """Return the env.toml to publish: `existing` with the generated values of `rendered`.
 
-    Raises EdfError when `existing` is no valid EDF, or when a generated key cannot stand beside what a
-    person wrote; `where` is the path of env.toml. The keys in `always` are generated whatever a person
-    wrote there; `explanation` heads a file that has no record yet.
+    Raise EdfError when `existing` is not a valid EDF, or when a generated key conflicts with a user's
+    edit; `where` is the path of env.toml. The keys in `always` override a user's edits. `explanation` is
+    written at the head of a file that has no record yet.
     """
-    wanted = _values(rendered)
-    if existing is None or _is_nobodys(existing):
-        everything = {key: frozenset({value.hash}) for key, value in wanted.items()}
+    generated_values = _values(rendered)
+    if existing is None or _is_untouched(existing):
+        everything = {key: frozenset({value.hash}) for key, value in generated_values.items()}
         return _with_record(rendered, everything, explanation)
     schema.check(existing, where)
     text = existing.removeprefix("\ufeff").replace("\r\n", "\n")
     present, old = _values(text), _read_record(text)
     changes: dict[KeyPath, object] = {}
     record: Record = {}
-    for key, value in wanted.items():
+    for key, value in generated_values.items():
         generated = old.get(key, frozenset())
         is_new = key not in present and not generated
         is_ours = key in always or (key in present and present[key].hash in generated)
@@ -80,7 +80,7 @@ def merge(
         elif generated:
             record[key] = generated
     for key, generated in old.items():
-        if key in wanted:
+        if key in generated_values:
             continue
         if key in present and (key in always or present[key].hash in generated):
             changes[present[key].path] = None
@@ -90,7 +90,7 @@ def merge(
     if changes:
         text = _with_values(text, changes, where)
     merged = _with_record(text, record, explanation)
-    # By their hashes, as NaN is not equal to itself.
+    # The hashes are compared, as NaN is not equal to itself.
     if _hashes(merged) != _hashes(text):
         raise EdfError(
             f"a value of several lines holds a line that reads like our `{PREFIX} …`",
@@ -101,12 +101,12 @@ def merge(
 
 
 def generated_keys(text: str) -> frozenset[str]:
-    """The keys of which an EDF says that they were generated."""
+    """Return the keys in the record of an EDF."""
     return frozenset(_read_record(text.replace("\r\n", "\n")))
 
 
-def _is_nobodys(existing: str) -> bool:
-    """Whether a file is empty, or extends a base's EDF and holds nothing that a person wrote."""
+def _is_untouched(existing: str) -> bool:
+    """Return whether a file is empty, or extends a base's EDF and has no edits of a user."""
     text = existing.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text.strip():
         return True
@@ -126,8 +126,8 @@ def _is_nobodys(existing: str) -> bool:
 
 
 def _values(text: str) -> dict[str, EdfValue]:
-    found = toml_text.flat(tomllib.loads(text))
-    return {".".join(path): EdfValue(path, value) for path, value in found}
+    leaves = toml_text.flat(tomllib.loads(text))
+    return {".".join(path): EdfValue(path, value) for path, value in leaves}
 
 
 def _hashes(text: str) -> dict[str, str]:
@@ -135,7 +135,7 @@ def _hashes(text: str) -> dict[str, str]:
 
 
 def _with_values(text: str, values: Mapping[KeyPath, object], where: str) -> str:
-    """The text with values set or (None) removed."""
+    """Return the text with the values set, or removed where they are None."""
     from rc_tasks.util import toml_edit  # tomlkit: 24 ms
 
     changed = text
@@ -164,7 +164,7 @@ def _read_record(text: str) -> Record:
 
 
 def _with_record(text: str, record: Record, explanation: tuple[str, ...]) -> str:
-    """The text with the record in place of the old one, or else at its head."""
+    """Return the text with its record replaced, or with a new record at the head."""
     lines: list[str] = []
     for key, hashes in record.items():
         for value_hash in sorted(hashes):

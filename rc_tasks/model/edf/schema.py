@@ -1,7 +1,7 @@
-"""The EDF (Environment Definition File): what may stand in it, read, checked, and rendered.
+"""Schema of the EDF (Environment Definition File): parse, check and render it.
 
-Keys and forms: CSCS Container Engine, "EDF reference". Its successor's defaults differ for
-`entrypoint`, and it refuses bare mounts, so what is written here is always explicit.
+The keys are those of CSCS Container Engine, "EDF reference". Its successor has another default for
+`entrypoint` and refuses bare mounts, so we always write both explicitly.
 """
 
 import re
@@ -15,21 +15,21 @@ from rc_tasks.util import template, toml_schema, toml_text
 from rc_tasks.util.toml_schema import setting, wrong
 from rc_tasks.util.toml_text import KeyPath
 
-# `${VAR:-}` holds a colon that separates nothing.
+# The colon in `${VAR:-}` is not a separator.
 _MOUNT_PART = r"((?:\$\{[^}]*\}|[^:])+)"
 _MOUNT = re.compile(rf"{_MOUNT_PART}(?::{_MOUNT_PART}(?::{_MOUNT_PART})?)?")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def mount(raw: object) -> str:
-    """`SRC:DST[:FLAGS]`; a bare path is mounted under its own name.
+    """Return a mount `SRC:DST[:FLAGS]`; a bare path is mounted under its own name.
 
     `SRC` may be relative (`./…`), and both may begin with `${VAR}`.
     """
-    found = _MOUNT.fullmatch(toml_schema.text(raw))
-    if found is None:
+    match = _MOUNT.fullmatch(toml_schema.text(raw))
+    if match is None:
         raise wrong("a mount such as /scratch:/scratch", raw)
-    source, destination, flags = found[1], found[2] or found[1], found[3]
+    source, destination, flags = match[1], match[2] or match[1], match[3]
     if not source.startswith(("/", "${", "./")) or not destination.startswith(("/", "${")):
         raise ValueError(
             f"{wrong('a mount SRC:DST of absolute paths', raw)}; "
@@ -39,14 +39,14 @@ def mount(raw: object) -> str:
 
 
 def annotations(raw: object) -> dict[str, str]:
-    """Annotations, dotted or nested, as dotted keys; the values are strings, `"true"` too."""
+    """Return annotations, dotted or nested, as dotted keys; every value is a string, even `"true"`."""
     return {key: _string(key, value) for key, value in _dotted(raw).items()}
 
 
 def _any_annotations(raw: object) -> dict[str, str]:
-    """Annotations of an EDF: the successor takes a value that is no string as its TOML.
+    """Return annotations of an EDF; as in the successor, a value of another type becomes its TOML text.
 
-    sarus-suite/raster, src/lib.rs, map2hashmap.
+    Source: sarus-suite/raster, src/lib.rs, map2hashmap.
     """
     return {
         key: _string(key, value if isinstance(value, str) else toml_text.dump(value))
@@ -57,17 +57,17 @@ def _any_annotations(raw: object) -> dict[str, str]:
 def _dotted(raw: object) -> dict[str, object]:
     if not isinstance(raw, dict):
         raise wrong("a table of strings", raw)
-    found: dict[str, object] = {}
+    annotations: dict[str, object] = {}
     for path, value in toml_text.flat(raw):
         key = ".".join(path)
-        if key in found:
+        if key in annotations:
             raise ValueError(f"{key} is given twice, quoted and dotted")
-        found[key] = value
-    return found
+        annotations[key] = value
+    return annotations
 
 
 def variables(raw: object) -> dict[str, str]:
-    """Environment variables; the values are strings, an empty one unsets."""
+    """Return environment variables; the values are strings, and an empty string unsets a variable."""
     if not isinstance(raw, dict):
         raise wrong("a table of strings", raw)
     for key in raw:
@@ -81,12 +81,12 @@ def _string(key: str, value: object) -> str:
         return toml_schema.text(value)
     except ValueError as error:
         quoted = toml_text.dump(str(value).lower())
-        mend = f"; write {quoted}" if isinstance(value, bool | int | float) else ""
-        raise ValueError(f"{key}: {error}{mend}") from None
+        correction = f"; write {quoted}" if isinstance(value, bool | int | float) else ""
+        raise ValueError(f"{key}: {error}{correction}") from None
 
 
 def _names(raw: object) -> tuple[str, ...]:
-    return (raw,) if isinstance(raw, str) else toml_schema.each(toml_schema.text)(raw)
+    return (raw,) if isinstance(raw, str) else toml_schema.each_of(toml_schema.text)(raw)
 
 
 def _mount_as_written(raw: object) -> str:
@@ -96,14 +96,14 @@ def _mount_as_written(raw: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Edf:
-    """One EDF as it is written: None and empty say that the file leaves the choice to others."""
+    """One EDF as written; None and empty values mean that the file does not set the key."""
 
     base_environment: tuple[str, ...] = setting((), "EDFs that this one extends", _names)
     image: str = setting("", "image reference, or path of a SquashFS image")
     workdir: str = setting("", "first working directory")
     entrypoint: bool | None = setting(None, "run the image's ENTRYPOINT", toml_schema.boolean)
     writable: bool | None = setting(None, "root file system may be written", toml_schema.boolean)
-    mounts: tuple[str, ...] = setting((), "SRC:DST[:FLAGS]", toml_schema.each(_mount_as_written))
+    mounts: tuple[str, ...] = setting((), "SRC:DST[:FLAGS]", toml_schema.each_of(_mount_as_written))
     env: Mapping[str, str] = setting({}, "environment variables", variables)
     annotations: Mapping[str, str] = setting({}, "options of hooks, dotted", _any_annotations)
     devices: tuple[str, ...] = setting((), "devices (Sarus Suite only)")
@@ -111,7 +111,7 @@ class Edf:
 
 @dataclass(frozen=True, slots=True)
 class EdfValues:
-    """What the template `env.toml.j2` may use. `image` is the official path of the image."""
+    """The names in the template `env.toml.j2`. `image` is the official path of the image."""
 
     name: str
     image: PurePosixPath | str
@@ -124,7 +124,7 @@ class EdfValues:
 
 
 def loads(text: str, where: str) -> Edf:
-    """The EDF in a text; raises EdfError with all that is wrong in it."""
+    """Parse an EDF. Raise one EdfError for all problems."""
     place = partial(_place, text, where)
     values, problems = toml_schema.read(Edf, toml_text.loads(text, where, EdfError), place)
     if problems:
@@ -138,27 +138,27 @@ def _place(text: str, where: str, path: KeyPath) -> str:
 
 
 def check(text: str, where: str) -> None:
-    """Raises EdfError unless the text is an EDF."""
+    """Raise EdfError unless the text is an EDF."""
     loads(text, where)
 
 
 def notes(text: str, where: str) -> Iterator[str]:
-    """What an EDF says that the Container Engine's documentation does not allow; raises EdfError."""
+    """Yield notes on values of an EDF that CSCS's documentation does not allow. Raise EdfError."""
     check(text, where)
-    found = toml_text.loads(text, where, EdfError).get("annotations", {})
-    for key, value in _dotted(found).items():
+    annotations = toml_text.loads(text, where, EdfError).get("annotations", {})
+    for key, value in _dotted(annotations).items():
         if not isinstance(value, str):
-            place, shown = _place(text, where, ("annotations", key)), toml_text.dump(value)
+            place, as_toml = _place(text, where, ("annotations", key)), toml_text.dump(value)
             yield (
-                f"{place}: annotations: {key} is {shown} and is kept; the Container Engine wants"
-                f" strings: {toml_text.dump(shown)}"
+                f"{place}: annotations: {key} is {as_toml} and is kept; the Container Engine wants"
+                f" strings: {toml_text.dump(as_toml)}"
             )
 
 
 def render(text: str, where: str, values: EdfValues) -> str:
-    """The EDF that a template makes of the values; `where` is the template's path.
+    """Render the template of an EDF with the values; `where` is the template's path.
 
-    Raises EdfError when the template has a mistake, uses an unknown name, or makes no valid EDF.
+    Raise EdfError when the template has a mistake or an unknown name, or the result is not a valid EDF.
     """
     names = {name: getattr(values, name) for name in values.__slots__} | {"image": str(values.image)}
     rendered = template.fill(text, where, names, EdfError)
@@ -166,7 +166,7 @@ def render(text: str, where: str, values: EdfValues) -> str:
         check(rendered, "rendered text")
     except EdfError as error:
         raise EdfError(
-            "the template makes no valid EDF",
+            "the template does not make a valid EDF",
             where=where,
             quote=(f"{error.where}: {error.what}", *error.quote),
             hint="write every value through the filter toml: <@ image | toml @>",

@@ -1,7 +1,7 @@
-"""The build context: which files of a project directory a build can see.
+"""The build context: the files of a project directory that a build can read.
 
-Patterns are Docker's (`.dockerignore`). podman 4.3.1 reads some of them otherwise, so it is given
-the ignore file in a form that all builders read alike; see `ignore_text`.
+Patterns are Docker's (`.dockerignore`). podman 4.3.1 reads some of them differently, so `ignore_text`
+writes the ignore file in a form that all builders read alike.
 """
 
 import functools
@@ -20,9 +20,9 @@ from rc_tasks.errors import ProjectError
 from rc_tasks.model.graph.project import DOCKERFILE
 from rc_tasks.util.safe_read import advice, read_bytes
 
-# In podman's order: the first that exists is the only one that counts. {} is the Dockerfile's name.
+# podman uses only the first of these that exists. {} is the name of the Dockerfile.
 IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
-# What we make, or read ourselves, and the temporary names that it is made under.
+# The files that we write or read ourselves, and the names of their temporary files.
 OUR_FILES = (
     "image.sqsh",
     "image.json",
@@ -32,18 +32,18 @@ OUR_FILES = (
     ".image.json.*",
     ".env.toml.*",
 )
-# COPY drops the bits that give rights away, set-user-ID and set-group-ID, and keeps the sticky bit.
+# COPY drops set-user-ID and set-group-ID, and keeps the sticky bit.
 COPIED_MODE = 0o1777
-# Of this version equal values have equal bytes.
+# In this version of marshal, equal values have equal bytes.
 _MARSHAL = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What COPY could take from a directory, its `paths` relative with slashes and sorted.
+    """The files that COPY could take from a directory: sorted relative `paths`, with slashes.
 
-    `signature` is another whenever lstat says something else of one of them. `changed_ns` is when one
-    of them was changed last, by the clock of the file system.
+    `signature` changes whenever the result of lstat changes for one of them. `changed_ns` is the time of
+    the last change, in nanoseconds by the clock of the file system.
     """
 
     paths: tuple[str, ...]
@@ -52,19 +52,18 @@ class Listing:
 
 
 def ignore_text(directory: str | Path, dockerfile: str = DOCKERFILE) -> str:
-    """The complete ignore file for `podman build --ignorefile`, our own files last.
+    """Return the complete ignore file for `podman build --ignorefile`, our own files last.
 
-    Raises ProjectError for a pattern that Docker refuses.
+    Raise ProjectError for a pattern that Docker refuses.
     """
     names = {name for name, _ in _scan(directory, "")}
     return "".join(f"{rule.text}\n" for rule in _rules(directory, dockerfile, names))
 
 
 def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
-    """Everything that COPY could take from the directory.
+    """List everything that COPY could take from the directory, without following symlinks.
 
-    Symlinks are not followed. Raises ProjectError for what no image can hold and for a directory
-    that cannot be read.
+    Raise ProjectError for a file that no image can hold and for a directory that cannot be read.
     """
     top = list(_scan(directory, ""))
     ignored = _ignored(_rules(directory, dockerfile, {name for name, _ in top}))
@@ -75,7 +74,7 @@ def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
     while pending:
         prefix, above = pending.pop()
         level = ignored.level(prefix)
-        found: list[tuple[str | int, ...]] = []
+        entries: list[tuple[str | int, ...]] = []
         below: list[tuple[str, int]] = []
         for name, status in _scan(directory, prefix) if prefix else top:
             path, mode = prefix + name, status.st_mode
@@ -87,11 +86,11 @@ def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
                 continue
             paths.append(path)
             if stat.S_ISDIR(mode):
-                # Its size and times change with what is ignored in it.
-                found.append((path, mode))
+                # A directory's size and times also change with ignored files in it.
+                entries.append((path, mode))
             elif stat.S_ISREG(mode) or stat.S_ISLNK(mode):
                 size, ctime_ns = status.st_size, status.st_ctime_ns
-                found.append((path, mode, size, status.st_mtime_ns, ctime_ns, status.st_ino))
+                entries.append((path, mode, size, status.st_mtime_ns, ctime_ns, status.st_ino))
                 changed_ns = max(changed_ns, ctime_ns)
             else:
                 raise ProjectError(
@@ -99,35 +98,36 @@ def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
                     where=f"{directory}/{path}",
                     hint="remove it, or name it in .dockerignore",
                 )
-        # Directory by directory, as hundreds of thousands of files are held no longer than necessary.
-        found.sort()
-        signature.update(marshal.dumps(found, _MARSHAL))
+        # The digest is updated for each directory, so that memory need not hold the entries of all
+        # files.
+        entries.sort()
+        signature.update(marshal.dumps(entries, _MARSHAL))
         pending += sorted(below)
     paths.sort()
     return Listing(tuple(paths), signature.hexdigest(), changed_ns)
 
 
 def copy(directory: Path, destination: Path, dockerfile: str = DOCKERFILE) -> None:
-    """Copy all that the context holds, and nothing else, to `destination`, an empty directory."""
-    made = []
+    """Copy exactly the context to `destination`, an empty directory."""
+    directories = []
     for path in listing(directory, dockerfile).paths:
         source, target = directory / path, destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISDIR(source.lstat().st_mode):
             target.mkdir(exist_ok=True)
-            made.append((source, target))
+            directories.append((source, target))
         else:
             shutil.copy2(source, target, follow_symlinks=False)
-    for source, target in reversed(made):
+    for source, target in reversed(directories):
         shutil.copystat(source, target)
-    # podman 5.4 runs a RUN that mounts all of it again when only this has changed.
+    # podman 5.4 runs a RUN that mounts the whole context again when only this time has changed.
     os.utime(destination, (0, 0))
 
 
 def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The names in a directory with what lstat says of each."""
+    """Yield the names in a directory, each with its lstat."""
     try:
-        # By its descriptor: the kernel need not follow the whole path for every file.
+        # With a descriptor, the kernel need not resolve the whole path for every file.
         descriptor = os.open(f"{directory}/{prefix}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as items:
@@ -135,7 +135,7 @@ def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_res
                     try:
                         status = item.stat(follow_symlinks=False)
                     except FileNotFoundError:
-                        # Gone since the directory was listed, as editors' temporary files are.
+                        # The file was deleted after the listing, as temporary files of editors are.
                         continue
                     yield item.name, status
         finally:
@@ -158,10 +158,10 @@ def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_res
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One pattern: `text` is podman's; `again` when `!` brings things back.
+    """One pattern: `text` is its form for podman; `again` is set for `!`, which includes files again.
 
-    It matches the path `plain` alone, or what `regex` matches as a whole. All that it matches has
-    `slashes` slashes, or any number of them.
+    It matches the one path `plain`, or all paths that `regex` fully matches. Each of these has `slashes`
+    slashes; None means any number.
     """
 
     text: str
@@ -171,14 +171,14 @@ class _Rule:
     slashes: int | None
 
 
-# The index of the rule that decides while there is none.
+# The index that stands for no rule.
 _NO_RULE = -1
 
 
 class _Ignored:
-    """Decides by the last rule that matches a path or one of the directories that it lies in.
+    """Decides by the last rule that matches a path or one of its parent directories.
 
-    Rules are known by their indices, and a directory's rule holds below it until a later one matches.
+    Rules are given by their indices. A directory's rule holds below it until a later one matches.
     """
 
     def __init__(self, rules: tuple[_Rule, ...]) -> None:
@@ -188,7 +188,7 @@ class _Ignored:
         self.levels: dict[int, _Level | None] = {}
 
     def level(self, path: str) -> "_Level | None":
-        """The rules that may match a path of as many slashes; None when there are none."""
+        """Return the rules that may match a path with this number of slashes, or None."""
         slashes = path.count("/")
         if slashes not in self.levels:
             rules = [(at, rule) for at, rule in enumerate(self.rules) if rule.slashes in (None, slashes)]
@@ -196,7 +196,7 @@ class _Ignored:
         return self.levels[slashes]
 
     def ignores(self, path: str) -> bool:
-        """Whether a path is left out, asked for itself and not while its directories are listed."""
+        """Return whether a single path is left out, without a listing."""
         rule, at = _NO_RULE, 0
         while at >= 0:
             at = path.find("/", at + 1)
@@ -206,38 +206,38 @@ class _Ignored:
         return rule in self.out
 
     def may_contain(self, path: str) -> bool:
-        """Whether a `!` pattern could bring back something below an ignored directory.
+        """Return whether a `!` pattern could include something below an ignored directory.
 
-        podman 4.3.1 looks below it only when the pattern begins with its path, so there `COPY . /`
-        does not take sub/keep for `!**/keep`. But `COPY sub/keep /` does: all that it could take counts.
+        podman 4.3.1 descends only when the pattern begins with the directory's path. So with `!**/keep`,
+        `COPY . /` does not take sub/keep. But `COPY sub/keep /` takes it, so it is part of the context.
         """
         return any(start.startswith(f"{path}/") or f"{path}/".startswith(start) for start in self.starts)
 
 
-# Most projects have no rules of their own.
+# Most projects have no rules of their own, so they share one object.
 _ignored = functools.cache(_Ignored)
 
 
 class _Level:
-    """The rules that may match what lies at one depth."""
+    """The rules that may match paths of one depth."""
 
     def __init__(self, rules: list[tuple[int, _Rule]]) -> None:
         self.plain = {rule.plain: at for at, rule in rules if rule.regex is None}
         self.others = [(at, rule.regex.fullmatch) for at, rule in rules[::-1] if rule.regex is not None]
 
     def last(self, path: str, above: int) -> int:
-        """The last rule for a path, where `above` is that of its directory."""
-        found = max(above, self.plain.get(path, _NO_RULE))
+        """Return the last rule for a path; `above` is the rule of its directory."""
+        last = max(above, self.plain.get(path, _NO_RULE))
         for at, matches in self.others:
-            if at < found:
+            if at < last:
                 break
             if matches(path):
                 return at
-        return found
+        return last
 
 
 def _start(text: str) -> str:
-    """The part of a `!` pattern before its first wildcard; an escape counts as one, to be safe."""
+    """Return the part of a `!` pattern before its first wildcard; an escape counts as a wildcard."""
     return re.split(r"[*?\[\\]", text[1:], maxsplit=1)[0]
 
 
@@ -248,7 +248,7 @@ def _always() -> tuple[_Rule, ...]:
 
 def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
-    for name in (each.format(dockerfile) for each in IGNORE_FILES):
+    for name in (template.format(dockerfile) for template in IGNORE_FILES):
         if name not in names:
             continue
         try:
@@ -272,10 +272,10 @@ def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tu
     return (*rules, *_always())
 
 
-# Compiling a pattern takes longer than listing a small directory, and projects have many in common.
+# Compiling a pattern takes longer than listing a small directory, and projects share many patterns.
 @functools.cache
 def _rule(line: bytes) -> _Rule | None:
-    """The rule that a line makes; None for one that is blank or means the context itself."""
+    """Parse a line into a rule; None for one that is blank or means the context itself."""
     try:
         pattern = line.decode().strip()
     except UnicodeDecodeError:
@@ -285,7 +285,8 @@ def _rule(line: bytes) -> _Rule | None:
         pattern = pattern[1:].strip()
         if not pattern:
             raise ProjectError("! stands alone", hint="write the pattern behind it")
-    # A leading slash means the context, as none at all does; .. cannot leave it then.
+    # A pattern is relative to the context with and without a leading slash; with one, .. cannot leave
+    # it.
     rooted = pattern.startswith("/")
     pattern = (
         posixpath.normpath("/" + pattern.lstrip("/")).lstrip("/")
@@ -300,20 +301,20 @@ def _rule(line: bytes) -> _Rule | None:
         again,
         pattern,
         None if _WILD.isdisjoint(pattern) else re.compile(regex),
-        # Only ** and a class match a slash without being one.
+        # Besides a slash itself, only ** and a class match a slash.
         None if "**" in pattern or "[" in pattern else pattern.count("/"),
     )
 
 
-# These mean something to podman 4.3.1's patterns or to the regular expressions that it makes of them
-# without escaping: a file named a+b is never matched by the pattern a+b there.
+# These are special in podman 4.3.1's patterns, or in the regular expressions that it makes of them
+# without escaping: its pattern a+b never matches a file named a+b.
 _SPECIAL = frozenset("\\*?[](){}+|^")
-# What makes a pattern match other paths than itself.
+# With these, a pattern can match other paths than itself.
 _WILD = frozenset("\\*?[")
 
 
 def _translate(pattern: str) -> tuple[str, str]:
-    """A cleaned pattern in the form for podman, and as a regular expression for whole paths."""
+    """Return a cleaned pattern in its form for podman, and as a regular expression for whole paths."""
     text = regex = ""
     at = 0
     while at < len(pattern):
@@ -335,7 +336,7 @@ def _translate(pattern: str) -> tuple[str, str]:
         else:
             if character == "\\":
                 character, at = _escaped(pattern, at), at + 1
-            # A blank, ! or # in front would be read as something else than itself.
+            # An unescaped blank, ! or # at the start has a special meaning.
             leading = not text and (character in "!#" or character.isspace())
             text += f"\\{character}" if leading or character in _SPECIAL else character
             regex += re.escape(character)
@@ -343,7 +344,7 @@ def _translate(pattern: str) -> tuple[str, str]:
 
 
 def _class(pattern: str, at: int) -> tuple[int, str]:
-    """The character class whose [ stands before `at`, in a form that podman and `re` read alike."""
+    """Return the character class after the [ before `at`, as a pattern for `re` that means the same."""
     negated = "^" if pattern.startswith("^", at) else ""
     at += len(negated)
     members = ""

@@ -1,4 +1,4 @@
-"""Which image is built on which: edges from the Dockerfiles, order, cycles."""
+"""The graph of images: edges from the Dockerfiles, build order, cycles."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from rc_tasks.model.reference import near
 
 @dataclass(frozen=True, slots=True)
 class ImageNode:
-    """A project with what its files say.
+    """A project with its parsed files.
 
-    `local` maps each base as it is written (`localhost/reasoning_base`) to the project that makes
-    it; `remote` lists the registry references.
+    `local` maps each base as written (`localhost/reasoning_base`) to the project that builds it.
+    `remote` lists the registry references.
     """
 
     project: Project
@@ -35,21 +35,21 @@ class ImageNode:
     def pinned(self) -> tuple[str, ...]:
         """The registry references that builds take by a pin.
 
-        Not those with a digest of their own, of a stage that is not needed, or of another platform,
+        These exclude references with a digest, in a stage that is not needed, or of another platform,
         which podman pulls itself.
         """
         used = [base for base in self.dockerfile.bases if base.stage in self.dockerfile.needed]
-        foreign = {base.name for base in used if base.foreign}
+        other_platform = {base.name for base in used if base.other_platform}
         names = dict.fromkeys(base.name for base in used if base.name in self.remote)
-        return tuple(name for name in names if "@" not in name and name not in foreign)
+        return tuple(name for name in names if "@" not in name and name not in other_platform)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageGraph:
-    """All images of a checkout, bases before what is built on them.
+    """All images of a checkout, each after its bases.
 
-    `broken` holds what cannot be built, by name, and why; of these, `circular` are built on one
-    another. `problems` concerns directories whose very name cannot be used.
+    `broken` maps the name of an image that cannot be built to the error. `circular` holds those of them
+    that are built on one another. `problems` are about directories whose names cannot be used.
     """
 
     images: Mapping[str, ImageNode]
@@ -59,7 +59,7 @@ class ImageGraph:
     circular: Mapping[str, ImageNode] = field(default_factory=dict)
 
     def resolve(self, name: str) -> ImageNode:
-        """The image with this name or alias; raises the error that breaks it, or ProjectError."""
+        """Return the image with this name or alias. Raise the error that breaks it, or ProjectError."""
         name = self.aliases.get(name, name)
         if name in self.broken:
             raise self.broken[name]
@@ -71,22 +71,21 @@ class ImageGraph:
         return self.images[name]
 
     def names(self) -> tuple[str, ...]:
-        """Every name that a person may use."""
+        """Return every name that a user may give."""
         return (*self.images, *self.aliases, *self.broken)
 
     def aliases_of(self) -> dict[str, list[str]]:
-        """The aliases of each image that has any."""
-        found: dict[str, list[str]] = {}
+        """Return the aliases of each image that has any."""
+        aliases: dict[str, list[str]] = {}
         for alias, target in self.aliases.items():
-            found.setdefault(target, []).append(alias)
-        return found
+            aliases.setdefault(target, []).append(alias)
+        return aliases
 
     def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
-        """Remarks for people who build these images: what podman takes and they may not have meant.
+        """Yield notes on probable mistakes in these images that podman accepts.
 
-        Registry bases that may be misspelt projects are among them.
-        Near names take milliseconds to find, so they are looked for once for each base, and only when
-        notes are shown.
+        Among them are registry bases that may be misspelt projects. A search for near names takes
+        milliseconds, so it is done once for each base, and only when notes are shown.
         """
         names = self.names()
         close = cache(lambda name: near(name, names))
@@ -96,27 +95,27 @@ class ImageGraph:
             for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
                 if name in node.remote and "/" not in name and close(name):
                     yield (
-                        f"{where}:{line}: {name} is no image of this checkout and will be pulled from a"
-                        f" registry; did you mean {' or '.join(close(name))}?"
+                        f"{where}:{line}: {name} is not an image of this checkout and will be pulled"
+                        f" from a registry; did you mean {' or '.join(close(name))}?"
                     )
 
     def above(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The named images with all that they are built on, bases first."""
-        wanted: set[str] = set()
+        """Return the named images with all their direct and indirect bases, bases first."""
+        reached: set[str] = set()
         todo = list(names)
         while todo:
             name = todo.pop()
-            if name not in wanted and name in self.images:
-                wanted.add(name)
+            if name not in reached and name in self.images:
+                reached.add(name)
                 todo += self.images[name].bases
-        return tuple(name for name in self.images if name in wanted)
+        return tuple(name for name in self.images if name in reached)
 
 
 def local_name(written: str, names: Container[str]) -> str | None:
-    """The project or alias that a base names, or None for a registry reference.
+    """Return the project or alias that a base names, or None for a registry reference.
 
-    `localhost/` may stand before the name, and a missing tag and `:latest` are the same, as for
-    every container tool.
+    The name may begin with `localhost/`. A missing tag and `:latest` are the same, as in every container
+    tool.
     """
     name = written.removeprefix("localhost/")
     same = name.removesuffix(":latest") if name.endswith(":latest") else f"{name}:latest"
@@ -130,9 +129,9 @@ def link(
     aliases: Mapping[str, str],
     names: Set[str],
 ) -> ImageNode:
-    """The project as a node of the graph; `names` are all projects and aliases.
+    """Return the project as a node of the graph; `names` are all projects and aliases.
 
-    Raises DockerfileError.
+    Raise DockerfileError.
     """
     local: dict[str, str] = {}
     remote: dict[str, None] = {}
@@ -143,7 +142,7 @@ def link(
             continue
         if base.name.startswith("localhost/") and base.stage in dockerfile.needed:
             raise DockerfileError(
-                f"{base.name} is no image of this checkout, and localhost/ cannot be pulled",
+                f"{base.name} is not an image of this checkout, and localhost/ cannot be pulled",
                 where=f"{project.shown_dockerfile}:{base.line}",
                 hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
             )
@@ -157,7 +156,7 @@ def graph(
     broken: Mapping[str, RcError] | None = None,
     problems: Iterable[RcError] = (),
 ) -> ImageGraph:
-    """The graph of all nodes, bases first; images on a cycle are broken, with the cycle as reason."""
+    """Return the graph of all nodes, bases first; images on a cycle are broken, with it as reason."""
     by_name = {node.project.name: node for node in nodes}
     bad = dict(broken or {})
     while True:
@@ -167,24 +166,24 @@ def graph(
         )
         try:
             order = tuple(sorter.static_order())
-        except CycleError as found:
-            # graphlib lists each node before the one that is built on it.
-            cycle = tuple(reversed(found.args[1]))[:-1]
+        except CycleError as error:
+            # graphlib lists each node before its dependent node.
+            cycle = tuple(reversed(error.args[1]))[:-1]
             bad |= dict.fromkeys(cycle, _cycle_error(cycle, by_name))
         else:
             break
-    kept = {}
+    valid = {}
     for alias in aliases:
         if alias.target in by_name or alias.target in bad:
-            kept[alias.name] = alias.target
+            valid[alias.name] = alias.target
         else:
             bad[alias.name] = _no_image(alias)
     circular = {name: node for name, node in by_name.items() if name not in good}
-    return ImageGraph({name: good[name] for name in order}, kept, bad, tuple(problems), circular)
+    return ImageGraph({name: good[name] for name in order}, valid, bad, tuple(problems), circular)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """The hint for a name that nothing has."""
+    """Return the hint for an unknown name."""
     close = near(name, names)
     return f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names"
 

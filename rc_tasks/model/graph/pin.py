@@ -1,6 +1,6 @@
-"""Pins of registry bases as the text of bases.lock says them: read, and changed line by line.
+"""Pins of registry bases in bases.lock: parse the text, and change single lines of it.
 
-People edit that file and git merges it: what stands there beside the pins stays.
+People edit that file and git merges it, so comments and other text in it are kept.
 """
 
 import re
@@ -16,21 +16,21 @@ from rc_tasks.util.toml_schema import Problem, wrong
 LOCK = "bases.lock"
 
 _HEAD = """\
-# What builds take of each registry base, whatever its tag stands for by now. Commit this file;
-# `doit bases` tells what is in it, and `doit bases --update` moves a pin.
+# The digest that builds take of each registry base, even when its tag has moved. Commit this file;
+# `doit bases` shows its pins, and `doit bases --update` moves one.
 """
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEADER = re.compile(r"[ \t]*\[[ \t]*(\"(?:[^\"\\]|\\.)*\"|'[^']*'|[A-Za-z0-9_-]+)[ \t]*\]")
-# git's marks of a conflict; the equals signs between them do not stand alone.
+# git's conflict markers; the line of equals signs occurs only between two of these.
 _CONFLICT = re.compile(r"(<{7}|\|{7}|>{7})( .*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A pinned base. `digest` is what the registry served: the index, where there are several machines.
+    """A pinned base. `digest` is that which the registry served: an index's, for several platforms.
 
-    `pinned_at` is in ISO 8601, or empty where somebody left it out. `previous` is the digest before
-    the pin was moved. `name` is the whole reference that a short one (`debian:12`) stood for.
+    `pinned_at` is in ISO 8601, or empty if the user left it out. `previous` is the digest before the
+    last update. `name` is the full reference of a short one (`debian:12`).
     """
 
     digest: str
@@ -39,18 +39,18 @@ class Pin:
     name: str = ""
 
     def exact(self, reference: str) -> str:
-        """What is pulled for a reference: its repository at the digest."""
+        """Return the reference to pull: the repository at the digest."""
         whole = ImageReference.parse(self.name or reference)
         return str(replace(whole, tag=None, digest=self.digest))
 
 
 def is_digest(text: str) -> bool:
-    """Whether a text is a digest as pins have it."""
+    """Return whether a text is a digest `sha256:…`."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def parse(text: str) -> dict[str, Pin]:
-    """The pins by reference; raises one PinError for all that is wrong, with the lines."""
+    """Parse the pins by reference. Raise one PinError for all problems, with their lines."""
     for number, line in enumerate(text.splitlines(), 1):
         if _CONFLICT.fullmatch(line):
             raise PinError(
@@ -75,9 +75,9 @@ def parse(text: str) -> dict[str, Pin]:
 
 
 def with_pin(text: str, reference: str, pin: Pin) -> str:
-    """The text with one pin set; a new one stands where it belongs by its name.
+    """Return the text with one pin set; a new pin is inserted in the order of the references.
 
-    Raises PinError when the pin stands there in a form that cannot be changed.
+    Raise PinError when the pin is written in a form that cannot be changed.
     """
     # tomlkit, which changes values, takes 24 ms to import.
     from rc_tasks.util.toml_edit import with_value
@@ -99,7 +99,7 @@ def with_pin(text: str, reference: str, pin: Pin) -> str:
 
 
 def _values(pin: Pin) -> dict[str, str]:
-    """The keys of an entry in their order; empty ones are not written."""
+    """Return the keys of an entry in their order; empty values are not written."""
     return {
         "digest": pin.digest,
         "previous": pin.previous,
@@ -113,13 +113,13 @@ def _with_entry(text: str, reference: str, pin: Pin) -> str:
     entry = [f"[{toml_text.dump_key((reference,))}]"]
     entry += [f"{key} = {toml_text.dump(value)}" for key, value in values.items()]
     lines = (text or _HEAD).splitlines()
-    wanted = {**tomllib.loads(text), reference: values}
+    expected = {**tomllib.loads(text), reference: values}
     for at in (_sorted_place(lines, reference), len(lines)):
         above, below = lines[:at], lines[at:]
         blank = [""] if above and above[-1].strip() else []
         candidate = "\n".join((*above, *blank, *entry, *(["", *below] if below else []))) + "\n"
         try:
-            if tomllib.loads(candidate) == wanted:
+            if tomllib.loads(candidate) == expected:
                 return candidate
         except tomllib.TOMLDecodeError:
             continue  # a line that looks like a header stands inside a long string
@@ -131,19 +131,19 @@ def _with_entry(text: str, reference: str, pin: Pin) -> str:
 
 
 def _sorted_place(lines: list[str], reference: str) -> int:
-    """The line before which an entry stands, so that the references are sorted."""
+    """Return the index of the line above which to insert an entry, so that references are sorted."""
     at = 0
     for number, line in enumerate(lines, 1):
         if (_entry_name(line) or "") > reference:
             return at
-        # A comment right above a pin is about it.
+        # A comment right above a pin belongs to that pin.
         if not line.lstrip().startswith("#"):
             at = number
     return len(lines)
 
 
 class _Wrong(ValueError):
-    """What is wrong with an entry, and in which of its keys."""
+    """An error in an entry, with the key that is wrong."""
 
     def __init__(self, what: str, key: str, hint: str) -> None:
         super().__init__(what)
@@ -162,7 +162,7 @@ def _pin(reference: str, entry: object) -> Pin:
             raise _Wrong(f"{key} is not a known key", key, f"known here: {', '.join(known)}")
     if "digest" not in entry:
         raise _Wrong(
-            f"{reference} has no digest", "", "take this entry out: the next build pins the base anew"
+            f"{reference} has no digest", "", "take this entry out: the next build pins the base again"
         )
     for key in ("digest", "previous"):
         value = entry.get(key, "")
@@ -184,9 +184,9 @@ def _time(value: object) -> str:
     if value == "":
         return ""
     try:
-        found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-        # A day, or a time of no zone: as good as it can be taken.
-        return (found if found.tzinfo else found.astimezone()).isoformat(timespec="seconds")
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        # A date, or a time without a zone, is taken as local time.
+        return (time if time.tzinfo else time.astimezone()).isoformat(timespec="seconds")
     except (ValueError, OverflowError):
         raise _Wrong(
             f"pinned_at: {wrong('a time such as 2026-11-22T10:04:00+00:00', value)}",
@@ -199,12 +199,12 @@ def _place(text: str, path: tuple[str, ...]) -> str:
     line = toml_text.line_of(text, path)
     if line is None:
         lines = enumerate(text.splitlines(), 1)
-        line = next((number for number, each in lines if _entry_name(each) == path[0]), None)
+        line = next((number for number, text_line in lines if _entry_name(text_line) == path[0]), None)
     return LOCK if line is None else f"{LOCK}:{line}"
 
 
 def _entry_name(line: str) -> str | None:
-    """The reference that a header such as `["debian:12"]` names."""
+    """Return the reference that a header such as `["debian:12"]` names."""
     header = _HEADER.match(line)
     try:
         return next(iter(tomllib.loads(f"{header[1]} = 0"))) if header is not None else None

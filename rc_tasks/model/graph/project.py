@@ -1,4 +1,4 @@
-"""Finds the project directories of a checkout, and owns every path that belongs to one."""
+"""Project directories of a checkout, and every path in them."""
 
 import os
 import stat
@@ -18,15 +18,15 @@ ARTIFACT = "image.sqsh"
 IMAGE_JSON = "image.json"
 EDF = "env.toml"
 RECIPE = "project.toml"
-# Left behind when git switches to a branch that does not have the project.
+# git leaves these files when it switches to a branch without the project.
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """One image's directory. `path` is relative to the checkout, such as `projects/reasoning:2025.1`.
+    """The directory of an image. `path` is relative to the checkout: `projects/reasoning:2025.1`.
 
-    `dockerfile_name` is the one of DOCKERFILES that podman takes there.
+    `dockerfile_name` is the one of DOCKERFILES that podman uses there.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Project:
 
     @property
     def base(self) -> str:
-        """The project's directory as a string: joining Paths for a thousand images takes a while."""
+        """The project's directory as a string, as joining Paths for a thousand images is slow."""
         return f"{self.root}/{self.path}"
 
     @property
@@ -71,11 +71,11 @@ class Project:
 
     @property
     def shown_dockerfile(self) -> str:
-        """The Dockerfile as errors name it."""
+        """The Dockerfile as errors show it."""
         return self.shown(self.dockerfile_name)
 
     def shown(self, name: str) -> str:
-        """A file of the project as errors name it: relative to the checkout."""
+        """Return a file of the project as errors show it: relative to the checkout."""
         return f"{self.path}/{name}"
 
 
@@ -89,22 +89,22 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A directory or symlink that should be a project and is none."""
+    """A directory or symlink that should be a project and is not."""
 
     name: str
     error: RcError
 
 
 def dockerfile_name(directory: str | Path) -> str:
-    """The name of the Dockerfile in a directory, or of what is in its place, if anything is."""
+    """Return the name of the Dockerfile in a directory, even if it is not a file."""
     names = [name for name in DOCKERFILES if os.path.lexists(f"{directory}/{name}")]
     files = (name for name in names if os.path.isfile(f"{directory}/{name}"))
     return next(files, names[0] if names else DOCKERFILE)
 
 
 def discover(root: Path) -> Iterator[Project | Alias | Broken]:
-    """The projects of a checkout: directories in `projects/`, and those beside it with a Dockerfile."""
-    # realpath: the checkout itself may be reached through a symlink.
+    """Yield the projects of a checkout: directories in `projects/`, or beside it with a Dockerfile."""
+    # The path of the checkout may be a symlink, and targets of aliases are compared as real paths.
     base = os.path.realpath(root)
     top = Path(base)
     for parent in ("", PROJECTS):
@@ -123,11 +123,11 @@ def discover(root: Path) -> Iterator[Project | Alias | Broken]:
                 continue
             path = f"{parent}/{entry.name}" if parent else entry.name
             try:
-                found = _entry(entry, path, top)
+                project = _entry(entry, path, top)
             except OSError as error:
-                found = Broken(entry.name, _unreadable(error, path))
-            if found is not None:
-                yield found
+                project = Broken(entry.name, _unreadable(error, path))
+            if project is not None:
+                yield project
 
 
 def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | Broken | None:

@@ -1,4 +1,4 @@
-"""The image graph as people look at it: images, aliases and registry bases, and what stands on what."""
+"""The graph view: images, aliases and registry bases as nodes, and the edges between them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from rc_tasks.model.graph.graph import ImageGraph
 
 
 class NodeKind(StrEnum):
-    """What a node stands for; UNKNOWN is a base that an alias promises and that does not exist."""
+    """The kind of a node; UNKNOWN is a base that an alias names and that does not exist."""
 
     IMAGE = "image"
     ALIAS = "alias"
@@ -19,7 +19,7 @@ class NodeKind(StrEnum):
 
 
 class EdgeKind(StrEnum):
-    """What an edge stands for; CIRCULAR is a base that closes a circle."""
+    """The kind of an edge; CIRCULAR is a base that closes a cycle."""
 
     BASE = "base"
     ALIAS = "alias"
@@ -28,9 +28,9 @@ class EdgeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """A name in the picture; only images have a state, a word as in `doit list`, and reasons for it.
+    """A node; only images have a `state` (a word of `doit list`) and `reasons` for it.
 
-    `rolled_back`: an older image is published in place of the newest.
+    `rolled_back`: an older image than the newest is published.
     """
 
     name: str
@@ -41,13 +41,13 @@ class GraphNode:
 
     @property
     def words(self) -> str:
-        """What stands below its name."""
+        """The text below the name."""
         return f"{self.state or self.kind}{', rolled back' if self.rolled_back else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`above` is a base of `below`, or the image whose alias `below` is."""
+    """An edge: `above` is a base of `below`, or the image of the alias `below`."""
 
     above: str
     below: str
@@ -56,32 +56,34 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class GraphView:
-    """Nodes by name; the edges to a node keep the order of its bases. Without the CIRCULAR edges there
-    is no circle."""
+    """Nodes by name, and edges; the edges to a node keep the order of its bases.
+
+    Without its CIRCULAR edges, the graph has no cycle.
+    """
 
     nodes: tuple[GraphNode, ...]
     edges: tuple[Edge, ...]
 
     def bases(self, name: str) -> list[str]:
-        """What an image is built on."""
+        """Return the bases of an image."""
         return [
             edge.above for edge in self.edges if edge.below == name and edge.link is not EdgeKind.ALIAS
         ]
 
     def aliases(self) -> dict[str, list[str]]:
-        """The aliases of each image that has any."""
-        found = defaultdict(list)
+        """Return the aliases of each image that has any."""
+        aliases = defaultdict(list)
         for edge in self.edges:
             if edge.link is EdgeKind.ALIAS:
-                found[edge.above].append(edge.below)
-        return dict(found)
+                aliases[edge.above].append(edge.below)
+        return dict(aliases)
 
 
 @dataclass(frozen=True, slots=True)
 class TreeRow:
-    """A line of a tree. `lasts` says of each node on the way down whether it is the last of its base.
+    """A line of a tree. `lasts` holds for each node on the path down whether it is the last of its base.
 
-    `again` is set where the node is only named: it stands with all below it at its first base.
+    `again` is set where the node is only named: its subtree is shown at its first base.
     """
 
     node: GraphNode
@@ -90,18 +92,18 @@ class TreeRow:
 
 
 def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
-    """The named images, all that is built on them, and all that these are built on."""
+    """Return the named images, all images that are built on them, and all bases of these."""
     bases = {name: node.bases for name, node in {**graph.images, **graph.circular}.items()}
     users: dict[str, list[str]] = defaultdict(list)
-    for name, each in bases.items():
-        for base in each:
+    for name, bases_of in bases.items():
+        for base in bases_of:
             users[base].append(name)
-    wanted = _reached(_reached(names, users), bases)
-    return [name for name in (*graph.images, *graph.broken) if name in wanted]
+    selected = _reached(_reached(names, users), bases)
+    return [name for name in (*graph.images, *graph.broken) if name in selected]
 
 
-def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> GraphView:
-    """The picture of the images in `states`: the state of each, why, and whether it is rolled back."""
+def graph_view(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> GraphView:
+    """Return the graph view of the images in `states`: state, reasons, and whether rolled back."""
     nodes = {name: GraphNode(name, NodeKind.IMAGE, *state) for name, state in states.items()}
     edges = []
     for name in sorted(states):
@@ -123,30 +125,30 @@ def picture(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], 
     )
 
 
-def levels(shown: GraphView) -> dict[str, int]:
-    """How far each node is from the bases that have none themselves, by the longest way."""
-    above: dict[str, list[str]] = {node.name: [] for node in shown.nodes}
-    for edge in shown.edges:
+def levels(view: GraphView) -> dict[str, int]:
+    """Return the length of the longest path from a root to each node."""
+    above: dict[str, list[str]] = {node.name: [] for node in view.nodes}
+    for edge in view.edges:
         if edge.link is not EdgeKind.CIRCULAR:
             above[edge.below].append(edge.above)
-    found: dict[str, int] = {}
+    level_of: dict[str, int] = {}
     for name in TopologicalSorter(above).static_order():
-        found[name] = max((found[base] + 1 for base in above[name]), default=0)
-    return found
+        level_of[name] = max((level_of[base] + 1 for base in above[name]), default=0)
+    return level_of
 
 
-def tree(shown: GraphView) -> Iterator[TreeRow]:
-    """The picture as the lines of a tree: each image below its first base, aliases left out."""
-    nodes = {node.name: node for node in shown.nodes}
+def tree(view: GraphView) -> Iterator[TreeRow]:
+    """Yield the lines of a tree: each image below its first base, without aliases."""
+    nodes = {node.name: node for node in view.nodes}
     home: dict[str, str] = {}
     below: dict[str, list[Edge]] = defaultdict(list)
-    for edge in shown.edges:
+    for edge in view.edges:
         if edge.link is not EdgeKind.ALIAS:
             below[edge.above].append(edge)
         if edge.link is EdgeKind.BASE:
             home.setdefault(edge.below, edge.above)
-    roots = [node for node in shown.nodes if node.kind is not NodeKind.ALIAS and node.name not in home]
-    # A stack and no recursion: a chain of images can be longer than Python's recursion is deep.
+    roots = [node for node in view.nodes if node.kind is not NodeKind.ALIAS and node.name not in home]
+    # A chain of images can be longer than Python's recursion limit, so this uses a stack.
     todo = [TreeRow(node) for node in reversed(roots)]
     while todo:
         row = todo.pop()
@@ -159,36 +161,36 @@ def tree(shown: GraphView) -> Iterator[TreeRow]:
                 todo.append(TreeRow(nodes[edge.below], lasts, None if here else edge.link))
 
 
-def _reached(names: Iterable[str], ways: Mapping[str, Sequence[str]]) -> set[str]:
-    found: set[str] = set()
+def _reached(names: Iterable[str], edges: Mapping[str, Sequence[str]]) -> set[str]:
+    reached: set[str] = set()
     todo = list(names)
     while todo:
         name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += ways.get(name, ())
-    return found
+        if name not in reached:
+            reached.add(name)
+            todo += edges.get(name, ())
+    return reached
 
 
 def _circular(names: Iterable[str], edges: Sequence[Edge]) -> set[Edge]:
-    """The edges that lead back to a node on the way to them, searched from the roots first."""
+    """Return the edges that lead back to a node on the current path of a depth-first search."""
     below: dict[str, list[Edge]] = defaultdict(list)
     for edge in edges:
         below[edge.above].append(edge)
     built = {edge.below for edge in edges}
-    found: set[Edge] = set()
+    circular: set[Edge] = set()
     done: set[str] = set()
     for start in sorted(names, key=lambda name: (name in built, name)):
-        way = {} if start in done else {start: iter(below[start])}
-        while way:
-            name, todo = next(reversed(way.items()))
+        path = {} if start in done else {start: iter(below[start])}
+        while path:
+            name, todo = next(reversed(path.items()))
             for edge in todo:
-                if edge.below in way:
-                    found.add(edge)
+                if edge.below in path:
+                    circular.add(edge)
                 elif edge.below not in done:
-                    way[edge.below] = iter(below[edge.below])
+                    path[edge.below] = iter(below[edge.below])
                     break
             else:
-                del way[name]
+                del path[name]
                 done.add(name)
-    return found
+    return circular

@@ -1,4 +1,4 @@
-"""What is different between two builds of an image: values, to be shown in any form."""
+"""Compare two builds of an image: packages, sizes, bases, build arguments, Dockerfile."""
 
 import difflib
 import re
@@ -12,8 +12,8 @@ from rc_tasks.model.manifest.manifest import Manifest, Origin, Package, PackageK
 from rc_tasks.model.manifest.versions import compare
 
 
-class How(StrEnum):
-    """What happened to a package; `rebuilt` has the same version, and another build of it."""
+class PackageChangeKind(StrEnum):
+    """How a package changed; `rebuilt` is another build of the same version."""
 
     UPGRADED = "upgraded"
     DOWNGRADED = "downgraded"
@@ -24,23 +24,23 @@ class How(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PackageChange:
-    """A package that is not as it was; `old` or `new` is None where it is not there."""
+    """A changed package; `old` is None when it was added, `new` when it was removed."""
 
-    how: How
+    how: PackageChangeKind
     old: Package | None
     new: Package | None
 
     @property
     def package(self) -> Package:
-        """The package as it is, or was."""
-        found = self.new or self.old
-        assert found is not None  # noqa: S101 - one of them is there
-        return found
+        """The new package, or the old one if it was removed."""
+        package = self.new or self.old
+        assert package is not None  # noqa: S101 - one of them is there
+        return package
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A value of both builds; empty where there is none."""
+    """A value in both builds; empty in a build without it."""
 
     old: str
     new: str
@@ -50,10 +50,10 @@ class Values:
 class Changes:
     """Two builds compared.
 
-    `bases` and `build_args` hold those that differ, `files` what happened to files of the context.
-    `dockerfile` is a unified diff without its head, line by line. `from_origins`: what both were made
-    from is known; else these are empty.
-    `directories_bytes` has the growth of each directory of the root that differs.
+    `bases` and `build_args` hold those that differ; `files` maps changed files of the context to the
+    kind of change. `dockerfile` has the lines of a unified diff without its header. All of these are
+    empty unless `from_origins`: the origins of both builds are known. `directories_bytes` has the growth
+    of each top directory whose size differs.
     """
 
     old: Manifest
@@ -69,7 +69,7 @@ class Changes:
 
 
 def compared(old: Manifest, new: Manifest) -> Changes:
-    """What is different in `new`."""
+    """Compare two builds."""
     before, after = old.origin, new.origin
     known = before is not None and after is not None
     return Changes(
@@ -87,20 +87,20 @@ def compared(old: Manifest, new: Manifest) -> Changes:
 
 
 def package_changes(old: Iterable[Package], new: Iterable[Package]) -> list[PackageChange]:
-    """The packages that differ, by kind, place and name."""
+    """Return the packages that differ, by kind, place and name."""
     before, after = _by_key(old), _by_key(new)
-    found = []
+    changes = []
     for key in sorted({*before, *after}):
         gone, come = _without_same(before.get(key, []), after.get(key, []))
-        # Several versions side by side, such as two architectures: those of one pair up.
+        # Several versions of a package, such as two architectures, are paired by architecture.
         pairs = zip_longest(gone, come) if len(gone) == len(come) == 1 else _by_architecture(gone, come)
         for was, now in pairs:
-            found.append(PackageChange(_how(was, now), was, now))
-    return found
+            changes.append(PackageChange(_how(was, now), was, now))
+    return changes
 
 
 def canonical(package: Package) -> str:
-    """A package's name as its kind compares it: PyPI's Foo.Bar is foo-bar."""
+    """Return a package's name in its kind's normal form: PyPI's Foo.Bar is foo-bar."""
     if package.kind is PackageKind.PYTHON:
         return re.sub(r"[-_.]+", "-", package.name).lower()
     return package.name
@@ -108,18 +108,20 @@ def canonical(package: Package) -> str:
 
 def _by_key(packages: Iterable[Package]) -> dict[tuple[int, str, str], list[Package]]:
     order = {kind: number for number, kind in enumerate(PackageKind)}
-    found: dict[tuple[int, str, str], list[Package]] = {}
+    packages_of: dict[tuple[int, str, str], list[Package]] = {}
     for package in packages:
-        found.setdefault((order[package.kind], package.place, canonical(package)), []).append(package)
-    return found
+        packages_of.setdefault((order[package.kind], package.place, canonical(package)), []).append(
+            package
+        )
+    return packages_of
 
 
 def _without_same(old: list[Package], new: list[Package]) -> tuple[list[Package], list[Package]]:
-    """Those on either side that have no equal on the other; how a name is spelt does not count."""
-    builds = [_build(each) for each in old], [_build(each) for each in new]
+    """Return the packages without an equal on the other side; the spelling of names does not count."""
+    builds = [_build(package) for package in old], [_build(package) for package in new]
     if builds[0] == builds[1]:
         return [], []
-    # Nearly all: counting takes ten times as long.
+    # Nearly all packages take this path, which is ten times as fast as counting.
     if len(old) <= 1 and len(new) <= 1:
         return old, new
     ours, theirs = map(Counter, builds)
@@ -141,20 +143,20 @@ def _build(package: Package) -> tuple[str, ...]:
 def _by_architecture(
     gone: list[Package], come: list[Package]
 ) -> Iterator[tuple[Package | None, Package | None]]:
-    for architecture in dict.fromkeys(each.architecture for each in (*gone, *come)):
+    for architecture in dict.fromkeys(package.architecture for package in (*gone, *come)):
         yield from zip_longest(
-            (each for each in gone if each.architecture == architecture),
-            (each for each in come if each.architecture == architecture),
+            (package for package in gone if package.architecture == architecture),
+            (package for package in come if package.architecture == architecture),
         )
 
 
-def _how(old: Package | None, new: Package | None) -> How:
+def _how(old: Package | None, new: Package | None) -> PackageChangeKind:
     if old is None or new is None:
-        return How.ADDED if old is None else How.REMOVED
+        return PackageChangeKind.ADDED if old is None else PackageChangeKind.REMOVED
     newer = compare(new.kind, old.version, new.version)
     if newer == 0:
-        return How.REBUILT
-    return How.UPGRADED if newer > 0 else How.DOWNGRADED
+        return PackageChangeKind.REBUILT
+    return PackageChangeKind.UPGRADED if newer > 0 else PackageChangeKind.DOWNGRADED
 
 
 def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Values]:
@@ -183,12 +185,12 @@ def _lines(old: Origin | None, new: Origin | None) -> tuple[str, ...]:
     if old is None or new is None:
         return ()
     lines = difflib.unified_diff(old.dockerfile.splitlines(), new.dockerfile.splitlines(), lineterm="")
-    # The first two name files.
+    # The first two lines hold file names.
     return tuple(lines)[2:]
 
 
 def _growth(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
     grown = {path: new.get(path, 0) - old.get(path, 0) for path in {**old, **new}}
     return {
-        path: size for path, size in sorted(grown.items(), key=lambda each: -abs(each[1])) if size != 0
+        path: size for path, size in sorted(grown.items(), key=lambda entry: -abs(entry[1])) if size != 0
     }

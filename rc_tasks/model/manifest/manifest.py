@@ -1,6 +1,6 @@
-"""What is inside an image and from what it was made: values and JSON (docs/reference/manifest.md).
+"""The manifest: contents and origin of an image as values, and their JSON (docs/reference/manifest.md).
 
-What is read may be another version's, or damaged: `parse` believes nothing about types.
+A file may be damaged or from another version, so the parsers check every type.
 """
 
 import json
@@ -12,12 +12,12 @@ from typing import Any
 
 from rc_tasks.util.file_mode import normalised
 
-# Raised when a key changes its meaning or goes, not when one is added.
+# Increase this when a key changes its meaning or is removed, not when one is added.
 SCHEMA = 1
 
 
 class PackageKind(StrEnum):
-    """What keeps account of a package."""
+    """The package manager of a package."""
 
     DPKG = "dpkg"
     APK = "apk"
@@ -45,7 +45,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Something in the image that could not be read, and why; `path` is the one in the image."""
+    """A path in the image that could not be read, and why."""
 
     path: str
     why: str
@@ -53,7 +53,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What the image's os-release says (os-release(5)); empty where there is none."""
+    """Values of the image's os-release (os-release(5)); empty where it has none."""
 
     id: str = ""
     version: str = ""
@@ -62,10 +62,10 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What was found in an image.
+    """Packages and sizes in an image.
 
-    `sizes_bytes` has the bytes of all regular files below each directory of the root, and under `/`
-    those in the root itself; a file with several names counts once, where it was met first.
+    `sizes_bytes` has the bytes of all regular files below each top directory, and under `/` those in the
+    root itself. A file with several names counts once, where the walk meets it first.
     """
 
     distribution: Distribution
@@ -77,11 +77,11 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an image was made from. Times are UTC, ISO 8601.
+    """The inputs of an image. Times are UTC, ISO 8601.
 
-    `bases` has for each base its image ID, for one of a registry its digest there (`sha256:…`, empty
-    when it is not known). `files` has the files of the context with their digests, as in image.json.
-    `commit` is empty outside git.
+    `bases` maps a local base to its image ID, and a registry base to its digest there (`sha256:…`, empty
+    when unknown). `files` maps the files of the context to their digests, as in image.json. `commit` is
+    empty outside git.
     """
 
     dockerfile: str
@@ -99,7 +99,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A published image. `origin` is None when it was built before that was kept.
+    """A published image. `origin` is None when it was built by a version that kept no origins.
 
     `size_bytes` is that of image.sqsh, `image_size_bytes` that of the image as podman counts it.
     """
@@ -115,37 +115,37 @@ class Manifest:
 
 
 def groups(packages: Iterable[Package]) -> dict[tuple[PackageKind, str], list[Package]]:
-    """Packages by kind and place, in the order of the kinds, each sorted by name."""
-    found: dict[tuple[PackageKind, str], list[Package]] = {}
+    """Group packages by kind and place, in the order of the kinds; sort each group by name."""
+    grouped: dict[tuple[PackageKind, str], list[Package]] = {}
     order = {kind: number for number, kind in enumerate(PackageKind)}
-    for package in sorted(packages, key=lambda each: (order[each.kind], each.place, _sorted(each))):
-        found.setdefault((package.kind, package.place), []).append(package)
-    return found
+    for package in sorted(packages, key=lambda item: (order[item.kind], item.place, _sorted(item))):
+        grouped.setdefault((package.kind, package.place), []).append(package)
+    return grouped
 
 
 def document(value: Contents | Origin | Manifest) -> dict[str, Any]:
-    """The JSON object of a value; empty fields of packages are left out."""
-    found: dict[str, Any] = {"schema": SCHEMA, **asdict(value)}
-    contents = found["contents"] if isinstance(value, Manifest) else found
+    """Return the JSON object of a value; empty fields of packages are left out."""
+    json_object: dict[str, Any] = {"schema": SCHEMA, **asdict(value)}
+    contents = json_object["contents"] if isinstance(value, Manifest) else json_object
     if "packages" in contents:
         contents["packages"] = [
             {key: text for key, text in package.items() if text} for package in contents["packages"]
         ]
-    return found
+    return json_object
 
 
 def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None:
-    """The manifest in a file without its origin; None when it is damaged or of a later version."""
+    """Parse a manifest from a file; None when it is damaged or of a later version."""
     try:
-        found = _document(text)
+        raw = _document(text)
         return Manifest(
-            name=_text(found, "name"),
-            image_id=_text(found, "image_id"),
-            architecture=_text(found, "architecture"),
-            published_at=_time(found, "published_at"),
-            size_bytes=_number(found, "size_bytes"),
-            image_size_bytes=_number(found, "image_size_bytes"),
-            contents=_contents(found["contents"]),
+            name=_text(raw, "name"),
+            image_id=_text(raw, "image_id"),
+            architecture=_text(raw, "architecture"),
+            published_at=_time(raw, "published_at"),
+            size_bytes=_number(raw, "size_bytes"),
+            image_size_bytes=_number(raw, "image_size_bytes"),
+            contents=_contents(raw["contents"]),
             origin=origin,
         )
     except _WRONG:
@@ -153,82 +153,82 @@ def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None
 
 
 def parse_contents(text: bytes) -> Contents:
-    """The contents alone, as `document` gives them; raises ValueError, KeyError or TypeError."""
+    """Parse contents from the JSON of `document`. Raise ValueError, KeyError or TypeError."""
     return _contents(_document(text))
 
 
 def parse_origin(text: bytes) -> Origin | None:
-    """The origin in a file; None when it is damaged or of a later version."""
+    """Parse an origin from a file; None when it is damaged or of a later version."""
     try:
-        found = _document(text)
+        raw = _document(text)
         return Origin(
-            dockerfile=_text(found, "dockerfile"),
-            build_args=_texts(found["build_args"]),
-            target=_text(found, "target"),
-            bases=_texts(found["bases"]),
-            files={path: normalised(value) for path, value in _texts(found["files"]).items()},
-            built_at=_text(found, "built_at"),
-            builder=_text(found, "builder"),
-            node=_text(found, "node"),
-            commit=_text(found, "commit"),
-            dirty=bool(found["dirty"]),
-            tools=_texts(found["tools"]),
+            dockerfile=_text(raw, "dockerfile"),
+            build_args=_texts(raw["build_args"]),
+            target=_text(raw, "target"),
+            bases=_texts(raw["bases"]),
+            files={path: normalised(value) for path, value in _texts(raw["files"]).items()},
+            built_at=_text(raw, "built_at"),
+            builder=_text(raw, "builder"),
+            node=_text(raw, "node"),
+            commit=_text(raw, "commit"),
+            dirty=bool(raw["dirty"]),
+            tools=_texts(raw["tools"]),
         )
     except _WRONG:
         return None
 
 
-# An endless nesting, a number without end: JSON holds more than a manifest.
+# JSON may hold more than a manifest can, such as endless nesting or an infinite number.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-_PACKAGE = tuple(each.name for each in fields(Package) if each.name != "kind")
+_PACKAGE = tuple(key.name for key in fields(Package) if key.name != "kind")
 
 
 def _document(text: bytes) -> dict[str, Any]:
-    found = json.loads(text)
-    if found["schema"] != SCHEMA:
-        raise ValueError(found["schema"])
-    return dict(found)
+    raw = json.loads(text)
+    if raw["schema"] != SCHEMA:
+        raise ValueError(raw["schema"])
+    return dict(raw)
 
 
-def _contents(found: dict[str, Any]) -> Contents:
-    distribution = found["distribution"]
+def _contents(raw: dict[str, Any]) -> Contents:
+    distribution = raw["distribution"]
     return Contents(
-        Distribution(*(_text(distribution, each.name) for each in fields(Distribution))),
+        Distribution(*(_text(distribution, item.name) for item in fields(Distribution))),
         tuple(
             Package(
-                PackageKind(each["kind"]), **{key: _text(each, key) for key in _PACKAGE if key in each}
+                PackageKind(item["kind"]), **{key: _text(item, key) for key in _PACKAGE if key in item}
             )
-            for each in found["packages"]
+            for item in raw["packages"]
         ),
-        {str(path): _number(found["sizes_bytes"], path) for path in found["sizes_bytes"]},
-        _number(found, "files"),
-        tuple(Unread(_text(each, "path"), _text(each, "why")) for each in found["unread"]),
+        {str(path): _number(raw["sizes_bytes"], path) for path in raw["sizes_bytes"]},
+        _number(raw, "files"),
+        tuple(Unread(_text(item, "path"), _text(item, "why")) for item in raw["unread"]),
     )
 
 
-def _text(found: dict[str, Any], key: str) -> str:
-    value = found[key]
+def _text(raw: dict[str, Any], key: str) -> str:
+    value = raw[key]
     if not isinstance(value, str):
         raise TypeError(key)
     return value
 
 
-def _time(found: dict[str, Any], key: str) -> str:
-    value = _text(found, key)
+def _time(raw: dict[str, Any], key: str) -> str:
+    value = _text(raw, key)
     if datetime.fromisoformat(value).tzinfo is None:
         raise ValueError(value)
     return value
 
 
-def _number(found: dict[str, Any], key: str) -> int:
-    value = found[key]
+def _number(raw: dict[str, Any], key: str) -> int:
+    value = raw[key]
     if not isinstance(value, int) or value < 0:
         raise TypeError(key)
     return value
 
 
-def _texts(found: dict[str, Any]) -> dict[str, str]:
-    return {key: _text(found, key) for key in found}
+def _texts(raw: dict[str, Any]) -> dict[str, str]:
+    return {key: _text(raw, key) for key in raw}
 
 
 def _sorted(package: Package) -> tuple[str, str, str]:

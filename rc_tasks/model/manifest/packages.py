@@ -1,7 +1,7 @@
-"""The books that package managers keep in an image, read from their bytes.
+"""Parsers for package databases: dpkg, apk, rpm, conda, Python.
 
-They are the image's, hence of any content: a value that cannot be one is passed over, ValueError means
-that nothing of a book can be read.
+The bytes come from an image and may be anything. Parsers skip an impossible value, and raise ValueError
+when they can read nothing of a database.
 """
 
 import json
@@ -11,46 +11,46 @@ from collections.abc import Iterable, Iterator
 
 from rc_tasks.model.manifest.manifest import Distribution, Package, PackageKind
 
-# No name or version of a real package is near it.
+# Names and versions of real packages are far shorter.
 LONGEST = 256
 
-# dpkg(1): in the other states nothing of the package is there, or its configuration alone.
+# dpkg(1): in these states the package is not installed, or only its configuration is.
 _ABSENT = frozenset({b"not-installed", b"config-files", b"half-installed"})
 _DPKG_KEYS = (b"Package:", b"Version:", b"Architecture:", b"Status:")
 _APK_KEYS = (b"P:", b"V:", b"A:")
 # rpmtag.h of rpm: numbers of tags and types.
 _RPM_NAME, _RPM_VERSION, _RPM_RELEASE, _RPM_EPOCH, _RPM_ARCH = 1000, 1001, 1002, 1003, 1022
 _RPM_INT32, _RPM_STRING = 4, 6
-# No `.*?` before white space here: a line of a million blanks would take for ever.
+# `.*?` before white space would take for ever on a line of a million blanks.
 _OS_RELEASE = re.compile(rb"^(ID|VERSION_ID|PRETTY_NAME)=(.*)$", re.MULTILINE)
 
 
 def dpkg(lines: Iterable[bytes], place: str) -> Iterator[Package]:
-    """The packages in dpkg's `status`, or in a file of `status.d` (distroless images)."""
-    for found in _paragraphs(lines, _DPKG_KEYS):
-        state = found.get(b"Status:", b"").split(b" ")[-1]
+    """Yield the packages in dpkg's `status`, or in a file of `status.d` (distroless images)."""
+    for paragraph in _paragraphs(lines, _DPKG_KEYS):
+        state = paragraph.get(b"Status:", b"").split(b" ")[-1]
         if state not in _ABSENT:
             yield from _package(
                 PackageKind.DPKG,
-                found,
+                paragraph,
                 b"Package:",
                 b"Version:",
                 place,
-                found.get(b"Architecture:", b""),
+                paragraph.get(b"Architecture:", b""),
             )
 
 
 def apk(lines: Iterable[bytes], place: str) -> Iterator[Package]:
-    """The packages in apk's `installed`."""
-    for found in _paragraphs(lines, _APK_KEYS):
-        yield from _package(PackageKind.APK, found, b"P:", b"V:", place, found.get(b"A:", b""))
+    """Yield the packages in apk's `installed`."""
+    for paragraph in _paragraphs(lines, _APK_KEYS):
+        yield from _package(PackageKind.APK, paragraph, b"P:", b"V:", place, paragraph.get(b"A:", b""))
 
 
 def rpm(header: bytes, place: str) -> Package | None:
-    """The package in a header of an rpm database; None for a signing key, which is kept as one.
+    """Return the package in a header of an rpm database; None for a signing key, which rpm keeps there.
 
     The format is rpm's own (docs/manual/format_header.md): two counts, entries of tag, type, offset and
-    count, and the data that they point into. Raises ValueError.
+    count, and the data that they point into. Raise ValueError.
     """
     try:
         count, size_bytes = struct.unpack_from(">II", header)
@@ -75,41 +75,41 @@ def rpm(header: bytes, place: str) -> Package | None:
 
 
 def python(metadata: bytes, place: str) -> Package:
-    """The package of a METADATA or PKG-INFO; only what stands before the first empty line counts.
+    """Return the package of a METADATA or PKG-INFO; only the lines above the first empty one count.
 
-    Raises ValueError.
+    Raise ValueError.
     """
     head = re.split(rb"\r?\n[ \t]*\r?\n", metadata, maxsplit=1)[0]
-    found = {}
+    headers = {}
     for key in (b"Name", b"Version"):
         match = re.search(rb"(?mi)^%s:(.*)$" % key, head)
-        found[key] = match[1].strip() if match is not None else b""
-    package = next(_package(PackageKind.PYTHON, found, b"Name", b"Version", place), None)
+        headers[key] = match[1].strip() if match is not None else b""
+    package = next(_package(PackageKind.PYTHON, headers, b"Name", b"Version", place), None)
     if package is None:
         raise ValueError("it has no Name or Version")
     return package
 
 
 def python_directory(name: str, place: str) -> Package | None:
-    """The package as the name of its directory tells it: `numpy-2.1.0.dist-info`."""
+    """Return the package from the name of its directory: `numpy-2.1.0.dist-info`."""
     stem = name.removesuffix(".dist-info").removesuffix(".egg-info").removesuffix(".egg")
     distribution, _, rest = stem.partition("-")
     version = re.sub(r"-py\d.*", "", rest)
-    found = {b"Name": _bytes(distribution), b"Version": _bytes(version)}
-    return next(_package(PackageKind.PYTHON, found, b"Name", b"Version", place), None)
+    headers = {b"Name": _bytes(distribution), b"Version": _bytes(version)}
+    return next(_package(PackageKind.PYTHON, headers, b"Name", b"Version", place), None)
 
 
 def conda(text: bytes, place: str) -> Package:
-    """The package of a file in `conda-meta`. Raises ValueError."""
+    """Return the package of a file in `conda-meta`. Raise ValueError."""
     try:
-        found = json.loads(text)
-        name, version, build = (str(found[key]) for key in ("name", "version", "build"))
-        subdir, channel = str(found.get("subdir") or ""), str(found.get("channel") or "")
+        record = json.loads(text)
+        name, version, build = (str(record[key]) for key in ("name", "version", "build"))
+        subdir, channel = str(record.get("subdir") or ""), str(record.get("channel") or "")
     except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"it does not tell a package ({type(error).__name__})") from None
     if not _sound(name) or not _sound(version):
         raise ValueError("it has no name or version")
-    # Channels of companies have passwords in their addresses.
+    # Addresses of private channels may hold passwords or tokens.
     channel = re.sub(r"//[^/@]*@|/t/[^/]*(?=/)", lambda part: "//" if part[0][1] == "/" else "", channel)
     return Package(
         PackageKind.CONDA, name, version, place, subdir[:LONGEST], build[:LONGEST], channel[:LONGEST]
@@ -117,12 +117,12 @@ def conda(text: bytes, place: str) -> Package:
 
 
 def os_release(text: bytes) -> Distribution:
-    """What an os-release says."""
-    found = {
+    """Parse an os-release."""
+    variables = {
         key: _decoded(value.strip().strip(b"\"'"))[:LONGEST] for key, value in _OS_RELEASE.findall(text)
     }
     return Distribution(
-        found.get(b"ID", ""), found.get(b"VERSION_ID", ""), found.get(b"PRETTY_NAME", "")
+        variables.get(b"ID", ""), variables.get(b"VERSION_ID", ""), variables.get(b"PRETTY_NAME", "")
     )
 
 
@@ -143,29 +143,29 @@ def _rpm_value(header: bytes, at: int, kind: int) -> str:
 
 
 def _paragraphs(lines: Iterable[bytes], keys: tuple[bytes, ...]) -> Iterator[dict[bytes, bytes]]:
-    """The values of some keys in texts of `key: value` lines that empty lines part."""
-    found: dict[bytes, bytes] = {}
+    """Yield the values of `keys` in each paragraph of `key: value` lines."""
+    paragraph: dict[bytes, bytes] = {}
     for line in lines:
         if line.startswith(keys):
             key, _, value = line.partition(b":")
-            found[key + b":"] = value.strip()
+            paragraph[key + b":"] = value.strip()
         elif not line.strip():
-            if found:
-                yield found
-            found = {}
-    if found:
-        yield found
+            if paragraph:
+                yield paragraph
+            paragraph = {}
+    if paragraph:
+        yield paragraph
 
 
 def _package(
     kind: PackageKind,
-    found: dict[bytes, bytes],
+    paragraph: dict[bytes, bytes],
     name_key: bytes,
     version_key: bytes,
     place: str,
     architecture: bytes = b"",
 ) -> Iterator[Package]:
-    name, version = _decoded(found.get(name_key, b"")), _decoded(found.get(version_key, b""))
+    name, version = _decoded(paragraph.get(name_key, b"")), _decoded(paragraph.get(version_key, b""))
     if _sound(name) and _sound(version):
         yield Package(kind, name, version, place, _decoded(architecture)[:LONGEST])
 

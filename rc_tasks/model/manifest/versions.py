@@ -1,4 +1,4 @@
-"""Which of two versions is the newer one, as the package managers order them."""
+"""Compare versions as each package manager orders them."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from rc_tasks.model.manifest.manifest import PackageKind
 
 _PARTS = re.compile(rb"(\D*)(\d*)")
-# apk-tools, src/version.c: what stands before a release and what after it.
+# apk-tools, src/version.c: suffixes that sort before a release (negative) and after it (positive).
 _APK_PHASES = {
     "alpha": -4,
     "beta": -3,
@@ -24,10 +24,10 @@ _LONGEST = 1000
 
 
 def compare(kind: PackageKind, old: str, new: str) -> int:
-    """Above 0 when `new` is the newer version, below 0 when `old` is, 0 when neither."""
+    """Return a positive number when `new` is newer, a negative one when `old` is, 0 when neither."""
     if old == new:
         return 0
-    # Python reads no number of more than 4300 digits, and no version has so many.
+    # int() refuses numbers of more than 4300 digits; no real version is so long.
     if max(len(old), len(new)) > _LONGEST:
         return _system(old, new)
     match kind:
@@ -43,11 +43,11 @@ def compare(kind: PackageKind, old: str, new: str) -> int:
 
 
 def _system(old: str, new: str) -> int:
-    """Epoch, version and revision by deb-version(7), which rpm's order equals but for oddities."""
+    """Compare epoch, version and revision by deb-version(7); rpm's order differs only in rare cases."""
     for before, after in zip(_split(old), _split(new), strict=True):
-        found = _runs(before, after)
-        if found:
-            return found
+        order = _runs(before, after)
+        if order:
+            return order
     return 0
 
 
@@ -60,7 +60,7 @@ def _split(version: str) -> tuple[str, str, str]:
 
 
 def _runs(old: str, new: str) -> int:
-    """Runs of letters and runs of digits in turn; `~` sorts before the end, letters before the rest."""
+    """Compare runs of non-digits and digits: `~` sorts before the end, letters before the rest."""
     pieces = (_PARTS.findall(text.encode(errors="replace")) for text in (old, new))
     for (old_word, old_number), (new_word, new_number) in itertools.zip_longest(
         *pieces, fillvalue=(b"", b"")
@@ -69,7 +69,7 @@ def _runs(old: str, new: str) -> int:
             difference = _weight(second) - _weight(first)
             if difference:
                 return difference
-        # Not as integers: a number may have a million digits.
+        # int() would fail on a number of a million digits.
         first_digits, second_digits = old_number.lstrip(b"0"), new_number.lstrip(b"0")
         if len(first_digits) != len(second_digits):
             return len(second_digits) - len(first_digits)
@@ -85,7 +85,7 @@ def _weight(character: int) -> int:
 
 
 def _python(version: str) -> Any:
-    """A version by PEP 440, to compare."""
+    """Return a version to compare by PEP 440, or None for any other text."""
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -95,15 +95,15 @@ def _python(version: str) -> Any:
 
 
 def _apk(version: str) -> Any:
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(\d+(?:\.\d+)*)([a-z]?)((?:_(?:alpha|beta|pre|rc|cvs|svn|git|hg|p)\d*)*)(?:-r(\d+))?",
         version,
         re.ASCII,
     )
-    if found is None:
+    if match is None:
         return None
-    numbers = [int(part) for part in found[1].split(".")]
+    numbers = [int(part) for part in match[1].split(".")]
     phases = [
-        (_APK_PHASES[name], int(number or 0)) for name, number in re.findall(r"_([a-z]+)(\d*)", found[3])
+        (_APK_PHASES[name], int(number or 0)) for name, number in re.findall(r"_([a-z]+)(\d*)", match[3])
     ]
-    return numbers, found[2], [*phases, (0, 0)], int(found[4] or 0)
+    return numbers, match[2], [*phases, (0, 0)], int(match[4] or 0)

@@ -99,7 +99,7 @@ class Offers:
             frozen=frozen,
         )
         passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
-        if not frozen and smoke.lacking(smoke.wanted(self._checkout.graph, node), passed):
+        if not frozen and smoke.lacking(smoke.smoke_tests(self._checkout.graph, node), passed):
             # Nothing has to be built, but what is published here has passed the tests of this checkout.
             return replace(offer, records={Step.PODMAN: offer.records[Step.PODMAN]})
         environment = offer.records.get(Step.ENV)

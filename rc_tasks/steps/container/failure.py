@@ -38,6 +38,6 @@ def hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:
     else:
         return ""
     return (
-        f"if {launcher} wrote the last lines above, and not the test, {what} on {failures.here()}:\n"
-        f"{then};\nif the test wrote them, correct the image or the test"
+        f"if {launcher} wrote the last lines above, and not the test, {what} on "
+        f"{failures.node_name()}:\n{then};\nif the test wrote them, correct the image or the test"
     )

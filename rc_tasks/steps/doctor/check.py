@@ -143,7 +143,7 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _smoke(checkout: Checkout) -> Iterator[Finding]:
-    tested = [node for node in checkout.graph.images.values() if smoke.wanted(checkout.graph, node)]
+    tested = [node for node in checkout.graph.images.values() if smoke.smoke_tests(checkout.graph, node)]
     if not tested:
         return
     try:

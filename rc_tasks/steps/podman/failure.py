@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rc_tasks.errors import CommandError
 from rc_tasks.model.graph.project import Project
 from rc_tasks.tools import command, failures
-from rc_tasks.tools.failures import FailureCause, here
+from rc_tasks.tools.failures import FailureCause, node_name
 
 # How many of the last lines are looked at.
 LINES = 50
@@ -87,7 +87,7 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
         return CommandError(
             what,
             where=where,
-            hint=f"on {here()}, {seen.what}, by the lines above:\n{seen.hint};\n{otherwise}",
+            hint=f"on {node_name()}, {seen.what}, by the lines above:\n{seen.hint};\n{otherwise}",
         )
     if seen := failures.find(own, (_NETWORK, _MACHINE)):
         return seen.error("podman build")

@@ -54,7 +54,7 @@ def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> BuildBas
     """
     used = [base for base in node.dockerfile.bases if base.stage in node.dockerfile.needed]
     local = {base.name: node.local[base.name] for base in used if base.name in node.local}
-    foreign = {base.name for base in used if base.foreign and base.name not in local}
+    foreign = {base.name for base in used if base.other_platform and base.name not in local}
     remote = {base.name: base for base in used if base.name not in local and base.name not in foreign}
     ids = {written: _recorded(checkout, name) for written, name in local.items()}
     _bring(checkout, podman, {ids[written]: name for written, name in local.items()})

@@ -44,7 +44,7 @@ def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse) -
 def require_machine(node: ImageNode, base: BaseUse, image: Image, architecture: str) -> None:
     """Raise DockerfileError for an image of another machine: podman only warns, and builds on it."""
     here = machine(architecture)
-    if base.foreign or image.architecture in {"", here}:
+    if base.other_platform or image.architecture in {"", here}:
         return
     raise DockerfileError(
         f"{base.name} is an image for {image.architecture}, and this node is {here}",

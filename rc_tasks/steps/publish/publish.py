@@ -60,7 +60,7 @@ def publish(checkout: Checkout, node: ImageNode) -> None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
     causes = [cause for cause in Judge(checkout).step(Step.ENROOT, name).causes if not cause.upstream]
     record = checkout.records.get(Step.ENROOT, name)
-    tests = smoke.wanted(checkout.graph, node)
+    tests = smoke.smoke_tests(checkout.graph, node)
     parts = {cause.part for cause in causes}
     # Neither a missing image.json nor another smoke test is a reason to squash again.
     if record is None or not parts or parts - {IMAGE_JSON, SMOKE}:

@@ -82,7 +82,7 @@ def squash(
     # A level means something else to each compressor.
     level = settings.level if compression is wanted else 0
     version = squashfs.version()
-    if avoiding := squashfs.avoiding(version):
+    if avoiding := squashfs.workaround_options(version):
         does = squashfs.WRONG_CONTENT.does
         _say(log, f"mksquashfs {version} {does}: {' '.join(avoiding)} avoids it")
     try:
@@ -285,11 +285,11 @@ def _draw(made: Command, log: IO[bytes] | None) -> Completed:
         percent = squashfs.drawn_percent(line)
         if percent is None:
             write("\n" * (told >= 0) + f"{line}\n")
-            if squashfs.explains(line):
+            if squashfs.may_explain_failure(line):
                 lines.append(line)
             told = -1
         elif percent != told:
-            write(f"{squashfs.tell_percent(percent)}\r")
+            write(f"{squashfs.progress_line(percent)}\r")
             told = percent
 
     write(f"+ {made}\n")

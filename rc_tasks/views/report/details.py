@@ -1,6 +1,6 @@
-"""What the report's program shows of an image on demand: numbers for its charts, and lines of text.
+"""Data of the report that its script shows on demand: numbers for charts, and lines of text.
 
-500 images have most lines in common, so each has only the numbers of its lines.
+500 images have most lines in common, so each image has only the indices of its lines.
 """
 
 import shlex
@@ -18,95 +18,102 @@ _DIRECTORIES = 4
 _BASES = 8
 _LONGEST_LINE = 200
 _SHORT_ID = 12
-# What is left of a size in bytes: more than a chart can show.
+# Sizes are rounded to this many digits, more than a chart can show.
 _DIGITS = 4
 
 
-def data(shown: Overview, images: Sequence[ImageOverview]) -> dict[str, object]:
-    """A JSON object; `images` are in the order of the table."""
+def data(overview: Overview, images: Sequence[ImageOverview]) -> dict[str, object]:
+    """Return the data as a JSON object; `images` are in the order of the table."""
     lines: dict[str, int] = {}
 
     def numbers(texts: Iterator[str] | Sequence[str]) -> list[int]:
         return [lines.setdefault(text, len(lines)) for text in texts]
 
-    def told(image: ImageOverview) -> dict[str, object]:
-        found = {
+    def details_of(image: ImageOverview) -> dict[str, object]:
+        details = {
             "runs": _runs(image.built),
             "edf": numbers(image.edf_text.split("\n") if image.edf_text else ()),
-            "facts": [numbers(map(_line, fact)) for fact in facts(image, shown)],
+            "facts": [numbers(map(_line, fact)) for fact in facts(image, overview)],
             "changed": numbers(map(_line, changed(image))),
         }
-        return {key: value for key, value in found.items() if value}
+        return {key: value for key, value in details.items() if value}
 
-    told_images = [told(image) for image in images]
-    return {"root": str(shown.root), "images": told_images, "lines": list(lines)}
+    image_details = [details_of(image) for image in images]
+    return {"root": str(overview.root), "images": image_details, "lines": list(lines)}
 
 
-def facts(image: ImageOverview, shown: Overview) -> Iterator[tuple[str, str]]:
-    """What there is to say of an image beside its row: what it is, and in which words."""
-    inside = image.inside
+def facts(image: ImageOverview, overview: Overview) -> Iterator[tuple[str, str]]:
+    """Yield facts on an image that its row does not show, each with a heading."""
+    summary = image.manifest_summary
     if image.instead_of:
-        newest = inside.changes.old if inside and inside.changes else None
+        newest = summary.changes.old if summary and summary.changes else None
         known = newest is not None and newest.image_id == image.instead_of
         of = f" of {tables.when(newest.published_at)}" if newest and known else ""
         yield "Rolled back", f"from the build {image.instead_of[:_SHORT_ID]}{of}"
-    if inside is not None:
-        if inside.distribution:
-            yield "System", inside.distribution
-        counts = ", ".join(f"{count} {kind}" for kind, count in inside.packages.items())
+    if summary is not None:
+        if summary.distribution:
+            yield "System", summary.distribution
+        counts = ", ".join(f"{count} {kind}" for kind, count in summary.packages.items())
         yield "Packages", counts or "none were found"
         largest = ", ".join(
-            f"{path} {tables.size(size_bytes)}" for path, size_bytes in inside.sizes_bytes[:_DIRECTORIES]
+            f"{path} {tables.size(size_bytes)}"
+            for path, size_bytes in summary.sizes_bytes[:_DIRECTORIES]
         )
         if largest:
             yield "Largest", largest
     for test in image.smoke:
         how = f"{tables.duration(test.duration_s)}, {test.launcher}"
         yield "Smoke test", f"{shlex.join(test.argv)} passed ({how})"
-    found = [base for base in shown.bases if image.name in (*base.images, *base.above)]
-    for base in found[:_BASES]:
+    bases = [base for base in overview.bases if image.name in (*base.images, *base.above)]
+    for base in bases[:_BASES]:
         name, pin = bases_text.words(base)
-        yield "Registry base", ", ".join(filter(None, (f"{name}: {pin}", pinned(base, shown.made_at))))
-    if len(found) > _BASES:
-        yield "Registry base", f"and {len(found) - _BASES} more"
+        yield (
+            "Registry base",
+            ", ".join(filter(None, (f"{name}: {pin}", pinned(base, overview.made_at)))),
+        )
+    if len(bases) > _BASES:
+        yield "Registry base", f"and {len(bases) - _BASES} more"
 
 
 def pinned(base: RegistryBase, now: datetime) -> str:
-    """When a base was pinned, and how long ago that is; empty where it is not known."""
+    """Return the date of a pin and its age; empty where it is unknown."""
     if base.pin is None or not base.pin.pinned_at:
         return ""
     return f"{base.pin.pinned_at[:10]}, {bases_text.age(base.pin.pinned_at, now)} ago"
 
 
 def changed(image: ImageOverview) -> Iterator[str]:
-    """What is different from the build before: which two they are, and a line for each difference."""
-    if image.inside is not None and image.inside.changes is not None:
-        yield diff_text.between(image.inside.changes)
-        yield from diff_text.differences(image.inside.changes, _MOST)
+    """Yield the names of the last two builds, and a line for each difference."""
+    if image.manifest_summary is not None and image.manifest_summary.changes is not None:
+        yield diff_text.between(image.manifest_summary.changes)
+        yield from diff_text.differences(image.manifest_summary.changes, _MOST)
 
 
 def _line(text: str) -> str:
-    shown = tables.printable(text)
-    return shown if len(shown) <= _LONGEST_LINE else f"{shown[:_LONGEST_LINE]}…"
+    line = tables.printable(text)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
 
 
 def _runs(built: Sequence[ImageRun]) -> list[object]:
-    """Columns: minutes between the runs as our own clock shows them, the first since 1970; seconds of
-    podman and enroot; sizes, and the bytes that they are counted in; which runs failed."""
+    """Return columns: start times, seconds of podman and of enroot, sizes, their unit, failed runs.
+
+    Start times are minutes in local time: the first since 1970, the others since the run before. Sizes
+    are in units of the given number of bytes. Failed runs are indices.
+    """
     if not built:
         return []
-    minutes = [_minute(each.began) for each in built]
-    sizes = [each.size_bytes for each in built]
+    minutes = [_minute(run.began) for run in built]
+    sizes = [run.size_bytes for run in built]
     unit = 10 ** max(0, len(str(max((abs(size) for size in sizes if size), default=0))) - _DIGITS)
     return [
         [minutes[0], *(now - before for before, now in pairwise(minutes))],
         *(
-            [_rounded(dict(each.durations_s).get(step)) for each in built]
+            [_rounded(dict(run.durations_s).get(step)) for run in built]
             for step in (Step.PODMAN, Step.ENROOT)
         ),
         [round(size / unit) if size is not None else None for size in sizes],
         unit,
-        [number for number, each in enumerate(built) if each.failed],
+        [number for number, run in enumerate(built) if run.failed],
     ]
 
 

@@ -1,6 +1,6 @@
-"""What is inside a published image and what its last rebuild changed, in short: for hundreds of images.
+"""Summaries of manifests and of the last rebuild's changes, fast enough for hundreds of images.
 
-A manifest has a thousand packages and differs from the one before in a few: the others are only counted.
+A manifest has a thousand packages, of which a rebuild changes a few; the others are only counted.
 """
 
 import json
@@ -16,19 +16,19 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.published import manifests
 from rc_tasks.util.text import local_time
 
-# The file may be damaged, and JSON holds more than a manifest.
+# The file may be damaged, and JSON can hold more than a manifest.
 _WRONG = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
-# The items of a package's JSON.
+# A package's JSON object as its items.
 _Package = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class ManifestSummary:
     """The summary of a manifest: packages of each kind, and the top directories, the largest first.
 
-    `changes` says what is different from the build before; the manifests in it lack the packages that
-    both have. None: no such build is kept.
+    `changes` compares with the previous build, or is None when that is not kept. The manifests in it
+    lack the packages that both builds have.
     """
 
     distribution: str
@@ -37,67 +37,70 @@ class Inside:
     changes: Changes | None = None
 
 
-def inside(checkout: Checkout, name: str, instead_of: str = "") -> Inside | None:
-    """What is in the published image; None when this checkout keeps no manifest of it.
+def manifest_summary(checkout: Checkout, name: str, instead_of: str = "") -> ManifestSummary | None:
+    """Return the summary of the published image; None when this checkout keeps no manifest of it.
 
-    It is compared with the image ID that it was put in place of, otherwise with the newest other.
+    The image is compared with `instead_of`, the image ID that it replaced in a rollback, else with the
+    newest other one.
     """
     paths = manifests.kept(checkout, name)
-    if not paths or (new := _Read.of(paths[0])) is None:
+    if not paths or (new := _RawManifest.of(paths[0])) is None:
         return None
     others = sorted(paths[1:], key=lambda path: path.stem != instead_of)
-    old = next((found for path in others if (found := _Read.of(path))), None)
+    old = next((manifest for path in others if (manifest := _RawManifest.of(path))), None)
     after = new.manifest(name, old.packages if old is not None else Counter())
     before = old.manifest(name, new.packages) if old is not None else None
     if after is None:
         return None
-    return Inside(
+    return ManifestSummary(
         after.contents.distribution.title,
         new.kinds(),
-        tuple(sorted(after.contents.sizes_bytes.items(), key=lambda each: -each[1])),
+        tuple(sorted(after.contents.sizes_bytes.items(), key=lambda entry: -entry[1])),
         compared(before, after) if before is not None else None,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A manifest as its JSON: to make packages of all of it would take longest."""
+class _RawManifest:
+    """A manifest as JSON, as parsing all packages would take most of the time."""
 
     path: Path
-    found: dict[str, Any]
+    raw: dict[str, Any]
     packages: Counter[_Package]
 
     @classmethod
-    def of(cls, path: Path) -> "_Read | None":
-        """None when the file is damaged."""
+    def of(cls, path: Path) -> "_RawManifest | None":
+        """Read a manifest; None when the file is damaged."""
         try:
-            # Objects as their items, which can be counted as they are.
-            found = dict(json.loads(path.read_bytes(), object_pairs_hook=tuple))
-            contents = dict(found.pop("contents"))
+            # With tuple, objects are read as their items, which a Counter can count.
+            raw = dict(json.loads(path.read_bytes(), object_pairs_hook=tuple))
+            contents = dict(raw.pop("contents"))
             packages: Counter[_Package] = Counter(contents.pop("packages"))
-            found["contents"] = tuple(contents.items())
-            return cls(path, _plain(tuple(found.items())), packages)
+            raw["contents"] = tuple(contents.items())
+            return cls(path, _plain(tuple(raw.items())), packages)
         except _WRONG:
             return None
 
     def kinds(self) -> dict[PackageKind, int]:
-        """How many packages there are of each kind."""
+        """Return the number of packages of each kind."""
         counts = Counter(
-            value for each in self.packages.elements() for key, value in each if key == "kind"
+            value for package in self.packages.elements() for key, value in package if key == "kind"
         )
         return {kind: counts[kind] for kind in PackageKind if counts[kind]}
 
     def manifest(self, name: str, same: Counter[_Package]) -> Manifest | None:
-        """The manifest without the packages that are as often in `same`."""
-        differing = {each: count for each, count in self.packages.items() if same[each] != count}
+        """Return the manifest without packages that `same` holds equally often; None when damaged."""
+        differing = {
+            package: count for package, count in self.packages.items() if same[package] != count
+        }
         try:
-            packages = [dict(each) for each in Counter(differing).elements()]
-            contents = {**self.found["contents"], "packages": packages}
-            text = json.dumps({**self.found, "contents": contents}).encode()
+            packages = [dict(package) for package in Counter(differing).elements()]
+            contents = {**self.raw["contents"], "packages": packages}
+            text = json.dumps({**self.raw, "contents": contents}).encode()
             manifest = parse_manifest(text, manifests.origin_of(self.path))
             if manifest is None or (manifest.name, manifest.image_id) != (name, self.path.stem):
                 return None
-            # A time that nobody can read is a damage, too.
+            # A time that cannot be parsed is damage too.
             local_time(manifest.published_at)
         except _WRONG:
             return None
@@ -105,7 +108,7 @@ class _Read:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's objects as dictionaries again."""
+    """Turn items back into dictionaries."""
     if isinstance(value, tuple):
-        return {key: _plain(each) for key, each in value}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

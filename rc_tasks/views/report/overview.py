@@ -1,4 +1,4 @@
-"""A checkout at one moment, as values: images, past runs, what failed. `doit report` shows them."""
+"""State of a checkout at one moment, for `doit report`: images, past runs, failures."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import EDF
-from rc_tasks.model.graph.view import GraphView, picture
+from rc_tasks.model.graph.view import GraphView, graph_view
 from rc_tasks.state import history, logs
 from rc_tasks.state.bases.registry_bases import RegistryBase, registry_bases
 from rc_tasks.state.checkout import GENERATED, Checkout
@@ -19,18 +19,18 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Passed, Step
 from rc_tasks.state.records.status import ImageStatus, State
 from rc_tasks.tools import git
-from rc_tasks.views.report.manifest_summary import Inside, inside
+from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_summary
 
-# How many runs of an image are told, and how much of the log of a failure.
+# How many runs of an image are shown, and how many lines of the log of a failure.
 _RUNS = 30
 _TAIL_LINES = 20
-# Nobody reads a longer env.toml on a page.
+# A longer env.toml is cut.
 _LONGEST_EDF_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRun:
-    """What one run did for an image, by its steps that ended well.
+    """One run of an image's steps; `durations_s` has the steps that succeeded.
 
     `size_bytes` is that of the published image; None when the run published none.
     """
@@ -43,18 +43,18 @@ class ImageRun:
 
     @property
     def duration_s(self) -> float:
-        """All steps together."""
-        return sum(each for _, each in self.durations_s)
+        """The total of all steps."""
+        return sum(duration_s for _, duration_s in self.durations_s)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOverview:
-    """An image as in `doit list`, and more.
+    """An image as in `doit list`, with details.
 
-    `commit` is that of the build, `bases` are local and registry ones, `built` are the runs that had
-    work with it, the oldest first. `edf` is relative to the checkout and empty when there is no file.
-    `smoke` has the tests that the published image passed. `instead_of` is the image ID in place of which
-    it was put back, empty for one that was not.
+    `commit` is that of the build. `bases` are local and registry ones. `built` are the runs that had
+    work with the image, the oldest first. `edf` is relative to the checkout, and empty when there is no
+    file. `smoke` has the tests that the published image passed. `instead_of` is the image ID that a
+    rollback replaced, and empty without a rollback.
     """
 
     name: str
@@ -71,15 +71,15 @@ class ImageOverview:
     built: tuple[ImageRun, ...] = ()
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
-    inside: Inside | None = None
+    manifest_summary: ManifestSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """A failure that stands, or one of the last run whose cause was changed since.
+    """A current failure, or one of the last run whose cause was changed since.
 
-    `step` is None where a project is no image that could be built. `tail` holds the last lines of the
-    log, as they are.
+    `step` is None where a project cannot be built at all. `tail` holds the last lines of the log, as
+    they are.
     """
 
     image: str
@@ -93,16 +93,16 @@ class FailedImage:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All that is known at `made_at`, which has a zone.
+    """The state of a checkout at `made_at`, which has a time zone.
 
-    `tries` are those of the newest run that had work, in the order in which they began. `commit` is
-    empty outside git. `problems` concern directories that cannot be images.
+    `tries` are those of the newest run that had work, in the order of their starts. `commit` is empty
+    outside git. `problems` are about directories that cannot be images.
     """
 
     root: Path
     made_at: datetime
     images: tuple[ImageOverview, ...] = ()
-    picture: GraphView = field(default_factory=lambda: GraphView((), ()))
+    graph_view: GraphView = field(default_factory=lambda: GraphView((), ()))
     tries: tuple[HistoryEntry, ...] = ()
     failures: tuple[FailedImage, ...] = ()
     bases: tuple[RegistryBase, ...] = ()
@@ -119,7 +119,10 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
     past = list(history.entries(checkout.history))
     last = tuple(entry for entry in reversed(past) if entry.run == past[0].run)
     built = by_image(past)
-    states = {each.name: (each.state, each.reasons, judge.rolled_back(each.name)) for each in statuses}
+    states = {
+        status.name: (status.state, status.reasons, judge.rolled_back(status.name))
+        for status in statuses
+    }
     aliases = graph.aliases_of()
     head, changes = _git(checkout.root)
     return Overview(
@@ -135,7 +138,7 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
             )
             for status in statuses
         ),
-        picture=picture(graph, states),
+        graph_view=graph_view(graph, states),
         tries=last,
         failures=tuple(_failures(checkout, statuses, last)),
         bases=_bases(checkout),
@@ -147,42 +150,42 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
 
 
 def by_image(entries: Iterable[HistoryEntry]) -> dict[str, tuple[ImageRun, ...]]:
-    """The newest runs of each image, the oldest of them first; the entries come newest first."""
+    """Return the newest runs of each image, oldest first, from entries that come newest first."""
     runs: dict[tuple[str, str], list[HistoryEntry]] = defaultdict(list)
     for entry in entries:
         runs[entry.image, entry.run].append(entry)
-    found: dict[str, list[ImageRun]] = defaultdict(list)
+    runs_of: dict[str, list[ImageRun]] = defaultdict(list)
     for (image, run), tries in runs.items():
-        if len(found[image]) == _RUNS:
+        if len(runs_of[image]) == _RUNS:
             continue
-        done = [each for each in tries if each.outcome is Outcome.DONE]
-        failed = any(each.outcome is Outcome.FAILED for each in tries)
-        # Of a run that wrote only env.toml there is nothing to compare.
-        if not failed and all(each.step is Step.ENV for each in done):
+        done = [entry for entry in tries if entry.outcome is Outcome.DONE]
+        failed = any(entry.outcome is Outcome.FAILED for entry in tries)
+        # A run that wrote only env.toml has no times or sizes to compare.
+        if not failed and all(entry.step is Step.ENV for entry in done):
             continue
         durations = tuple(
-            (step, sum(each.duration_s for each in done if each.step is step))
+            (step, sum(entry.duration_s for entry in done if entry.step is step))
             for step in Step
-            if any(each.step is step for each in done)
+            if any(entry.step is step for entry in done)
         )
-        size = next((each.size_bytes for each in done if each.step is Step.ENROOT), None)
-        found[image].append(ImageRun(run, tries[-1].began, durations, size, failed))
-    return {image: tuple(reversed(each)) for image, each in found.items()}
+        size = next((entry.size_bytes for entry in done if entry.step is Step.ENROOT), None)
+        runs_of[image].append(ImageRun(run, tries[-1].began, durations, size, failed))
+    return {image: tuple(reversed(entry)) for image, entry in runs_of.items()}
 
 
 def interval(tries: Iterable[HistoryEntry]) -> tuple[datetime, datetime]:
-    """When the first of some tries was ready, and when the last one ended."""
-    spans = [(ready(each), ended(each)) for each in tries]
+    """Return the time at which the first try was ready, and the time at which the last one ended."""
+    spans = [(ready(entry), ended(entry)) for entry in tries]
     return min(begin for begin, _ in spans), max(end for _, end in spans)
 
 
 def ready(entry: HistoryEntry) -> datetime:
-    """When a try could have begun."""
+    """Return the time since which a try could have begun."""
     return _moved(entry.began, -entry.queued_s)
 
 
 def ended(entry: HistoryEntry) -> datetime:
-    """When a try was over."""
+    """Return the time at which a try ended."""
     return _moved(entry.began, entry.duration_s)
 
 
@@ -190,7 +193,7 @@ def _moved(time: datetime, seconds: float) -> datetime:
     try:
         return time + timedelta(seconds=seconds)
     except OverflowError:
-        # A damaged history holds any number.
+        # A damaged history may hold any number.
         return time
 
 
@@ -224,17 +227,17 @@ def _image(
         built=built,
         smoke=tuple(filter(_plausible, enroot.smoke)) if enroot else (),
         instead_of=instead_of,
-        inside=inside(checkout, name, instead_of),
+        manifest_summary=manifest_summary(checkout, name, instead_of),
     )
 
 
 def _plausible(test: Passed) -> bool:
-    """Whether what a file says of a test can be shown: of types nothing is certain."""
+    """Return whether the values of a test, which come from a file, have the types to be shown."""
     return all(isinstance(word, str) for word in test.argv) and math.isfinite(test.duration_s)
 
 
 def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:
-    # What is wrong with the pins stands as the reason of every image that needs one.
+    # Every image that needs a pin has the error as its reason already.
     try:
         return registry_bases(checkout.graph, checkout.pins.read())
     except RcError:
@@ -244,8 +247,8 @@ def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:
 def _failures(
     checkout: Checkout, statuses: list[ImageStatus], last: tuple[HistoryEntry, ...]
 ) -> Iterable[FailedImage]:
-    told = set()
-    # The images of a circle share one error.
+    reported = set()
+    # The images of a cycle share one error.
     first: dict[str, str] = {}
     for status in statuses:
         name, failure = status.name, status.failure
@@ -257,15 +260,22 @@ def _failures(
             same = first.setdefault(text, name)
             yield FailedImage(name, status.state, text if same == name else f"as {same}")
             continue
-        step = next((each for each in Step if checkout.records.failure(each, name) == failure), None)
-        told.add((name, step))
+        step = next(
+            (
+                failed_step
+                for failed_step in Step
+                if checkout.records.failure(failed_step, name) == failure
+            ),
+            None,
+        )
+        reported.add((name, step))
         tail = _tail(checkout, failure.log)
         yield FailedImage(
             name, status.state, failure.message, step, failure.failed_at, failure.log, tail
         )
     states = {status.name: status.state for status in statuses}
     for entry in last:
-        if entry.outcome is not Outcome.FAILED or (entry.image, entry.step) in told:
+        if entry.outcome is not Outcome.FAILED or (entry.image, entry.step) in reported:
             continue
         if entry.image in states:
             tail = _tail(checkout, entry.log)
@@ -274,7 +284,7 @@ def _failures(
 
 
 def _tail(checkout: Checkout, log: str) -> tuple[bytes, ...]:
-    """The end of a log; records and history are files, and only logs are to be shown."""
+    """Return the end of a log. A path from a damaged record outside of the logs is not read."""
     if not log:
         return ()
     path = Path(os.path.realpath(checkout.root / log))
@@ -291,7 +301,7 @@ def _git(root: Path) -> tuple[git.Head, int]:
 
 
 def _size(path: Path) -> int | None:
-    # An adopted image may lie where we may not look.
+    # An adopted image may be in a directory that we may not read.
     try:
         return path.stat().st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""The page of `doit report`, from values to HTML."""
+"""Render the HTML page of `doit report`."""
 
 import base64
 import hashlib
@@ -31,50 +31,50 @@ STYLES = "templates/report.css"
 PROGRAM = "templates/report.js"
 
 
-# The order in which they want to be looked at.
+# States in order of urgency.
 URGENT = (State.FAILED, State.BUILDING, State.STALE, State.MISSING, State.FRESH)
 
 
 _SHORT_ID = 8
 
 
-# What the HTML parser, or JavaScript of old, would see in a JSON text.
+# Characters of a JSON text that are special to the HTML parser or to old JavaScript.
 _IN_SCRIPTS = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
 
-def render(shown: Overview, root: Path) -> str:
-    """The page of these values, with the templates of the checkout at `root`."""
-    images = sorted(shown.images, key=lambda image: _natural(image.name))
+def render(overview: Overview, root: Path) -> str:
+    """Render the page with the templates of the checkout at `root`. Raise RcError."""
+    images = sorted(overview.images, key=lambda image: _natural(image.name))
     counts = Counter(image.state for image in images)
     style_element, style_hash = _inlined("style", "\n".join((_template(root, STYLES), _drawn())))
     script, script_hash = _inlined("script", _template(root, PROGRAM))
     values: dict[str, object] = {
-        "shown": shown,
+        "shown": overview,
         "images": images,
         "counts": [(state, counts[state]) for state in URGENT],
         "urgent": {str(state): number for number, state in enumerate(URGENT)},
         "total_bytes": sum(image.size_bytes or 0 for image in images),
-        "run": timeline(shown.tries) if shown.tries else None,
-        "outcomes": list(Counter(str(entry.outcome) for entry in shown.tries).items()),
-        "graph": _safe(svg(shown.picture, _links(shown))),
+        "run": timeline(overview.tries) if overview.tries else None,
+        "outcomes": list(Counter(str(entry.outcome) for entry in overview.tries).items()),
+        "graph": _safe(svg(overview.graph_view, _links(overview))),
         "policy": f"default-src 'none'; style-src {style_hash}; script-src {script_hash};"
         " base-uri 'none'; form-action 'none'",
         "style": style_element,
         "script": script,
-        "data": _safe(in_script(details.data(shown, images))),
+        "data": _safe(in_script(details.data(overview, images))),
     }
     return template.fill_page(_template(root, TEMPLATE), TEMPLATE, values, _FILTERS, RcError)
 
 
 def in_script(value: object) -> str:
-    """JSON that may stand in a script element."""
+    """Return JSON that is safe inside a script element."""
     return json.dumps(value, separators=(",", ":")).translate(_IN_SCRIPTS)
 
 
-def _links(shown: Overview) -> dict[str, str]:
-    """Where the nodes of the picture lead: to the rows of the table."""
-    targets = {node.name: node.name for node in shown.picture.nodes if node.kind is NodeKind.IMAGE}
-    aliases = {e.below: e.above for e in shown.picture.edges if e.link is EdgeKind.ALIAS}
+def _links(overview: Overview) -> dict[str, str]:
+    """Return for each node of the graph the link to its row in the table."""
+    targets = {node.name: node.name for node in overview.graph_view.nodes if node.kind is NodeKind.IMAGE}
+    aliases = {e.below: e.above for e in overview.graph_view.edges if e.link is EdgeKind.ALIAS}
     return {name: f"#{quote(_row_id(image))}" for name, image in {**targets, **aliases}.items()}
 
 
@@ -83,7 +83,7 @@ def _row_id(name: str) -> str:
 
 
 def _drawn() -> str:
-    """The rules of the states' colours, for the page and for the graph in it."""
+    """Return the CSS of the states' colours, for the page and for the graph in it."""
     return colours(".report", ".stateless") + style()
 
 
@@ -101,27 +101,27 @@ def _template(root: Path, name: str) -> str:
 
 
 def _inlined(element: str, text: str) -> tuple[Any, str]:
-    """A style or script element, and the source expression that allows this one and no other."""
-    # Inside of strings, where alone it can stand, the backslash means nothing.
+    """Return a style or script element, and the CSP source expression that allows only this one."""
+    # `</` can only be in strings, where the added backslash changes nothing.
     text = text.replace("</", "<\\/").replace("\r\n", "\n")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return _safe(f"<{element}>{text}</{element}>"), f"'sha256-{digest}'"
 
 
 def _safe(html: str) -> Any:
-    """Text that is HTML already."""
+    """Mark a text as HTML that needs no escaping."""
     from markupsafe import Markup
 
     return Markup(html)  # noqa: S704 - each caller has escaped, or holds a template
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """Version 10 comes after version 9."""
+    """Return a sort key by which version 10 comes after version 9."""
     return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
 def _name(name: str) -> Any:
-    """A name that may be broken where its parts end, and is still copied whole."""
+    """Return a name with possible line breaks between its parts, which copying leaves out."""
     return _safe("<wbr>").join(re.split(r"(?<=[/:@-])", tables.printable(name)))
 
 
@@ -133,12 +133,12 @@ def _when(iso: str) -> str:
     try:
         return tables.when(iso)
     except ValueError:
-        # Records and failures are files: a damaged one still has an image.
+        # A damaged record may hold any text, and its image is shown nevertheless.
         return tables.printable(iso)
 
 
 def _last(image: ImageOverview) -> ImageRun | None:
-    """The last run in which an image was made or published."""
+    """Return the last run in which an image was made or published."""
     return next((built for built in reversed(image.built) if built.durations_s), None)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from rc_tasks.state.history import HistoryEntry
 from rc_tasks.views.report.overview import ended, interval, ready
 
-# Pixels. A lane has a heading, and a track for each step that ran there at the same time as another.
+# Lengths are in pixels. A lane has a heading, and as many tracks as steps ran there at the same time.
 _HEADING, _TRACK, _GAP, _AXIS = 22, 24, 10, 26
 _MOST_TICKS = 8
 # Seconds between the ticks of an axis of time.
@@ -21,7 +21,7 @@ NOT_STARTED = "not started"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A try on the timeline. `x`, `width` and `ready_x` (since when it waited) are percents."""
+    """A try on the timeline. `x`, `width` and `ready_x` (the start of its wait) are in percent."""
 
     entry: HistoryEntry
     x: float
@@ -32,7 +32,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What a node did: its name stands at `y`, its bars below, the lane ends at `bottom`."""
+    """The tries on a node: its name is at `y`, its bars below, and the lane ends at `bottom`."""
 
     node: str
     y: int
@@ -60,10 +60,10 @@ class Timeline:
 
 
 def timeline(tries: Sequence[HistoryEntry]) -> Timeline:
-    """The tries of a run, a lane for each node."""
+    """Return the timeline of a run's tries, with a lane for each node."""
     begin, end = interval(tries)
     begin, end = begin.astimezone(), end.astimezone()
-    # A run of no time at all still has a width.
+    # A run of no duration would divide by zero.
     span_s = max((end - begin).total_seconds(), 1.0)
 
     def percent(time: datetime) -> float:
@@ -73,10 +73,10 @@ def timeline(tries: Sequence[HistoryEntry]) -> Timeline:
     for entry in tries:
         by_node[entry.node or NOT_STARTED].append(entry)
     lanes, y = [], _AXIS
-    for node, entries in sorted(by_node.items(), key=lambda each: (each[0] == NOT_STARTED, each[0])):
+    for node, entries in sorted(by_node.items(), key=lambda item: (item[0] == NOT_STARTED, item[0])):
         tracks: list[datetime] = []
         bars = []
-        for entry in sorted(entries, key=lambda each: each.began):
+        for entry in sorted(entries, key=lambda entry: entry.began):
             track = _free(tracks, entry)
             bars.append(
                 Bar(
@@ -94,7 +94,7 @@ def timeline(tries: Sequence[HistoryEntry]) -> Timeline:
 
 
 def _free(tracks: list[datetime], entry: HistoryEntry) -> int:
-    """The first track on which nothing runs when a try begins; it is taken until the try ends."""
+    """Return the first track that is free when a try begins, and occupy it until the try ends."""
     end = ended(entry)
     for number, free_from in enumerate(tracks):
         if free_from <= entry.began:
@@ -105,13 +105,13 @@ def _free(tracks: list[datetime], entry: HistoryEntry) -> int:
 
 
 def _ticks(begin: datetime, span_s: float) -> Iterable[Tick]:
-    step_s = next((each for each in _STEPS_S if span_s / each <= _MOST_TICKS), _STEPS_S[-1])
+    step_s = next((seconds for seconds in _STEPS_S if span_s / seconds <= _MOST_TICKS), _STEPS_S[-1])
     form = "%H:%M:%S" if step_s < 60 else "%H:%M" if step_s < 86400 else "%d %b"
     midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
     first_s = step_s - (begin - midnight).total_seconds() % step_s
     for number in range(_MOST_TICKS + 1):
         after_s = first_s + number * step_s
         x = after_s / span_s * 100
-        # What stands closer to the end would be cut off.
+        # A label closer to the end would be cut off.
         if x <= 96:
             yield Tick(round(x, 3), (begin + timedelta(seconds=after_s)).strftime(form))

@@ -22,7 +22,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from rc_tasks.commands.manifest import provenance
-from rc_tasks.model.manifest.diff import How, package_changes
+from rc_tasks.model.manifest.diff import PackageChangeKind, package_changes
 from rc_tasks.model.manifest.manifest import (
     Contents,
     Distribution,
@@ -295,7 +295,7 @@ def test_which_packages_changed(
     old: tuple[Package, ...], new: tuple[Package, ...], told: list[str]
 ) -> None:
     assert sorted(changed(old, new)) == sorted(told)
-    assert {How(each.split()[0]) for each in told} <= set(How)
+    assert {PackageChangeKind(each.split()[0]) for each in told} <= set(PackageChangeKind)
 
 
 def spoiled(change: Callable[[dict[str, object]], object]) -> bytes:

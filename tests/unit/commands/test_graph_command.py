@@ -100,7 +100,7 @@ def test_the_tree_has_bases_above_and_each_image_once(
         "└─ right  failed\n"
         "   └─ left  failed\n"
         "      ├─ on-left  missing\n"
-        "      └─ → right (a circle)\n"
+        "      └─ → right (cycle)\n"
     )
 
 

@@ -109,7 +109,7 @@ def test_a_template_that_makes_no_edf_is_told(checkout: Checkout) -> None:
     (checkout.root / new.TEMPLATES / "env.toml.j2").write_text("imgae = 3\n")
     with pytest.raises(RcError) as caught:
         new.create(checkout, "x")
-    assert "the template makes no valid EDF" in str(caught.value)
+    assert "the template does not make a valid EDF" in str(caught.value)
 
 
 def test_files_are_as_readable_as_others(checkout: Checkout) -> None:

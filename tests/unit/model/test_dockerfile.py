@@ -423,7 +423,7 @@ def test_a_mistake_in_a_stage_that_is_not_needed_is_only_noted(
         assert (found.final_base.name, found.final.name) == ("a", "last")
         (note,) = found.notes
         assert note.startswith(f"projects/x/Dockerfile:{line + (not text.startswith(stage))}: {mistake}")
-        assert note.endswith("; podman passes over this stage")
+        assert note.endswith("; podman skips this stage")
 
 
 def test_a_build_arg_without_declaration_is_told() -> None:

@@ -189,7 +189,10 @@ def test_hostile_values_come_out_as_they_went_in() -> None:
         ("<@ image | tml @>", "t.j2:1: the template cannot be rendered: No filter named 'tml'"),
         ("<% include 'x' %>", "t.j2:1: the template cannot be rendered: no loader"),
         ("\n<@ 1 / 0 @>", "t.j2:2: the template cannot be rendered: division by zero"),
-        ("image = <@ image @>", "t.j2: the template makes no valid EDF\n  | rendered text:1: not valid"),
+        (
+            "image = <@ image @>",
+            "t.j2: the template does not make a valid EDF\n  | rendered text:1: not valid",
+        ),
         ("imag = <@ image | toml @>", "rendered text:1: imag is not a known key"),
     ],
 )

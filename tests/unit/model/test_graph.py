@@ -95,12 +95,12 @@ def test_a_near_name_is_told_and_an_unknown_local_one_refused(tmp_path: Path) ->
     )
     images = checkout.graph.images
     assert list(checkout.graph.notes([images["near"]])) == [
-        "projects/near/Dockerfile:1: reasoning_bse is no image of this checkout and will be pulled"
+        "projects/near/Dockerfile:1: reasoning_bse is not an image of this checkout and will be pulled"
         " from a registry; did you mean reasoning_base?",
     ]
     assert not list(checkout.graph.notes([images["far"]]))
     assert str(checkout.graph.broken["local"]) == (
-        "projects/local/Dockerfile:1: localhost/reasoning_bse is no image of this checkout,"
+        "projects/local/Dockerfile:1: localhost/reasoning_bse is not an image of this checkout,"
         " and localhost/ cannot be pulled\n  next: did you mean reasoning_base?"
     )
 
@@ -118,7 +118,7 @@ def test_near_names_are_looked_for_only_when_they_are_shown(
     judge = Judge(checkout)
     assert {judge.image(name).state for name in registry} == {State.MISSING}
     assert judge.image("y").reasons == (
-        "projects/y/Dockerfile:1: localhost/z is no image of this checkout, and localhost/ cannot be"
+        "projects/y/Dockerfile:1: localhost/z is not an image of this checkout, and localhost/ cannot be"
         " pulled",
     )
     assert looked == []

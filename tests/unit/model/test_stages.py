@@ -45,9 +45,9 @@ def test_the_stages_that_an_image_is_made_of(text: str, target: str | None, need
 )
 def test_a_base_of_another_platform_is_known(flag: str, foreign: bool) -> None:
     (base,) = read(f"ARG ARCH\nFROM {flag} debian").bases
-    assert base.foreign is foreign
+    assert base.other_platform is foreign
 
 
 def test_a_build_argument_does_not_change_what_this_machine_is() -> None:
     (base,) = read("FROM --platform=$TARGETPLATFORM debian", TARGETPLATFORM="linux/arm64").bases
-    assert base.foreign
+    assert base.other_platform

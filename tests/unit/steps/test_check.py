@@ -15,7 +15,7 @@ HELP = "\\t\\tzstd\\n\\t\\tgzip (default)\\n"
 GOOD = {"cgroupVersion": "v2", "databaseBackend": "sqlite", "rootlessNetworkCmd": "pasta"}
 
 WRONG = (
-    "can write wrong content into files, without a word, where an image has files of zeros alone\n"
+    "can silently write wrong content into files where an image has files of zeros only\n"
     "    steps give it -no-sparse, with which it does not; for what you squash by hand, ask for\n"
     "    squashfs-tools 4.7.5 or newer (squashfs-tools#339)\n"
 )

@@ -43,7 +43,7 @@ def write(root: Path, name: str, text: str) -> None:
 
 def wanted(root: Path, name: str) -> list[tuple[str, int, str]]:
     graph = open_checkout(root, {}).graph
-    tests = smoke.wanted(graph, graph.resolve(name))
+    tests = smoke.smoke_tests(graph, graph.resolve(name))
     return [(str(test), test.timeout_s, test.where) for test in tests]
 
 
@@ -62,7 +62,7 @@ def passes(checkout: Checkout, *names: str) -> None:
     for name in names:
         found = checkout.records.get(Step.ENROOT, name)
         assert found is not None
-        tests = smoke.wanted(checkout.graph, checkout.graph.resolve(name))
+        tests = smoke.smoke_tests(checkout.graph, checkout.graph.resolve(name))
         passed = tuple(Passed(test.argv, "podman", 1.5) for test in tests)
         checkout.records.put(Step.ENROOT, name, replace(found, smoke=passed))
 

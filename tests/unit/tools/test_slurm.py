@@ -507,7 +507,7 @@ EXPLAINED = {
         """,
         REQUEST,
         f"""
-        podman:reasoning:2025.1 was ended because its srun was told to end
+        podman:reasoning:2025.1 was ended because its srun got a signal to end
           | srun: forcing job termination
           | slurmstepd: error: *** STEP 28.0 ON nid001 CANCELLED AT 2026-11-22T09:57:38 ***
           | srun: error: nid001: task 0: Killed
@@ -826,7 +826,7 @@ def test_the_steps_daemon_is_understood_with_its_name_and_with_the_time(
     ],
 )
 def test_a_command_may_log_with_the_time_too(line: str) -> None:
-    assert not slurm_words.said(line)
+    assert not slurm_words.is_slurm_line(line)
     assert explain(1, [line], REQUEST) is None
 
 

@@ -172,4 +172,4 @@ def test_a_drawn_bar_tells_the_percentage(line: str, percent: int | None) -> Non
     found = squashfs.drawn_percent(line)
     assert found == percent
     if found is not None:
-        assert squashfs.told_percent(squashfs.tell_percent(found)) == percent
+        assert squashfs.progress_percent(squashfs.progress_line(found)) == percent

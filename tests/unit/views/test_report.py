@@ -29,7 +29,7 @@ from rc_tasks.state.published import manifests
 from rc_tasks.state.records.records import Failure, Passed, Step
 from rc_tasks.state.records.status import State
 from rc_tasks.views.report import details
-from rc_tasks.views.report.manifest_summary import Inside, inside
+from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_summary
 from rc_tasks.views.report.overview import FailedImage, ImageOverview, ImageRun, Overview, overview
 from rc_tasks.views.report.page import in_script, render
 from rc_tasks.views.report.timeline import NOT_STARTED, timeline
@@ -239,12 +239,12 @@ def manifest(number: int, *packages: Package, text: str = "usual") -> Manifest:
     return Manifest(name, image_id, "arm64", published_at, 100 + number, 900, contents, origin)
 
 
-def hostile_inside(text: str) -> Inside:
+def hostile_inside(text: str) -> ManifestSummary:
     old, new = (
         manifest(number, Package(keeper, text, f"{text}{number}", text), text=text)
         for number, keeper in ((1, Keeper.PYTHON), (2, Keeper.PYTHON))
     )
-    return Inside(text, {Keeper.DPKG: 3}, ((text, 1000),), compared(old, new))
+    return ManifestSummary(text, {Keeper.DPKG: 3}, ((text, 1000),), compared(old, new))
 
 
 def hostile(text: str) -> Overview:
@@ -350,7 +350,7 @@ def test_a_summary_is_the_same_as_that_of_whole_manifests(root: Path) -> None:
     old = manifest(1, *SAME, dpkg("a", "1"), dpkg("a", "2"), dpkg("b", "1"))
     new = manifest(2, *SAME, dpkg("a", "2"), dpkg("a", "3"), dpkg("c", "1"), dpkg("c", "1"))
     checkout = keep(root, old, new)
-    found = inside(checkout, "base:1")
+    found = manifest_summary(checkout, "base:1")
     assert found is not None and found.changes is not None
     assert found.changes.packages == compared(old, new).packages
 
@@ -401,7 +401,7 @@ def test_a_rolled_back_image_says_so_everywhere(root: Path) -> None:
     assert told["Smoke test"] == ["python -c 'import it'\"'\"'s' passed (2.5 s, podman)"]
     assert between.startswith(f"{newest.image_id[:12]} of 2026-11-24 "), "what it stands in place of"
     found = gathered(root)
-    (node,) = (each for each in found.picture.nodes if each.name == "base:1")
+    (node,) = (each for each in found.graph_view.nodes if each.name == "base:1")
     assert node.words.endswith(", rolled back")
     (image,) = (each for each in found.images if each.name == "base:1")
     assert image.state == node.state
