@@ -228,7 +228,7 @@ def test_waiting_in_the_queue_is_told(site: Site, cluster: Cluster, full: Callab
     assert tried.job_id == waiting[1]
     told = lines(text, "queue", "granted", "start")
     assert [line.split()[0] for line in told] == ["queue", "granted", "start"]
-    assert re.fullmatch(rf"granted job {waiting[1]}: node1, {UNTIL}( after 0 min \d+ s)?", told[1])
+    assert re.fullmatch(rf"granted job {waiting[1]}: node\d, {UNTIL}( after 0 min \d+ s)?", told[1])
     given_back(cluster, site)
 
 

@@ -14,11 +14,13 @@ from rc_tasks.model.graph.project import PROJECTS
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.records.records import Record, Records, Step
 from rc_tasks.tools.podman import Podman
+from tests.support import warm
 from tests.support.checkouts import write_checkout
 from tests.support.doit import unstamped
 from tests.support.images import BUSYBOX
 
 DOIT = Path(sys.executable).with_name("doit")
+TIMEOUT_S = 600.0
 # With this, no env.toml names a path of the checkout, so that a copy has nothing to write.
 SETTINGS = 'images_root = "/official"'
 FILES = {
@@ -83,10 +85,10 @@ class Family:
 
     def doit(self, *argv: str, status: int = 0, **variables: str) -> str:
         """The output of `doit argv…`, which ends with `status` and never with a traceback."""
-        with self.start(*argv, **variables) as process:
-            output, _ = process.communicate()
+        environ = {**os.environ, **self.environment, **variables}
+        ended, output = warm.run(argv, self.root, environ, TIMEOUT_S)
         assert "Traceback" not in output, output
-        assert process.returncode == status, output
+        assert ended == status, output
         return output
 
     def run(self, *argv: str, status: int = 0, **variables: str) -> dict[str, str]:
