@@ -375,7 +375,7 @@ def test_it_is_interrupted_at_a_terminal(root: Path) -> None:
                 text += os.read(ours, 4096).decode(errors="replace")
             except OSError:
                 break
-        assert process.wait(_PATIENCE_S) == 130
+        assert process.wait(_PATIENCE_S) == 130, text
     os.close(ours)
     assert "Traceback" not in text
     assert "interrupted: 1 of 2 images were verified" in text
