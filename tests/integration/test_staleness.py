@@ -283,13 +283,13 @@ CASES = (
         "image.sqsh's start",
         overwrite("left:1", 0.0),
         {"enroot:left:1"},
-        "was changed after it was published",
+        "was changed after its publication",
     ),
     Case(
         "image.sqsh's middle",
         overwrite("left:1", 0.5),
         {"enroot:left:1"},
-        "was changed after it was published",
+        "was changed after its publication",
     ),
     Case(
         "image.json deleted",
@@ -305,7 +305,7 @@ CASES = (
         "store gone",
         lambda family: shutil.rmtree(family.root / ".rc/store"),
         steps(Step.PODMAN, *NAMES),
-        "the image is not in the store any more",
+        "the image is no longer in the store",
     ),
     Case("alias retargeted", retarget_alias, images("user:1"), "base left:1 added"),
     Case("digest cache gone", remove(".rc/cache/digests.json"), set()),
@@ -499,7 +499,7 @@ def test_a_damaged_store_mends_itself(family: Family, damage: str) -> None:
             re.MULTILINE,
         )
         assert re.search(
-            r"^done    podman:base  .*\n.*start   enroot:base  the image was built anew$",
+            r"^done    podman:base  .*\n.*start   enroot:base  the image was rebuilt$",
             output,
             re.MULTILINE,
         )
@@ -604,7 +604,7 @@ def test_twenty_gigabytes_are_judged_without_reading_them(tmp_path: Path) -> Non
         file.seek(10_000_000_000)
         file.write(b"x")
     words, damaged = judged()
-    assert words == ["image.sqsh was changed after it was published"]
+    assert words == ["image.sqsh was changed after its publication"]
     assert max(touched, damaged) - unread < 2_000_000
 
 

@@ -247,7 +247,7 @@ class Verification:
                 for digest in store.blobs(image_id):
                     users.setdefault(store.blob(digest), []).append((store, image_id))
             except FileNotFoundError:
-                yield {image_id}, Damage(where, "is not in the store any more", _rebuild(store, name))
+                yield {image_id}, Damage(where, "is no longer in the store", _rebuild(store, name))
             except PermissionError:
                 raise
             except (OSError, ValueError, RecursionError):

@@ -246,7 +246,7 @@ def test_a_clone_notices_that_the_official_image_changed(official: Path, clone: 
     (clone / "base/Dockerfile").write_text(recipe)
     assert adopted(clone) == ["base"]
     assert states(clone)["base"] == (State.FRESH, (f"adopted from {official}",))
-    assert states(clone)["child:1"] == (State.STALE, ("base base was built anew",))
+    assert states(clone)["child:1"] == (State.STALE, ("base base was rebuilt",))
 
 
 def publish(official: Path, name: str, content: bytes) -> None:
@@ -352,9 +352,7 @@ def test_an_official_image_that_was_rolled_back_is_not_adopted(official: Path, c
 def test_another_images_root_makes_it_stale(official: Path, clone: Path, tmp_path: Path) -> None:
     adopted(clone)
     (clone / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/elsewhere"\n')
-    assert states(clone)["base"][1][0] == (
-        f"adopted from {official}, which images_root does not name any more"
-    )
+    assert states(clone)["base"][1][0] == (f"adopted from {official}, which is no longer images_root")
 
 
 def test_touching_the_official_image_changes_nothing(official: Path, clone: Path) -> None:

@@ -185,7 +185,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -r "),
     "image-missing": (
         lambda root: shutil.rmtree(root / ".rc/store/images"),
-        "is not in the store any more",
+        "is no longer in the store",
         "made again",
     ),
     "image-planted": (
