@@ -13,7 +13,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.progress.plain import Display, Running, told
+from rc_tasks.engine.progress.plain import Display, Running, event_line
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import clock, duration, printable
@@ -67,8 +67,8 @@ class Live(Display):
         if len(self.running) > self._slots:
             self._slots = len(self.running)
             self._estimated_at_s = 0.0
-        if event.kind.told:
-            line = Text(self._encodable(told(event)))
+        if event.kind.printed:
+            line = Text(self._encodable(event_line(event)))
             line.stylize(_STYLES.get(event.kind, ""), 0, len(event.kind))
             self._above.append(line)
 

@@ -47,7 +47,7 @@ class Display(abc.ABC):
         self.running: dict[Task, Running] = {}
         # Once several steps ran at the same time, a line without a name could be of any.
         self._several = False
-        self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="display")
 
     def start(self) -> None:
@@ -56,11 +56,11 @@ class Display(abc.ABC):
 
     def tell(self, event: Event) -> None:
         """Show an event, soon."""
-        self._told.put(event)
+        self._events.put(event)
 
     def close(self) -> bool:
         """Show what was told until now; whether all could be shown, as a pipe may be read no more."""
-        self._told.put(Event(EventKind.OVER))
+        self._events.put(Event(EventKind.OVER))
         self._thread.join(_LAST_WORDS_S)
         return not self._thread.is_alive()
 
@@ -102,13 +102,13 @@ class Display(abc.ABC):
         while True:
             wait_s = max(0.0, next_s - time.monotonic()) if self.running else None
             with contextlib.suppress(queue.Empty):
-                event = self._told.get(timeout=wait_s)
+                event = self._events.get(timeout=wait_s)
                 while True:
                     if event.kind is EventKind.OVER:
                         self.finish()
                         return
                     self.take(event)
-                    event = self._told.get_nowait()
+                    event = self._events.get_nowait()
             if time.monotonic() >= next_s:
                 self.read()
                 next_s = time.monotonic() + POLL_S
@@ -138,10 +138,10 @@ class Plain(Display):
         self._errors = Unbreakable(sys.stderr)
 
     def show(self, event: Event) -> None:
-        if event.kind.told:
+        if event.kind.printed:
             # What reads a pipe may have been interrupted as well.
             out = self._errors if event.kind is EventKind.INTERRUPTED else self.out
-            out.write(f"{event.at:%Y-%m-%d %H:%M:%S} {told(event)}\n")
+            out.write(f"{event.at:%Y-%m-%d %H:%M:%S} {event_line(event)}\n")
             out.flush()
 
     def stream(self, lines: list[str]) -> None:
@@ -186,7 +186,7 @@ class Unbreakable:
         return self._out.fileno()
 
 
-def told(event: Event) -> str:
+def event_line(event: Event) -> str:
     """An event in words; further lines are indented."""
     first, *rest = [printable(line) for line in event.words.split("\n")]
     words = "\n".join((first, *(f"{_INDENT}{line}" for line in rest)))

@@ -1,4 +1,4 @@
-"""Why a step did not do its work, read from the end of its log."""
+"""Diagnosis of a failed step from the end of its log."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,12 +18,12 @@ _INSTRUCTION_WIDTH = 72
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a step failed, in words, and what may be done about it.
+    """Why a step failed, and what may be done about it.
 
-    `needs` names an image that has to be built first. `locked`: somebody else is building this one;
-    `lost`: since the step was stopped, and not from its start. `elsewhere`: the node failed, not the
-    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step ended well by all
-    that is known, but its record is not there.
+    `needs` names an image that has to be built first. `locked`: another process is building the image.
+    `lost`: that process took the lock while this step was stopped. `elsewhere`: the node failed, not the
+    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0 and
+    reported nothing.
     """
 
     text: str
@@ -36,18 +36,18 @@ class Diagnosis:
 
     @property
     def final(self) -> bool:
-        """Whether trying again would not help."""
+        """Whether another attempt would not help."""
         return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
 def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
-    """Our own words at the end of the log, else Slurm's, else its last lines.
+    """Diagnose a step from its own error at the end of the log, else from Slurm's, else the last lines.
 
-    Slurm's come first where it ended the step: it signals one process after the other, and a RUN may
-    end before the step gets its signal.
+    Slurm's error comes first where Slurm ended the step: it signals one process after the other, and a
+    RUN may end before the step gets its signal.
     """
     lines = _tail(log)
-    # Slurm's own lines can stand anywhere among those of the step.
+    # Slurm's lines can stand anywhere among those of the step.
     own = [line for line in lines if request is None or not slurm_words.said(line)]
     marks = [at for at, line in enumerate(own) if _is_mark(line)]
     mark = own[marks[-1]] if marks else ""
@@ -83,15 +83,15 @@ def _own_words(lines: list[str], mark: int) -> str:
     instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
     if instruction:
         first = first.replace("podman build", instruction, 1)
-    # What was answered from cache before the failing instruction explains nothing.
+    # Leave out the instructions before the failing one, which explain nothing.
     steps = [number for number, line in enumerate(before) if line.startswith("STEP ")]
     return "\n".join((first, *_quote(before[steps[-1] :] if steps else before), *rest))
 
 
 def _quote(lines: list[str]) -> list[str]:
-    """The last lines of a log, without its first one, our own command; repeated lines once."""
-    told = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
-    return [f"  | {line}" for line in told[-command.TAIL_LINES :]]
+    """Quote the last lines of a log, without the command in its first line; repeated lines once."""
+    shown = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
+    return [f"  | {line}" for line in shown[-command.TAIL_LINES :]]
 
 
 def _tail(log: Path) -> list[str]:
