@@ -21,7 +21,7 @@ def selection(
 ) -> Selection:
     """Select the stale steps of the tasks that `reach` returned.
 
-    Tasks of other programs, and those that report broken projects, are left to doit's judgement.
+    Tasks that a dodo.py adds, and those that report broken projects, are left to doit's judgement.
     `stale` are steps, bases first.
     """
     chosen = [task for task in stale if str(task) in reachable]

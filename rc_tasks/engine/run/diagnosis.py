@@ -23,7 +23,7 @@ class Diagnosis:
     `needs` names an image that has to be built first. `locked`: another process is building the image.
     `lost`: that process took the lock while this step was stopped. `elsewhere`: the node failed, not the
     step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0 and
-    reported nothing.
+    reported no error, but its record is missing.
     """
 
     text: str

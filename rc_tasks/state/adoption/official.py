@@ -133,7 +133,7 @@ class Official:
         directory = self.store.directory
         try:
             self._file(f"{directory}/images/{image_id}/manifest.json")
-            # What of its blobs is lost is seen when it is brought.
+            # A lost blob is noticed when the image is loaded.
             with contextlib.suppress(FileNotFoundError):
                 self._directory(f"{directory}/blobs/sha256")
         except FileNotFoundError:
@@ -190,8 +190,8 @@ class Official:
             return None
         return found if sound else None
 
-    def bring(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
-        """Bring images of the official store into podman; returns those that it lacks."""
+    def load(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
+        """Load images of the official store into podman; return the IDs of those that it lacks."""
         here = []
         for image_id in image_ids:
             try:
@@ -199,12 +199,12 @@ class Official:
                     self._require_manifest(image_id)
                     here.append(image_id)
             except (RefusedError, OSError) as error:
-                print(f"not brought from the official store: {error}", flush=True)
+                print(f"not loaded from the official store: {error}", flush=True)
         if not here:
             return image_ids
         shown = ", ".join(image_id[:12] for image_id in here)
-        print(f"bringing {shown} from the store of {self.root}", flush=True)
-        left = self.store.bring(podman, *here)
+        print(f"loading {shown} from the store of {self.root}", flush=True)
+        left = self.store.load(podman, *here)
         return tuple(image_id for image_id in image_ids if image_id in left or image_id not in here)
 
     def cache(self, name: str) -> tuple[Cached, ...]:

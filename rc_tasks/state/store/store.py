@@ -107,12 +107,11 @@ class Store:
                 self._write_view(view, image, len(config))
             self._put_view(view, image.id)
 
-    def bring(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
-        """Make sure that a podman storage holds the images; returns those that are nowhere to be had.
+    def load(self, podman: Podman, *image_ids: str) -> tuple[str, ...]:
+        """Load images into a podman storage that lacks them; return the IDs of those not in this store.
 
-        What is damaged here is told and removed, so that it is one of those. Raises CommandError when
-        podman fails for another reason, and ArtifactError when its storage is full or this one cannot
-        be read.
+        A damaged image is reported and removed, and its ID returned. Raise CommandError when podman
+        fails for another reason, and ArtifactError when its storage is full or this one cannot be read.
         """
         missing = podman.lacking(image_ids)
         here = [image_id for image_id in missing if self._usable(image_id, _size_is_right)]

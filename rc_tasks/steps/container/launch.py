@@ -193,7 +193,7 @@ def podman_image(
         yield PodmanImage(podman_reference(path))
         return
     image_id = "" if from_file else _recorded_id(Path(path))
-    if image_id and _brought(image_id, engine, checkout):
+    if image_id and _load(image_id, engine, checkout):
         yield PodmanImage(image_id)
         return
     squashfs.inspect(Path(path))
@@ -425,14 +425,14 @@ def _recorded_id(image: Path) -> str:
     return found if is_id and image.name == ARTIFACT else ""
 
 
-def _brought(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
+def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
     """Whether podman has an image, now at the latest."""
     if not engine.lacking((image_id,)):
         return True
     if checkout is None:
         return False
     with contextlib.suppress(RcError):
-        left = checkout.store.bring(engine, image_id)
+        left = checkout.store.load(engine, image_id)
         official = official_of(checkout) if left else None
-        return not (official.bring(engine, *left) if official is not None else left)
+        return not (official.load(engine, *left) if official is not None else left)
     return False
