@@ -242,7 +242,7 @@ def test_a_store_of_somebody_else_is_told_and_left_alone(
     with own_storage() as (empty, _):
         theirs = replace(kept, read_only=True)
         assert theirs.load(empty, images[0].id) == (images[0].id,)
-    assert "left as it is" in capsys.readouterr().out
+    assert "nothing is removed" in capsys.readouterr().out
     assert everything(kept) == before
 
 

@@ -130,7 +130,7 @@ class Summary:
 
 
 def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
-    """The summary for programs: docs/administrators.md tells the keys, which are a contract."""
+    """Return the summary for programs: docs/administrators.md tells the keys, which are a contract."""
     found = asdict(summary)
     begun = found.pop("begun")
     empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")
@@ -252,7 +252,7 @@ def _failed(opened: Session, entry: HistoryEntry) -> FailedStep:
 
 
 def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
-    """The images that cannot be built, each with the first base on the way up that is bad."""
+    """Return the images that cannot be built, each with the first base on the way up that is bad."""
     wrong, blocked = set(bad), dict[str, str]()
     # Bases come before what is built on them.
     for name, node in opened.checkout.graph.images.items():
@@ -263,7 +263,7 @@ def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
 
 
 def _adopted(opened: Session, first: Begun) -> list[str]:
-    """The images that were taken over from the official checkout since the night began."""
+    """Return the images that were adopted from the official checkout since the run began."""
     records, since_ns = (
         opened.checkout.records,
         datetime.fromisoformat(first.started_at).timestamp() * 1e9,

@@ -76,7 +76,7 @@ class Garbage:
     gone: dict[str, str] = field(default_factory=dict)
 
     def count(self, kind: GarbageKind) -> int:
-        """How many there are of a kind."""
+        """Return how many there are of a kind."""
         found = [item for item in self.items if item.kind is kind]
         return len({item.image for item in found}) if kind is GarbageKind.GONE else len(found)
 
@@ -96,7 +96,7 @@ class Collector:
         return self._generated / "gc.json"
 
     def find(self) -> Garbage:
-        """All that could be removed now; changes nothing."""
+        """Return all that could be removed now; changes nothing."""
         found = Garbage(gone=self._gone_since())
         self._projects_gone(found)
         gone = {item.image for item in found.items}
@@ -185,7 +185,7 @@ class Collector:
                     found.items.append(Item(GarbageKind.MANIFEST, path))
 
     def _manifests(self) -> list[Path]:
-        """The directories of manifests, by image."""
+        """Return the directories of manifests, by image."""
         return _listed(self._generated / "manifests")
 
     def _remove_stored(self, found: Garbage) -> list[Item]:
@@ -224,7 +224,7 @@ class Collector:
                     found.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
 
     def _gone_since(self) -> dict[str, str]:
-        """The projects that are not there any more, but something of theirs, with when that was seen."""
+        """Return the projects that are gone but left files, with the time when that was first seen."""
         checkout = self._checkout
         known = set(checkout.graph.names())
         found = recorded(checkout) | {name for name, _ in checkout.store.catalogue.caches()}
@@ -332,7 +332,7 @@ class Collector:
 
 
 def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:
-    """The files of each item as they are now, for `freed_bytes`."""
+    """Return the files of each item as they are now, for `freed_bytes`."""
     return {item: tuple(_walk(item.path)) for item in items}
 
 
@@ -364,12 +364,12 @@ def _walk(path: Path) -> Iterator[os.stat_result]:
 
 
 def _listed(directory: Path) -> list[Path]:
-    """The entries of a directory of the state. Raises OSError when it cannot be read."""
+    """Return the entries of a directory of the state. Raise OSError when it cannot be read."""
     return [directory / name for name in reading.names(directory)]
 
 
 def _only_generated(directory: Path) -> bool:
-    """Whether a project directory holds nothing but what we have put there."""
+    """Return whether a project directory holds nothing but what we have put there."""
     try:
         names = set(os.listdir(directory)) if not directory.is_symlink() else set[str]()
     except OSError:

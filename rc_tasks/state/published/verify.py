@@ -1,6 +1,6 @@
-"""Published images re-read against their records: what is damaged, and how to mend it.
+"""Verification of published images against their records: damages, and how to fix them.
 
-Only what was published is asked about. Whether it is stale is the judge's affair.
+It covers published images only; the judge decides whether an image is stale.
 """
 
 import json
@@ -77,7 +77,7 @@ class Verification:
     _blobs: dict[Path, str] = field(default_factory=dict)
 
     def size_bytes(self, names: Iterable[str]) -> int:
-        """How much there is to read."""
+        """Return how much there is to read."""
         total = 0
         blobs: dict[Path, int] = {}
         for name in names:
@@ -266,12 +266,12 @@ class Verification:
                 yield {each for _, each in having}, Damage(self.checkout.shown(path), what, hint)
 
     def _is_put_back(self, name: str, record: Record) -> bool:
-        """Whether an older image is published, so that a build would publish another one."""
+        """Return whether an older image is published, so that a build would publish another one."""
         newest = image_id_of(self.checkout.records.get(Step.PODMAN, name))
         return bool(record.instead_of) and newest != image_id_of(record)
 
     def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
-        """The image that is published, and the images that it is built on, each with its store."""
+        """Return the published image and the images that it is built on, each with its store."""
         checkout = self.checkout
         official = official_of(checkout)
         found: dict[tuple[Store, str], None] = {}
@@ -309,7 +309,7 @@ def _rebuild(store: Store, name: str, *damaged: Path) -> str:
 
 
 def _remove(*paths: Path) -> str:
-    """The beginning of a command that removes what is there of these."""
+    """Return the beginning of a command that removes what is there of these."""
     there = [path for path in paths if os.path.lexists(path)]
     recursive = "-r " if any(map(os.path.isdir, there)) else ""
     return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""
@@ -323,7 +323,7 @@ def _blobs(store: Store, image_id: str) -> dict[str, int]:
 
 
 def verifiable(checkout: Checkout) -> list[str]:
-    """The images that have been published."""
+    """Return the images that have been published."""
     return [
         name for name in checkout.graph.images if checkout.records.get(Step.ENROOT, name) is not None
     ]

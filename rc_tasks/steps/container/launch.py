@@ -98,9 +98,9 @@ class PodmanImage:
 
 
 def choose(wanted: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
-    """The launcher to use here, and why; `through_slurm` tells whether containers start in jobs.
+    """Return the launcher to use here, and why; `through_slurm` tells whether containers start in jobs.
 
-    Raises ToolNotFoundError when the one that is wanted, or every one, is missing.
+    Raise ToolNotFoundError when the one that is wanted, or every one, is missing.
     """
     if wanted is not Launcher.AUTO:
         if not _available(wanted, through_slurm=through_slurm):
@@ -119,17 +119,17 @@ def choose(wanted: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
 
 
 def resolve(reference: str, *, environ: Mapping[str, str], cwd: Path) -> ResolvedEdf:
-    """The EDF for a launcher that does not read EDFs; the variables of its image count as well."""
+    """Return the EDF for a launcher that does not read EDFs; the variables of its image count too."""
     return chain.resolve(reference, environ=environ, cwd=cwd, image_environ=image_environ)
 
 
 def refused_entrypoint(lines: Iterable[str]) -> bool:
-    """Whether a job's output says that Pyxis could not start the image's ENTRYPOINT."""
+    """Return whether a job's output says that Pyxis could not start the image's ENTRYPOINT."""
     return any(_PYXIS_NOT_STARTED in line for line in lines)
 
 
 def image_environ(image: str) -> dict[str, str]:
-    """The variables that a SquashFS image sets; none when it is no such file or cannot be read."""
+    """Return the variables that a SquashFS image sets; none when it cannot be read as one."""
     if not image.startswith("/") or which("unsquashfs") is None:
         return {}
     # Before 4.5, unsquashfs cannot do this.
@@ -152,11 +152,11 @@ def command(
     name: str = "",
     limit_s: int = 0,
 ) -> Command:
-    """The command that runs `argv` in a container; nothing is started.
+    """Return the command that runs `argv` in a container; nothing is started.
 
     `reference` is what --environment gets: a name to search for, or a path. `request` is what the job
     needs of Slurm, None where there is none. `interactive` gives it a terminal. podman needs `engine`
-    and `image`, see `podman_image`, and takes a container's `name` and time limit. Raises EdfError for
+    and `image`, see `podman_image`, and takes a container's `name` and time limit. Raise EdfError for
     what the launcher cannot express.
     """
     if launcher in _SRUN_KNOWS:
@@ -264,7 +264,7 @@ def _srun_help() -> str:
 
 
 def _pyxis(resolved: ResolvedEdf, argv: tuple[str, ...]) -> tuple[Command, tuple[str, ...]]:
-    """The command inside of the container with its variables, and srun's options."""
+    """Return the command inside of the container with its variables, and srun's options."""
     options = [f"--container-image={_need_image(resolved)}"]
     mounts = []
     for mount in resolved.mounts:
@@ -381,7 +381,7 @@ def _podman_mount(mount: EdfMount) -> str:
 
 
 def _quoted(field: str) -> str:
-    """A field of comma-separated values (RFC 4180)."""
+    """Return a field of comma-separated values (RFC 4180)."""
     return '"' + field.replace('"', '""') + '"' if re.search(r'[",\r\n]', field) else field
 
 
@@ -415,7 +415,7 @@ def _need_image(resolved: ResolvedEdf) -> str:
 
 
 def _recorded_id(image: Path) -> str:
-    """The image ID that the public record beside a published image tells, or an empty string."""
+    """Return the image ID that the public record beside a published image tells, or an empty string."""
     image = image.resolve()
     try:
         found = json.loads(read_bytes(image.parent / IMAGE_JSON))["image_id"]
@@ -426,7 +426,7 @@ def _recorded_id(image: Path) -> str:
 
 
 def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
-    """Whether podman has an image, now at the latest."""
+    """Return whether podman has an image, now at the latest."""
     if not engine.lacking((image_id,)):
         return True
     if checkout is None:

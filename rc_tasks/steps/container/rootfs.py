@@ -50,7 +50,7 @@ ACTIONS = ("chmod(u+rX)@true", "chmod(u+w)@type(d)&&depth(-16)")
 def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
     """Write Enroot's four files and make the working directory in a mounted image.
 
-    `provenance` lines become comments at the beginning of /etc/rc. Raises ArtifactError when the
+    `provenance` lines become comments at the beginning of /etc/rc. Raise ArtifactError when the
     image has something in the way.
     """
     # Modes are Enroot's under the usual umask, whatever ours is.
@@ -84,7 +84,7 @@ def require_plain(root: Path) -> None:
 
 
 def seen_inside(root: Path, path: str) -> Path:
-    """Where a path leads for a process whose / is `root`; nothing need be there."""
+    """Return where a path leads for a process whose / is `root`; nothing need be there."""
     try:
         return Path(f"{root}{links.follow(path, _target_in(root))}")
     except OSError:
@@ -107,7 +107,7 @@ def require_contained(root: Path, workdir: str) -> None:
 
 
 def fstab(volumes: tuple[str, ...]) -> str:
-    """A bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
+    """Return a bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
     lines = []
     for volume in volumes:
         name = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", volume)
@@ -116,7 +116,7 @@ def fstab(volumes: tuple[str, ...]) -> str:
 
 
 def rc(image: Image, provenance: tuple[str, ...]) -> str:
-    """The script that starts a container, for every POSIX sh."""
+    """Return the script that starts a container, for every POSIX sh."""
     labels = (f"{key} {value}" for key, value in image.labels.items())
     # A line break would end the comment, and the rest be run as a command.
     comments = "".join("# " + re.sub(r"[\r\n]", " ", line) + "\n" for line in (*provenance, *labels))
@@ -157,7 +157,7 @@ def _turn_inwards(root: Path) -> None:
 
 
 def _leads_out(root: Path, path: str) -> bool:
-    """Whether a path leads elsewhere for a process whose / is the host than for the container."""
+    """Return whether a path leads elsewhere for a process whose / is the host than for the container."""
     try:
         links.follow(path, _target_in(root), outside=True)
     except OSError as error:

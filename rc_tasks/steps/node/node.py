@@ -1,4 +1,4 @@
-"""What a step needs on the node it runs on: podman's storage, temporary space, who and where we are."""
+"""Node of a step: podman's storage, temporary space, limits, and the names of node, job and user."""
 
 import contextlib
 import fcntl
@@ -38,7 +38,7 @@ class Node:
 
 
 def this_node() -> Node:
-    """The node that this process runs on."""
+    """Return the node that this process runs on."""
     uname = os.uname()
     # Several nodes may share one host name where Slurm runs them on one machine.
     name = os.environ.get("SLURMD_NODENAME", uname.nodename)
@@ -46,7 +46,7 @@ def this_node() -> Node:
 
 
 def now() -> str:
-    """The time now, UTC, ISO 8601."""
+    """Return the time now, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -74,7 +74,7 @@ def record(
     bases: Mapping[str, str] | None = None,
     smoke: tuple[Passed, ...] = (),
 ) -> Record:
-    """The record of a step that ends now, on this node."""
+    """Return the record of a step that ends now, on this node."""
     here = this_node()
     commit = git.commit(project.directory)
     return Record(
@@ -146,7 +146,7 @@ def clear(settings: PodmanSettings) -> None:
 
 
 def temporary_files() -> Path:
-    """Where steps have their temporary files, whole layers among them. Raises RcError."""
+    """Return where steps have their temporary files, whole layers among them. Raise RcError."""
     found = _temporary_files()
     if not found.is_dir():
         raise RcError(
@@ -161,14 +161,14 @@ def _temporary_files() -> Path:
 
 
 def open_files() -> int:
-    """How many files a process may have open here if it asks for all it can get."""
+    """Return how many files a process may have open here if it asks for all it can get."""
     # Old programs close every number up to the limit before they start another, which with the
     # thousand million of some hosts takes minutes.
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MOST_OPEN_FILES)
 
 
 def processes() -> int:
-    """How many processes a container may be given: podman asks for more than root may have here."""
+    """Return how many processes a container may have: podman asks for more than root may have here."""
     # podman lowers its own limit to this before it sets that of a container.
     most = int(_PID_MAX.read_text(encoding="ascii"))
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]

@@ -1,7 +1,7 @@
-"""podman's storage in a job: a directory per job in a node's memory, its driver, what dead jobs left.
+"""podman's storage in a job: a directory per job in a node's memory, its driver, and its removal.
 
-Compute nodes are diskless, home directories are no place for overlay file systems, and what lies in
-memory stays there when a job is killed.
+Compute nodes are diskless, and home directories cannot hold overlay file systems. Files in memory stay
+there when a job is killed.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
 
 
 def directory(settings: PodmanSettings) -> Path | None:
-    """The directory of ours in which podman keeps its images here; None: podman's own storage.
+    """Return the directory of ours in which podman keeps its images here; None: podman's own storage.
 
-    Raises SettingsError when somebody else could have put something there.
+    Raise SettingsError when somebody else could have put something there.
     """
     wanted = _expanded(settings.storage)
     if wanted == _AUTO:
@@ -63,7 +63,7 @@ def directory(settings: PodmanSettings) -> Path | None:
 
 
 def of_this_job(settings: PodmanSettings) -> Path | None:
-    """The directory that begins and ends with this job; None when a setting names another, or no job.
+    """Return the directory of this job; None outside a job, or when a setting names another directory.
 
     Two jobs on a node never share one: what one of them leaves is cleared when it has ended.
     """
@@ -76,12 +76,12 @@ def of_this_job(settings: PodmanSettings) -> Path | None:
 
 
 def root(storage: Path) -> Path:
-    """Where podman keeps images and containers."""
+    """Return where podman keeps images and containers."""
     return storage / "root"
 
 
 def runroot(storage: Path) -> Path:
-    """Where podman notes what is gone after a reboot, such as mounts."""
+    """Return where podman notes what is gone after a reboot, such as mounts."""
     return storage / "run"
 
 
@@ -95,7 +95,7 @@ class Driver:
 
 
 def driver(settings: PodmanSettings, storage: Path) -> Driver:
-    """A storage's driver: overlay, by fuse-overlayfs where users cannot mount one, else vfs."""
+    """Return a storage's driver: overlay, by fuse-overlayfs where users cannot mount one, else vfs."""
     # Without a driver, a storage elsewhere would take the one of podman's default storage.
     wanted = Driver(settings.driver or "overlay", settings.options)
     chosen = any("mount_program" in option for option in settings.options)
@@ -143,7 +143,7 @@ def use_runtime_directory(storage: Path) -> None:
 
 
 def dead(settings: PodmanSettings) -> list[Path]:
-    """The storages of jobs on this node that have ended; asks Slurm only when there are others."""
+    """Return the storages of ended jobs on this node; ask Slurm only when there are others."""
     mine = of_this_job(settings)
     # In podman's namespace we would ask for the jobs of root.
     if mine is None or _in_namespace():
@@ -155,7 +155,7 @@ def dead(settings: PodmanSettings) -> list[Path]:
             if ours and entry.name.isdigit() and entry.name != mine.name:
                 others.append(Path(entry.path))
     running = slurm.running_jobs() if others else None
-    # An answer without our own job is none.
+    # Ignore a reply that does not list our own job.
     if running is None or mine.name not in running:
         return []
     return [each for each in others if each.name not in running]
@@ -174,7 +174,7 @@ def remove(storage: Path, podman: Podman) -> None:
 
 
 def mounts_below(directory: Path) -> list[Path]:
-    """The mount points below a directory that this process can see."""
+    """Return the mount points below a directory that this process can see."""
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         # proc(5): white space and backslashes are octal there.
@@ -192,7 +192,7 @@ def _too_long(storage: Path) -> bool:
 
 
 def _own(path: Path, *, follow: bool) -> Path:
-    """A directory that nobody else could have put there: images are made of what lies in it."""
+    """Return a directory that nobody else could have put there: images are made of what lies in it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat() if follow else path.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
@@ -247,7 +247,7 @@ def _expanded(text: str) -> str:
 
 
 def _unprivileged() -> bool:
-    """Whether podman works without root, also when we run in its user namespace."""
+    """Return whether podman works without root, also when we run in its user namespace."""
     return rootless() or _in_namespace()
 
 
@@ -256,7 +256,7 @@ def _in_namespace() -> bool:
 
 
 def _lacking(storage: Path) -> str:
-    """Why the kernel cannot mount an overlay for an ordinary user there; empty: it can."""
+    """Return why the kernel cannot mount an overlay for an ordinary user there; empty: it can."""
     release = os.uname().release
     if tuple(map(int, re.findall(r"\d+", release)[:2])) < _OVERLAY_FOR_USERS:
         return f"Linux {release} has no overlay for ordinary users"
@@ -270,7 +270,7 @@ def _lacking(storage: Path) -> str:
 
 
 def _fuse_overlayfs() -> str | None:
-    """The program on PATH: under its plain name, else the newest of those that carry a version."""
+    """Return the program on PATH: the plain name, else the newest name with a version."""
     if plain := command.which("fuse-overlayfs"):
         return plain
     found = [

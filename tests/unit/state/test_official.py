@@ -282,7 +282,7 @@ def remove_store_entry(official: Path) -> None:
         pytest.param(
             remove_store_entry,
             State.STALE,
-            "the official image is not in the store of {official} any more",
+            "the official image is no longer in the store of {official}",
             id="no-store",
         ),
         pytest.param(
@@ -342,10 +342,7 @@ def test_an_official_image_that_was_rolled_back_is_not_adopted(official: Path, c
     assert adopted(clone) == ["base"]
     offers = opened(clone).judge.offers
     assert offers is not None
-    assert (
-        str(offers.refusal("child:1"))
-        == "an older image was put back in its place there (doit rollback)"
-    )
+    assert str(offers.refusal("child:1")) == "an older image replaces it there (doit rollback)"
     assert states(second)["child:1"][0] is State.STALE
 
 

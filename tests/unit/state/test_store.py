@@ -87,5 +87,5 @@ def test_what_this_node_cannot_read_is_told_and_stays(
         kept.load(Empty(), IMAGE)
     monkeypatch.undo()
     assert f"{kept.image(IMAGE)}/" in str(caught.value)
-    assert f": cannot be read: {os.strerror(number)}\n  next: it is left as it is: " in str(caught.value)
+    assert f": cannot be read: {os.strerror(number)}\n  next: nothing was removed: " in str(caught.value)
     assert files(kept) == before
