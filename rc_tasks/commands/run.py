@@ -22,7 +22,13 @@ from rc_tasks.engine.run import adopt
 from rc_tasks.engine.run.allocator import release_abandoned
 from rc_tasks.engine.run.dispatcher import Dispatcher
 from rc_tasks.engine.schedule.estimates import Order, order
-from rc_tasks.engine.session import NOTHING_LOST, Session, alone, remember_digests, session
+from rc_tasks.engine.session import (
+    NOTHING_LOST,
+    Session,
+    remember_digests,
+    report_without_display,
+    session,
+)
 from rc_tasks.model.graph.project import RECIPE
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
@@ -165,5 +171,5 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
 
 
 def _say_so() -> None:
-    tell = session().tell if session.cache_info().currsize else alone
+    tell = session().tell if session.cache_info().currsize else report_without_display
     tell(Event(EventKind.INTERRUPTED, words=NOTHING_LOST))

@@ -1,7 +1,7 @@
-"""doit's database, as a view of our records: what the steps wrote down is what doit remembers.
+"""doit database backend: a view of the records that steps write.
 
 doit itself writes only at its exit, so a job's time limit would forget every finished build, and two
-runs would overwrite each other. Here nothing is written by doit but `ignore`.
+runs would overwrite each other. With this backend doit writes nothing but `ignore`.
 """
 
 import functools
@@ -22,7 +22,7 @@ _IGNORED = ".ignore"
 
 
 class RecordsDB:
-    """The interface that `doit.dependency.Dependency` wants of a backend."""
+    """The interface that `doit.dependency.Dependency` expects of a backend."""
 
     desc = "the records that the steps of an image leave in .rc/state"
 
@@ -30,7 +30,7 @@ class RecordsDB:
         self.name = name
 
     def get(self, task_id: str, dependency: str) -> Any:
-        """A value that doit believes it has saved."""
+        """Return a value that doit believes it has saved."""
         if dependency == "ignore:":
             return "1" if task_id in self._ignored_tasks else None
         task, record = Task.parse(task_id), self._record(task_id)
@@ -52,34 +52,34 @@ class RecordsDB:
                 return record.inputs.get(part_of(path, project.dockerfile_name))
 
     def set(self, task_id: str, dependency: str, value: object) -> None:
-        """Only `ignore:` is doit's own to save; all else was written by the step when it ended."""
+        """Save `ignore:` only; the step wrote everything else when it ended."""
         if dependency == "ignore:":
             write_atomically(self._ignored(task_id), "")
 
     def in_(self, task_id: str) -> bool:
-        """Whether the task has ever ended well."""
+        """Return whether the task has ever succeeded."""
         return self._record(task_id) is not None
 
     def remove(self, task_id: str) -> None:
-        """`doit forget`."""
+        """Remove the record and the ignore mark of a task, for `doit forget`."""
         self._ignored(task_id).unlink(missing_ok=True)
         task = Task.parse(task_id)
         if task is not None:
             self._records.forget(*task)
 
     def remove_all(self) -> None:
-        """`doit forget --all`."""
+        """Remove all records and ignore marks, for `doit forget --all`."""
         for name in reading.names(self._records.directory):
             if ":" in name:
                 self.remove(name.rpartition(".")[0])
 
     def dump(self) -> None:
-        """Nothing is left to write at exit."""
+        """Write nothing at exit: everything was written before."""
 
     @functools.cached_property
     def _ignored_tasks(self) -> frozenset[str]:
-        found = reading.names(self._records.directory)
-        return frozenset(name.removesuffix(_IGNORED) for name in found if name.endswith(_IGNORED))
+        names = reading.names(self._records.directory)
+        return frozenset(name.removesuffix(_IGNORED) for name in names if name.endswith(_IGNORED))
 
     @property
     def _records(self) -> Records:
@@ -94,20 +94,20 @@ class RecordsDB:
 
 
 class ContentChecker(FileChangedChecker):
-    """doit's question whether a file changed, answered by what the judge just read of it."""
+    """A doit file checker that answers with the input values that the judge has just read."""
 
     def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:
-        """Whether a file of a build context is not what was recorded."""
+        """Return whether a file of a build context differs from its record."""
         return session().judge.modified(file_path, state)
 
     def get_state(self, dep: str, current_state: str | None) -> None:
-        """Nothing to save: the step recorded the file as it was *before* it was read."""
+        """Save nothing: the step recorded the file as it was *before* podman read it."""
 
     def info(self, file_path: str) -> None:
-        """Nothing to ask: the judge has asked it."""
+        """Read nothing: the judge has read the file."""
 
     def exists(self, file_path: str) -> bool:
-        """Whether a target is there."""
+        """Return whether a target exists."""
         return os.path.exists(file_path)
 
 

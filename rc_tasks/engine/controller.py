@@ -1,4 +1,4 @@
-"""Waiting for Slurm's controller, which may restart in the middle of a run."""
+"""Wait for Slurm's controller, which may restart in the middle of a run."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from rc_tasks.errors import SlurmError
 from rc_tasks.tools import slurm
 from rc_tasks.util.text import duration
 
-# How often a request may fail for want of an answer while the controller answers when it is asked.
+# How often a request may get no answer although the controller answers `scontrol ping`.
 MOST_MISSES = 5
 # How long a controller that is back may take to hear from its nodes. A step that is created before that
 # waits in srun for one or two minutes (Slurm 22.05).
@@ -17,17 +17,17 @@ _NODES_S = 60.0
 
 
 class ClosedError(Exception):
-    """The run is ending: nothing is started any more."""
+    """The run is ending, so no more steps start."""
 
 
 class Controller:
-    """Lets all steps of a run wait for the controller together, and reports that once."""
+    """Lets all steps of a run wait for the controller together, and reports the wait once."""
 
     def __init__(self, tell: Callable[[Event], None], closing: threading.Event) -> None:
         self._tell = tell
         self._closing = closing
         self._turn = threading.Lock()
-        # When it answered the last time, and what was said when the waiting was given up.
+        # When it last answered, and the error of a wait that was given up.
         self._answered_s = -1.0
         self._given_up: SlurmError | None = None
         self.absent = False
@@ -37,11 +37,12 @@ class Controller:
     ) -> bool:
         """Return whether the controller was absent after `since_s`, once it answers again.
 
-        `deadline_s` ends the waiting (None: nothing but the end of the run does), with SlurmError; both
-        are times of the monotonic clock. `why` are Slurm's words. Raises ClosedError when the run ends.
+        `since_s` and `deadline_s` are times of the monotonic clock. `why` is Slurm's error message.
+        Raise SlurmError at `deadline_s` (None: wait until the run ends), and ClosedError when the run
+        ends.
         """
         with self._turn:
-            # Others have asked, or waited, already.
+            # Another thread has asked, or waited, already.
             if self._answered_s >= since_s:
                 return True
             if self._closing.is_set():

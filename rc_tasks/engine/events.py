@@ -1,4 +1,4 @@
-"""What happens in a run, as values: the dispatcher tells, the reporter counts, a display shows."""
+"""Events of a run: the dispatcher reports them, the reporter counts them, a display shows them."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,7 +9,7 @@ from rc_tasks.state.records.records import Task
 
 
 class EventKind(StrEnum):
-    """What has happened; those that a line tells, by its first word."""
+    """The kind of an event; the value is the first word of its line, if it is printed."""
 
     START = "start"
     DONE = "done"
@@ -17,37 +17,37 @@ class EventKind(StrEnum):
     IGNORED = "ignored"
     # Another run builds the image.
     WAIT = "wait"
-    # On another node, or after something else.
+    # The step starts again, on another node or after an error that may pass.
     RETRY = "retry"
     AGAIN = "again"
-    # Of the allocation.
+    # The allocation.
     QUEUE = "queue"
     GRANTED = "granted"
-    # Of Slurm itself.
+    # Slurm itself.
     SLURM = "slurm"
     INTERRUPTED = "interrupted:"
 
     # A step is ready and has no place yet.
     READY = "(ready)"
-    # It has left its place, or waits for none any more.
+    # It has left its place, or no longer waits for one.
     LEFT = "(left)"
-    # It turns out to have nothing to do, or cannot be tried.
+    # It has nothing to do, or cannot start.
     SETTLED = "(settled)"
     # The run is over.
     OVER = "(over)"
 
     @property
-    def told(self) -> bool:
-        """Whether it has a line of its own."""
+    def printed(self) -> bool:
+        """Whether an event of this kind has a line of its own."""
         return not self.startswith("(")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a step, to what `about` names, or (both are empty) to the whole run.
+    """An event of a step, of the subject that `about` names, or (without both) of the whole run.
 
-    Of a step that starts, `node` is where (empty: this host), `log` what grows, and `last_s` how long
-    it took last time.
+    When a step starts, `node` is where (empty: this host), `log` is its log, and `last_s` is how long it
+    took last time.
     """
 
     kind: EventKind
@@ -61,5 +61,5 @@ class Event:
 
     @property
     def subject(self) -> str:
-        """The step, or what else it is about."""
+        """The step, or the subject that `about` names."""
         return str(self.task) if self.task is not None else self.about

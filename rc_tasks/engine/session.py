@@ -1,4 +1,4 @@
-"""The checkout that this run of doit is about, opened once."""
+"""Session: the checkout, its judge and the state of one run of doit."""
 
 import contextlib
 import functools
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
     from rc_tasks.engine.schedule.estimates import Order
 
-# What the names of tasks begin with.
+# Prefixes of task names.
 TASK_KINDS = frozenset({"build", *Step})
 NOTHING_LOST = "what is finished stays finished"
 
 
 @dataclass(slots=True)
 class Session:
-    """A checkout and its judge, and what a run adds to them.
+    """A checkout and its judge, and the state that a run adds to them.
 
-    `asked` are the tasks that the user named, and `fresh` the images of theirs in which there is nothing
-    to do. `run_step` runs a step. `tell` is told what happens in a run, and `remarks` are words on tasks
-    that have run, for the reporter; `entrypoints` are those of images to tell of at its end. `expected`
-    is what it may count on, and `streams` says that it shows the output of the steps as well.
+    `asked` are the tasks that the user named. `fresh` are their images that have nothing to do.
+    `run_step` runs a step. `tell` reports an event. `remarks` are the reporter's remarks on tasks that
+    have run. `entrypoints` are those of images to report at the end of the run. `expected` is the order
+    of the steps with their estimates. `streams`: the reporter also shows the output of the steps.
     """
 
     checkout: Checkout
@@ -42,27 +42,27 @@ class Session:
     remarks: dict[Task, str] = field(default_factory=dict)
     entrypoints: dict[str, Behaviour] = field(default_factory=dict)
     run_step: Callable[[Task], "TaskFailed | None"] = lambda _task: None
-    tell: Callable[[Event], None] = field(default_factory=lambda: alone)
+    tell: Callable[[Event], None] = field(default_factory=lambda: report_without_display)
     expected: "Order | None" = None
     streams: bool = False
 
 
-def alone(event: Event) -> None:
-    """What is told while nobody shows the run, as before its beginning."""
+def report_without_display(event: Event) -> None:
+    """Print an interrupt and ignore all other events; used while the run has no display."""
     if event.kind is EventKind.INTERRUPTED:
-        # The terminal may be gone: that is what HUP says.
+        # The terminal may be gone: SIGHUP means that.
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{event.kind} {NOTHING_LOST}\n")
 
 
 @functools.cache
 def session(start: Path | None = None) -> Session:
-    """The session of the checkout around `start` (the working directory). Raises RcError."""
+    """Return the session of the checkout around `start` (the working directory). Raise RcError."""
     checkout = open_checkout(find_root(start or Path(os.getcwd())))
     return Session(checkout, Judge(checkout))
 
 
 def remember_digests() -> None:
-    """Save what this run learnt of files, if it opened a checkout at all."""
+    """Save the caches of digests and comparisons, if this run opened a checkout."""
     if session.cache_info().currsize:
         session().checkout.remember()

@@ -1,4 +1,4 @@
-"""One checkout opened: its settings, its images, and what is known of them."""
+"""Checkout: its settings, its image graph, its records and its store, opened together."""
 
 import os
 from collections.abc import Iterator, Mapping, Set
@@ -37,9 +37,9 @@ _NO_RECIPE = project_toml.Recipe()
 class Checkout:
     """A directory with a dodo.py; `root` is absolute with symlinks resolved.
 
-    `images_root` is where the official images lie: the setting, or this checkout itself. `digests` are
-    those of build contexts, which may hold many files, and `output_digests` those of the template and of
-    what the steps make.
+    `images_root` is the directory of the official images: the setting, or this checkout itself.
+    `digests` caches those of build contexts, which may hold many files. `output_digests` caches those of
+    the template and of the files that steps make.
     """
 
     root: Path
@@ -67,13 +67,13 @@ class Checkout:
         return Previous(self.root / GENERATED / "previous")
 
     def lock(self, name: str) -> Path:
-        """The file that the builder of an image holds."""
+        """Return the lock file of an image."""
         return self.root / f"{GENERATED}/locks/{name}.json"
 
     @property
     def pins(self) -> Pins:
-        """What registry bases are pinned to."""
-        # No image has a name that begins so.
+        """The pins of registry bases."""
+        # No image name begins with an underscore.
         return Pins(self.root / LOCK, self.root / GENERATED / "locks" / "_bases.json")
 
     @property
@@ -82,36 +82,36 @@ class Checkout:
         return self.root / GENERATED / "allocations"
 
     def logs(self, step: Step, name: str) -> Path:
-        """The directory of a step's logs."""
+        """Return the directory of a step's logs."""
         return self.root / GENERATED / "logs" / name / step
 
     @property
     def history(self) -> Path:
-        """The directory of what runs did."""
+        """The directory of the history of runs."""
         return self.root / GENERATED / "history"
 
     @property
     def nights(self) -> Path:
-        """The directory of what is known of each job of `doit nightly`."""
+        """The directory of the records of jobs of `doit nightly`."""
         return self.root / GENERATED / "nightly"
 
     @property
     def night_logs(self) -> Path:
-        """The directory of the logs of those jobs."""
+        """The directory of the logs of jobs of `doit nightly`."""
         return self.root / GENERATED / "logs" / "nightly"
 
     def remember(self) -> None:
-        """Save what was learnt of files."""
-        for each in (self.digests, self.output_digests, self.unchanged, self.splits):
-            each.save()
+        """Save the caches of digests, comparisons and split Dockerfiles."""
+        for cache in (self.digests, self.output_digests, self.unchanged, self.splits):
+            cache.save()
 
     def shown(self, path: Path) -> str:
-        """A path as messages name it: relative to the checkout."""
+        """Return a path as messages name it: relative to the checkout."""
         return os.path.relpath(path, self.root)
 
 
 def find_root(start: Path) -> Path:
-    """The nearest directory at or above `start` with a dodo.py; raises ProjectError."""
+    """Return the nearest directory at or above `start` with a dodo.py. Raise ProjectError."""
     here = Path(os.path.realpath(start))
     for directory in (here, *here.parents):
         if (directory / DODO).is_file():
@@ -126,7 +126,7 @@ def find_root(start: Path) -> Path:
 def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checkout:
     """Read the settings and every project of a checkout.
 
-    Raises SettingsError; what is wrong with a single project is kept in `graph.broken`.
+    Raise SettingsError. The error of a single project is kept in `graph.broken`.
     """
     root = Path(os.path.realpath(root))
     settings = load_settings(root, environ, Path.home())
@@ -135,12 +135,12 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     aliases: list[Alias] = []
     broken: dict[str, RcError] = {}
     problems: list[RcError] = []
-    for found in discover(root):
-        match found:
+    for entry in discover(root):
+        match entry:
             case Project():
-                projects.append(found)
+                projects.append(entry)
             case Alias():
-                aliases.append(found)
+                aliases.append(entry)
             case Broken(name, error):
                 if is_task_name(name):
                     broken[name] = error
@@ -176,14 +176,14 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
 
 
 def is_task_name(name: str) -> bool:
-    """Whether doit can have a task of this name."""
+    """Return whether doit can have a task of this name."""
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
 
 
 def _node(
     project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str, splits: Splits
 ) -> ImageNode:
-    # Most projects have none, and a thousand missing files are asked for at every start.
+    # Check with one fast call: most projects have no project.toml, and every start checks all projects.
     has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
     options = project_toml.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
     try:
@@ -199,7 +199,7 @@ def _node(
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
-    """Parse a text as the Dockerfile of an image. Raises DockerfileError."""
+    """Parse a text as the Dockerfile of an image. Raise DockerfileError."""
     return _parsed(node.project, node.recipe, text, architecture)
 
 

@@ -1,7 +1,7 @@
-"""What every run did: one file per run in `.rc/history`, with a JSON line for each step that ended.
+"""History of runs: one file per run in `.rc/history`, with a JSON line for each step that ended.
 
-A line is appended by a single write, so that the threads of a run do not mix theirs. What a killed run
-leaves of its last one is passed over when reading.
+A line is appended by a single write, so that the threads of a run do not mix their lines. Readers skip
+the incomplete last line of a killed run.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _NUMBERS = 1 << 31
 
 
 class Outcome(StrEnum):
-    """How a try of a step ended; `retried`: by no fault of its own, so that it was tried again."""
+    """How an attempt at a step ended; `retried`: something else failed, so that it was tried again."""
 
     DONE = "done"
     FAILED = "failed"
@@ -36,11 +36,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One try of a step. `queued_s` lies between being ready and `started_at` (UTC, ISO 8601).
+    """One attempt at a step. `queued_s` is the time from ready to `started_at` (UTC, ISO 8601).
 
-    `image_id` is empty where no image was made or published; `size_bytes` is that of the image, for
-    `enroot` that of image.sqsh. `log` is relative to the checkout; it and `node` are empty when nothing
-    was started. `error` is the first line of what went wrong.
+    `image_id` is empty where no image was made or published. `size_bytes` is that of the image, for
+    `enroot` that of image.sqsh. `log` is relative to the checkout. `log` and `node` are empty when
+    nothing was started. `error` is the first line of the error.
     """
 
     run: str
@@ -63,7 +63,7 @@ class HistoryEntry:
 
     @property
     def task(self) -> Task:
-        """The step that was tried."""
+        """The step."""
         return Task(self.step, self.image)
 
     @property
@@ -72,14 +72,14 @@ class HistoryEntry:
         return datetime.fromisoformat(self.started_at)
 
     def made(self, record: Record | None) -> "HistoryEntry":
-        """The entry with what the step's record says after it did its work."""
+        """Return the entry with the image ID, size and commit of the step's record."""
         if record is None:
             return self
-        made = record.artifact or record.facts
+        output = record.artifact or record.facts
         return replace(
             self,
             image_id=image_id(record),
-            size_bytes=made.size_bytes if made is not None else None,
+            size_bytes=output.size_bytes if output is not None else None,
             commit=record.commit,
             dirty=record.dirty,
         )
@@ -94,14 +94,14 @@ class RunHistory:
     _torn: bool = False
 
     def append(self, entry: HistoryEntry) -> None:
-        """Add a line. That it cannot be written is no reason to fail what it tells of."""
+        """Append a line; a failure to write it must not fail the step."""
         line = json.dumps(asdict(entry)).encode() + b"\n"
         with contextlib.suppress(OSError):
             self.directory.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(self.directory / f"{self.id}{_SUFFIX}", flags, 0o666)
             try:
-                # On a full disk half a line may be written, which must not spoil the next one.
+                # A full disk may take half a line, which must not spoil the next one.
                 whole = b"\n" + line if self._torn else line
                 self._torn = True
                 self._torn = os.write(descriptor, whole) != len(whole)
@@ -110,15 +110,15 @@ class RunHistory:
 
 
 def entries(directory: Path) -> Iterator[HistoryEntry]:
-    """Every step of every run, the one that began last first; files are read as they are needed.
+    """Yield each step of each run, the latest start first; files are read as needed.
 
-    Raises OSError when a file is there and cannot be read.
+    Raise OSError when a file exists and cannot be read.
     """
     files = sorted(_files(directory), key=lambda found: -found[1])
     waiting: list[tuple[float, int, HistoryEntry]] = []
     count = 0
     for path, written_s in files:
-        # What is in this file and in those after it began before its last write.
+        # All steps in this file and in those after it began before its last write.
         while waiting and -waiting[0][0] >= written_s:
             yield heapq.heappop(waiting)[2]
         for entry in _read(path):
@@ -129,7 +129,7 @@ def entries(directory: Path) -> Iterator[HistoryEntry]:
 
 
 def trim(directory: Path, days: int, suffix: str = _SUFFIX) -> None:
-    """Remove the files of runs that wrote last more than so many days ago, as far as we may."""
+    """Remove the files of runs that were last written more than `days` ago, where permitted."""
     oldest = datetime.now(UTC) - timedelta(days=days)
     with contextlib.suppress(OSError):
         for path, written_s in _files(directory, suffix):
@@ -139,27 +139,27 @@ def trim(directory: Path, days: int, suffix: str = _SUFFIX) -> None:
 
 
 def image_id(record: Record | None) -> str:
-    """The image that a step made, or published; empty for one that does neither."""
+    """Return the ID of the image that a step made or published; empty for a step that does neither."""
     if record is None:
         return ""
     return record.facts.image_id if record.facts is not None else record.inputs.get("image", "")
 
 
 def stamp(time: datetime) -> str:
-    """A UTC time for the names of files: milliseconds, and no colons."""
+    """Format a UTC time for file names: with milliseconds, and without colons."""
     return time.strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3] + "Z"
 
 
 def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
-    """The files of all runs, with the times of their last writes."""
-    found = []
+    """Return the files of all runs, with the times of their last writes."""
+    files = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as listing:
-        for each in listing:
+        for entry in listing:
             # Another run may be trimming.
             with contextlib.suppress(FileNotFoundError):
-                if each.name.endswith(suffix) and each.is_file(follow_symlinks=False):
-                    found.append((Path(each.path), each.stat().st_mtime))
-    return found
+                if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
+                    files.append((Path(entry.path), entry.stat().st_mtime))
+    return files
 
 
 def _read(path: Path) -> Iterator[HistoryEntry]:
@@ -170,25 +170,25 @@ def _read(path: Path) -> Iterator[HistoryEntry]:
 
 
 def parse(line: bytes) -> HistoryEntry | None:
-    """The entry in a line; None when it is torn, damaged, or of a kind that a later version knows."""
+    """Return the entry in a line; None when it is incomplete, damaged, or of a later version."""
     try:
-        found = json.loads(line)
-        size = found.get("size_bytes")
+        document = json.loads(line)
+        size = document.get("size_bytes")
         entry = HistoryEntry(
-            run=str(found["run"]),
-            image=str(found["image"]),
-            step=Step(found["step"]),
-            outcome=Outcome(found["outcome"]),
-            started_at=str(found["started_at"]),
-            duration_s=_seconds(found["duration_s"]),
-            queued_s=_seconds(found["queued_s"]),
+            run=str(document["run"]),
+            image=str(document["image"]),
+            step=Step(document["step"]),
+            outcome=Outcome(document["outcome"]),
+            started_at=str(document["started_at"]),
+            duration_s=_seconds(document["duration_s"]),
+            queued_s=_seconds(document["queued_s"]),
             size_bytes=int(size) if size is not None else None,
-            dirty=bool(found.get("dirty", False)),
-            **{key: str(found.get(key) or "") for key in _TEXTS},
+            dirty=bool(document.get("dirty", False)),
+            **{key: str(document.get(key) or "") for key in _TEXTS},
         )
-        # Without a zone it could not be compared, and some years have no local time.
+        # A time without a zone could not be compared, and some years have no local time.
         return entry if entry.began.tzinfo is not None and entry.began.astimezone() else None
-    # JSON holds more than an entry: numbers without end, years before there was time.
+    # JSON may hold infinite numbers and years that no time type can represent.
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, OSError):
         return None
 
@@ -196,8 +196,8 @@ def parse(line: bytes) -> HistoryEntry | None:
 _TEXTS = ("node", "job_id", "image_id_before", "image_id", "commit", "reason", "log", "error")
 
 
-def _seconds(found: Any) -> float:
-    seconds = float(found)
+def _seconds(value: Any) -> float:
+    seconds = float(value)
     if not math.isfinite(seconds):
-        raise ValueError(found)
+        raise ValueError(value)
     return max(0.0, seconds)

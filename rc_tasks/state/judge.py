@@ -1,4 +1,4 @@
-"""Fresh, stale or missing, and why: the one judge that the listing and the build both ask."""
+"""Freshness of images and their steps, with the causes; `doit list` and the build both use it."""
 
 import contextlib
 import json
@@ -42,23 +42,23 @@ from rc_tasks.state.records.status import (
     StepStatus,
     changed,
     first_line,
-    told,
+    leading_causes,
 )
 from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
-# What befell a frozen image itself: it is put right, with the image that it was.
+# Causes that rebuild a frozen image too: the published image itself is lost or damaged.
 _ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
 
 
 class Judge:
-    """Judges the steps and images of one checkout; asks the records anew for every run of a step."""
+    """Judges the steps and images of one checkout, and rereads the records after each run of a step."""
 
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
-        # What `files` has listed, for one judgement.
+        # The next judgement uses up what `files` has listed, so that both see the same files.
         self._listed: dict[str, Listing] = {}
         official = official_of(checkout)
         # None in the official checkout itself.
@@ -68,59 +68,61 @@ class Judge:
             else None
         )
         self._pins: dict[str, Pin] | None = None
-        # What was last read of each input file, by its path in the checkout, and the directories of
-        # projects whose files are as recorded.
+        # The input value of each file when it was last read, by its path in the checkout, and the
+        # directories of projects whose files are as recorded.
         self._seen: dict[str, str] = {}
         self._as_recorded: set[str] = set()
 
     def step(self, step: Step, name: str) -> StepStatus:
-        """Whether and why a step of an image has to run. Raises the error of a broken project."""
+        """Return whether and why a step of an image has to run. Raise the error of a broken project."""
         key = (step, name)
-        found = self._steps.get(key)
-        if found is None:
+        status = self._steps.get(key)
+        if status is None:
             graph = self._checkout.graph
             node = graph.resolve(name)
             if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
-                # Bases first, one by one: a long chain is deeper than Python's recursion limit.
+                # Judge the bases first: recursion along a long chain would exceed Python's limit.
                 for base in graph.above(node.bases):
                     self.step(step, base)
-            judge = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[step]
-            causes, held = judge(node), list[Cause]()
+            find_causes = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[
+                step
+            ]
+            causes, held = find_causes(node), list[Cause]()
             if node.recipe.frozen and step is not Step.ENV:
                 causes, held = _divided(causes)
             if causes and self.offers is not None and self.offers.covers(step, name):
                 words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
                 causes = [Cause(OFFICIAL, words)]
             # Under `-n` another thread may forget everything at any moment: see `done`.
-            found = self._steps[key] = StepStatus(step, tuple(causes), tuple(held))
-        return found
+            status = self._steps[key] = StepStatus(step, tuple(causes), tuple(held))
+        return status
 
     def remembered(self, step: Step, name: str) -> Record | None:
-        """A step's record as doit is to see it: that of a frozen image names what there is now."""
+        """Return a step's record as doit sees it: the inputs of a frozen image are the current ones."""
         record, node = self._checkout.records.get(step, name), self._checkout.graph.images.get(name)
         if record is not None and node is not None and node.recipe.frozen:
-            with contextlib.suppress(RcError):  # the step itself will say what is wrong
+            with contextlib.suppress(RcError):  # the step itself will report the error
                 if self.step(step, name).held:
                     return replace(record, inputs=self.inputs(step, name))
         return record
 
     def done(self, step: Step, name: str) -> None:
-        """A step has run, perhaps in another process: what is known of it and below it is old."""
-        # The podman step may end a rollback, which is written down there.
-        for each in (step, Step.ENROOT):
-            self._checkout.records.reread(each, name)
+        """Forget all judgements, as a step has run, perhaps in another process."""
+        # The podman step may end a rollback, which changes the record of the enroot step.
+        for changed_step in (step, Step.ENROOT):
+            self._checkout.records.reread(changed_step, name)
         self._steps.clear()
         self._pins = None
         if self.offers is not None:
             self.offers.forget()
 
     def forget(self, name: str) -> None:
-        """Judge an image anew; what is built on it was not judged since it changed."""
+        """Forget the judgement of an image; the images built on it were not judged since it changed."""
         for step in Step:
             self._steps.pop((step, name), None)
 
     def image(self, name: str) -> ImageStatus:
-        """An image's state with its reasons."""
+        """Return an image's state with its reasons."""
         graph = self._checkout.graph
         if name in graph.broken:
             return ImageStatus(name, State.FAILED, (first_line(graph.broken[name]),), ())
@@ -128,8 +130,9 @@ class Judge:
             steps = tuple(self.step(step, name) for step in Step)
         except RcError as error:
             return ImageStatus(name, State.FAILED, (first_line(error),), ())
-        reasons = tuple(dict.fromkeys(cause.words for cause in told(steps)))
-        failure = next((found for status in steps if (found := self._failure(status, name))), None)
+        reasons = tuple(dict.fromkeys(cause.words for cause in leading_causes(steps)))
+        failures = (self._failure(status, name) for status in steps)
+        failure = next(filter(None, failures), None)
         if locks.holder(self._checkout.lock(name)) is not None:
             state = State.BUILDING
         elif failure is not None:
@@ -144,7 +147,7 @@ class Judge:
         return ImageStatus(name, state, reasons, steps, failure)
 
     def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> tuple[str, ...]:
-        """What to know of a fresh image, and what else changed if it is frozen."""
+        """Return remarks on a fresh image, and what else changed if it is frozen."""
         published = self._checkout.records.get(Step.ENROOT, name)
         words, held = list[str](), list[str]()
         if published is not None and published.adopted_from:
@@ -160,12 +163,12 @@ class Judge:
         return (", ".join(words), *held[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:
-        """Whether an older image is published in place of the newest."""
+        """Return whether an older image is published in place of the newest."""
         published, newest = self._checkout.records.get(Step.ENROOT, name), self._recorded(name)
         return bool(published and newest and published.instead_of == newest.image_id)
 
     def inputs(self, step: Step, name: str) -> dict[str, str]:
-        """What a step would be made from now; for a failed step, what it failed with."""
+        """Return the inputs of a step as they are now. Raise RcError when they cannot be read."""
         node = self._checkout.graph.resolve(name)
         record = self._checkout.records.get(Step.PODMAN, name)
         match step:
@@ -181,14 +184,14 @@ class Judge:
                 return edf_inputs(self._checkout, node, record.facts) if record and record.facts else {}
 
     def _miswritten(self, image_id: str) -> Mapping[str, str]:
-        """What earlier versions wrote wrongly of an image, as far as the store can tell."""
+        """Return what earlier versions wrote wrongly of an image; empty when the store lacks it."""
         unchanged = self._checkout.unchanged
         if not image_id or unchanged.written_right(image_id):
             return {}
         try:
             config = self._checkout.store.config(image_id)
         except (OSError, RcError):
-            # One unreadable file must not end the listing; the step that needs it reports it.
+            # One unreadable file would end the listing; the step that needs the file reports it.
             return {}
         wrong = miswritten(config) if config is not None else {}
         if config is not None and not wrong:
@@ -196,7 +199,7 @@ class Judge:
         return wrong
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
-        """The inputs of the podman step, with the local bases as they are recorded now."""
+        """Return the inputs of the podman step, with the local bases as they are recorded now."""
         return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._recorded)
 
     def _inputs_after_adoption(self, node: ImageNode) -> dict[str, str]:
@@ -217,21 +220,21 @@ class Judge:
         pins = self._pinned(node)
         inputs |= {PIN + base: pins[base].digest for base in node.pinned if base in pins}
         if checkout.settings.source:
-            inputs["source"] = checkout.settings.source  # it becomes a label, hence part of the image
+            inputs["source"] = checkout.settings.source  # it becomes a label of the image
         return inputs
 
     def _pinned(self, node: ImageNode) -> Mapping[str, Pin]:
-        """All pins; none, and no look at the file, for an image that needs none. Raises PinError."""
+        """Return all pins, or none for an image without pinned bases. Raise PinError."""
         if not node.pinned:
             return {}
-        # Another thread may forget them at any moment.
+        # Another thread may set them to None at any moment.
         pins = self._pins
         if pins is None:
             pins = self._pins = self._checkout.pins.read()
         return pins
 
     def files(self, node: ImageNode) -> tuple[str, ...]:
-        """The files that an image depends on; the next judgement is of this listing."""
+        """Return the files that an image depends on; the next judgement uses the same listing."""
         listing = self._listed[node.project.name] = input_files(node)
         return listing.paths
 
@@ -239,7 +242,10 @@ class Judge:
         return self._listed.pop(node.project.name, None) or input_files(node)
 
     def modified(self, file: str, recorded: str) -> bool:
-        """Whether an input file, by its path in the checkout, was last read as something else."""
+        """Return whether an input file differed from `recorded` when it was last read.
+
+        `file` is its path in the checkout.
+        """
         parts = file.split("/", 2)
         project = "/".join(parts[:2]) if parts[0] == PROJECTS else parts[0]
         return project not in self._as_recorded and self._seen.get(file) != recorded
@@ -264,9 +270,9 @@ class Judge:
         else:
             now = self._file_inputs(node, files) | now
         recorded = comparable(recorded, now, self._pinned(node))
-        # The digest of a base that is stale itself says nothing that was not said.
-        said = {cause.part for cause in causes}
-        parts = [part for part in {**recorded, **now} if part not in said]
+        # A stale base is a cause already: its digest would be a second one.
+        stale_bases = {cause.part for cause in causes}
+        parts = [part for part in {**recorded, **now} if part not in stale_bases]
         differing = [
             Cause(part, changed(part, recorded.get(part), now.get(part)), old, new)
             for part in parts
@@ -278,10 +284,10 @@ class Judge:
         causes = differing + causes
         store = self._checkout.settings.store
         if record.adopted_from:
-            gone = self._gone(node, record, record.facts.image_id)
-            causes += [Cause(GONE, gone)] if gone is not None else []
+            lost = self._not_official(node, record, record.facts.image_id)
+            causes += [Cause(GONE, lost)] if lost is not None else []
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
-            causes.append(Cause(STORE, "the image is not in the store any more"))
+            causes.append(Cause(STORE, "the image is no longer in the store"))
         return causes
 
     def _enroot(self, node: ImageNode) -> list[Cause]:
@@ -292,27 +298,27 @@ class Judge:
             return [Cause("image.sqsh", "never published"), *causes]
         facts = self._facts(name)
         old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
-        # What was put back stays until something else has been built than what it took the place of.
+        # A rollback stays until a build gives another image than the one that it replaced.
         if new and new not in {old, record.instead_of}:
-            causes.append(Cause("image", "the image was built anew", old, new))
-        ours = not record.adopted_from and not record.instead_of
-        if ours and new == old and SETTINGS not in record.inputs:
+            causes.append(Cause("image", "the image was rebuilt", old, new))
+        built_here = not record.adopted_from and not record.instead_of
+        if built_here and new == old and SETTINGS not in record.inputs:
             causes += [Cause(part, words) for part, words in self._miswritten(old).items()]
-        if ours and new == old and (words := doubtful(record.inputs, record.tools)):
+        if built_here and new == old and (words := doubtful(record.inputs, record.tools)):
             causes.append(Cause(CONTENT, words))
-        # Also where only the file is the official one, because the image has been built here since.
-        gone = self._gone(node, record, old) if record.adopted_from else None
-        damage = gone or self._damage(node, record)
+        # The file may be the official one although the image has been built here since.
+        lost = self._not_official(node, record, old) if record.adopted_from else None
+        damage = lost or self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
         elif (damage := self._public_damage(node)) is not None:
             causes.append(Cause(IMAGE_JSON, damage))
         tests = smoke.smoke_tests(self._checkout.graph, node)
         if tests:
-            # What is not wanted any more leaves the image as good as it was.
+            # A test that was removed from project.toml is no cause: the image still passes the others.
             launcher = self._checkout.settings.launcher
             for test in smoke.lacking(tests, record.passed(launcher)):
-                others = ", ".join(each.launcher for each in record.smoke if each.argv == test.argv)
+                others = ", ".join(run.launcher for run in record.smoke if run.argv == test.argv)
                 changed = f"passed with {others}, not with {launcher}" if others else "changed"
                 causes.append(Cause(SMOKE, f"smoke tests {changed}", new=str(test)))
         return causes
@@ -324,7 +330,7 @@ class Judge:
             status = os.stat(path)
         except OSError as error:
             if os.path.islink(path):
-                return f"image.sqsh leads nowhere: {os.readlink(path)}: {error.strerror}"
+                return f"image.sqsh is a broken symlink: {os.readlink(path)}: {error.strerror}"
             if not isinstance(error, FileNotFoundError):
                 raise
             return "image.sqsh is missing"
@@ -332,9 +338,9 @@ class Judge:
             return f"image.sqsh is damaged: it has {status.st_size} bytes"
         if status.st_mtime_ns == published.mtime_ns:
             return None
-        # Touched, copied or written to: a sample tells which, without reading it whole.
+        # A sample distinguishes a touched or copied file from a changed one without reading it whole.
         if self._checkout.output_digests.sample(path, status) != published.sample:
-            return "image.sqsh was changed after it was published"
+            return "image.sqsh was changed after its publication"
         return None
 
     def _public_damage(self, node: ImageNode) -> str | None:
@@ -345,7 +351,7 @@ class Judge:
         written_ns = status.st_mtime_ns
         records = self._checkout.records
         versions = (records.version_read(step, name) for step in (Step.PODMAN, Step.ENROOT))
-        # A step writes its record after it: only what was written later is worth reading.
+        # A step writes its record after image.json, so an older file need not be read.
         if written_ns <= max((version[1] for version in versions if version is not None), default=0):
             return None
         try:
@@ -372,9 +378,7 @@ class Judge:
             raise EdfError(
                 f"cannot be read: {error.strerror}",
                 where=node.project.shown(EDF),
-                hint=advice(
-                    error, "correct its permissions or move it away: what is missing is written anew"
-                ),
+                hint=advice(error, "correct its permissions, or move it away and run the command again"),
             ) from None
         words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
         for part, new in now.items():
@@ -383,13 +387,14 @@ class Judge:
                 causes.append(Cause(part, words.get(part, f"{part} changed"), old, new))
         return causes
 
-    def _gone(self, node: ImageNode, record: Record, image_id: str) -> str | None:
+    def _not_official(self, node: ImageNode, record: Record, image_id: str) -> str | None:
+        """Return why an adopted image is not the official one any more, or None when it is."""
         if self.offers is None or self.offers.official.root != record.adopted_from:
-            return f"adopted from {record.adopted_from}, which images_root does not name any more"
+            return f"adopted from {record.adopted_from}, which is no longer images_root"
         return self.offers.gone(node, image_id)
 
     def _facts(self, name: str) -> Facts | None:
-        """The facts of an image as they are recorded, or will be when it has been adopted."""
+        """Return the facts of an image as they are recorded, or will be after its adoption."""
         offered = self.offers.facts(name) if self.offers is not None else None
         return offered or self._recorded(name)
 
@@ -406,18 +411,18 @@ class Judge:
             return None
         failure = self._checkout.records.failure(status.step, name)
         try:
-            inputs = self.inputs(status.step, name)
+            now = self.inputs(status.step, name)
         except RcError:
-            inputs = {}  # as it is written down when it is for this that the step failed
+            now = {}  # a step that fails for this reason records no inputs
         if failure is None:
             return None
-        # A step that fails may have pinned its bases before that.
+        # A step may have pinned its bases before it failed.
         pins = self._pins or {}
-        return failure if comparable(failure.inputs, inputs, pins) == inputs else None
+        return failure if comparable(failure.inputs, now, pins) == now else None
 
 
 def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Why a frozen image has to be made for all that, and what does not count."""
+    """Return the causes that rebuild a frozen image, and those that do not count."""
     if any(cause.part == NEVER for cause in causes):
         return causes, []
     held = [cause for cause in causes if cause.part not in _ITSELF]
@@ -425,12 +430,12 @@ def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
 
 
 def _with_one_dockerfile(causes: list[Cause], recorded: Mapping[str, str], name: str) -> list[Cause]:
-    """The causes, with one for all where a Containerfile took a Dockerfile's place, or the other way."""
-    before = next((each for each in DOCKERFILES if each in recorded), name)
+    """Merge the causes of a Containerfile that replaced a Dockerfile, or the reverse, into one."""
+    before = next((file for file in DOCKERFILES if file in recorded), name)
     if before == name:
         return causes
     parts = {before, name, CONTEXT + before, CONTEXT + name}
-    words = f"{name} takes the place of {before}"
+    words = f"{name} replaces {before}"
     new = next((cause.new for cause in causes if cause.part == name), "")
     others = [cause for cause in causes if cause.part not in parts]
     return [Cause(name, words, recorded[before], new), *others]

@@ -1,6 +1,6 @@
-"""The logs of a step: a file for each try, links to the newest ones, and how long they are kept.
+"""Logs of a step: a file for each attempt, links to the newest ones, and how long they are kept.
 
-`latest.log` leads to the newest one, `failed.log` to the newest one of a step that failed.
+`latest.log` links to the newest log, `failed.log` to that of the step's newest failure.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from rc_tasks.state.history import stamp
 
 LATEST = "latest.log"
 FAILED = "failed.log"
-# Named so that their order is that of time.
+# Sorted by name, logs are sorted by time.
 _LOG = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.\d+\.log")
 _DAY_S = 86400.0
-# Of a log's end as much as is looked at for its last lines.
+# How much of a log's end is read for its last lines.
 _TAIL_BYTES = 65_536
 
 
 def new(directory: Path) -> Path:
-    """The path of a log that begins now."""
-    # No PID, which another node or PID namespace may have given to another run at the same moment.
+    """Return the path of a log that begins now."""
+    # A PID would not be unique: another node or PID namespace may have the same one at the same time.
     return directory / f"{stamp(datetime.now(UTC))}.{secrets.randbelow(1 << 31)}.log"
 
 
@@ -44,13 +44,13 @@ def remove(log: Path) -> None:
 
 
 def newest(directory: Path) -> Path | None:
-    """The newest log of a step, or None."""
-    found = _logs(directory)
-    return directory / found[0] if found else None
+    """Return the newest log of a step, or None."""
+    names = _logs(directory)
+    return directory / names[0] if names else None
 
 
 def failed(directory: Path) -> Path | None:
-    """The log of the step's newest failure, or None."""
+    """Return the log of the step's newest failure, or None."""
     reading.names(directory)  # raises where it cannot be listed
     try:
         path = directory / os.readlink(directory / FAILED)
@@ -60,7 +60,7 @@ def failed(directory: Path) -> Path | None:
 
 
 def tail(path: Path, count: int) -> tuple[bytes, ...]:
-    """The last lines of a log that hold anything; none when it cannot be read."""
+    """Return the last non-empty lines of a log; none when it cannot be read."""
     try:
         if not path.is_file():
             return ()
@@ -73,11 +73,11 @@ def tail(path: Path, count: int) -> tuple[bytes, ...]:
 
 
 def point(link: Path, log: Path) -> None:
-    """Make a link lead to a log beside it; a log that cannot be linked to is a log all the same."""
+    """Make a link to a log beside it; a failure to do so is ignored."""
     temporary = link.with_name(f"{temporary_prefix(link.name)}{threading.get_ident()}")
     with contextlib.suppress(OSError):
         try:
-            # Left by a killed process of the same number.
+            # A killed process with the same PID may have left it.
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(log.name)
             os.replace(temporary, link)
@@ -86,30 +86,30 @@ def point(link: Path, log: Path) -> None:
 
 
 def settle(directory: Path, keep: Logs) -> None:
-    """Remove old logs after a step has ended, and let `latest.log` lead to one that is there."""
+    """Remove old logs after a step has ended, and link `latest.log` to an existing one."""
     with contextlib.suppress(OSError):
-        found = _logs(directory)
-        if not found:
+        names = _logs(directory)
+        if not names:
             return
-        point(directory / LATEST, directory / found[0])
+        point(directory / LATEST, directory / names[0])
         for path in surplus(directory, keep):
             with contextlib.suppress(OSError):
                 remove(path)
 
 
 def surplus(directory: Path, keep: Logs) -> list[Path]:
-    """The old logs of a step that the settings let go."""
+    """Return the old logs of a step that the settings do not keep."""
     last_failed = failed(directory)
     oldest_s = time.time() - keep.days * _DAY_S
-    found = []
+    old_logs = []
     for number, name in enumerate(_logs(directory)[1:], start=1):
         path = directory / name
         with contextlib.suppress(OSError):
             if path != last_failed and (number >= keep.keep or path.stat().st_mtime < oldest_s):
-                found.append(path)
-    return found
+                old_logs.append(path)
+    return old_logs
 
 
 def _logs(directory: Path) -> list[str]:
-    """The names of a step's logs, the newest first."""
+    """Return the names of a step's logs, the newest first."""
     return sorted(filter(_LOG.fullmatch, reading.names(directory)), reverse=True)

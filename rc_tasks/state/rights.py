@@ -1,4 +1,4 @@
-"""Modes that lock readers out: this user from the state of a checkout, or all others from its images."""
+"""File modes that deny reading: the state of a checkout to this user, or its images to all others."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from rc_tasks.state.disk.trust import is_private, user
 
 
 def is_official(checkout: Checkout) -> bool:
-    """Whether the settings name this checkout as the one that everybody's jobs start from."""
+    """Return whether the settings name this checkout as the one that everybody's jobs start from."""
     root = checkout.settings.images_root
     return bool(root) and os.path.realpath(root) == str(checkout.root)
 
@@ -72,14 +72,14 @@ def _is_closed(path: Path) -> bool:
 
 
 def _closes(mode: int, needed: int, uid: int, gid: int) -> bool:
-    """Whether a mode gives the needed bits, which are those of the owner, to nobody else."""
+    """Return whether a mode gives the needed bits, which are those of the owner, to nobody else."""
     if mode << 6 & needed == needed:
         return False
     return mode << 3 & needed != needed or is_private(gid, uid)
 
 
 def _state(checkout: Checkout) -> Iterator[Path]:
-    """Everything in `.rc` but temporary files. Raises OSError for a directory that cannot be listed."""
+    """Everything in `.rc` but temporary files. Raise OSError for a directory that cannot be listed."""
     top = checkout.root / GENERATED
     if not os.path.lexists(top):
         return

@@ -1,10 +1,10 @@
-"""A step of an image: `python -m rc_tasks.steps podman|enroot|env NAME [EDITION [FILE]]`.
+"""Entry point of the steps: `python -m rc_tasks.steps podman|enroot|env NAME [EDITION [FILE]]`.
 
-EDITION is that of the record which the caller has seen, and FILE where to write how the step ended.
+EDITION is that of the record which the caller has seen; FILE is where the step writes how it ended.
 
-`python -m rc_tasks.steps check` checks this node instead, and `clear` removes what this job has of
-podman's images on it. `squash NAME FILE CONTENTS` is the part of the enroot step that needs podman's
-namespace.
+It works in the checkout around the current directory. `check` checks this node instead. `clear` removes
+podman's images of this job from this node. `squash NAME FILE CONTENTS` is the part of the enroot step
+that runs in podman's namespace.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from rc_tasks.tools import command, interrupt
 
 
 def run(checkout: Checkout, task: Task, seen: str = "") -> None:
-    """Carry out one step while holding the image's lock.
+    """Run one step while holding the image's lock.
 
-    `seen` is the `edition` of the record that the caller knows: when there is another one by now,
-    somebody else has done the step, and LockedError is raised.
+    `seen` is the `edition` of the record that the caller knows. Raise LockedError when the record has
+    another one, as another process has done the step, and RcError when the step fails.
     """
     require_own(checkout)
     node = checkout.graph.resolve(task.name)
     project = node.project
-    # An alias means the image that it leads to.
+    # Replace an alias by its image.
     task = Task(task.step, project.name)
     if not os.access(project.directory, os.W_OK):
-        # Better now than after an hour of building.
+        # Check it before an hour of building is lost.
         raise ProjectError(
             "you may not write here, so nothing could be published",
             where=f"{project.path}/",
@@ -45,7 +45,7 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
         )
     with held(checkout.lock(project.name), str(task)):
         if seen and seen != edition(checkout.records.get(*task)):
-            raise LockedError(f"{task} was done by somebody else just now")
+            raise LockedError(f"another process has just done {task}")
         for file in (project.image_json, project.edf, *checkout.records.files(*task)):
             sweep_temporaries(file.parent, file.name)
         match task.step:
@@ -65,15 +65,15 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 1 failed and said why, 2 wrong arguments."""
-    inner = argv[:1] == ["squash"] and len(argv) == 4
-    alone = argv in (["check"], ["clear"])
-    if not (inner or alone or (len(argv) in {2, 3, 4} and argv[0] in set(Step))):
+    """Return the exit status: 0 done, 1 failed and reported, 2 wrong arguments, 130 interrupted."""
+    is_squash = argv[:1] == ["squash"] and len(argv) == 4
+    has_no_name = argv in (["check"], ["clear"])
+    if not (is_squash or has_no_name or (len(argv) in {2, 3, 4} and argv[0] in set(Step))):
         print(
             "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, or clear", file=sys.stderr
         )
         return 2
-    # A job that is cancelled or runs out of time gets TERM: leave as with Ctrl-C, with all cleaned up.
+    # A job that is cancelled or runs out of time gets TERM: clean up as after Ctrl-C.
     interrupt.raise_once({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     command.end_with_parent()
     with_careful_umask()
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
         if argv == ["clear"]:
             nodes.clear(checkout.settings.podman)
             return 0
-        if inner:
+        if is_squash:
             from rc_tasks.model.manifest.manifest import document
             from rc_tasks.steps.publish.publish import squash_into
 
@@ -108,12 +108,12 @@ def main(argv: list[str]) -> int:
     except RcError as error:
         return _failed(error, argv)
     except OSError as error:
-        told = refused(error)
-        if told is None:
+        reported = refused(error)
+        if reported is None:
             raise
-        return _failed(told, argv)
+        return _failed(reported, argv)
     except KeyboardInterrupt:
-        # Who did it is for the caller to say: Slurm's words stand in the same log.
+        # The caller reports the reason: Slurm's message is in the same log.
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""image.json, the public record of a published image (docs/reference/image-json.md)."""
+"""Writer of image.json, the public record of an image (docs/reference/image-json.md)."""
 
 import json
 
@@ -7,14 +7,14 @@ from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.inputs import BASE
 from rc_tasks.state.records.records import Record, Step
 
-# Raised when a key changes its meaning or goes, not when one is added.
+# Raise it when a key changes its meaning or is removed, not when one is added.
 SCHEMA = 1
 
 
 def write_image_json(node: ImageNode, built: Record, published: Record | None) -> None:
-    """Write what the records say of the published image; nothing where it is another than was built.
+    """Write image.json from the records; do nothing when the published image is not the built one.
 
-    To be called before the step's own record is written: what is recorded is finished.
+    Call it before the step's own record is written: a record means that everything is written.
     """
     if built.facts is None or published is None or published.artifact is None:
         return
@@ -22,7 +22,7 @@ def write_image_json(node: ImageNode, built: Record, published: Record | None) -
     if published.inputs.get("image") != facts.image_id:
         return
     inputs = dict(built.inputs)
-    told = {
+    document = {
         "schema": SCHEMA,
         "name": node.project.name,
         "image_id": facts.image_id,
@@ -48,8 +48,8 @@ def write_image_json(node: ImageNode, built: Record, published: Record | None) -
         "job_id": built.job_id or None,
         "tools": {**built.tools, **published.tools},
         "smoke": [
-            {"command": each.argv, "launcher": each.launcher, "duration_s": each.duration_s}
-            for each in published.smoke
+            {"command": test.argv, "launcher": test.launcher, "duration_s": test.duration_s}
+            for test in published.smoke
         ],
     }
-    write_atomically(node.project.image_json, json.dumps(told, indent=2) + "\n")
+    write_atomically(node.project.image_json, json.dumps(document, indent=2) + "\n")

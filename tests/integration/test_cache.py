@@ -159,7 +159,7 @@ def test_an_empty_node_resumes_at_the_changed_instruction(nodes: tuple[Node, Nod
     log = other.step("child:1")
     assert "RUN exit 1" not in log, "podman passes over what nothing is made of"
     assert (cached(log), ran(log)) == (here[: INSTRUCTIONS - 1], 1 + LABELS), log
-    assert "bringing base" in log
+    assert "loading base" in log
 
 
 def test_another_version_of_podman_is_told_of_what_it_does_not_share(nodes: tuple[Node, Node]) -> None:
@@ -240,7 +240,7 @@ def test_a_half_written_image_of_the_checkout_is_brought_again(nodes: tuple[Node
     one.step("child:1")
     half_write(one.podman, image_id(one, "base"))
     log = one.step("child:1")
-    assert "half-written" in log and "bringing base" in log
+    assert "half-written" in log and "loading base" in log
     assert ran(log) == 0, log
 
 
@@ -251,9 +251,9 @@ def test_reading_from_the_store_mends_a_half_written_image_by_itself(
     one, _ = nodes
     store = open_checkout(one.root, {}).store
     base = image_id(one, "base")
-    assert store.bring(one.podman, base) == ()
+    assert store.load(one.podman, base) == ()
     half_write(one.podman, base)
-    assert store.bring(one.podman, base) == ()
+    assert store.load(one.podman, base) == ()
     assert one.podman.inspect(base).id == base
     assert not one.podman.half_written()
 
@@ -351,5 +351,5 @@ def test_an_ordinary_user_has_the_same() -> None:
         log = run(*step, "podman", "child")
         assert (len(cached(log)), ran(log)) == (1, 1 + LABELS), log
         run("podman", "rmi", "--all", "--force")
-        assert "bringing child" in run(*step, "enroot", "child")
+        assert "loading child" in run(*step, "enroot", "child")
         assert (root / "projects/child/image.sqsh").exists()

@@ -106,7 +106,7 @@ def test_nothing_that_changes_builds_it_again(family: Family) -> None:
     assert listed(family, "paper:1")["reasons"] == [
         "frozen, though Dockerfile changed",
         "data changed",
-        "base base was built anew",
+        "base base was rebuilt",
         "new added",
         "smoke tests changed",
     ]
@@ -173,7 +173,7 @@ def test_one_that_is_lost_is_built_from_nothing_else(family: Family) -> None:
             f"FAILED  podman:user:1  {RECIPE}: image {made[:12]} of paper:1 is neither on"
             f" {os.uname().nodename} nor whole in the store, and what it was made from has changed"
             " since it was frozen\n"
-            "          next: `doit why paper:1` tells what changed: take that back,\n"
+            "          next: `doit why paper:1` shows what changed: revert that,\n"
             "                or remove `frozen` to build it as it is now\n"
         ) in told
         assert "start   podman:paper:1" not in told

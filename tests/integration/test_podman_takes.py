@@ -100,7 +100,7 @@ def test_a_containerfile(place: Place) -> None:
 
     (place.project / "Containerfile").unlink()
     (place.project / "Dockerfile").write_text("FROM base\nCOPY . /here/\nRUN ls /here > /made\n")
-    assert "podman:x  Dockerfile takes the place of Containerfile" in place.build().text
+    assert "podman:x  Dockerfile replaces Containerfile" in place.build().text
     assert b"data" in place.holds("made").split()
 
     (place.project / "Dockerfile").rename(place.project / "Containerfile")

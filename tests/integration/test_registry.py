@@ -149,11 +149,11 @@ def test_a_node_without_a_network_builds_on_what_another_pulled(
     assert PULLED in one.step("app:1")
     registry.stop()
     log = other.step("app:1")
-    assert f"bringing {registry}/base:1 (" in log and PULLED not in log
+    assert f"loading {registry}/base:1 (" in log and PULLED not in log
     assert "Using cache" in log
     (one.root / "projects/app:1/Dockerfile").write_text(f"FROM {registry}/base:1\nRUN echo new > /app\n")
     log = other.step("app:1")
-    assert PULLED not in log and "bringing" not in log
+    assert PULLED not in log and "loading" not in log
     labels = other.image("app:1").labels
     assert labels["org.opencontainers.image.base.digest"] == registry.digest
 
@@ -185,7 +185,7 @@ def test_two_nodes_that_need_the_same_base_at_once_pull_it_once(
     logs = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], logs
     assert sum(PULLED in log for log in logs) == 1, logs
-    assert sum("bringing" in log for log in logs) == 1, logs
+    assert sum("loading" in log for log in logs) == 1, logs
 
 
 def test_a_damaged_base_is_pulled_again(registry: Registry, nodes: tuple[Node, Node]) -> None:

@@ -123,7 +123,7 @@ def test_it_stays_back_until_something_else_is_built(site: Site) -> None:
     (site.root / "base/Dockerfile").write_text(recipe("four"))
     assert state(site) == ("stale", True)
     text = site.run("build:base")
-    assert "start   enroot:base  the image was built anew" in text
+    assert "start   enroot:base  the image was rebuilt" in text
     # A run knows what its own podman step has changed.
     assert len(lines(text, "start")) == 2, text
     assert (state(site), mark(artifact(site))) == (("fresh", False), "four")

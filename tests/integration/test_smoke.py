@@ -122,7 +122,7 @@ def test_what_passes_is_published_and_written_down(family: Family) -> None:
 
     # A new image is squashed, tested, and only then put in place.
     family.edit("base/Dockerfile", "MODE=image", "MODE=new")
-    assert family.run()["enroot:base"] == "the image was built anew"
+    assert family.run()["enroot:base"] == "the image was rebuilt"
     assert f"  | {_HOME} new 0" in log(family) and f"  | {_HOME} new 0" in log(family, "child:1")
     assert told(family, "child:1") == [["sh", "-c", script]]
     assert published(family.artifact("base")) != before["base"]
@@ -211,7 +211,7 @@ def test_a_new_image_that_fails_leaves_the_old_one_in_place(family: Family) -> N
     smoke(family, ("true",), ("sh", "-c", "echo no; exit 3"))
     family.edit("base/Dockerfile", "WORKDIR", "LABEL a=b\nWORKDIR")
     output = family.doit("enroot:base", status=1)
-    assert started(output)["enroot:base"] == "the image was built anew, smoke tests changed"
+    assert started(output)["enroot:base"] == "the image was rebuilt, smoke tests changed"
     assert "next: correct the image or the test, and run `doit build:base`;\n" in output
     assert "  the image that was there before stays\n" in output
     assert published(family.artifact("base")) == before

@@ -276,7 +276,7 @@ def test_a_damaged_store_mends_itself(family: Family, damage: str) -> None:
             re.MULTILINE,
         )
         assert re.search(
-            r"^done    podman:base  .*\n.*start   enroot:base  the image was built anew$",
+            r"^done    podman:base  .*\n.*start   enroot:base  the image was rebuilt$",
             output,
             re.MULTILINE,
         )
@@ -381,7 +381,7 @@ def test_twenty_gigabytes_are_judged_without_reading_them(tmp_path: Path) -> Non
         file.seek(10_000_000_000)
         file.write(b"x")
     words, damaged = judged()
-    assert words == ["image.sqsh was changed after it was published"]
+    assert words == ["image.sqsh was changed after its publication"]
     assert max(touched, damaged) - unread < 2_000_000
 
 

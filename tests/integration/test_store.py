@@ -105,7 +105,7 @@ def test_an_image_comes_back_as_it_was(
     assert sorted(entry.name for entry in kept.directory.iterdir()) == ["blobs", "images"]
     with own_storage() as (empty, _):
         for image in reversed(images):
-            assert kept.bring(empty, image.id) == ()
+            assert kept.load(empty, image.id) == ()
             # The size of an image in a storage counts a layer that is there twice once or twice.
             assert replace(empty.inspect(image.id), size_bytes=image.size_bytes) == image
             assert config(empty, image.id) == config(podman, image.id)
@@ -171,7 +171,7 @@ def test_everybody_who_may_enter_the_checkout_can_read_the_store(
 
 def test_what_is_nowhere_cannot_be_brought(podman: Podman, tmp_path: Path) -> None:
     nowhere = "0" * 64
-    assert store(tmp_path).bring(podman, nowhere) == (nowhere,)
+    assert store(tmp_path).load(podman, nowhere) == (nowhere,)
     assert not (tmp_path / "it's: a store ü").exists()
 
 
@@ -216,7 +216,7 @@ def test_what_is_damaged_is_told_and_gone(
         # Both have the layer, and only one the configuration.
         alive = (images[1].id,) if part == "config" else ()
         gone = tuple(image.id for image in images if image.id not in alive)
-        assert set(kept.bring(empty, *(image.id for image in images))) == set(gone)
+        assert set(kept.load(empty, *(image.id for image in images))) == set(gone)
         assert [image.id for image in images if kept.has(image.id)] == list(alive)
         told = capsys.readouterr().out
         assert str(blob) in told and ("is missing" if how == "missing" else "is damaged") in told
@@ -224,7 +224,7 @@ def test_what_is_damaged_is_told_and_gone(
         assert list(kept.directory.glob(".put.*")) == []
         for image in images:
             kept.put(podman, image)
-        assert kept.bring(empty, *(image.id for image in images)) == ()
+        assert kept.load(empty, *(image.id for image in images)) == ()
         assert capsys.readouterr().out == ""
 
 
@@ -242,8 +242,8 @@ def test_a_store_of_somebody_else_is_told_and_left_alone(
     before = everything(kept)
     with own_storage() as (empty, _):
         theirs = replace(kept, read_only=True)
-        assert theirs.bring(empty, images[0].id) == (images[0].id,)
-    assert "left as it is" in capsys.readouterr().out
+        assert theirs.load(empty, images[0].id) == (images[0].id,)
+    assert "nothing is removed" in capsys.readouterr().out
     assert everything(kept) == before
 
 
@@ -255,10 +255,10 @@ def test_a_manifest_that_cannot_be_read_is_told_and_gone(
     kept.put(podman, images[0])
     (kept.directory / "images" / images[0].id / "manifest.json").write_text(text)
     with own_storage() as (empty, _):
-        assert kept.bring(empty, images[0].id) == (images[0].id,)
+        assert kept.load(empty, images[0].id) == (images[0].id,)
         assert not kept.has(images[0].id)
         kept.put(podman, images[0])
-        assert kept.bring(empty, images[0].id) == ()
+        assert kept.load(empty, images[0].id) == ()
 
 
 def test_what_is_left_of_an_image_is_no_obstacle(
@@ -270,7 +270,7 @@ def test_what_is_left_of_an_image_is_no_obstacle(
     (left / "version").touch()
     kept.put(podman, images[0])
     with own_storage() as (empty, _):
-        assert kept.bring(empty, images[0].id) == ()
+        assert kept.load(empty, images[0].id) == ()
 
 
 def everything(kept: Store) -> set[tuple[str, int]]:
@@ -306,7 +306,7 @@ def test_several_may_put_the_same_image_at_once(
         _, errors = writer.communicate()
         assert writer.returncode == 0, errors.decode()
     with own_storage() as (empty, _):
-        assert kept.bring(empty, *(image.id for image in images)) == ()
+        assert kept.load(empty, *(image.id for image in images)) == ()
 
 
 # More than can be written in a moment.
@@ -337,10 +337,10 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
                 writing.send_signal(signal.SIGKILL)
                 writing.communicate()
             was_whole = kept.has(large.id)
-            assert kept.bring(empty, large.id) == (() if was_whole else (large.id,))
+            assert kept.load(empty, large.id) == (() if was_whole else (large.id,))
             # Who comes next finds what is there already, whole or not, no obstacle.
             kept.put(podman, large)
-            assert kept.bring(empty, large.id) == ()
+            assert kept.load(empty, large.id) == ()
             empty.remove_image(large.id)
     assert killed > 0
 
@@ -361,7 +361,7 @@ def test_a_reader_that_is_killed_harms_neither_side(
             with subprocess.Popen(wanted.argv, stdout=subprocess.PIPE) as reading:
                 time.sleep(chance.uniform(0.05, 0.5))
                 reading.kill()
-            assert kept.bring(empty, large.id) == ()
+            assert kept.load(empty, large.id) == ()
             assert not empty.half_written()
             assert replace(empty.inspect(large.id), size_bytes=large.size_bytes) == large
             empty.remove_image(large.id)
@@ -387,7 +387,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         assert not kept.has(large.id)
         assert {path for path, _ in everything(kept)} == {path for path, _ in before}
         with own_storage() as (empty, _):
-            assert kept.bring(empty, images[0].id) == ()
+            assert kept.load(empty, images[0].id) == ()
     finally:
         subprocess.run(("umount", small), check=True)
 

@@ -28,7 +28,7 @@ FILES = {
     "projects/two:1/Dockerfile": "FROM one:1\nRUN echo two > /made\n",
 }
 NAMES = ("base", "one:1", "two:1")
-WHO = r"\w+ is at \S+ since \d\d \w{3} \d\d:\d\d \(\S+, (process|job) \d+\)"
+WHO = r"\w+ has been running \S+ since \d\d \w{3} \d\d:\d\d \(\S+, (process|job) \d+\)"
 
 
 def made(directory: Path, storage: Path, environ: dict[str, str]) -> Site:
@@ -151,7 +151,7 @@ def test_a_builder_whose_clock_is_behind_is_waited_for(local: Site) -> None:
     os.utime(lock, (behind_s, behind_s))
     with local.running("podman:base") as run:
         with touched(lock, behind_s=300):
-            run.says(r"wait    podman:base  anna is at enroot:base since .*")
+            run.says(r"wait    podman:base  anna has been running enroot:base since .*")
             time.sleep(5)
             # The step itself finds out first, and once.
             assert len(lines(run.text, "start")) == len(lines(run.text, "wait")) == 1
@@ -165,7 +165,7 @@ def test_a_builder_on_another_host_is_waited_for_until_it_shows_no_life(local: S
     with local.running("podman:base") as run:
         with touched(lock):
             run.says(
-                r"wait    podman:base  anna is at enroot:base since 0[12] Jan \d\d:\d\d"
+                r"wait    podman:base  anna has been running enroot:base since 0[12] Jan \d\d:\d\d"
                 r" \(nid001234, job 4711\)"
             )
         assert lines(run.text, "start") == []

@@ -1,4 +1,4 @@
-"""What a run says: what happens, as it happens, and a summary that says it all."""
+"""doit reporter: reports the events of a run, and prints a summary at its end."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from doit.task import Task as DoitTask
 from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
-from rc_tasks.engine.session import alone, session
+from rc_tasks.engine.session import report_without_display, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
 from rc_tasks.state.records.records import Step, Task
 from rc_tasks.util.text import listed, printable
@@ -21,17 +21,17 @@ from rc_tasks.util.text import listed, printable
 if TYPE_CHECKING:
     from rc_tasks.engine.progress.plain import Display
 
-# Of more images than these, only the number is told.
+# Of more images than these, only the number is printed.
 _MOST_NAMED = 20
-# The names of groups begin with it.
+# The prefix of groups.
 _BUILD = "build:"
 
 
 @dataclass(frozen=True, slots=True)
 class FailedTask:
-    """A failed task, and its image.
+    """A failed task and its image; `log` may be empty.
 
-    `log` may be empty, and `same` names another task that failed with the same text.
+    `same` names an earlier task that failed with the same text, or is empty.
     """
 
     task: str
@@ -42,19 +42,19 @@ class FailedTask:
 
 
 class Reporter:
-    """doit's reporter interface: it keeps count, and a display shows."""
+    """doit's reporter interface: counts results, and passes events to a display."""
 
     desc = "a line for each step, and a summary"
 
     def __init__(self, outstream: TextIO, options: Mapping[str, object] | None = None) -> None:
         self._out = outstream
         self._display: Display | None = None
-        # An interrupt may come while its own thread holds it.
+        # It must be reentrant: a signal handler may need it while its own thread holds it.
         self._begins = threading.RLock()
         self._closed = False
         self._tasks: Mapping[str, DoitTask] = {}
         self._selected: list[str] = []
-        # What has become of each image, and which steps need not be waited for any more.
+        # The result of each image, and the steps that have ended or will not run.
         self._images: dict[str, str] = {}
         self._settled: set[Task] = set()
         self._failed: list[FailedTask] = []
@@ -64,36 +64,36 @@ class Reporter:
         self._last: EventKind | None = None
 
     def initialize(self, tasks: Mapping[str, DoitTask], selected_tasks: list[str]) -> None:
-        """Called once, before any task runs."""
-        opened = session()
-        opened.tell = self._tell
+        """Take the tasks of the run; doit calls this once, before any task runs."""
+        current = session()
+        current.tell = self._tell
         self._tasks, self._selected = tasks, selected_tasks
-        self._images = dict.fromkeys(opened.fresh, "fresh")
+        self._images = dict.fromkeys(current.fresh, "fresh")
 
     def get_status(self, task: DoitTask) -> None:
-        """A task is about to be judged."""
+        """Ignore that doit is about to judge a task."""
 
     def execute_task(self, task: DoitTask) -> None:
-        """A step is ready to start: the dispatcher tells when it does."""
+        """Ignore that a step is ready: the dispatcher reports its start."""
 
     def add_success(self, task: DoitTask) -> None:
-        """A step ended well."""
-        done = Task.parse(task.name)
-        if done is not None:
-            if done.step is not Step.ENV:
-                self._images[done.name] = "built"
-            elif self._images.get(done.name) != "built":
-                self._images[done.name] = "env.toml written"
-            self._settled.add(done)
-            self._tell(Event(EventKind.DONE, done, session().remarks.get(done, "")))
+        """Count a step that succeeded."""
+        task_done = Task.parse(task.name)
+        if task_done is not None:
+            if task_done.step is not Step.ENV:
+                self._images[task_done.name] = "built"
+            elif self._images.get(task_done.name) != "built":
+                self._images[task_done.name] = "env.toml written"
+            self._settled.add(task_done)
+            self._tell(Event(EventKind.DONE, task_done, session().remarks.get(task_done, "")))
 
     def add_failure(self, task: DoitTask, fail: BaseFail) -> None:
-        """A step failed, or could not be tried."""
+        """Count a step that failed or could not start."""
         if isinstance(fail, NotTried):
             self._ending = True
             return
         if isinstance(fail, UnmetDependency):
-            # Of the group `build` and of groups of versions there is nothing more to say.
+            # The group `build` and groups of versions add nothing to the summary.
             untried = Task.parse(task.name)
             if untried is not None:
                 self._skipped.append(untried.name)
@@ -116,30 +116,30 @@ class Reporter:
         self._tell(Event(EventKind.FAILED, step, f"as {same}" if same else text, about=shown))
 
     def skip_uptodate(self, task: DoitTask) -> None:
-        """A step has nothing to do."""
+        """Count a step that has nothing to do."""
         fresh = Task.parse(task.name)
         if fresh is not None:
             self._images.setdefault(fresh.name, "fresh")
             self._settle(fresh)
 
     def skip_ignore(self, task: DoitTask) -> None:
-        """`doit ignore` said to leave it out."""
+        """Report a task that `doit ignore` leaves out."""
         words = f"doit forget {task.name} takes it up again"
         self._tell(Event(EventKind.IGNORED, Task.parse(task.name), words, about=task.name))
 
     def cleanup_error(self, exception: BaseFail) -> None:
-        """A teardown failed."""
+        """Report a teardown that failed."""
         self._tell(Event(EventKind.FAILED, words=exception.get_msg(), about="cleaning up"))
 
     def runtime_error(self, msg: str) -> None:
-        """doit itself cannot go on."""
+        """Keep an error of doit itself for the summary."""
         self._broken.append(msg)
 
     def teardown_task(self, task: DoitTask) -> None:
-        """A teardown starts."""
+        """Ignore that a teardown starts."""
 
     def complete_run(self) -> None:
-        """The run has ended: say what was done, what was not, and where to look."""
+        """Print the summary at the end of the run."""
         if self._close():
             for line in self._summary():
                 self._print(line)
@@ -147,15 +147,15 @@ class Reporter:
     def _summary(self) -> Iterator[str]:
         yield from (f"ERROR: {text}" for text in self._broken)
         untried = self._untried()
-        # The only one need not be told twice when it still stands right above.
+        # A single failure need not be printed again when it is the last line above.
         again = len(self._failed) > 1 or (bool(self._failed) and self._last is not EventKind.FAILED)
         if again:
             yield "failed:"
             for first in self._failed:
                 if not first.same:
-                    those = [each for each in self._failed if first.task in (each.task, each.same)]
-                    behind = [name for each in those for name in untried.get(each.task, [])]
-                    yield from _again(those, behind)
+                    group = [each for each in self._failed if first.task in (each.task, each.same)]
+                    waiting = [name for each in group for name in untried.get(each.task, [])]
+                    yield from _again(group, waiting)
         unfinished = {name for names in untried.values() for name in names}
         states = [state for name, state in self._images.items() if name not in unfinished]
         parts = [
@@ -168,16 +168,16 @@ class Reporter:
         elif self._failed:
             parts.append(f"failed: {self._failed[0].task}")
         others = untried.pop("", [])
-        behind = [name for names in untried.values() for name in names]
-        if behind:
-            names = f"{len(behind)}" if again else listed(behind, _MOST_NAMED)
+        waiting = [name for names in untried.values() for name in names]
+        if waiting:
+            names = f"{len(waiting)}" if again else listed(waiting, _MOST_NAMED)
             parts.append(f"not tried because of that: {names}")
         if others and self._interrupted:
             parts.append(f"{len(others)} not finished")
         elif others:
             parts.append(f"{len(others)} not started: --continue goes on with them")
         if parts:
-            count = len(states) + len(behind) + len(others)
+            count = len(states) + len(waiting) + len(others)
             counted = f"{count} image{'' if count == 1 else 's'}: " if count else ""
             yield f"{counted}{'; '.join(parts)}"
         elif not self._broken and not self._ending:
@@ -187,40 +187,40 @@ class Reporter:
             yield from self._next()
 
     def _notes(self) -> Iterator[str]:
-        """What was found out of the images' entrypoints."""
+        """Yield notes on what the images' ENTRYPOINTs do."""
         for behaviour in Behaviour:
-            found = session().entrypoints.items()
-            names = sorted(name for name, each in found if each is behaviour)
+            behaviours = session().entrypoints.items()
+            names = sorted(name for name, found_behaviour in behaviours if found_behaviour is behaviour)
             if names:
                 yield from f"note: {note(behaviour, names)}".splitlines()
 
     def _untried(self) -> dict[str, list[str]]:
-        """The images that are not finished, by the failed task below them; empty: none is."""
-        found: dict[str, list[str]] = {}
+        """Return the unfinished images by the failed task that they wait for; "" stands for no task."""
+        by_task: dict[str, list[str]] = {}
         if not self._failed and not self._ending:
-            return found
+            return by_task
         graph = session().checkout.graph
         failed = {each.image: each.task for each in self._failed}
-        # One whose first step is fresh, or was done just now, may still have to be published.
+        # Include images with some steps done: they may still have to be published.
         names = dict.fromkeys(task.name for task in self._left())
         for name in [*names, *self._skipped]:
             if name in failed or name not in graph.images:
                 continue
             below = {base for each in graph.above([name]) for base in graph.images[each].bases}
             task = next((task for image, task in failed.items() if image in below), "")
-            if name not in found.setdefault(task, []):
-                found[task].append(name)
-        return found
+            if name not in by_task.setdefault(task, []):
+                by_task[task].append(name)
+        return by_task
 
     def _left(self) -> list[Task]:
-        """The steps that the run was to take and has not settled, bases first."""
+        """Return the selected steps that have not ended yet, bases first."""
         expected = session().expected
         stale = expected.stale_s if expected is not None else {}
-        wanted = reach(self._tasks, self._selected) if stale else {}
-        return [task for task in stale if str(task) in wanted and task not in self._settled]
+        reached = reach(self._tasks, self._selected) if stale else {}
+        return [task for task in stale if str(task) in reached and task not in self._settled]
 
     def _next(self) -> Iterator[str]:
-        """What somebody does who has built one image of his own."""
+        """Suggest `doit local` after a build of a single image."""
         asked = session().asked
         if len(asked) == 1 and asked[0].startswith(_BUILD):
             name = asked[0].removeprefix(_BUILD)
@@ -236,7 +236,7 @@ class Reporter:
         if event.kind is EventKind.OVER:
             self._close()
             return
-        if event.kind.told:
+        if event.kind.printed:
             self._last = event.kind
         if event.kind is EventKind.INTERRUPTED:
             self._ending = self._interrupted = True
@@ -246,12 +246,12 @@ class Reporter:
                 if self._display is None:
                     self._display = self._begin()
         if self._display is None or self._closed:
-            alone(event)
+            report_without_display(event)
         else:
             self._display.tell(event)
 
     def _begin(self) -> "Display":
-        # What runs nothing starts faster without them.
+        # Imported here, because a run without steps starts faster without a display.
         from rc_tasks.engine.progress.plain import Plain
 
         display: Display
@@ -266,7 +266,7 @@ class Reporter:
         return display
 
     def _close(self) -> bool:
-        """End the showing; whether somebody still reads."""
+        """Close the display; return whether its output could be written."""
         if self._closed or self._display is None:
             self._closed = True
             return True
@@ -274,14 +274,14 @@ class Reporter:
         return self._display.close()
 
     def _print(self, line: str) -> None:
-        # Nobody may read it any more, as when a terminal was closed: the run ends as it has to.
+        # The terminal may be closed: the run must still end cleanly.
         with contextlib.suppress(OSError):
             self._out.write(f"{printable(line)}\n")
             self._out.flush()
 
 
 def _again(failed: list[FailedTask], untried: list[str]) -> Iterator[str]:
-    """A failure in the summary: what, where to look, what to run, and what waits for it."""
+    """Yield the lines of a failure in the summary: error, log, command, and the images that wait."""
     first = failed[0]
     what = first.text.partition("\n")[0]
     tasks = listed([each.task for each in failed], _MOST_NAMED)

@@ -1,4 +1,4 @@
-"""What doit is asked to do: of all that was selected, what is stale."""
+"""Selection of doit tasks: the stale steps of the tasks that the user named."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from rc_tasks.state.records.records import Task
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Tasks for doit, bases first, and the images in which there is nothing to do."""
+    """Tasks for doit, bases first, and the images that have nothing to do."""
 
     tasks: tuple[str, ...]
     fresh: tuple[str, ...]
 
 
 def selection(
-    tasks: Mapping[str, DoitTask], found: Collection[str], stale: Collection[Task]
+    tasks: Mapping[str, DoitTask], reachable: Collection[str], stale: Collection[Task]
 ) -> Selection:
-    """Select what is stale of what `reach` has found.
+    """Select the stale steps of the tasks that `reach` returned.
 
-    Tasks that are none of ours, and those that tell of broken projects, are left to doit to judge.
+    Tasks that a dodo.py adds, and those that report broken projects, are left to doit's judgement.
     `stale` are steps, bases first.
     """
-    chosen = [task for task in stale if str(task) in found]
+    chosen = [task for task in stale if str(task) in reachable]
     busy = {task.name for task in chosen}
     others, fresh = list[str](), dict[str, None]()
-    for name in found:
+    for name in reachable:
         task = Task.parse(name)
         if task is not None:
             if task.name not in busy:
@@ -38,18 +38,18 @@ def selection(
 
 
 def reach(tasks: Mapping[str, DoitTask], names: Iterable[str]) -> dict[str, None]:
-    """The named tasks with all that they depend on, once each, in the order in which they are named."""
-    made = {target: task.name for task in tasks.values() for target in task.targets}
-    found: dict[str, None] = {}
+    """Return the named tasks with all their dependencies, once each, in the order of `names`."""
+    by_target = {target: task.name for task in tasks.values() for target in task.targets}
+    reached: dict[str, None] = {}
     todo = [*names][::-1]
     while todo:
         name = todo.pop()
-        if name not in found and name in tasks:
-            found[name] = None
+        if name not in reached and name in tasks:
+            reached[name] = None
             task = tasks[name]
-            files = [made[file] for file in task.file_dep if file in made]
+            files = [by_target[file] for file in task.file_dep if file in by_target]
             todo += [*task.task_dep, *files][::-1]
-    return found
+    return reached
 
 
 def _is_group(name: str) -> bool:

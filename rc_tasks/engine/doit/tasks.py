@@ -1,4 +1,4 @@
-"""The graph of images as doit tasks: a group `build:NAME` of the steps of each image."""
+"""doit tasks of the image graph: a group `build:NAME` of the steps of each image."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,37 +17,37 @@ from rc_tasks.state.records.status import first_line
 
 
 class Fresh:
-    """doit's question whether a step is up to date, put to the judge."""
+    """A doit `uptodate` callable that asks the judge whether a step is fresh."""
 
-    # doit looks at the signature at every call, which takes longer than most answers.
+    # Without it, doit inspects the signature at every call, which takes longer than most answers.
     __signature__ = Signature()
 
-    def __init__(self, opened: Session, task: Task) -> None:
-        self._session = opened
+    def __init__(self, current: Session, task: Task) -> None:
+        self._session = current
         self._task = task
 
     def __call__(self) -> bool:
-        """Whether nothing has to be done."""
+        """Return whether the step has nothing to do."""
         try:
             return self._session.judge.step(*self._task).fresh
         except RcError:
-            return False  # the step itself will say what is wrong
+            return False  # the step itself will report the error
 
     def __repr__(self) -> str:
-        """What `doit info` shows."""
+        """Return why the step has to run, for `doit info`."""
         return reason(self._session, self._task) or "fresh"
 
 
 def task_images() -> Iterator[DoitTask]:
-    """All tasks of a checkout."""
+    """Yield all tasks of a checkout. Raise InvalidDodoFile when it cannot be opened."""
     try:
-        opened = session()
+        current = session()
     except RcError as error:
         raise InvalidDodoFile(str(error)) from None
-    graph = opened.checkout.graph
+    graph = current.checkout.graph
     groups: dict[str, list[str]] = {}
     for name, node in graph.images.items():
-        yield from _image_tasks(opened, node)
+        yield from _image_tasks(current, node)
         groups.setdefault(name.partition(":")[0], []).append(f"build:{name}")
     for name, broken in graph.broken.items():
         yield DoitTask(
@@ -72,7 +72,7 @@ def task_images() -> Iterator[DoitTask]:
             yield DoitTask(f"build:{group}", None, task_dep=tasks, doc=f"every version of {group}")
 
 
-def _image_tasks(opened: Session, node: ImageNode) -> Iterator[DoitTask]:
+def _image_tasks(current: Session, node: ImageNode) -> Iterator[DoitTask]:
     project, group = node.project, f"build:{node.project.name}"
     bases = node.bases
     after: list[str] = []
@@ -80,15 +80,18 @@ def _image_tasks(opened: Session, node: ImageNode) -> Iterator[DoitTask]:
         task = Task(step, project.name)
         yield DoitTask(
             str(task),
-            [partial(_run, opened, task)],
-            file_dep=_files(opened, node) if step is Step.PODMAN else (),
+            [partial(_run, current, task)],
+            file_dep=_files(current, node) if step is Step.PODMAN else (),
             targets=_targets(node, step),
-            # A base is finished with a step before what is built on it begins that step.
-            task_dep=[*after, *(_task_of(opened, step, base) for base in bases if step is not Step.ENV)],
-            uptodate=[Fresh(opened, task)],
+            # Each step of a base ends before the same step of an image built on it begins.
+            task_dep=[
+                *after,
+                *(_task_of(current, step, base) for base in bases if step is not Step.ENV),
+            ],
+            uptodate=[Fresh(current, task)],
             clean=True if step is Step.ENROOT else (),
             subtask_of=group,
-            # The output goes to the step's own log; doit's capture would swap sys.stdout under threads.
+            # Output goes to the step's own log; doit's capture would swap sys.stdout under threads.
             io={"capture": False},
             doc=f"{_DOCS[step]} {project.name}",
         )
@@ -110,12 +113,12 @@ _DOCS = {
 }
 
 
-def _files(opened: Session, node: ImageNode) -> list[str]:
+def _files(current: Session, node: ImageNode) -> list[str]:
     try:
         prefix = node.project.shown("")
-        return [prefix + path for path in opened.judge.files(node)]
+        return [prefix + path for path in current.judge.files(node)]
     except RcError:
-        return []  # the judge will say what is wrong with the context
+        return []  # the judge will report what is wrong with the context
 
 
 def _targets(node: ImageNode, step: Step) -> list[str]:
@@ -128,12 +131,12 @@ def _targets(node: ImageNode, step: Step) -> list[str]:
             return [node.project.shown(EDF)]
 
 
-def _task_of(opened: Session, step: Step, name: str) -> str:
-    return f"build:{name}" if name in opened.checkout.graph.broken else str(Task(step, name))
+def _task_of(current: Session, step: Step, name: str) -> str:
+    return f"build:{name}" if name in current.checkout.graph.broken else str(Task(step, name))
 
 
-def _run(opened: Session, task: Task) -> TaskFailed | None:
-    return opened.run_step(task)
+def _run(current: Session, task: Task) -> TaskFailed | None:
+    return current.run_step(task)
 
 
 def _refuse(errors: tuple[RcError, ...]) -> TaskFailed:

@@ -1,4 +1,4 @@
-"""The batch job of `doit nightly`: whether it may run, its script, and how it begins."""
+"""Batch job of `doit nightly`: its checks, its script, its submission and its start."""
 
 import hashlib
 import json
@@ -26,30 +26,30 @@ TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
 # What the hints on `slurm` settings say of a job that has settings of its own.
 _OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
-# The states of a night that is not over.
+# The states of a nightly run that is not over.
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job that was handed in, and the path of its log."""
+    """A submitted job, and the path of its log."""
 
     job_id: str
     log: Path
 
 
 def job_name(root: Path) -> str:
-    """The name of the jobs of a checkout, by which Slurm knows them apart from others'."""
+    """Return the name of the jobs of a checkout, by which Slurm knows them apart from others'."""
     return f"nightly.{git.legal(root.name)}.{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
 def program() -> str:
-    """The `doit` that runs now."""
+    """Return the `doit` that runs now."""
     return str(Path(sys.executable).with_name("doit"))
 
 
 def submit(checkout: Checkout) -> Submitted:
-    """Hand in the night's job; raises RcError when it must not run, or Slurm refuses it."""
+    """Submit the nightly job. Raise RcError when it must not run, or Slurm refuses it."""
     if runner(checkout.settings.runner) is Runner.LOCAL:
         raise SlurmError(
             "nothing runs through Slurm here, and `doit nightly` is a batch job",
@@ -59,19 +59,19 @@ def submit(checkout: Checkout) -> Submitted:
         # The job pulls when it begins, perhaps on a node that reaches no remote.
         git.fetch(checkout.root)
     require_ready(checkout)
-    # Somebody else may be at it on another login node.
+    # Another user may submit on another login node at the same time.
     with locks.held(checkout.nights / "submission.lock", "nightly", wait=True):
         slurm.patiently(lambda: _require_alone(checkout, *_ALIVE), _say)
-        return _hand_in(checkout)
+        return _submit(checkout)
 
 
 def resubmit(checkout: Checkout, after: str) -> Submitted:
-    """Hand in the job that goes on after job `after`, from within that one, which is about to end."""
-    # The time that is left is for the summary as well.
-    return _hand_in(checkout, after, patience_s=checkout.settings.nightly.signal_s / 4)
+    """Submit the job that continues after job `after`, from within that job, which is about to end."""
+    # The summary needs a part of the remaining time.
+    return _submit(checkout, after, patience_s=checkout.settings.nightly.signal_s / 4)
 
 
-def _hand_in(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PATIENCE_S) -> Submitted:
+def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PATIENCE_S) -> Submitted:
     stem = _new_log(checkout)
     text = script(checkout, stem, after)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _hand_in(checkout: Checkout, after: str = "", *, patience_s: float = slurm.P
     def ask() -> str:
         nonlocal asked
         if asked:
-            # A request that was not answered may have been heard all the same.
+            # A request without an answer may have been accepted all the same.
             for job in sbatch.jobs(job_name(checkout.root)):
                 if job.state in _ALIVE and job.id != slurm.job_id():
                     return job.id
@@ -106,18 +106,18 @@ def _hand_in(checkout: Checkout, after: str = "", *, patience_s: float = slurm.P
 
 
 def time_limit_min(checkout: Checkout) -> int:
-    """The time limit of the job; 0: the partition's default."""
+    """Return the time limit of the job; 0: the partition's default."""
     settings = checkout.settings
     return settings.nightly.time_limit_min or settings.slurm.time_limit_min
 
 
 def nodes(checkout: Checkout) -> int:
-    """How many nodes the job has."""
+    """Return how many nodes the job has."""
     return checkout.settings.nightly.nodes or checkout.settings.slurm.nodes
 
 
 def script(checkout: Checkout, stem: Path | None = None, after: str = "") -> str:
-    """The batch script. `stem` is the log's path without the job ID; raises RcError."""
+    """Return the batch script. `stem` is the log's path without the job ID. Raise RcError."""
     root, nightly = str(checkout.root), checkout.settings.nightly
     _require_path(root)
     options = _options(checkout, stem or _new_log(checkout))
@@ -177,9 +177,9 @@ def _options(checkout: Checkout, stem: Path) -> list[str]:
         # The shell alone gets it, and passes it on.
         f"--signal=B:USR1@{nightly.signal_s}",
         "--requeue",
-        # A job that begins anew goes on with its log.
+        # A job that is requeued appends to its log.
         "--open-mode=append",
-        # Should two be handed in all the same, one waits for the end of the other.
+        # If two are submitted all the same, one waits for the end of the other.
         "--dependency=singleton",
         "--export=ALL",
         f"--chdir={checkout.root}",
@@ -265,14 +265,14 @@ def _require_alone(checkout: Checkout, *states: str) -> None:
 
 
 def begun_path(checkout: Checkout, job_id: str) -> Path:
-    """The file with what a job began with, and later its summary."""
+    """Return the file with what a job began with, and later its summary."""
     return checkout.nights / f"{job_id}.json"
 
 
 def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], None]) -> Begun:
     """Begin the job that we run in: check and pull, and write down what it begins with.
 
-    Raises RcError when it must not run. One that goes on, after another or on another node, has been
+    Raise RcError when it must not run. One that goes on, after another or on another node, has been
     checked: what differs by now are files that the night itself wrote.
     """
     path = begun_path(checkout, job_id)
@@ -302,7 +302,7 @@ def _update(checkout: Checkout, warn: Callable[[str], None]) -> None:
         try:
             git.fetch(checkout.root)
         except CommandError as error:
-            # It was fetched when the job was handed in.
+            # It was fetched when the job was submitted.
             warn(f"nothing newer can be fetched from here\n{error}")
     require_ready(checkout)
     if pull:
@@ -317,7 +317,7 @@ def _commit(checkout: Checkout) -> str:
 
 
 def log_of(checkout: Checkout, job_id: str) -> Path | None:
-    """The log of a job, if there is one."""
+    """Return the log of a job, if there is one."""
     return next(iter(sorted(checkout.night_logs.glob(f"*.{job_id}.log"), reverse=True)), None)
 
 
@@ -328,7 +328,7 @@ def tidy(checkout: Checkout) -> None:
 
 
 def our_nodes() -> list[str]:
-    """The nodes of the job that we run in, as far as Slurm tells."""
+    """Return the nodes of the job that we run in, as far as Slurm tells."""
     try:
         return list(slurm.current_allocation().cpus)
     except RcError:
@@ -336,7 +336,7 @@ def our_nodes() -> list[str]:
 
 
 def scrontab_directives(checkout: Checkout) -> str:
-    """The options of the small job that hands in the night's, as `#SBATCH` lines."""
+    """Return the options of the small job that submits the nightly job, as `#SBATCH` lines."""
     nightly, default = checkout.settings.nightly, checkout.settings.slurm
     chosen = (
         ("--account", nightly.account or default.account),
@@ -357,11 +357,11 @@ def scrontab_directives(checkout: Checkout) -> str:
 
 
 def has_scrontab() -> bool:
-    """Whether this site has a crontab of Slurm's."""
+    """Return whether this site has a crontab of Slurm's."""
     return sbatch.has_scrontab()
 
 
 def tool_directories() -> list[str]:
-    """Where the programs that the submission needs are found."""
+    """Return where the programs that the submission needs are found."""
     found = (command.which(tool) for tool in ("sbatch", "git"))
     return list(dict.fromkeys(str(Path(path).parent) for path in found if path))

@@ -1,4 +1,4 @@
-"""What a night did: gathered from history and from the checkout as it is now, and told as JSON."""
+"""Summary of a nightly run: gathered from the history and the current checkout, and as JSON."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ _SKEW = timedelta(minutes=5)
 class Ending(StrEnum):
     """How the run of a job ended.
 
-    `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel, or
-    because others needed the nodes. `refused`: nothing was run.
+    `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel or
+    preemption. `refused`: nothing was run.
     """
 
     FINISHED = "finished"
@@ -38,7 +38,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A job of the night as it began; times are UTC, ISO 8601.
+    """A job of a nightly run at its start; times are UTC, ISO 8601.
 
     `after` is the job whose time ran out before this one. `commit_before` is the commit before the
     pull; both are empty outside git. `error` is why it was refused.
@@ -91,7 +91,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one night did: the job that ends now and, if it follows on one, that one too.
+    """The result of one nightly run: of the job that ends now, and of the job that it continues.
 
     `images` is how many there are, `fresh` how many are fresh now. `log` and `report` are paths in the
     checkout; `resubmitted_as` is the job that follows. `status` is doit's exit status.
@@ -117,24 +117,24 @@ class Summary:
 
     @property
     def duration_s(self) -> float:
-        """From the beginning of the job to its end."""
+        """The time from the start of the job to its end."""
         spent = datetime.fromisoformat(self.ended_at) - datetime.fromisoformat(self.begun.started_at)
         return max(0.0, spent.total_seconds())
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed, and what is left is done by another job."""
+        """Whether nothing failed, and another job continues with the remaining images."""
         stopped = self.ending in {Ending.CANCELLED, Ending.REFUSED}
         unfinished = (self.left or self.status) and not self.resubmitted_as
         return not (self.failed or stopped or unfinished)
 
 
 def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
-    """Return the summary for programs; docs/reference/nightly-summary.md lists its keys."""
-    found = asdict(summary)
-    begun = found.pop("begun")
+    """Return the summary for programs; docs/reference/nightly-summary.md describes the keys."""
+    document = asdict(summary)
+    begun = document.pop("begun")
     empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")
-    flat = {"schema": SCHEMA, **begun, **found}
+    flat = {"schema": SCHEMA, **begun, **document}
     return {
         **{key: value or None if key in empty else value for key, value in flat.items()},
         "duration_s": summary.duration_s,
@@ -153,14 +153,14 @@ def gather(
     ended_at: str,
     nodes: Iterable[str],
 ) -> Summary:
-    """What the night did. `first` is the job with which it began, often the same one.
+    """Return the summary of a nightly run. `first` is its first job, often the same one.
 
-    `ending` is what the script saw, perhaps one of Ending's values; `status` is doit's, `nodes` are
-    those of the job that ends now.
+    `ending` is the ending that the script saw, perhaps a value of Ending. `status` is doit's exit
+    status. `nodes` are those of the job that ends now.
     """
     entries = _entries(opened, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
-    # What never got a place says nothing of its image: the time or the nodes were missing.
+    # A step without a place does not count as failed: the time or the nodes were missing.
     unplaced = [each for each in last.values() if each.outcome is Outcome.FAILED and not each.node]
     failed = [
         _failed(opened, each)
@@ -212,24 +212,24 @@ def _ending(
         return Ending.REFUSED
     if seen == Ending.CANCELLED:
         return Ending.CANCELLED
-    # The signal may have come when all was done.
+    # The signal may have come after the last step.
     if left and (any(unplaced) or (seen == Ending.TIME and status != 0)):
         return Ending.TIME
     return Ending.FINISHED
 
 
 def _entries(opened: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
-    """What the jobs of a night did, in order."""
+    """Return the history entries of the jobs of a nightly run, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
-    found = []
+    of_night = []
     for entry in history.entries(opened.checkout.history):
         if entry.began < since:
-            # They come newest first.
+            # Entries come newest first.
             break
         if entry.job_id in jobs:
-            found.append(entry)
-    return found[::-1]
+            of_night.append(entry)
+    return of_night[::-1]
 
 
 def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:
@@ -252,9 +252,9 @@ def _failed(opened: Session, entry: HistoryEntry) -> FailedStep:
 
 
 def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
-    """The images that cannot be built, each with the first base on the way up that is bad."""
+    """Return the images that cannot be built, each with its nearest bad base."""
     wrong, blocked = set(bad), dict[str, str]()
-    # Bases come before what is built on them.
+    # Bases come before the images that are built on them.
     for name, node in opened.checkout.graph.images.items():
         causes = [blocked.get(base, base) for base in node.bases if base in wrong or base in blocked]
         if causes and name not in wrong:
@@ -263,24 +263,24 @@ def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
 
 
 def _adopted(opened: Session, first: Begun) -> list[str]:
-    """The images that were taken over from the official checkout since the night began."""
+    """Return the images that were adopted from the official checkout since the run began."""
     records, since_ns = (
         opened.checkout.records,
         datetime.fromisoformat(first.started_at).timestamp() * 1e9,
     )
-    found = []
+    adopted = []
     for name in opened.checkout.graph.images:
         record, version = records.get(Step.ENROOT, name), records.version(Step.ENROOT, name)
         if record is not None and record.adopted_from and version is not None and version[1] >= since_ns:
-            found.append(name)
-    return found
+            adopted.append(name)
+    return adopted
 
 
 def load_begun(path: Path) -> Begun | None:
-    """What is known of a job, from its file, also from that with its summary."""
+    """Return the start of a job from its file, which may hold its summary too; None when damaged."""
     try:
-        found: Mapping[str, Any] = json.loads(read_bytes(path))
-        begun = Begun(**{key: str(found.get(key) or "") for key in Begun.__slots__})
+        document: Mapping[str, Any] = json.loads(read_bytes(path))
+        begun = Begun(**{key: str(document.get(key) or "") for key in Begun.__slots__})
         datetime.fromisoformat(begun.started_at)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

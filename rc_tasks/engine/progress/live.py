@@ -1,4 +1,4 @@
-"""A run on a terminal: what happens scrolls by above a few lines that say what is going on now."""
+"""Display of a run on a terminal: events scroll by above a few lines that show the running steps."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.progress.plain import Display, Running, told
+from rc_tasks.engine.progress.plain import Display, Running, event_line
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import clock, duration, printable
@@ -29,23 +29,23 @@ _STYLES = {
     EventKind.SLURM: "yellow",
     EventKind.INTERRUPTED: "bold yellow",
 }
-# A terminal as wide as this has room for what is cut short on others.
+# Names are cut less on terminals that are at least this wide.
 _WIDE = 120
-# How often the estimate is made, which looks at every step that is left.
+# How often the remaining time is estimated, which takes all remaining steps into account.
 _ESTIMATE_S = 1.0
 
 
 class Live(Display):
-    """Draws the lines at the bottom anew after each change.
+    """Redraws the lines at the bottom after each change.
 
-    They are shorter than the terminal is wide, so that each takes one row until it is made narrower;
-    and the cursor is never hidden, so that there is nothing to mend when we are killed.
+    They are shorter than the terminal is wide, so that each takes one row until it is made narrower.
+    The cursor is never hidden, so that a killed run leaves the terminal usable.
     """
 
     def __init__(
         self, out: TextIO, left: Collection[Task], expected: Order | None, *, streams: bool
     ) -> None:
-        """`left` are the steps that the run will take, as far as is known."""
+        """`left` are the steps that the run is expected to take."""
         super().__init__(out, streams=streams)
         self._console = Console(file=cast(IO[str], self.out), highlight=False, emoji=False, markup=False)
         self._left = set(left)
@@ -67,8 +67,8 @@ class Live(Display):
         if len(self.running) > self._slots:
             self._slots = len(self.running)
             self._estimated_at_s = 0.0
-        if event.kind.told:
-            line = Text(self._encodable(told(event)))
+        if event.kind.printed:
+            line = Text(self._encodable(event_line(event)))
             line.stylize(_STYLES.get(event.kind, ""), 0, len(event.kind))
             self._above.append(line)
 
@@ -80,7 +80,7 @@ class Live(Display):
                 self._queued.pop(task, None)
             case EventKind.DONE | EventKind.FAILED | EventKind.SETTLED:
                 self._queued.pop(task, None)
-                # A step that need not or cannot run is not counted any more.
+                # A step that need not or cannot run no longer counts.
                 self._steps -= kind is EventKind.SETTLED and task in self._left
                 self._left.discard(task)
 
@@ -89,7 +89,7 @@ class Live(Display):
 
     def refresh(self) -> None:
         width, height = self._size()
-        # The last column stays free, and the last row, where the cursor is.
+        # Keep the last column free, and the last row, where the cursor is.
         lines = self.lines(width - 1, height - 2)
         if self._above or lines != self._drawn or width != self._drawn_width:
             self._draw(lines, width)
@@ -98,30 +98,30 @@ class Live(Display):
         self._draw([], self._size()[0])
 
     def lines(self, width: int, height: int) -> list[Text]:
-        """What goes on now, in so many columns and rows at most."""
+        """Return the lines of the running steps and the queue, in at most this many columns and rows."""
         if not self.running and not self._queued:
             return []
-        below = [self._fit(Text(line), width) for line in (self._queue(width), self._overall()) if line]
+        footer = [self._fit(Text(line), width) for line in (self._queue(width), self._overall()) if line]
         running = list(self.running.values())
-        room = max(1, height - len(below))
+        room = max(1, height - len(footer))
         shown = running if len(running) <= room else running[: max(0, room - 1)]
         lines = self._steps_lines(shown, width)
         if len(shown) < len(running):
             lines.append(self._fit(Text(f"  {self._mark} and {len(running) - len(shown)} more"), width))
-        return [*lines, *below][-max(1, height) :]
+        return [*lines, *footer][-max(1, height) :]
 
     def _steps_lines(self, shown: list[Running], width: int) -> list[Text]:
         now_s = time.monotonic()
         wide = width >= _WIDE
         cells = [
             (
-                self._short(each.event.subject, 48 if wide else 32),
-                self._short(each.event.node, 24 if wide else 10),
-                clock(now_s - each.since_s),
-                f" of ~{clock(each.event.last_s)}" if each.event.last_s else "",
-                self._encodable(each.doing),
+                self._short(step.event.subject, 48 if wide else 32),
+                self._short(step.event.node, 24 if wide else 10),
+                clock(now_s - step.since_s),
+                f" of ~{clock(step.event.last_s)}" if step.event.last_s else "",
+                self._encodable(step.doing),
             )
-            for each in shown
+            for step in shown
         ]
         widths = [max((cell_len(row[column]) for row in cells), default=0) for column in range(4)]
         lines = []
@@ -137,7 +137,7 @@ class Live(Display):
         return lines
 
     def _queue(self, width: int) -> str:
-        """How many steps wait for a place, and those that are next."""
+        """Return how many steps wait for a place, and those that are next."""
         if not self._queued:
             return ""
         tasks = list(self._queued)
@@ -175,11 +175,11 @@ class Live(Display):
         return self._estimate_s
 
     def _draw(self, lines: list[Text], width: int) -> None:
-        # A terminal that was made narrower has folded the rows.
+        # A terminal that was made narrower has wrapped the lines.
         rows = sum(max(1, -(-line.cell_len // max(1, width))) for line in self._drawn)
         with self._console:
             if rows:
-                # What was typed, such as ^C, stands in the row of the cursor.
+                # Typed characters, such as ^C, are in the row of the cursor.
                 erase = (ControlType.ERASE_IN_LINE, 2)
                 up = ((ControlType.CURSOR_UP, 1), erase) * rows
                 self._console.control(Control(ControlType.CARRIAGE_RETURN, erase, *up))
@@ -189,7 +189,7 @@ class Live(Display):
         self._above, self._drawn, self._drawn_width = [], lines, width
 
     def _size(self) -> tuple[int, int]:
-        """Columns and rows, as they are now."""
+        """Return the current columns and rows."""
         try:
             width, height = os.get_terminal_size(self.out.fileno())
         except OSError:
@@ -201,7 +201,7 @@ class Live(Display):
         return self._encodable("…", "...")
 
     def _fit(self, line: Text, width: int) -> Text:
-        """A line that is cut where it is too long."""
+        """Cut a line that is too long."""
         if line.cell_len > width:
             mark = self._mark if width > len(self._mark) else ""
             line.truncate(max(0, width - len(mark)))
@@ -209,7 +209,7 @@ class Live(Display):
         return line
 
     def _short(self, name: str, width: int) -> str:
-        """A name without its middle where it is too long: its end tells the version."""
+        """Cut the middle of a name that is too long: its end is the version."""
         name = self._encodable(printable(name))
         if cell_len(name) <= width:
             return name
@@ -219,7 +219,7 @@ class Live(Display):
         return set_cell_size(name, width - cell_len(self._mark + end)).rstrip() + self._mark + end
 
     def _encodable(self, text: str, instead: str = "") -> str:
-        """A text as wide as it will be: what the locale lacks is written as a number."""
+        """Return a text as it will be written: characters that the locale lacks become escapes."""
         try:
             text.encode(self.out.encoding)
         except UnicodeError:
@@ -230,7 +230,7 @@ class Live(Display):
 
 
 def _roughly(duration_s: float) -> str:
-    """A duration that is not known better."""
+    """Format an estimated duration."""
     unit_s = 10 if duration_s < 120 else 60
     rounded_s = unit_s * max(1, round(duration_s / unit_s))
     return duration(rounded_s).removesuffix(" 0 s").removesuffix(" 0 min")

@@ -1,4 +1,4 @@
-"""What is added to the logs of running steps, and what that says they are at."""
+"""Tail of a running step's log, and the activity that its lines show."""
 
 import contextlib
 import os
@@ -7,20 +7,20 @@ from pathlib import Path
 from rc_tasks.tools import podman, squashfs
 from rc_tasks.util.text import log_line
 
-# A longer line is told in pieces.
+# A longer line is split into pieces.
 _LONGEST_LINE_BYTES = 64 * 1024
 _CHUNK_BYTES = 256 * 1024
-# More of a line that has not ended says nothing more.
+# Only this much of an unfinished line is kept.
 _BEGUN_BYTES = 4096
 
 
 class Tail:
-    """Reads a log as it grows: each time only what was added. It may not exist yet, or any more."""
+    """Reads what was added to a log. The log may not exist yet, or no longer."""
 
     def __init__(self, path: Path, *, whole: bool = True) -> None:
-        """Unless the `whole` log is wanted, what was added is left out but for its end.
+        """Without `whole`, skip all but the end of what was added.
 
-        `begun` is the line that has begun and not ended yet.
+        `begun` is the unfinished last line.
         """
         self.begun = ""
         self._path = path
@@ -29,22 +29,22 @@ class Tail:
         self._rest = b""
 
     def lines(self) -> list[str]:
-        """The lines that were ended since the last call, without colours and control characters."""
-        found: list[str] = []
+        """Return the lines that ended since the last call, without colours and control characters."""
+        ended: list[str] = []
         while chunk := self._read():
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             if len(self._rest) > _LONGEST_LINE_BYTES:
-                # Of a progress bar only the last state counts.
+                # A progress bar may never end its line.
                 lines.append(self._rest)
                 self._rest = b""
-            found += map(log_line, lines)
+            ended += map(log_line, lines)
             self.begun = log_line(self._rest[-_BEGUN_BYTES:])
             if len(chunk) < _CHUNK_BYTES:
                 break
-        return found
+        return ended
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -63,7 +63,7 @@ class Tail:
 
 
 def doing(line: str) -> str:
-    """What a step is at that writes this line to its log; empty when the line does not say."""
+    """Return what a step is doing by a line of its log; empty when the line does not show it."""
     percent = squashfs.progress_percent(line)
     if percent is not None:
         return f"mksquashfs {percent}%"

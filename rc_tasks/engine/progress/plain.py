@@ -1,4 +1,4 @@
-"""How a run is shown: one thread of its own writes, whoever tells; here for pipes and files."""
+"""Displays of a run, which write in a thread of their own, and the one for pipes and files."""
 
 import abc
 import contextlib
@@ -15,19 +15,19 @@ from rc_tasks.engine.session import NOTHING_LOST
 from rc_tasks.state.records.records import Task
 from rc_tasks.util.text import listed, printable
 
-# How often the logs of running steps are looked at.
+# How often the logs of running steps are read.
 POLL_S = 0.3
-# How long a terminal or a pipe may keep us from ending.
+# How long a blocked terminal or pipe may delay the end of the run.
 _LAST_WORDS_S = 5.0
-# The words of an event start here when they have several lines.
+# The indentation of an event's further lines.
 _INDENT = " " * 8
-# Of more steps than these, only the number is told.
+# Of more steps than these, only the number is printed.
 _MOST_NAMED = 8
 
 
 @dataclass(slots=True)
 class Running:
-    """A step that runs: its start, and what is known of its log."""
+    """A running step: its start event, the tail of its log, and what the step is doing."""
 
     event: Event
     tail: Tail
@@ -36,31 +36,31 @@ class Running:
 
 
 class Display(abc.ABC):
-    """Shows events in the order in which they are told, and what steps write when that is wanted.
+    """Shows events in the order in which they are reported, and with `streams` the output of steps.
 
-    Telling never waits, and may be done from a signal's handler.
+    `tell` never blocks, and may be called from a signal handler.
     """
 
     def __init__(self, out: TextIO, *, streams: bool) -> None:
         self.out = Unbreakable(out)
         self.streams = streams
         self.running: dict[Task, Running] = {}
-        # Once several steps ran at the same time, a line without a name could be of any.
+        # Once several steps run at the same time, each line of output needs the name of its step.
         self._several = False
-        self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="display")
 
     def start(self) -> None:
-        """Begin to show."""
+        """Start the thread of the display."""
         self._thread.start()
 
     def tell(self, event: Event) -> None:
-        """Show an event, soon."""
-        self._told.put(event)
+        """Queue an event to be shown."""
+        self._events.put(event)
 
     def close(self) -> bool:
-        """Show what was told until now; whether all could be shown, as a pipe may be read no more."""
-        self._told.put(Event(EventKind.OVER))
+        """Show all queued events and end; return False if the output is blocked, as a pipe may be."""
+        self._events.put(Event(EventKind.OVER))
         self._thread.join(_LAST_WORDS_S)
         return not self._thread.is_alive()
 
@@ -70,18 +70,18 @@ class Display(abc.ABC):
 
     @abc.abstractmethod
     def stream(self, lines: list[str]) -> None:
-        """Show what steps have written."""
+        """Show output of steps."""
 
     @abc.abstractmethod
     def refresh(self) -> None:
-        """Show what is there now; called after events, and a few times a second while steps run."""
+        """Update the display; called after events, and a few times a second while steps run."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Leave nothing that would change."""
+        """Remove everything that would be updated."""
 
     def take(self, event: Event) -> None:
-        """Follow an event, and show it."""
+        """Update the running steps by an event, and show it."""
         if event.kind is EventKind.START and event.task is not None and event.log is not None:
             self.running[event.task] = Running(event, Tail(event.log, whole=self.streams))
             self._several = self._several or len(self.running) > 1
@@ -102,13 +102,13 @@ class Display(abc.ABC):
         while True:
             wait_s = max(0.0, next_s - time.monotonic()) if self.running else None
             with contextlib.suppress(queue.Empty):
-                event = self._told.get(timeout=wait_s)
+                event = self._events.get(timeout=wait_s)
                 while True:
                     if event.kind is EventKind.OVER:
                         self.finish()
                         return
                     self.take(event)
-                    event = self._told.get_nowait()
+                    event = self._events.get_nowait()
             if time.monotonic() >= next_s:
                 self.read()
                 next_s = time.monotonic() + POLL_S
@@ -125,23 +125,23 @@ class Display(abc.ABC):
             self.stream([f"{lead}{line}" for line in lines])
 
     def _named(self) -> str:
-        starts = [each.event for each in self.running.values()]
-        names = [f"{each.subject}{f' on {each.node}' if each.node else ''}" for each in starts]
+        starts = [step.event for step in self.running.values()]
+        names = [f"{step.subject}{f' on {step.node}' if step.node else ''}" for step in starts]
         return listed(names, _MOST_NAMED)
 
 
 class Plain(Display):
-    """A line for each event, with the time and without anything that a file should not hold."""
+    """A display that writes a line with the time for each event, without control characters."""
 
     def __init__(self, out: TextIO, *, streams: bool) -> None:
         super().__init__(out, streams=streams)
         self._errors = Unbreakable(sys.stderr)
 
     def show(self, event: Event) -> None:
-        if event.kind.told:
-            # What reads a pipe may have been interrupted as well.
+        if event.kind.printed:
+            # The reader of the pipe may have been interrupted too, so write to stderr.
             out = self._errors if event.kind is EventKind.INTERRUPTED else self.out
-            out.write(f"{event.at:%Y-%m-%d %H:%M:%S} {told(event)}\n")
+            out.write(f"{event.at:%Y-%m-%d %H:%M:%S} {event_line(event)}\n")
             out.flush()
 
     def stream(self, lines: list[str]) -> None:
@@ -149,10 +149,10 @@ class Plain(Display):
         self.out.flush()
 
     def refresh(self) -> None:
-        """Lines stay as they are."""
+        """Do nothing: lines stay as they are."""
 
     def finish(self) -> None:
-        """Lines stay as they are."""
+        """Do nothing: lines stay as they are."""
 
     def read(self) -> None:
         if self.streams:
@@ -160,34 +160,34 @@ class Plain(Display):
 
 
 class Unbreakable:
-    """A stream that may go away, as when a terminal is closed: the run ends as it has to."""
+    """A stream that ignores write errors, as of a closed terminal: the run must end cleanly."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self.encoding = out.encoding or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write, if there still is anybody."""
+        """Write the text if the stream still works; return its length."""
         with contextlib.suppress(OSError, ValueError):
             return self._out.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what was written."""
+        """Flush the stream if it still works."""
         with contextlib.suppress(OSError, ValueError):
             self._out.flush()
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self._out.isatty()
 
     def fileno(self) -> int:
-        """Its file descriptor."""
+        """Return its file descriptor."""
         return self._out.fileno()
 
 
-def told(event: Event) -> str:
-    """An event in words; further lines are indented."""
+def event_line(event: Event) -> str:
+    """Return the line of an event; further lines are indented."""
     first, *rest = [printable(line) for line in event.words.split("\n")]
     words = "\n".join((first, *(f"{_INDENT}{line}" for line in rest)))
     subject = f"{printable(event.subject)}  " if event.subject else ""

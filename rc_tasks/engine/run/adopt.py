@@ -1,4 +1,4 @@
-"""A clone takes over the official images that it would build from the same inputs, before it builds."""
+"""Adoption of official images: a clone takes those that it would build from the same inputs."""
 
 import os
 from collections.abc import Iterable
@@ -12,38 +12,38 @@ from rc_tasks.state.disk.locks import held
 from rc_tasks.state.disk.trust import NotOfferedError, RefusedError
 from rc_tasks.state.records.records import Step
 
-# More than a screen of lines tells less than their number.
+# Print only the number of adopted images when there are more.
 _MOST_LINES = 10
 _MOST_WARNINGS = 3
 _WRITERS = 8
 
 
 def adopt(session: Session, names: Iterable[str]) -> list[str]:
-    """Adopt what a build of these images needs; returns the names of those adopted, bases first.
+    """Adopt the images that a build of `names` needs; return the names of those adopted, bases first.
 
-    What somebody else is building just now, or cannot be written, is left to the steps: they wait, or
-    say what is wrong.
+    An image that another process is building, or that cannot be written, is left to its steps: they
+    wait, or report the error.
     """
     judge = session.judge
     if judge.offers is None:
         return []
-    wanted = {name: steps for name in _needed(session, names) if (steps := _adoptable(session, name))}
-    if not wanted:
+    adoptable = {name: steps for name in _needed(session, names) if (steps := _adoptable(session, name))}
+    if not adoptable:
         return []
-    # Not at the top, as the step's modules below: most runs adopt nothing.
+    # Imported here, like the modules in `_link`, because most runs adopt nothing.
     from concurrent.futures import ThreadPoolExecutor
 
-    # Each waits for the file server most of the time.
+    # The threads wait for the file server most of the time.
     with ThreadPoolExecutor(_WRITERS) as pool:
-        done = pool.map(lambda name: _take(session, name, wanted[name]), wanted)
-        adopted = [name for name, taken in zip(wanted, done, strict=True) if taken]
-    for name in wanted:
+        successes = pool.map(lambda name: _take(session, name, adoptable[name]), adoptable)
+        adopted = [name for name, success in zip(adoptable, successes, strict=True) if success]
+    for name in adoptable:
         judge.forget(name)
     return adopted
 
 
 def words(session: Session, adopted: list[str]) -> list[str]:
-    """Lines that tell what was adopted."""
+    """Return lines that report the adopted images."""
     if session.judge.offers is None or not adopted:
         return []
     root = session.judge.offers.official.root
@@ -53,7 +53,10 @@ def words(session: Session, adopted: list[str]) -> list[str]:
 
 
 def warnings(session: Session, names: Iterable[str]) -> list[RcError]:
-    """What of the official checkout is refused, so that images have to be built here; each path once."""
+    """Return a warning for each refused path of the official checkout, with the images concerned.
+
+    Those images have to be built here.
+    """
     refusals: dict[str, RefusedError] = {}
     concerned: dict[str, list[str]] = {}
     for name in _needed(session, names):
@@ -61,14 +64,14 @@ def warnings(session: Session, names: Iterable[str]) -> list[RcError]:
         if isinstance(error, RefusedError):
             refusals.setdefault(str(error), error)
             concerned.setdefault(str(error), []).append(name)
-    told = [_warning(error, concerned[text]) for text, error in refusals.items()]
-    if len(told) <= _MOST_WARNINGS:
-        return told
-    left = len(told) - _MOST_WARNINGS + 1
+    shown = [_warning(error, concerned[text]) for text, error in refusals.items()]
+    if len(shown) <= _MOST_WARNINGS:
+        return shown
+    more = len(shown) - _MOST_WARNINGS + 1
     return [
-        *told[: _MOST_WARNINGS - 1],
+        *shown[: _MOST_WARNINGS - 1],
         RcError(
-            f"{left} more paths of the official checkout are refused", hint="doit why NAME tells each"
+            f"{more} more paths of the official checkout are refused", hint="doit why NAME shows each"
         ),
     ]
 
@@ -79,12 +82,12 @@ def _needed(session: Session, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _adoptable(session: Session, name: str) -> tuple[Step, ...]:
-    """The steps of an image that adopting it settles."""
+    """Return the steps of an image that its adoption settles."""
     judge = session.judge
     try:
         return tuple(step for step in Step if judge.step(step, name).adoptable)
     except RcError:
-        return ()  # the step itself will say what is wrong
+        return ()  # the step itself will report the error
 
 
 def _refusal(session: Session, name: str) -> NotOfferedError | None:
@@ -98,7 +101,10 @@ def _refusal(session: Session, name: str) -> NotOfferedError | None:
 
 
 def _take(session: Session, name: str, steps: tuple[Step, ...]) -> bool:
-    """Link the file and write the records, which are what counts, last; false when that cannot be."""
+    """Link the published file, then write the records; return whether that succeeded.
+
+    The records come last, as they make the adoption count.
+    """
     checkout, offers = session.checkout, session.judge.offers
     offer = offers.get(name) if offers is not None else None
     if offer is None:
@@ -130,7 +136,7 @@ def _link(node: ImageNode, offer: Offer) -> None:
         raise refused(error, artifact) or error from None
     finally:
         temporary.unlink(missing_ok=True)
-    # Not a link, nor a copy: what it says is of the image that was adopted, and checked value by value.
+    # Write it from the records, whose values were checked; the official file was not.
     write_image_json(node, offer.records[Step.PODMAN], offer.records[Step.ENROOT])
 
 

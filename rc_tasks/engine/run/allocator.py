@@ -1,6 +1,6 @@
-"""Where the steps of a run go: slots on this host, or on the nodes of an allocation.
+"""Allocator of places for steps: slots on this host, or on the nodes of an allocation.
 
-On a login node the allocation is taken when the first step needs it, and given back at the end.
+On a login node a run requests the allocation when the first step needs it, and releases it at the end.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from rc_tasks.tools.slurm_request import StepRequest
 
 # Without `slurm.cpus`, this many steps share what the allocation has of a node.
 _STEPS_A_NODE = 4
-# What became of an allocation that is worth another one: any other end was somebody's wish.
+# States of an allocation after which another one is requested: any other end was on purpose.
 _WORTH_ANOTHER = {
     "RUNNING": "has no time or node left",
     "TIMEOUT": "ran out of time",
@@ -36,11 +36,11 @@ _WORTH_ANOTHER = {
     # Slurm forgets jobs some minutes after their end (MinJobAge).
     "": "is over",
 }
-# When a step ends, doit needs a moment to name those that it made ready: the next one is chosen after.
+# When a step ends, doit needs this long to start the steps that became ready; choose the next one then.
 _SETTLE_S = 0.02
-# The note of an allocation that may still run, as nothing confirmed its release.
+# The suffix of the note on an allocation that may still run, as its release was not confirmed.
 _LEFT = ".left"
-# How often a job that is ending is asked how it ended.
+# How often Slurm is asked for the state of a job that is ending.
 _ENDING_POLL_S = 0.5
 
 Tell = Callable[[Event], None]
@@ -59,7 +59,7 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A step that waits; `place` or `error` is what it gets."""
+    """A step that waits for `place` or `error`."""
 
     wanted: Wanted[Task]
     settings: Slurm
@@ -88,12 +88,12 @@ class _Pool:
 
     @property
     def ours(self) -> bool:
-        """Whether it is an allocation that we took."""
+        """Whether it is an allocation that this run requested."""
         return self.allocation is not None
 
     @property
     def left_s(self) -> float | None:
-        """How long steps may still run in it."""
+        """How long steps may still run in it; None without a limit."""
         return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     def answer(
@@ -109,7 +109,7 @@ class Places:
     """Gives the steps of a run their places; called from as many threads as there are ready steps."""
 
     def __init__(self, checkout: Checkout, where: Runner, at_once: int, tell: Tell) -> None:
-        """`at_once` bounds the steps that run at the same time; 0: what the places can hold."""
+        """`at_once` limits the steps that run at the same time; 0 means as many as there is room for."""
         self._checkout = checkout
         self._where = where
         self._at_once = at_once
@@ -118,7 +118,7 @@ class Places:
         self._pools: dict[Slurm, _Pool] = {}
         self._closing = threading.Event()
         self._controller = Controller(tell, self._closing)
-        self._left: dict[str, None] = {}
+        self._unreleased: dict[str, None] = {}
 
     @property
     def closed(self) -> bool:
@@ -126,9 +126,9 @@ class Places:
         return self._closing.is_set()
 
     def take(self, wanted: Wanted[Task], settings: Slurm, expected_s: float | None) -> Place:
-        """Wait for a place. Raises SlurmError when there can be none, ClosedError at the run's end.
+        """Wait for a place. Raise SlurmError when there can be none, ClosedError at the run's end.
 
-        A step that took `expected_s` last time is not started where less time is left.
+        A step that took `expected_s` last time does not start where less time is left.
         """
         waiting = _Waiting(wanted, settings, expected_s)
         with self._turn:
@@ -141,7 +141,7 @@ class Places:
         return waiting.place
 
     def leave(self, place: Place) -> None:
-        """The step has ended."""
+        """Free the place of a step that has ended."""
         with self._turn:
             pool = self._pool(place.settings)
             if pool.slots is not None:
@@ -149,7 +149,7 @@ class Places:
             self._serve_all()
 
     def lose(self, place: Place) -> None:
-        """The step's node, or its whole allocation, has failed; ask this before it leaves."""
+        """Note that the step's node or whole allocation has failed; call this before `leave`."""
         state = ""
         with contextlib.suppress(UnreachableError):
             state, _ = slurm.state(place.job_id)
@@ -159,16 +159,16 @@ class Places:
                 return
             if state not in {"RUNNING", ""}:
                 pool.over = True
-            # The last node of somebody else's allocation is all that there is to try again on.
+            # Keep the last node of an allocation that is not ours: no other node can retry the step.
             elif pool.ours or len(pool.slots.nodes) > 1:
                 pool.slots.lose(place.node)
                 pool.over = not pool.slots.nodes
 
     def await_controller(self, settings: Slurm, since_s: float, why: str) -> bool:
-        """Wait for Slurm's controller, which did not answer a step; whether it was absent at all.
+        """Wait for Slurm's controller, which did not answer a step; return whether it was absent.
 
-        `since_s` is when the step was started (monotonic clock). Raises SlurmError when the allocation's
-        time is over before the controller is back, and ClosedError at the run's end.
+        `since_s` is the start of the step (monotonic clock). Raise SlurmError when the allocation ends
+        before the controller is back, and ClosedError at the run's end.
         """
         with self._turn:
             pool = self._pool(settings)
@@ -185,25 +185,25 @@ class Places:
         return self._controller.wait(since_s, deadline_s, nodes=nodes, why=why)
 
     def close(self) -> None:
-        """Start nothing any more; steps that wait are told so."""
+        """Start no more steps; those that wait get ClosedError."""
         with self._turn:
             self._closing.set()
             self._serve_all()
 
     def release(self) -> tuple[str, ...]:
-        """Give back what was taken, ending what still runs there; returns the jobs that may run on."""
+        """Release all allocations, ending their steps; return the IDs of jobs that may still run."""
         self.close()
         for pool in list(self._pools.values()):
-            self._let_go(pool)
-        return tuple(self._left)
+            self._release(pool)
+        return tuple(self._unreleased)
 
-    def _let_go(self, pool: _Pool) -> None:
-        """Give an allocation back. If that is not confirmed, leave a note for the next run."""
+    def _release(self, pool: _Pool) -> None:
+        """Release an allocation. If Slurm does not confirm that, leave a note for the next run."""
         if pool.allocation is not None and not pool.allocation.release():
             job_id = pool.granted.job_id if pool.granted is not None else ""
             if job_id:
-                self._left[job_id] = None
-            # Where nothing can be written, the run still says so.
+                self._unreleased[job_id] = None
+            # Where no note can be written, the run still reports the job.
             with contextlib.suppress(RcError):
                 path = self._checkout.allocations / f"{pool.name}{_LEFT}"
                 write_atomically(path, json.dumps({"job_id": job_id}) + "\n")
@@ -211,12 +211,12 @@ class Places:
         pool.held.close()
 
     def _serve_all(self) -> None:
-        """With `at_once`, what ends in one allocation makes room in another."""
+        """Serve all pools: with `at_once`, the end of a step makes room in another allocation."""
         for pool in self._pools.values():
             self._serve(pool)
 
     def _serve(self, pool: _Pool) -> None:
-        """Answer those that wait as far as possible now; called after every change, with the lock."""
+        """Answer waiting steps as far as possible. Call it after every change, with the lock held."""
         ended = ClosedError() if self.closed else pool.refused
         if ended is not None:
             for task in list(pool.waiting):
@@ -231,25 +231,25 @@ class Places:
         with self._turn:
             pool.settling = False
             if pool.waiting and not pool.asking and not self.closed:
-                self._give_out(pool)
+                self._assign(pool)
 
     @property
     def _full(self) -> bool:
-        # What is asked for is for a step as well.
+        # An allocation that is being requested counts as well: a step will run there.
         taken = sum(
             pool.asking + (pool.slots.running if pool.slots is not None else 0)
             for pool in self._pools.values()
         )
         return bool(self._at_once) and taken >= self._at_once
 
-    def _give_out(self, pool: _Pool) -> None:
-        # Without a controller nothing can be started.
+    def _assign(self, pool: _Pool) -> None:
+        # Without Slurm's controller no step can start.
         if self._full or self._controller.absent:
             return
         if pool.slots is not None and not self._over(pool):
             self._place(pool, pool.slots)
         if pool.waiting and not self._full and (pool.slots is None or not pool.slots.running):
-            # Nothing may start in the old one now.
+            # Nothing may start in the old allocation any more.
             pool.over = pool.asking = True
             settings = next(iter(pool.waiting.values())).settings
             threading.Thread(target=self._ask, args=(settings, pool), daemon=True).start()
@@ -266,8 +266,8 @@ class Places:
                 slots.drop(task)
             else:
                 slots.want(replace(waiting.wanted, cpus=_share(pool, waiting.settings)))
-        while not self._full and (found := slots.place()) is not None:
-            wanted, node = found
+        while not self._full and (started := slots.place()) is not None:
+            wanted, node = started
             settings = pool.waiting[wanted.task].settings
             place = Place(wanted.task, settings, node, job_id, wanted.cpus if job_id else 0)
             pool.answer(wanted.task, place=place)
@@ -278,36 +278,36 @@ class Places:
         return pool.over
 
     def _too_late(self, task: Task, pool: _Pool, expected_s: float | None) -> bool:
-        """Whether too little time is left for the step. Raises SlurmError when there never is enough."""
+        """Return whether too little time is left for the step. Raise SlurmError if it can never fit."""
         left_s = pool.left_s
         if left_s is None or expected_s is None or expected_s <= left_s or pool.granted is None:
             return False
         if not pool.ours:
             raise SlurmError(
-                f"{task} was not started: job {pool.granted.job_id} ends in {_told(left_s)}, and last"
-                f" time it took {_told(expected_s)}",
+                f"{task} was not started: job {pool.granted.job_id} ends in {_length(left_s)}, and last"
+                f" time it took {_length(expected_s)}",
                 hint="run `doit` again in a job with more time: finished steps are kept",
             )
         if pool.limit_s is not None and expected_s > pool.limit_s:
-            # A second has passed since it was granted, and limits are whole minutes.
-            limit = _told(60 * round(pool.limit_s / 60))
+            # Limits are whole minutes, and a second has passed since the allocation was granted.
+            limit = _length(60 * round(pool.limit_s / 60))
             raise SlurmError(
                 f"{task} was not started: the allocation is for {limit}, and last time it took"
-                f" {_told(expected_s)}",
+                f" {_length(expected_s)}",
                 hint="raise `slurm.time_limit_min`, up to what the partition allows:\n"
                 f"`sinfo --format='%P %l'`; `doit forget {task}` lets it be tried all the same",
             )
         return True
 
     def _pool(self, settings: Slurm) -> _Pool:
-        # What does not concern the allocation itself makes no difference.
+        # Settings that do not concern the allocation itself share one pool.
         key = replace(settings, cpus=0, retries=0)
         if self._where is Runner.LOCAL or slurm.job_id() is not None:
             key = Slurm()
         return self._pools.setdefault(key, _Pool())
 
     def _ask(self, settings: Slurm, pool: _Pool) -> None:
-        """Find out what there is, or take an allocation; runs in a thread of its own."""
+        """Find the slots of this host or job, or request an allocation; runs in its own thread."""
         try:
             if self._where is Runner.LOCAL:
                 pool.slots, pool.over = Slots({"": self._at_once or 1}), False
@@ -315,26 +315,26 @@ class Places:
                 self._enter(pool, slurm.current_allocation())
             else:
                 self._take(settings, pool)
-        except BaseException as error:  # the steps that wait raise it
+        except BaseException as error:  # the waiting steps raise it
             pool.refused = error
             pool.held.close()
         finally:
             with self._turn:
                 pool.asking = False
                 if pool.waiting and pool.refused is None and not self.closed:
-                    # At once, or with `at_once` another one would be asked for meanwhile.
-                    self._give_out(pool)
+                    # Do it at once, or with `at_once` another allocation would be requested meanwhile.
+                    self._assign(pool)
                 self._serve_all()
 
     def _take(self, settings: Slurm, pool: _Pool) -> None:
         if pool.allocation is not None and pool.granted is not None:
-            self._again(pool.granted.job_id, pool)
+            self._release_for_another(pool.granted.job_id, pool)
         pool.granted = None
         began, missed = time.monotonic(), 0
         while True:
-            # Or the new one would wait in the queue for them.
+            # Release them first, or the new allocation would wait in the queue behind them.
             for job_id in release_abandoned(self._checkout):
-                self._left.pop(job_id, None)
+                self._unreleased.pop(job_id, None)
                 self._tell(
                     Event(EventKind.SLURM, words=f"job {job_id} released, left by an earlier run")
                 )
@@ -343,23 +343,23 @@ class Places:
                 granted = self._request(settings, pool)
                 break
             except UnreachableError as error:
-                self._let_go(pool)
+                self._release(pool)
                 if missed >= MOST_MISSES:
                     raise
                 missed += not self._await(pool, since_s, error.quote[-1] if error.quote else "")
         self._enter(pool, granted)
-        waited = f" after {_told(time.monotonic() - began)}" if time.monotonic() - began > 2 else ""
+        waited = f" after {_length(time.monotonic() - began)}" if time.monotonic() - began > 2 else ""
         until = (
             time.strftime("%H:%M", time.localtime(time.time() + pool.limit_s)) if pool.limit_s else ""
         )
         nodes = ", ".join(granted.cpus)
-        told = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
-        self._tell(Event(EventKind.GRANTED, words=told))
+        granted_text = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
+        self._tell(Event(EventKind.GRANTED, words=granted_text))
 
     def _request(self, settings: Slurm, pool: _Pool) -> slurm.Granted:
-        """Ask Slurm for an allocation, and wait for it."""
+        """Request an allocation, and wait for it."""
         pool.name = f"rc_tasks.{secrets.token_hex(4)}"
-        # Where the next run finds it, should this one be killed.
+        # Should this run be killed, the next one finds the allocation by this note.
         note = self._checkout.allocations / f"{pool.name}.json"
         pool.held.enter_context(locks.held(note, "allocation"))
         request = StepRequest(
@@ -371,29 +371,29 @@ class Places:
             extra=settings.extra,
         )
         with self._turn:
-            # Or `release` would not see it.
+            # Set it under the lock, or `release` would miss it.
             if self.closed:
                 raise ClosedError
             pool.allocation = slurm.Allocation(request, settings.nodes, pool.name)
         return pool.allocation.wait(self._queued)
 
-    def _again(self, job_id: str, pool: _Pool) -> None:
-        """Let go of an allocation for another one. Raises SlurmError when it was ended on purpose."""
+    def _release_for_another(self, job_id: str, pool: _Pool) -> None:
+        """Release an allocation before another one. Raise SlurmError when it was ended on purpose."""
         state = self._state(job_id, pool)
         while state == "COMPLETING" and not self.closed:
             time.sleep(_ENDING_POLL_S)
             state = self._state(job_id, pool)
-        self._let_go(pool)
+        self._release(pool)
         if state not in _WORTH_ANOTHER:
             raise SlurmError(
                 f"job {job_id}, the allocation of this run, was cancelled",
                 hint="run `doit` again: finished steps are kept",
             )
-        told = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
-        self._tell(Event(EventKind.AGAIN, words=told))
+        words = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
+        self._tell(Event(EventKind.AGAIN, words=words))
 
     def _state(self, job_id: str, pool: _Pool) -> str:
-        """The state of our allocation, once the controller answers."""
+        """Return the state of our allocation, once the controller answers."""
         while True:
             since_s = time.monotonic()
             try:
@@ -414,17 +414,17 @@ class Places:
         reason = ""
         with contextlib.suppress(UnreachableError):
             reason = slurm.state(job_id)[1].removeprefix("None")
-        told = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
-        self._tell(Event(EventKind.QUEUE, words=told))
+        words = f"job {job_id} waits for its nodes{f' ({reason})' if reason else ''}"
+        self._tell(Event(EventKind.QUEUE, words=words))
 
 
 def release_abandoned(checkout: Checkout) -> list[str]:
-    """Give back the allocations that runs of ours have left; returns their job IDs.
+    """Release the allocations that earlier runs of this user have left; return their job IDs.
 
-    A run that was killed leaves its lock, one that could not reach Slurm at its end a note. What cannot
-    be given back now keeps them.
+    A killed run leaves its lock; a run that could not reach Slurm at its end leaves a note. The lock or
+    note stays while the allocation cannot be released.
     """
-    found: list[str] = []
+    job_ids: list[str] = []
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(reading.names(checkout.allocations)):
             path = checkout.allocations / name
@@ -433,19 +433,19 @@ def release_abandoned(checkout: Checkout) -> list[str]:
             if path.suffix == _LEFT or (path.suffix == ".json" and locks.abandoned(path)):
                 cancelled = slurm.cancel(path.stem)
                 if cancelled is not None:
-                    found += cancelled
+                    job_ids += cancelled
                     path.unlink(missing_ok=True)
-    return found
+    return job_ids
 
 
 def _share(pool: _Pool, settings: Slurm) -> int:
-    """The CPUs of a step; on this host, `-n` alone counts."""
+    """Return the CPUs of a step; on this host, only `-n` counts."""
     if pool.granted is None:
         return 1
     return settings.cpus or max(1, min(pool.granted.cpus.values(), default=1) // _STEPS_A_NODE)
 
 
-def _told(seconds: float) -> str:
-    """A length of time for people."""
+def _length(seconds: float) -> str:
+    """Format a length of time for people."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

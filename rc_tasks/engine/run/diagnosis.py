@@ -1,4 +1,4 @@
-"""Why a step did not do its work: its own ending, Slurm's lines in the log, or the log's last lines."""
+"""Diagnosis of a failed step: the ending that it left, else Slurm's lines or the last of its log."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,12 +19,12 @@ _INSTRUCTION_WIDTH = 72
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a step failed, in words, and what may be done about it.
+    """Why a step failed, and what may be done about it.
 
-    `needs` names an image that has to be built first. `locked`: somebody else is building this one;
-    `lost`: since the step was stopped, and not from its start. `elsewhere`: the node failed, not the
-    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step ended well by all
-    that is known, but its record is not there.
+    `needs` names an image that has to be built first. `locked`: another process is building the image.
+    `lost`: that process took the lock while this step was stopped. `elsewhere`: the node failed, not the
+    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0 and
+    reported no error, but its record is missing.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Diagnosis:
 
     @property
     def final(self) -> bool:
-        """Whether trying again would not help."""
+        """Whether another attempt would not help."""
         return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
@@ -81,15 +81,15 @@ def _message(ending: StepEnding, lines: list[str]) -> str:
     instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
     if instruction:
         first = first.replace("podman build", instruction, 1)
-    # What was answered from cache before the failing instruction explains nothing.
+    # Leave out the instructions before the failing one, which explain nothing.
     steps = [number for number, line in enumerate(before) if line.startswith("STEP ")]
     return "\n".join((first, *_quote(before[steps[-1] :] if steps else before), *rest))
 
 
 def _quote(lines: list[str]) -> list[str]:
-    """The last lines of a log, without its first one, our own command; repeated lines once."""
-    told = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
-    return [f"  | {line}" for line in told[-command.TAIL_LINES :]]
+    """Quote the last lines of a log, without the command in its first line; repeated lines once."""
+    shown = [line for line, _ in groupby(lines) if line.strip() and not line.startswith("$ ")]
+    return [f"  | {line}" for line in shown[-command.TAIL_LINES :]]
 
 
 def _tail(log: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs each step where it belongs: as a Slurm job step, or here where there is no Slurm."""
+"""Dispatcher of steps: runs each as a Slurm job step, or on this host without Slurm, and retries it."""
 
 import contextlib
 import os
@@ -30,23 +30,23 @@ from rc_tasks.state.records.records import Failure, Step, Task, edition
 from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.slurm_request import StepRequest
 
-# Longer than what a step gives its own tools: it has to clean up after them.
+# A step needs longer than the grace that it gives its own tools: it cleans up after them.
 STEP_GRACE_S = 2 * command.GRACE_S
-# How often the lock of an image that others build is looked at.
+# How often the lock of an image that another process builds is read.
 _LOCK_POLL_S = 1.0
-# Clients of network file systems remember for 60 s at most, by default, what is in a directory.
+# Clients of network file systems cache the content of a directory for 60 s at most, by default.
 _LATE_RECORD_S = 75.0
 _LATE_POLL_S = 0.5
-# How long the threads of a run that ends have to write down what became of their steps.
+# How long the threads of a run that ends have to write the history of their steps.
 _LAST_WORDS_S = 5.0
 
 
 class NotTried(TaskFailed):
-    """doit's result of a step that was not started, as the run is ending."""
+    """doit's result for a step that was not started, because the run is ending."""
 
 
 class StepFailed(TaskFailed):
-    """doit's result of a step that failed; `log` is the path of its log, if there is one."""
+    """doit's result for a step that failed; `log` is the path of its log, or empty."""
 
     def __init__(self, text: str, log: str = "") -> None:
         super().__init__(text)
@@ -54,11 +54,11 @@ class StepFailed(TaskFailed):
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
-    """One try of a step. `verdict` is None when it did its work; `inputs` are those it began with.
+class _Attempt:
+    """One attempt at a step. `verdict` is None when it succeeded; `inputs` are those at its start.
 
-    `entry` is what history will say of it, but for how it ended. `node_lost`: the node failed, be it
-    after the work was done.
+    `entry` is its history entry without the outcome. `node_lost`: the node failed, perhaps after the
+    step had succeeded.
     """
 
     verdict: Diagnosis | None
@@ -73,7 +73,7 @@ class Dispatcher:
     """Runs the steps of one run of doit; called from as many threads as there are ready steps."""
 
     def __init__(self, session: Session, order: Order, at_once: int, *, keep_going: bool) -> None:
-        """`at_once`: see `Places`. Without `keep_going`, nothing is started after a failure."""
+        """`at_once` is that of `Places`. Without `keep_going`, nothing starts after a failure."""
         self._session = session
         self._order = order
         self._keep_going = keep_going
@@ -85,50 +85,53 @@ class Dispatcher:
             self._tell,
         )
         self._ended = threading.Event()
-        self._at_work = 0
-        self._left = threading.Condition()
-        # An image that is made again may be asked for by several steps, and by doit itself.
+        self._active = 0
+        self._idle = threading.Condition()
+        # Several steps, and doit itself, may ask for an image that has to be built again.
         self._busy: dict[Task, threading.Lock] = {}
 
     def run(self, task: Task) -> TaskFailed | None:
-        """doit's action of a step: None when it succeeded, else the failure with its whole text."""
-        with self._left:
-            self._at_work += 1
+        """Run a step as its doit action; return None when it succeeded, else the failure.
+
+        The text of the failure is complete. Raise OSError that no user can fix.
+        """
+        with self._idle:
+            self._active += 1
         try:
             failed = self._until_done(task)
         except ClosedError:
             return NotTried("the run was ending")
         except OSError as error:
-            # The state cannot be read; what goes wrong in the step itself is reported by `_run`.
-            told = refused(error)
-            if told is None:
+            # The state cannot be read; `_run` reports the errors of the step itself.
+            reported = refused(error)
+            if reported is None:
                 raise
-            failed = TaskFailed(str(told))
+            failed = TaskFailed(str(reported))
         finally:
-            with self._left:
-                self._at_work -= 1
-                self._left.notify_all()
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
         if failed is not None and not self._keep_going:
             self._places.close()
         return failed
 
     def end(self) -> tuple[str, ...]:
-        """End what runs, and give back the allocation; steps that wait are not tried.
+        """End running steps and release the allocation; waiting steps do not start.
 
-        Returns the jobs that may run on, as Slurm did not confirm their end.
+        Return the IDs of jobs that may still run, as Slurm did not confirm their end.
         """
         self._ended.set()
         self._places.close()
         command.end_all(STEP_GRACE_S)
-        with self._left:
-            # After Ctrl-C doit does not wait for them.
-            self._left.wait_for(lambda: not self._at_work, _LAST_WORDS_S)
-        left = self._places.release()
+        with self._idle:
+            # After Ctrl-C doit does not wait for its threads.
+            self._idle.wait_for(lambda: not self._active, _LAST_WORDS_S)
+        unconfirmed = self._places.release()
         history.trim(self._history.directory, self._session.checkout.settings.history.days)
-        return left
+        return unconfirmed
 
     def _tell(self, event: Event) -> None:
-        # Asked for each time: whoever shows the run comes after us.
+        # Look it up each time: the reporter sets it after this object is made.
         self._session.tell(event)
 
     def _until_done(self, task: Task) -> TaskFailed | None:
@@ -146,64 +149,64 @@ class Dispatcher:
         lost, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:
-            if self._waited(task, locked=locked) and self._made_meanwhile(task):
+            if self._wait_for_builder(task, locked=locked) and self._done_meanwhile(task):
                 return None
             began_s = time.monotonic()
-            tried = self._try(task, settings, ready_s)
-            found = tried.verdict
-            if found is None:
-                self._note(tried, Outcome.DONE)
+            attempt = self._try(task, settings, ready_s)
+            diagnosis = attempt.verdict
+            if diagnosis is None:
+                self._note(attempt, Outcome.DONE)
                 return None
-            first = found.text.partition("\n")[0]
-            locked = found.locked
+            first = diagnosis.text.partition("\n")[0]
+            locked = diagnosis.locked
             if locked:
-                if found.lost:
-                    self._note(tried, Outcome.RETRIED)
+                if diagnosis.lost:
+                    self._note(attempt, Outcome.RETRIED)
                     self._tell(Event(EventKind.RETRY, task, first))
-                if self._made_meanwhile(task):
+                if self._done_meanwhile(task):
                     return None
                 continue
-            if found.needs and found.needs not in needed:
-                needed.add(found.needs)
-                self._note(tried, Outcome.RETRIED)
-                self._tell(Event(EventKind.AGAIN, Task(Step.PODMAN, found.needs), first))
-                failed = self._again(found.needs)
+            if diagnosis.needs and diagnosis.needs not in needed:
+                needed.add(diagnosis.needs)
+                self._note(attempt, Outcome.RETRIED)
+                self._tell(Event(EventKind.AGAIN, Task(Step.PODMAN, diagnosis.needs), first))
+                failed = self._rebuild(diagnosis.needs)
                 if failed is not None:
                     return failed
-            elif found.unreachable and missed < MOST_MISSES:
-                # The step has not begun: nothing was tried.
+            elif diagnosis.unreachable and missed < MOST_MISSES:
+                # The step has not begun, so this does not count as a retry.
                 try:
-                    missed += not self._controller_back(tried, settings, began_s)
+                    missed += not self._controller_back(attempt, settings, began_s)
                 except SlurmError as error:
-                    tried = replace(tried, verdict=Diagnosis(str(error)))
-                    self._note(tried, Outcome.FAILED)
-                    return self._failed(task, tried)
-                self._note(tried, Outcome.RETRIED)
-            elif found.elsewhere and lost < settings.retries:
+                    attempt = replace(attempt, verdict=Diagnosis(str(error)))
+                    self._note(attempt, Outcome.FAILED)
+                    return self._failed(task, attempt)
+                self._note(attempt, Outcome.RETRIED)
+            elif diagnosis.elsewhere and lost < settings.retries:
                 lost += 1
-                self._note(tried, Outcome.RETRIED)
-                told = f"{first} (try {lost + 1} of {settings.retries + 1})"
-                self._tell(Event(EventKind.RETRY, task, told))
+                self._note(attempt, Outcome.RETRIED)
+                retry = f"{first} (try {lost + 1} of {settings.retries + 1})"
+                self._tell(Event(EventKind.RETRY, task, retry))
             else:
-                self._note(tried, Outcome.FAILED)
-                return self._failed(task, tried)
+                self._note(attempt, Outcome.FAILED)
+                return self._failed(task, attempt)
             ready_s = time.monotonic()
 
-    def _controller_back(self, tried: _Tried, settings: Slurm, began_s: float) -> bool:
-        """Wait for Slurm's controller, which a try has missed; whether it was absent at all.
+    def _controller_back(self, attempt: _Attempt, settings: Slurm, began_s: float) -> bool:
+        """Wait for Slurm's controller after an attempt missed it; return whether it was absent.
 
-        Raises SlurmError when the allocation ends first.
+        Raise SlurmError when the allocation ends first.
         """
-        text = tried.verdict.text if tried.verdict is not None else ""
+        text = attempt.verdict.text if attempt.verdict is not None else ""
         why = next((line[4:] for line in text.splitlines() if line.startswith("  | ")), "")
         try:
             return self._places.await_controller(settings, began_s, why)
         except ClosedError:
-            self._note(tried, Outcome.INTERRUPTED)
+            self._note(attempt, Outcome.INTERRUPTED)
             raise
 
-    def _again(self, name: str) -> TaskFailed | None:
-        """Make an image again that was made and is lost, and publish it if it became another one."""
+    def _rebuild(self, name: str) -> TaskFailed | None:
+        """Rebuild an image that was lost after its build, and publish it if its ID changed."""
         for task in (Task(Step.PODMAN, name), Task(Step.ENROOT, name)):
             if task.step is Step.PODMAN or not self._fresh(task):
                 failed = self._until_done(task)
@@ -212,23 +215,23 @@ class Dispatcher:
                 self._tell(Event(EventKind.DONE, task, self._session.remarks.get(task, "")))
         return None
 
-    def _waited(self, task: Task, *, locked: bool) -> bool:
-        """Wait while somebody else builds the image; return whether anybody did.
+    def _wait_for_builder(self, task: Task, *, locked: bool) -> bool:
+        """Wait while another process builds the image; return whether one did.
 
-        `locked`: the step has just found somebody there, so a holder that only seems gone is watched.
+        `locked`: the step has just found the lock held, so a holder that only seems dead is watched.
         """
-        lock, told = self._session.checkout.lock(task.name), None
+        lock, reported = self._session.checkout.lock(task.name), None
         look = locks.living_holder if locked else locks.holder
         while (other := look(lock)) is not None:
-            if other != told:
-                told = other
-                self._tell(Event(EventKind.WAIT, task, _at_work(other)))
+            if other != reported:
+                reported = other
+                self._tell(Event(EventKind.WAIT, task, _describe(other)))
             if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
                 raise ClosedError
-        return told is not None
+        return reported is not None
 
-    def _made_meanwhile(self, task: Task) -> bool:
-        """Whether another run has done the step, so that nothing is left to do."""
+    def _done_meanwhile(self, task: Task) -> bool:
+        """Return whether another run has done the step, so that nothing is left to do."""
         self._session.judge.done(*task)
         fresh = self._fresh(task)
         if fresh:
@@ -239,38 +242,38 @@ class Dispatcher:
         try:
             return self._session.judge.step(*task).fresh
         except RcError:
-            return False  # the step itself will say what is wrong
+            return False  # the step itself will report the error
 
-    def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Tried:
+    def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
         checkout = self._session.checkout
-        wanted, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
+        ready, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
         self._tell(Event(EventKind.READY, task))
         try:
             try:
-                place = self._places.take(wanted, settings, last_s)
+                place = self._places.take(ready, settings, last_s)
             except RcError as error:
-                return _Tried(Diagnosis(str(error)), self._entry(task, ready_s))
+                return _Attempt(Diagnosis(str(error)), self._entry(task, ready_s))
             try:
                 entry = self._entry(task, ready_s, place)
                 log = logs.new(checkout.logs(*task))
                 self._tell(Event(EventKind.START, task, entry.reason, place.node, log, last_s))
-                tried = self._run(task, place, entry, log)
-                if tried.verdict is not None and self._ended.is_set():
-                    self._note(tried, Outcome.INTERRUPTED)
+                attempt = self._run(task, place, entry, log)
+                if attempt.verdict is not None and self._ended.is_set():
+                    self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
-                if tried.node_lost:
+                if attempt.node_lost:
                     self._places.lose(place)
-                elif tried.verdict is not None and tried.verdict.final and not self._keep_going:
-                    # Before the place is free for another one.
+                elif attempt.verdict is not None and attempt.verdict.final and not self._keep_going:
+                    # Close before the place is free, or another step would start in it.
                     self._places.close()
             finally:
                 self._places.leave(place)
         finally:
             self._tell(Event(EventKind.LEFT, task))
-        return tried
+        return attempt
 
     def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> HistoryEntry:
-        """What history says of a step that starts now, or cannot (no `place`)."""
+        """Return the history entry of a step that starts now, or cannot start (no `place`)."""
         return HistoryEntry(
             run=self._history.id,
             image=task.name,
@@ -285,30 +288,30 @@ class Dispatcher:
             reason=reason(self._session, task) or "asked for",
         )
 
-    def _note(self, tried: _Tried, outcome: Outcome) -> None:
-        """Write a try down in history."""
-        checkout, entry = self._session.checkout, tried.entry
+    def _note(self, attempt: _Attempt, outcome: Outcome) -> None:
+        """Append an attempt to the history."""
+        checkout, entry = self._session.checkout, attempt.entry
         if outcome is Outcome.DONE:
             entry = entry.made(checkout.records.get(*entry.task))
         elif outcome is not Outcome.INTERRUPTED:
             commit = git.commit(checkout.graph.images[entry.image].project.directory)
             if commit is not None:
                 entry = replace(entry, commit=commit.id, dirty=commit.dirty)
-        shown = checkout.shown(tried.log) if tried.log is not None and tried.log.exists() else ""
+        log = checkout.shown(attempt.log) if attempt.log is not None and attempt.log.exists() else ""
         self._history.append(
             replace(
                 entry,
                 outcome=outcome,
-                duration_s=round(tried.took_s, 3),
-                log=shown,
-                error=tried.verdict.text.partition("\n")[0] if tried.verdict is not None else "",
+                duration_s=round(attempt.took_s, 3),
+                log=log,
+                error=attempt.verdict.text.partition("\n")[0] if attempt.verdict is not None else "",
             )
         )
 
-    def _run(self, task: Task, place: Place, entry: HistoryEntry, log: Path) -> _Tried:
+    def _run(self, task: Task, place: Place, entry: HistoryEntry, log: Path) -> _Attempt:
         session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
-        # Taken before the step starts: what failed is what was there then.
+        # Read the inputs before the step starts: a failure belongs to the files as they were then.
         inputs: dict[str, str] = {}
         version = records.version(*task)
 
@@ -319,30 +322,30 @@ class Dispatcher:
         try:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
-            # Whether another run does the step in between, it sees when it has its image's lock.
-            wanted, request = step_command(
+            # The edition lets the step notice, once it has the lock, that another run has done it.
+            invocation, request = step_command(
                 checkout.root, place, *map(str, task), edition(before), str(logs.ending(log))
             )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
-                output.write(f"$ {wanted}\n".encode())
-                # Only srun outlives its command.
+                output.write(f"$ {invocation}\n".encode())
+                # Only srun can outlive its command.
                 hopeless = pulse.lost if place.job_id else None
-                returncode = command.stream(wanted, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
+                returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             if returncode == 0 and place.job_id and not done():
                 self._wait_for_record(done, log, request)
             session.judge.done(*task)
-            # The record is the proof, not the status: srun 22.05 returns 0 when the node fails, and a
-            # step that has written it may be killed before it ends.
+            # The record proves success, the exit status does not: srun 22.05 returns 0 when the node
+            # fails, and a step that has written its record may be killed before it ends.
             after = records.get(*task)
             took_s = time.monotonic() - started
             written = after is not None and records.version(*task) != version
-            found = verdict(returncode, log, request) if returncode or not written else None
+            diagnosis = verdict(returncode, log, request) if returncode or not written else None
             if pulse.ended:
-                found = Diagnosis(_lost(place), elsewhere=True)
-            # Unless somebody else has written it.
-            if written and not (found and found.locked):
+                diagnosis = Diagnosis(_lost(place), elsewhere=True)
+            # When the image was locked, another process has written the record.
+            if written and not (diagnosis and diagnosis.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
                 facts = after.facts if after else None
                 earlier = before.facts if before else None
@@ -351,27 +354,27 @@ class Dispatcher:
                 session.remarks[task] = remark
                 if facts and entrypoint_is_news(checkout, task.name, facts, earlier):
                     session.entrypoints[task.name] = facts.entrypoint
-                lost = found is not None and found.elsewhere
-                return _Tried(None, entry, took_s, inputs, log, lost)
-            if found and found.locked and not found.lost:
+                lost = diagnosis is not None and diagnosis.elsewhere
+                return _Attempt(None, entry, took_s, inputs, log, lost)
+            if diagnosis and diagnosis.locked and not diagnosis.lost:
                 logs.remove(log)
         except RcError as error:
-            found = Diagnosis(str(error))
+            diagnosis = Diagnosis(str(error))
         except OSError as error:
-            told = refused(error, log)
-            if told is None:
+            reported = refused(error, log)
+            if reported is None:
                 raise
-            found = Diagnosis(str(told))
+            diagnosis = Diagnosis(str(reported))
         finally:
             session.judge.done(*task)
             logs.settle(log.parent, checkout.settings.logs)
         took_s = time.monotonic() - started
-        return _Tried(found, entry, took_s, inputs, log, bool(found and found.elsewhere))
+        return _Attempt(diagnosis, entry, took_s, inputs, log, bool(diagnosis and diagnosis.elsewhere))
 
     def _wait_for_record(self, done: Callable[[], bool], log: Path, request: StepRequest | None) -> None:
-        """Wait until this node sees what a step that ended well wrote on another one.
+        """Wait until this node sees the record that a successful step wrote on another node.
 
-        A network file system may answer from memory that the record is missing or old, for a minute.
+        A network file system may answer from its cache, for a minute, that the record is missing or old.
         """
         if not verdict(0, log, request).unexplained:
             return
@@ -382,31 +385,31 @@ class Dispatcher:
             if self._ended.wait(_LATE_POLL_S):
                 return
 
-    def _failed(self, task: Task, tried: _Tried) -> TaskFailed:
+    def _failed(self, task: Task, attempt: _Attempt) -> TaskFailed:
         checkout = self._session.checkout
-        text = tried.verdict.text if tried.verdict else ""
+        text = attempt.verdict.text if attempt.verdict else ""
         text = text.removeprefix(f"{checkout.root}/")
         shown = ""
-        if tried.log is not None and tried.log.exists():
-            shown = checkout.shown(tried.log)
-            logs.point(tried.log.with_name(logs.FAILED), tried.log)
-        if tried.inputs is not None:
+        if attempt.log is not None and attempt.log.exists():
+            shown = checkout.shown(attempt.log)
+            logs.point(attempt.log.with_name(logs.FAILED), attempt.log)
+        if attempt.inputs is not None:
             message = text.partition("\n")[0]
             failed_at = datetime.now(UTC).isoformat(timespec="seconds")
-            # Where nothing can be written, the text itself says so.
+            # Where nothing can be written, the text of the failure says so.
             with contextlib.suppress(RcError):
-                failure = Failure(tried.inputs, failed_at, message, shown)
+                failure = Failure(attempt.inputs, failed_at, message, shown)
                 checkout.records.put_failure(*task, failure)
         if shown:
-            text += f"\n  log:  {shown} (after {tried.took_s:.1f} s)"
-            # Most words on what to do next name the command already.
+            text += f"\n  log:  {shown} (after {attempt.took_s:.1f} s)"
+            # Most hints name the command already.
             if "`doit" not in text:
                 text += f"\n  run:  doit build:{task.name}"
         return StepFailed(text, shown)
 
 
 def _lost(place: Place) -> str:
-    """What is said of a step whose srun was ended, as it waited for nothing."""
+    """Return the error of a step that has gone while its srun still waited."""
     return str(
         NodeError(
             f"the step is gone from {place.node}, and srun did not notice",
@@ -417,19 +420,19 @@ def _lost(place: Place) -> str:
 
 
 def reason(session: Session, task: Task) -> str:
-    """Why a step runs, in words; empty when nothing is stale."""
+    """Return why a step runs; empty when nothing is stale."""
     try:
         causes = session.judge.step(*task).causes
     except RcError:
-        return "its inputs cannot be read"  # the step itself will say what is wrong
+        return "its inputs cannot be read"  # the step itself will report the error
     certain = [cause.words for cause in causes if not cause.upstream]
     return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
 
 
-def _at_work(other: locks.Holder) -> str:
-    """Who builds an image now, in words."""
+def _describe(other: locks.Holder) -> str:
+    """Describe the process that builds an image."""
     since = other.since
     with contextlib.suppress(ValueError):
         since = f"{datetime.fromisoformat(since).astimezone():%d %b %H:%M}"
     where = f"{other.node}, job {other.job_id}" if other.job_id else f"{other.node}, process {other.pid}"
-    return f"{other.user} is at {other.step} since {since} ({where})"
+    return f"{other.user} has been running {other.step} since {since} ({where})"

@@ -1,4 +1,4 @@
-"""What a run expects of its steps: how long each takes, and how much waits for it."""
+"""Estimates of a run: how long each step takes, and how long the steps that wait for it take."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step, Task
 
-# What a step is taken for while none of its kind has ever run here.
+# The estimate of a step while no step of its kind has run here.
 _GUESS_S = {Step.PODMAN: 120.0, Step.ENROOT: 30.0, Step.ENV: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is known of a run's steps before it begins, by task.
+    """The order and the estimates of a run's steps, by task.
 
-    `last_s` holds the steps that have run before; `stale_s` what each is taken for that is stale, and
-    `guesses` the kinds of which none has ever run; `before` names what must end first; `paths_s` is
-    what `critical_paths` says of each, and `turns` counts them, bases first.
+    `last_s` holds the last duration of each step that has run before. `stale_s` holds the estimate of
+    each stale step. `guesses` are the kinds of step that have never run. `before` names the steps that
+    must end first. `paths_s` is the result of `critical_paths`. `turns` numbers the steps, bases first.
     """
 
     last_s: Mapping[Task, float]
@@ -33,15 +33,15 @@ class Order:
 
     @property
     def stale_images(self) -> int:
-        """How many images have something to do."""
+        """How many images have stale steps."""
         return len({task.name for task in self.stale_s})
 
     def wanted(self, checkout: Checkout, task: Task) -> Wanted[Task]:
-        """A step as one that is ready to start."""
+        """Return a step that is ready to start."""
         step, name = task
-        # Its image, or what that is built on, is still in podman where it was made.
-        made = [name] if step is Step.ENROOT else checkout.graph.images[name].bases
-        records = (checkout.records.get(Step.PODMAN, each) for each in made)
+        # The node that built the image, or its bases, still has them in podman.
+        images = [name] if step is Step.ENROOT else checkout.graph.images[name].bases
+        records = (checkout.records.get(Step.PODMAN, image) for image in images)
         near = frozenset(record.node for record in records if record is not None)
         return Wanted(
             task,
@@ -52,9 +52,9 @@ class Order:
         )
 
     def left_s(self, left: Collection[Task], since_s: Mapping[Task, float], slots: int) -> float | None:
-        """How long the steps that are left will take; None when nothing is known of their kind.
+        """Estimate how long the remaining steps take; None when a kind of step has never run.
 
-        `since_s` says how long ago those that run were started, `slots` how many run at a time.
+        `since_s` is how long each running step has run. `slots` is how many run at a time.
         """
         if any(task.step in self.guesses for task in left):
             return None
@@ -68,9 +68,9 @@ class Order:
 
 
 def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything: bool = False) -> Order:
-    """What is to be expected of a run that makes these images and all that they are built on.
+    """Return the order of a run that makes these images and all their bases.
 
-    `everything`: also what is fresh is done again.
+    `everything`: fresh steps run again too.
     """
     graph = checkout.graph
     last_s: dict[Task, float] = {}
@@ -92,7 +92,7 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
                 stale.add(task)
     usual = {step: median(kinds[step]) if kinds[step] else _GUESS_S[step] for step in Step}
     seconds = {task: last_s.get(task, usual[task.step]) if task in stale else 0.0 for task in before}
-    # Without the store, an image is only where it was built: those that share bases stay together.
+    # Without the store, an image is only on the node that built it: images that share bases stay there.
     kept = not checkout.settings.store.enabled
     together = groups({name: node.bases for name, node in graph.images.items()}) if kept else {}
     return Order(
@@ -110,4 +110,4 @@ def _fresh(judge: Judge, task: Task) -> bool:
     try:
         return judge.step(*task).fresh
     except RcError:
-        return False  # the step itself will say what is wrong
+        return False  # the step itself will report the error

@@ -1,4 +1,4 @@
-"""Which step starts next and on which node: rules alone, so that a night can be simulated."""
+"""Scheduling rules: which step starts next and on which node, without I/O so that tests can simulate."""
 
 from bisect import insort
 from collections.abc import Hashable, Iterable, Mapping
@@ -13,8 +13,8 @@ T = TypeVar("T", bound=Hashable)
 class Wanted(Generic[T]):
     """A step that is ready to start.
 
-    `priority_s` is what `critical_paths` says of it; among equals the lower `turn` goes first. `near`
-    are the nodes that have its base already. Steps of one `group` (not empty) all run on one node.
+    `priority_s` is its value in `critical_paths`; among equals the lower `turn` goes first. `near` are
+    the nodes that have its base already. Steps of one `group` (not empty) all run on one node.
     """
 
     task: T
@@ -31,7 +31,7 @@ class Slots(Generic[T]):
     def __init__(self, cpus: Mapping[str, int]) -> None:
         self._cpus = dict(cpus)
         self._free = dict(cpus)
-        # In the order in which they should start; and their names, as hundreds of threads ask again.
+        # The waiting steps in the order of their start, and all known tasks, as hundreds of threads ask.
         self._waiting: list[Wanted[T]] = []
         self._known: set[T] = set()
         self._running: dict[T, tuple[Wanted[T], str]] = {}
@@ -44,27 +44,27 @@ class Slots(Generic[T]):
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The nodes that are still good."""
+        """The nodes that have not failed."""
         return tuple(self._cpus)
 
     def want(self, wanted: Wanted[T]) -> None:
-        """Let a step wait for its turn; asking again changes nothing."""
+        """Queue a step; a repeated call changes nothing."""
         if wanted.task in self._known:
             return
         self._known.add(wanted.task)
-        # The longest way to the end first.
-        insort(self._waiting, wanted, key=lambda each: (-each.priority_s, each.turn))
+        # Start the step with the longest critical path first.
+        insort(self._waiting, wanted, key=lambda other: (-other.priority_s, other.turn))
 
     def drop(self, task: T) -> None:
-        """Forget a step, whether it waits or runs."""
+        """Remove a step, whether it waits or runs."""
         self._known.discard(task)
-        self._waiting = [each for each in self._waiting if each.task != task]
+        self._waiting = [other for other in self._waiting if other.task != task]
         wanted, node = self._running.pop(task, (None, ""))
         if wanted is not None and node in self._free:
             self._free[node] += self._share(wanted, node)
 
     def place(self) -> tuple[Wanted[T], str] | None:
-        """Start the next step that finds room: returns it with its node, or None when there is none."""
+        """Start the next step that fits; return it with its node, or None when none fits."""
         if not any(self._free.values()):
             return None
         for position, wanted in enumerate(self._waiting):
@@ -79,7 +79,7 @@ class Slots(Generic[T]):
         return None
 
     def lose(self, node: str) -> None:
-        """A node failed: nothing starts there any more."""
+        """Remove a failed node: no more steps start there."""
         self._cpus.pop(node, None)
         self._free.pop(node, None)
         self._homes = {group: home for group, home in self._homes.items() if home != node}
@@ -94,14 +94,14 @@ class Slots(Generic[T]):
         return max(open_, key=lambda node: (node in wanted.near, self._free[node]), default=None)
 
     def _share(self, wanted: Wanted[T], node: str) -> int:
-        # A step that asks for more than a node has gets all of one, and Slurm's own words if need be.
+        # A step that asks for more than a node has gets all of it; Slurm reports its own error.
         return min(wanted.cpus, self._cpus[node])
 
 
 def critical_paths(seconds: Mapping[T, float], before: Mapping[T, Iterable[T]]) -> dict[T, float]:
-    """For each task the seconds from its start to the end of the longest chain that waits for it.
+    """Return for each task the seconds from its start to the end of the longest chain that waits for it.
 
-    `before` names for each task those that must end first; both maps list tasks in such an order.
+    `before` names for each task those that must end first; both maps list tasks in that order.
     """
     paths = dict.fromkeys(seconds, 0.0)
     for task in reversed(list(seconds)):
@@ -113,7 +113,7 @@ def critical_paths(seconds: Mapping[T, float], before: Mapping[T, Iterable[T]]) 
 
 
 def groups(links: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Names that are linked, directly or through others, each with the first one of its group."""
+    """Map each name to the first of its group: names that are linked, directly or through others."""
     group = {name: name for name in links}
 
     def first(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Which official images a clone is about to adopt, and why not the others."""
+"""Official images that a clone is about to adopt, and why it does not adopt the others."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,55 +36,55 @@ class Offers:
         self._found: dict[str, Offer | NotOfferedError] = {}
 
     def get(self, name: str) -> Offer | None:
-        """The official image of the same inputs, or None."""
-        found = self._look_up(name)
-        return found if isinstance(found, Offer) else None
+        """Return the official image of the same inputs, or None."""
+        offer = self._look_up(name)
+        return offer if isinstance(offer, Offer) else None
 
     def refusal(self, name: str) -> NotOfferedError | None:
-        """Why there is none."""
-        found = self._look_up(name)
-        return found if isinstance(found, NotOfferedError) else None
+        """Return why an image is not offered, or None when it is."""
+        offer = self._look_up(name)
+        return offer if isinstance(offer, NotOfferedError) else None
 
     def forget(self) -> None:
-        """Look up everything anew."""
+        """Forget all results, to look up everything again."""
         self._found.clear()
 
     def covers(self, step: Step, name: str) -> bool:
-        """Whether a step that is not fresh is settled by adopting the image."""
+        """Return whether the adoption of the image settles a stale step."""
         offer = self.get(name)
         if offer is None or step not in offer.records:
             return False
         if step is Step.PODMAN or not self._status(Step.PODMAN, name).fresh:
             return True
-        # An image that was built here, and perhaps built upon, is not exchanged for another one.
+        # An image that was built here, and may be a base of others, is not replaced by another one.
         record = self._checkout.records.get(Step.PODMAN, name)
         return record is not None and record.facts == offer.facts
 
     def facts(self, name: str) -> Facts | None:
-        """The facts of an image that is about to be adopted, None for the others."""
-        # What is fresh needs no look into the official checkout.
+        """Return the facts of an image that is about to be adopted, None for the others."""
+        # A fresh image needs no access to the official checkout.
         if name in self._checkout.graph.broken or not self._status(Step.PODMAN, name).adoptable:
             return None
         offer = self.get(name)
         return offer.facts if offer is not None else None
 
     def gone(self, node: ImageNode, image_id: str) -> str | None:
-        """Why an image that was adopted is not the official one any more, or None."""
+        """Return why an adopted image is no longer the official one, or None."""
         published = self._checkout.records.get(Step.ENROOT, node.project.name)
         artifact = published.artifact if published is not None and published.adopted_from else None
         return self.official.gone(node.project, image_id, artifact, self._checkout.output_digests)
 
     def _look_up(self, name: str) -> Offer | NotOfferedError:
-        found = self._found.get(name)
-        if found is None:
+        offer = self._found.get(name)
+        if offer is None:
             try:
-                found = self._offer(self._checkout.graph.resolve(name))
+                offer = self._offer(self._checkout.graph.resolve(name))
             except NotOfferedError as error:
-                found = error
+                offer = error
             except RcError as error:
-                found = NotOfferedError(first_line(error))
-            self._found[name] = found
-        return found
+                offer = NotOfferedError(first_line(error))
+            self._found[name] = offer
+        return offer
 
     def _offer(self, node: ImageNode) -> Offer:
         frozen = node.recipe.frozen
@@ -98,9 +98,9 @@ class Offers:
             self._checkout.output_digests,
             frozen=frozen,
         )
-        passed = {each.argv for each in offer.records[Step.ENROOT].smoke}
+        passed = {test.argv for test in offer.records[Step.ENROOT].smoke}
         if not frozen and smoke.lacking(smoke.smoke_tests(self._checkout.graph, node), passed):
-            # Nothing has to be built, but what is published here has passed the tests of this checkout.
+            # Adopt the build only: a published image must have passed the smoke tests of this checkout.
             return replace(offer, records={Step.PODMAN: offer.records[Step.PODMAN]})
         environment = offer.records.get(Step.ENV)
         if environment is None:

@@ -1,6 +1,6 @@
-"""What a clone may take over from the official checkout; everything there is read and never written.
+"""Official checkout, from which a clone adopts images; it is read and never written.
 
-What is read may be damaged or planted: nothing is believed before its owner, its mode and its form.
+Its files may be damaged or tampered with: their owner, mode and form are checked before use.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Offer:
 
 
 class OtherInputsError(NotOfferedError):
-    """The official image was built from other inputs; `causes` tell which."""
+    """The official image was built from other inputs; `causes` are the differences."""
 
     def __init__(self, causes: tuple[Cause, ...]) -> None:
         super().__init__("it was built from other inputs")
@@ -69,25 +69,25 @@ class Official:
         *,
         frozen: bool = False,
     ) -> Offer:
-        """The image, when it was built there from these inputs and is published.
+        """Return the image, if it was built there from these inputs and is published.
 
-        `pins` are the clone's own: where it has none, it takes what the base was pinned to there. One
-        that is `frozen` is the same image whatever its inputs have become.
+        `pins` are the clone's own: where it has none, it accepts the pin of the official checkout. A
+        `frozen` image is offered whatever its inputs are now.
 
-        Raises NotOfferedError; RefusedError when somebody else could have put it there.
+        Raise NotOfferedError, or RefusedError when an untrusted user could have tampered with it.
         """
         path = f"{self.root}/{project.path}/{ARTIFACT}"
         try:
             built = self._record(Step.PODMAN, project.name)
             if built.facts is None:
                 raise AbsentError("it was never built there")
-            theirs = comparable(built.inputs, inputs, pins)
-            if theirs != inputs and not frozen:
-                raise OtherInputsError(tuple(_differences(theirs, inputs)))
+            recorded = comparable(built.inputs, inputs, pins)
+            if recorded != inputs and not frozen:
+                raise OtherInputsError(tuple(_differences(recorded, inputs)))
             published = self._record(Step.ENROOT, project.name)
             status = self._file(path)
             if published.instead_of == built.facts.image_id:
-                raise NotOfferedError("an older image was put back in its place there (doit rollback)")
+                raise NotOfferedError("an older image replaces it there (doit rollback)")
             if published.inputs.get("image") != built.facts.image_id or published.artifact is None:
                 raise NotOfferedError("it is not published there yet")
             if not _is_same(path, status, published.artifact, digests):
@@ -115,14 +115,14 @@ class Official:
     def gone(
         self, project: Project, image_id: str, artifact: Artifact | None, digests: Digests
     ) -> str | None:
-        """Why an image that was adopted is not the official one any more, or None."""
+        """Return why an adopted image is no longer the official one, or None."""
         path = f"{self.root}/{project.path}/{ARTIFACT}"
         try:
             status = self._file(path)
             if artifact is not None and not _is_same(path, status, artifact, digests):
                 return "the official image changed"
             if not self.has(image_id):
-                return f"the official image is not in the store of {self.root} any more"
+                return f"the official image is no longer in the store of {self.root}"
         except NotOfferedError as error:
             return f"the official image is refused: {str(error).partition(chr(10))[0]}"
         except FileNotFoundError:
@@ -132,11 +132,11 @@ class Official:
         return None
 
     def has(self, image_id: str) -> bool:
-        """Whether the image is in the official store. Raises RefusedError."""
+        """Return whether the image is in the official store. Raise RefusedError."""
         directory = self.store.directory
         try:
             self._file(f"{directory}/images/{image_id}/manifest.json")
-            # What of its blobs is lost is seen when it is brought.
+            # A lost blob is noticed when the image is loaded.
             with contextlib.suppress(FileNotFoundError):
                 self._directory(f"{directory}/blobs/sha256")
         except FileNotFoundError:
@@ -152,7 +152,7 @@ class Official:
 
     @property
     def trusted(self) -> bool:
-        """Whether nobody else could have put a blob into the official store."""
+        """Whether only trusted users could write blobs to the official store."""
         try:
             self._directory(f"{self.store.directory}/blobs/sha256")
         except (NotOfferedError, OSError):
@@ -160,11 +160,11 @@ class Official:
         return True
 
     def refusals(self, projects: Iterable[Project]) -> Iterator[RefusedError]:
-        """What in the official checkout a clone would not believe."""
+        """Yield an error for each path of the official checkout that a clone would refuse."""
         store = self.store.directory
         places = [f"{self.root}/{GENERATED}/state", f"{store}/images", f"{store}/blobs/sha256"]
         places += [f"{self.root}/{project.path}/{ARTIFACT}" for project in projects]
-        told = set()
+        reported = set()
         for place in places:
             try:
                 _require_readable(place)
@@ -177,24 +177,24 @@ class Official:
                 error = _unreadable(found)
             else:
                 continue
-            if str(error) not in told:
-                told.add(str(error))
+            if str(error) not in reported:
+                reported.add(str(error))
                 yield error
 
     def base(self, reference: str, architecture: str) -> Pulled | None:
-        """What a reference to a registry stands for in the official checkout, if it has the image."""
+        """Return the base for a registry reference in the official checkout, if it has the image."""
         path = self.store.catalogue.base_file(reference, architecture)
         try:
             if self._file(str(path)).st_size > _RECORD_BYTES:
                 return None
-            found = self.store.catalogue.base(reference, architecture)
-            sound = found is not None and _is_digest(found.image_id) and self.has(found.image_id)
+            pulled = self.store.catalogue.base(reference, architecture)
+            sound = pulled is not None and _is_digest(pulled.image_id) and self.has(pulled.image_id)
         except (NotOfferedError, OSError, RecursionError):
             return None
-        return found if sound else None
+        return pulled if sound else None
 
-    def bring(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
-        """Bring images of the official store into podman; returns those that it lacks."""
+    def load(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
+        """Load images of the official store into podman; return the IDs of those that it lacks."""
         here = []
         for image_id in image_ids:
             try:
@@ -202,34 +202,36 @@ class Official:
                     self._require_manifest(image_id)
                     here.append(image_id)
             except (RefusedError, OSError) as error:
-                print(f"not brought from the official store: {error}", flush=True)
+                print(f"not loaded from the official store: {error}", flush=True)
         if not here:
             return image_ids
         shown = ", ".join(image_id[:12] for image_id in here)
-        print(f"bringing {shown} from the store of {self.root}", flush=True)
-        left = self.store.bring(podman, *here)
-        return tuple(image_id for image_id in image_ids if image_id in left or image_id not in here)
+        print(f"loading {shown} from the store of {self.root}", flush=True)
+        not_loaded = self.store.load(podman, *here)
+        return tuple(
+            image_id for image_id in image_ids if image_id in not_loaded or image_id not in here
+        )
 
     def cache(self, name: str) -> tuple[Cached, ...]:
-        """podman's cache of the image in the official store; what is not sound costs only time."""
+        """Return podman's cache of the image in the official store; leave out damaged parts."""
         try:
             if self._file(f"{self.store.directory}/cache/{name}.json").st_size > _RECORD_BYTES:
                 return ()
-            found = self.store.catalogue.cache(name)
+            cached = self.store.catalogue.cache(name)
         except (NotOfferedError, OSError, RecursionError):
             return ()
-        return tuple(image for image in found if _is_digest(image.image_id))
+        return tuple(image for image in cached if _is_digest(image.image_id))
 
     def files(self, directory: str) -> dict[str, bytes]:
-        """The small files in a directory of `.rc`; without those that cannot be read or believed."""
+        """Return the small files in a directory of `.rc`, except unreadable and refused ones."""
         path = f"{self.root}/{GENERATED}/{directory}"
-        found = {}
+        texts = {}
         with contextlib.suppress(NotOfferedError, OSError):
             self._directory(path)
             for name in sorted(os.listdir(path)):
                 with contextlib.suppress(NotOfferedError, OSError):
-                    found[name] = self._text(f"{path}/{name}")
-        return found
+                    texts[name] = self._text(f"{path}/{name}")
+        return texts
 
     def _require_manifest(self, image_id: str) -> None:
         path = self.store.directory / "images" / image_id / "manifest.json"
@@ -263,8 +265,8 @@ class Official:
         return record
 
     def _text(self, path: str) -> bytes:
-        """The content of a small file in a directory that was asked about before."""
-        # No symlink lies in these places; and a pipe must not make us wait for its writer.
+        """Return the content of a small file in a directory that was checked before."""
+        # Refuse symlinks, which do not belong there. O_NONBLOCK: a pipe must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
@@ -286,13 +288,13 @@ class Official:
         return status
 
     def _directory(self, path: str) -> None:
-        """Nobody else may have put something into this directory; asked once in a run."""
+        """Raise RefusedError when untrusted users can write to this directory; check once per run."""
         if path not in self._trusted:
             self._status(path)
             self._trusted.add(path)
 
     def _status(self, path: str) -> os.stat_result:
-        """What is at a path below the root. Raises RefusedError for it and the directories above it."""
+        """Return the status of a path below the root. Raise RefusedError for it or a directory above."""
         if path != self.root:
             self._directory(os.path.dirname(path))
         status = os.lstat(path)
@@ -310,7 +312,7 @@ class Official:
 
 
 def official_of(checkout: Checkout) -> Official | None:
-    """The official checkout that this one is a clone of, or None: it is the official one itself."""
+    """Return the official checkout of this clone, or None when this is the official one itself."""
     if not checkout.settings.images_root:
         return None
     root = os.path.realpath(checkout.settings.images_root)
@@ -337,16 +339,16 @@ def _is_same(path: str, status: os.stat_result, published: Artifact, digests: Di
 
 def _require_readable(path: str) -> None:
     """Raise RefusedError when this user may not read what is at a path."""
-    found = denied(Path(path))
-    if found is not None:
-        raise RefusedError(found.what, where=found.where, hint=found.hint)
+    denial = denied(Path(path))
+    if denial is not None:
+        raise RefusedError(denial.what, where=denial.where, hint=denial.hint)
 
 
 def _unreadable(error: OSError) -> RefusedError:
     try:
         _require_readable(os.fsdecode(error.filename or ""))
-    except RefusedError as found:
-        return found
+    except RefusedError as refusal:
+        return refusal
     return RefusedError(
         f"cannot be read: {error.strerror}",
         where=error.filename,
@@ -355,12 +357,12 @@ def _unreadable(error: OSError) -> RefusedError:
 
 
 def _plausible(record: Record) -> Iterator[bool]:
-    """Whether each value is within sense, as what is somebody else's may be planted."""
+    """Yield for each value whether it is plausible, as another user may have tampered with it."""
     texts = (record.node, record.job_id, record.builder, record.commit, record.instead_of)
     tables = (record.tools, record.bases)
     yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))
-    for each in record.smoke:
-        yield _is_text(each.launcher) and math.isfinite(each.duration_s)
+    for test in record.smoke:
+        yield _is_text(test.launcher) and math.isfinite(test.duration_s)
     if record.facts is not None:
         facts = record.facts
         yield _is_digest(facts.image_id)

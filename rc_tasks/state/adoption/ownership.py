@@ -1,4 +1,4 @@
-"""The generated state is believed and written to: nobody else may be able to plant anything in it."""
+"""Check that only trusted users can write to `.rc`, whose content is trusted and written to."""
 
 import os
 import shlex
@@ -12,11 +12,11 @@ from rc_tasks.state.disk.trust import Trust, group, groups_of, is_private, user
 
 
 def require_own(checkout: Checkout) -> None:
-    """Raise RcError when others could have planted something in `.rc`, or when it leads elsewhere.
+    """Raise RcError when others could tamper with `.rc`, or when it links out of the checkout.
 
-    Looked at are its directories, and no single file. Trusted are root, the caller, the owner of the
-    checkout, those who may write the checkout by its group, and whom `images_owners` names. A user's
-    private group is that user.
+    The check covers directories, not single files. It trusts root, the caller, the owner of the
+    checkout, members of its group if the group may write, and the users in `images_owners`. A user's
+    private group counts as that user.
     """
     trust, top = Trust(checkout.settings.images_owners), os.stat(checkout.root)
     for path in _directories(checkout.root / GENERATED):
@@ -31,22 +31,22 @@ def require_own(checkout: Checkout) -> None:
                 raise RcError(
                     f"leads out of the checkout, to {target}",
                     where=shown,
-                    hint=f"remove the link (rm {shlex.quote(shown)}); what it led to is not touched",
+                    hint=f"remove the link (rm {shlex.quote(shown)}); its target is not touched",
                 )
         elif stat.S_ISDIR(status.st_mode):
             _require_directory(shown, status, top, trust)
 
 
 def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, trust: Trust) -> None:
-    """Nobody but those may own it or write there; `top` is the status of the checkout's directory."""
+    """Raise RcError when others own the directory or may write to it; `top` is the checkout's status."""
     by_group = bool(top.st_mode & stat.S_IWGRP)
     in_group = by_group and top.st_gid in groups_of(status.st_uid)
     if not (trust.owns(status.st_uid) or status.st_uid == top.st_uid or in_group):
         name = user(status.st_uid)
         raise RcError(
-            f"belongs to {name}, who could have planted anything there",
+            f"belongs to {name}, who could have tampered with it",
             where=shown,
-            hint=f"move it away: it is made again as far as it is needed\n"
+            hint=f"move it away: what is needed is made again\n"
             f'or, if you trust {name}: images_owners = ["{name}"] in pyproject.toml',
         )
     mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
@@ -75,5 +75,5 @@ def _directories(generated: Path) -> Iterator[Path]:
         try:
             yield from (parent / name for name in sorted(os.listdir(parent)))
         except OSError:
-            # Not there yet; what cannot be listed is told where it is used.
+            # It may not exist yet. Its users report a directory that cannot be listed.
             continue

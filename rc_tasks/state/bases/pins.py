@@ -22,13 +22,13 @@ class Pins:
     lock: Path
 
     def read(self) -> dict[str, Pin]:
-        """Every pin by reference; none when there is no file. Raises PinError."""
+        """Return every pin by reference; none when there is no file. Raise PinError."""
         return parse(self._text())
 
     def first(self, reference: str, pin: Pin) -> Pin:
-        """Pin a base unless it is pinned; returns the pin that counts, which may be another step's.
+        """Pin a base unless it is pinned; return the pin that counts, which may be another step's.
 
-        Raises RcError when the file is broken or cannot be written.
+        Raise RcError when the file is broken or cannot be written.
         """
         with held(self.lock, f"writing {LOCK}", wait=True):
             text = self._text()
@@ -38,7 +38,7 @@ class Pins:
         return found or pin
 
     def move(self, pins: Mapping[str, Pin]) -> None:
-        """Write these pins, all of them or none. Raises RcError as `first` does."""
+        """Write these pins, all of them or none. Raise RcError as `first` does."""
         with held(self.lock, f"writing {LOCK}", wait=True):
             text = self._text()
             parse(text)

@@ -1,4 +1,4 @@
-"""The registry bases of a checkout: how each is taken, and which images stand on it."""
+"""Registry bases of a checkout: how builds take each, and which images are built on it."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class RegistryBase:
 
 
 def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[RegistryBase, ...]:
-    """Every base that comes from a registry, and every pin, sorted by reference."""
+    """Return every base that comes from a registry, and every pin, sorted by reference."""
     users: dict[str, list[str]] = defaultdict(list)
     above: dict[str, list[str]] = defaultdict(list)
     pinned: set[str] = set()

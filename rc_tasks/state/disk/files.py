@@ -1,6 +1,6 @@
-"""Writing a file so that nobody ever sees half of it, what is left of that, and why it cannot be done.
+"""Atomic writes, their temporary files, and errors of the file system that a user can fix.
 
-Every file that a lock guards gets its name through `put_in_place`, which asks whether the lock is still
+Every file that a lock guards gets its name through `put_in_place`, which checks that the lock is still
 held.
 """
 
@@ -24,9 +24,9 @@ from rc_tasks.state.disk.reading import denied
 _DAY_S = 86_400.0
 # See `temporary_prefix`; what follows is tempfile's.
 _TEMPORARY = re.compile(r"(\..+)\.(\d+)\.\w+")
-# A file that is only there to be given the file server's time.
+# The name of the probe that gets the file server's time.
 CLOCK = "clock"
-# What link(2) says where there are no hard links, none between directories, or none to others' files.
+# Errors of link(2) without hard links, or without those between directories or to others' files.
 _NO_LINKS = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 )
@@ -36,12 +36,12 @@ _NO_ANSWER = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ESHUTDOWN}
 )
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ELOOP})
-# Each `temporary_directory` of this process.
+# The paths of each `temporary_directory` of this process.
 _in_use: set[str] = set()
 
 
 class _Guards(threading.local):
-    """The questions of `guarded`, for each thread."""
+    """The checks of `guarded`, for each thread."""
 
     def __init__(self) -> None:
         self.of_thread: list[Callable[[], None]] = []
@@ -51,10 +51,10 @@ _guards = _Guards()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, sync, rename over it; after `kill -9` the old or the new text is there.
+    """Write beside the file, sync, and rename over it: after `kill -9` the old or the new text is there.
 
-    The file is readable as the umask says, whatever mkstemp's own mode. Raises RcError when the disk
-    is full or the directory cannot be written.
+    The file gets the mode of the umask, not that of mkstemp. Raise RcError when the disk is full or the
+    directory cannot be written.
     """
     try:
         _write(path, text)
@@ -63,8 +63,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def temporary_prefix(name: str) -> str:
-    """Return how temporary files of this process for `name` begin: others see whose they are."""
-    # An older version takes the part before the PID for a host of another name, and lets age decide.
+    """Return the prefix of this process's temporary files for `name`; it names their owner."""
+    # An older version reads the part before the PID as the name of another host, and goes by the age.
     return f".{name}.{os.uname().nodename}+{processes.space()}.{os.getpid()}."
 
 
@@ -72,14 +72,14 @@ def temporary_prefix(name: str) -> str:
 def temporary_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a directory that may be in use for days; after a kill, `sweep_temporaries` removes it.
 
-    Whoever cannot see our process goes by the age of the directory, which `keep_fresh` renews.
+    Processes that cannot see this one go by the age of the directory, which `keep_fresh` renews.
     """
-    with tempfile.TemporaryDirectory(prefix=temporary_prefix(name), dir=directory) as made:
-        _in_use.add(made)
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix(name), dir=directory) as directory_made:
+        _in_use.add(directory_made)
         try:
-            yield Path(made)
+            yield Path(directory_made)
         finally:
-            _in_use.discard(made)
+            _in_use.discard(directory_made)
 
 
 def keep_fresh() -> None:
@@ -90,45 +90,45 @@ def keep_fresh() -> None:
 
 
 def sweep_temporaries(directory: Path, name: str) -> None:
-    """Remove what processes that have ended left for `name`; where that cannot be seen, after a day."""
-    for left in temporaries(directory, name):
+    """Remove what dead processes left for `name`; where processes are not visible, after a day."""
+    for leftover in temporaries(directory, name):
         with contextlib.suppress(OSError):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
             else:
-                left.unlink()
+                leftover.unlink()
 
 
 def temporaries(directory: Path, name: str) -> list[Path]:
     """Return what `sweep_temporaries` would remove."""
-    found = []
-    for left in directory.glob(f".{glob.escape(name)}.*"):
+    leftovers = []
+    for path in directory.glob(f".{glob.escape(name)}.*"):
         with contextlib.suppress(OSError):
-            owner, _, pid = left.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
-            # Somebody's editor has temporary files of its own there.
-            if pid.isdecimal() and _left(left, owner, pid, lambda: server_time_s(directory, name)):
-                found.append(left)
-    return found
+            owner, _, pid = path.name.removeprefix(f".{name}.").rpartition(".")[0].rpartition(".")
+            # An editor may have temporary files of its own there.
+            if pid.isdecimal() and _left(path, owner, pid, lambda: server_time_s(directory, name)):
+                leftovers.append(path)
+    return leftovers
 
 
 def abandoned(directory: Path, now_s: float) -> Iterator[Path]:
-    """Yield what ended processes left in a directory of ours, whatever for, as in `sweep_temporaries`.
+    """Yield what dead processes left in a directory of ours, for any name, as in `sweep_temporaries`.
 
     `now_s` is the file server's time.
     """
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(directory)):
-            found = _TEMPORARY.fullmatch(name)
+            match = _TEMPORARY.fullmatch(name)
             with contextlib.suppress(OSError):
-                if found is not None and _left(directory / name, found[1], found[2], lambda: now_s):
+                if match is not None and _left(directory / name, match[1], match[2], lambda: now_s):
                     yield directory / name
 
 
 def _left(path: Path, owner: str, pid: str, now_s: Callable[[], float]) -> bool:
-    """Return whether process `pid` has left a file; `owner` ends with its host and space."""
+    """Return whether process `pid` has ended and left a file; `owner` ends with its host and space."""
     node, _, where = owner.rpartition("+")
     here = os.uname().nodename
-    # The name before the host's may have dots, as that may.
+    # The file's name and the host's name may both have dots.
     if processes.visible(here if node.endswith(f".{here}") else node, where):
         return not processes.alive(int(pid))
     return now_s() - path.lstat().st_mtime > _DAY_S
@@ -157,7 +157,7 @@ def server_time_s(directory: Path, name: str = CLOCK) -> float:
 @contextlib.contextmanager
 def guarded(require: Callable[[], None]) -> Iterator[None]:
     """Let this thread call `require` before it puts any file in place, while the block runs."""
-    # The list itself: another thread may end the block.
+    # Keep the list itself: another thread may end the block.
     guards = _guards.of_thread
     guards.append(require)
     try:
@@ -175,11 +175,11 @@ def require_locks() -> None:
 def put_in_place(temporary: Path | str, final: Path | str) -> None:
     """Rename a finished file or directory to its final name, unless a lock of this thread was lost.
 
-    One moment remains, as no file system has a rename with a condition: a process that is stopped
-    between the question and the rename, for longer than another one needs to take the lock and to
-    publish, renames too late. So it asks again afterwards: then it ends with LostLockError, and the run
-    makes the image again. Should it be killed just then, the image counts as stale: a late record has
-    the inputs of older files, and a late file does not fit the newer record.
+    No file system has a conditional rename. So a process that is stopped between the check and the
+    rename, for longer than another one needs to take the lock and to publish, renames too late. It
+    checks again afterwards and raises LostLockError, and the run makes the image again. If it is killed
+    before that, the image counts as stale: a late record has the inputs of older files, and a late file
+    does not fit the newer record.
     """
     require_locks()
     os.replace(temporary, final)
@@ -187,9 +187,9 @@ def put_in_place(temporary: Path | str, final: Path | str) -> None:
 
 
 def link(source: Path, name: Path) -> bool:
-    """Give a file a second name, and return whether that can be: False for want of hard links.
+    """Give a file a second name; return False where there are no hard links.
 
-    Raises OSError for all other reasons.
+    Raise OSError for all other reasons.
     """
     try:
         os.link(source, name)
@@ -201,7 +201,7 @@ def link(source: Path, name: Path) -> bool:
 
 
 def copy(source: Path, name: Path) -> None:
-    """Copy a file with its times, to the disk itself; says so, as that may take minutes."""
+    """Copy a file with its times, and sync it; print a line first, as that may take minutes."""
     print(f"copying {source}: it cannot have a hard link there", flush=True)
     shutil.copy2(source, name)
     with name.open("rb") as file:
@@ -209,7 +209,7 @@ def copy(source: Path, name: Path) -> None:
 
 
 def has_links(directory: Path) -> bool:
-    """Return whether files in a directory can have hard links; raises OSError when it has no room."""
+    """Return whether files in a directory can have hard links. Raise OSError when it has no room."""
     descriptor, made = tempfile.mkstemp(prefix=temporary_prefix(CLOCK), dir=directory)
     os.close(descriptor)
     other = Path(f"{made}link")
@@ -221,9 +221,9 @@ def has_links(directory: Path) -> bool:
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:
-    """What a user can mend of a failed system call: a full disk, missing rights; None for the rest.
+    """Return the error of a failed system call that a user can fix, or None for any other.
 
-    `path` is what was to be written or read, where the error itself does not name it.
+    A full disk and missing rights are such errors. `path` replaces the path that the error names.
     """
     where = path or error.filename2 or error.filename
     if error.errno in _FULL:
@@ -270,22 +270,22 @@ def _write(path: Path, text: str) -> None:
 
 
 def open_up(directory: str | Path) -> None:
-    """Give a directory of tempfile's, which is its maker's alone, the mode that the umask says.
+    """Give a directory of tempfile's, which only its owner may read, the mode of the umask.
 
-    A set-group-ID bit stays. Without it, what is made there belongs to the maker's own group, and no
-    other member of the checkout's group could remove it.
+    A set-group-ID bit stays. Without it, files there would belong to their maker's own group, and no
+    other member of the checkout's group could remove them.
     """
     os.chmod(directory, stat.S_IMODE(os.stat(directory).st_mode) | 0o777 & ~umask())
 
 
 def with_careful_umask() -> None:
-    """Let nothing that this process makes be written by everybody, whatever the caller's umask."""
+    """Deny others the right to write files of this process, whatever the caller's umask."""
     os.umask(umask() | stat.S_IWOTH)
 
 
 def umask() -> int:
-    """The bits that new files do not get."""
-    # There is no way to read the umask but to set it; /proc tells it without a race between threads.
+    """Return the umask: the bits that new files do not get."""
+    # umask(2) can only read it by setting it, which races with other threads; /proc does not.
     with open("/proc/self/status", encoding="ascii") as status:
         for line in status:
             if line.startswith("Umask:"):

@@ -1,9 +1,9 @@
-"""One builder per image, over processes, users and nodes.
+"""Lock files that let one process at a time build an image, across users and nodes.
 
-A lock is a file that only one process can create there, by link(2), or by O_EXCL where the file system
-has no hard links: that holds on Lustre and NFS, where `flock` may be local to a node. The holder touches
-the file; a lock that is not touched any more has lost its holder, and is taken over. A holder that was
-only stopped notices this before it puts anything in place: see `files.put_in_place`.
+Only one process can create a lock, by link(2), or by O_EXCL where the file system has no hard links.
+That holds on Lustre and NFS, where `flock` may be local to a node. The holder touches the file, and
+locks that are no longer touched are reclaimed. A holder that was only stopped notices this before it
+publishes anything: see `files.put_in_place`.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ _LOST_S = 60.0
 _WATCH_S = 2.5 * _TOUCH_S
 _TRIES = 10
 _MOST_PID = (1 << 31) - 1
-# No lock is nearly as large.
+# Locks are much smaller.
 _MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock, since when (UTC, ISO 8601).
+    """The process that holds a lock; `since` is UTC, ISO 8601.
 
-    `space` is that of the process (see `processes`), and `token` makes each lock another one; an older
-    version wrote neither.
+    `space` is that of the process (see `processes`). `token` makes each lock unique. Older versions
+    wrote neither.
     """
 
     step: str
@@ -72,20 +72,20 @@ class Holder:
 
 
 class LockedError(RcError):
-    """Somebody else is building the image."""
+    """Another process is building the image."""
 
 
 class LostLockError(LockedError):
-    """Another process has taken the lock from this one, which was stopped, and does its work."""
+    """Another process has reclaimed the lock of this one, which was stopped, and builds the image."""
 
 
 @contextlib.contextmanager
 def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock while the block runs; raises LockedError when somebody else has it.
+    """Hold the lock while the block runs. Raise LockedError when another process has it.
 
-    With `wait`, wait for it instead, and say so. When another process takes the lock, `put_in_place`
-    raises LostLockError in this thread. So does the end of the block in place of another error: files
-    that were swept away under a stopped process make it fail.
+    With `wait`, print who has it, and wait instead. When another process takes the lock, `put_in_place`
+    raises LostLockError in this thread. So does the end of the block, instead of another error: the
+    block may have failed because its files were swept while the process was stopped.
     """
     mine = Holder(
         step,
@@ -111,15 +111,16 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
         raise
     except (RcError, OSError) as error:
         lost_lock = None
-        # A file server that fails now must not hide the block's own error.
+        # A file server error here must not hide the block's own error.
         with contextlib.suppress(OSError):
             lost_lock = lock.lost()
         if lost_lock is not None:
             raise lost_lock from error
         raise
     finally:
-        # First of all: a signal may end us at any of these lines. The file there may be another owner's.
-        # A file server that fails now must neither hide the block's own error nor keep the toucher.
+        # Release first: a signal may end this process at any of these lines. Check the owner: another
+        # process may have taken the lock. A file server error must neither hide the block's own error
+        # nor keep the toucher running.
         with contextlib.suppress(OSError):
             if lock.ours():
                 path.unlink()
@@ -130,37 +131,37 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the lock now, or None: free, or its holder is gone.
+    """Return who holds the lock now, or None when it is free or its holder is dead.
 
-    Only a look: where the clock of its node is behind, a holder may seem gone. `abandoned` and
+    This is a quick check: a holder may seem dead when the clock of its node is behind. `abandoned` and
     `living_holder` make sure.
-    Raises PermissionError when this user may not read it.
+    Raise PermissionError when this user may not read the lock.
     """
-    found = _look(path)
-    if found is None or found.holder.ended or _untouched_s(path, found) > _LOST_S:
+    lock_seen = _look(path)
+    if lock_seen is None or lock_seen.holder.ended or _untouched_s(path, lock_seen) > _LOST_S:
         return None
-    return found.holder
+    return lock_seen.holder
 
 
 def living_holder(path: Path) -> Holder | None:
-    """Who holds the lock now, as `holder`, but a lock that looks old is watched first, as in `lost`."""
-    found = _look(path)
-    return None if found is None or found.holder.ended or lost(path) else found.holder
+    """Return who holds the lock now, as `holder` does, but watch a lock that looks old, as in `lost`."""
+    lock_seen = _look(path)
+    return None if lock_seen is None or lock_seen.holder.ended or lost(path) else lock_seen.holder
 
 
 def abandoned(path: Path) -> bool:
-    """Return whether a lock is there whose holder has ended, or which is `lost`."""
-    found = _look(path)
-    return found is not None and (found.holder.ended or lost(path))
+    """Return whether the lock exists and its holder has ended, or is `lost`."""
+    lock_seen = _look(path)
+    return lock_seen is not None and (lock_seen.holder.ended or lost(path))
 
 
 def lost(path: Path) -> bool:
-    """Return whether a lock is there and its holder has not touched it for a minute.
+    """Return whether the lock exists and its holder has not touched it for a minute.
 
     The process that holds such a lock is dead, stopped, or cut off from the file server. A lock that
-    looks so is watched for 12 s before the answer is True: after this host was suspended, and where the
+    looks old is watched for 12 s before the result is True: after this host was suspended, and when the
     clock of its holder's node is behind, a healthy lock looks old until its holder touches it again. A
-    lock that is free, or that a living process took over, is not lost. Each call writes a small file.
+    lock that is free, or that a living process reclaimed, is not lost. Each call writes a small file.
     """
     seen = _look(path)
     if seen is None or _untouched_s(path, seen) <= _LOST_S:
@@ -185,15 +186,15 @@ class _Lock:
 
     def require(self) -> None:
         """Raise LostLockError when the lock is not ours any more, OSError when that cannot be known."""
-        # From now on nobody takes the lock for an old one, for a minute.
+        # For a minute from now, no other process takes the lock for an old one.
         with contextlib.suppress(OSError):
             os.utime(self.descriptor)
-        found = self.lost()
-        if found is not None:
-            raise found
+        error = self.lost()
+        if error is not None:
+            raise error
 
     def lost(self) -> LostLockError | None:
-        """Return what there is to say when the lock is not ours any more."""
+        """Return the error to raise when the lock is no longer ours, else None."""
         if self.ours():
             return None
         other = holder(self.path)
@@ -208,15 +209,15 @@ class _Lock:
         )
 
     def ours(self) -> bool:
-        """Return whether the file there is still ours; raises OSError when it cannot be read."""
+        """Return whether the lock is still ours. Raise OSError when it cannot be read."""
         try:
-            # Opened, not stat(2), which NFS may answer from memory for a minute.
+            # Open the file: NFS may answer stat(2) from its cache for a minute.
             return read_bytes(self.path) == self.content
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def touch(self, stop: threading.Event) -> None:
-        """Touch the lock and what else of this process must not look old, until the event is set."""
+        """Touch the lock and this process's temporary directories, until the event is set."""
         while not stop.wait(_TOUCH_S):
             keep_fresh()
             with contextlib.suppress(OSError):
@@ -224,19 +225,19 @@ class _Lock:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A lock as it was found; `mark` is another one after each touch."""
+class _LockSeen:
+    """A lock as it was read; `mark` changes with each touch."""
 
     holder: Holder
     mark: str
     touched_s: float
 
 
-def _look(path: Path) -> _Found | None:
-    """A lock as it is now, or None where none is."""
+def _look(path: Path) -> _LockSeen | None:
+    """Read the lock; return None when there is none."""
     content = b""
     try:
-        # Opened, as in `_Lock.ours`.
+        # Open the file, as in `_Lock.ours`.
         with open_regular(path) as file:
             content, status = file.read(_MOST_BYTES), os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
@@ -248,48 +249,48 @@ def _look(path: Path) -> _Found | None:
             status = path.lstat()
         except OSError:
             return None
-    # Damaged, or just being created: its age alone counts.
-    found = Holder("?", "?", "?", 0, "", "?")
+    # Only the age counts of a lock that is damaged, or being created.
+    owner = Holder("?", "?", "?", 0, "", "?")
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-        found = _parse(content)
-    # Not by the inode: without hard links a file system may have none that lasts.
+        owner = _parse(content)
+    # Leave out the inode: a file system without hard links may change it.
     mark = hashlib.sha256(b"%d %s" % (status.st_mtime_ns, content)).hexdigest()[:24]
-    return _Found(found, mark, status.st_mtime)
+    return _LockSeen(owner, mark, status.st_mtime)
 
 
-def _untouched_s(path: Path, found: _Found) -> float:
-    return server_time_s(path.parent) - found.touched_s
+def _untouched_s(path: Path, lock_seen: _LockSeen) -> float:
+    return server_time_s(path.parent) - lock_seen.touched_s
 
 
 def _parse(text: bytes) -> Holder:
-    told = json.loads(text)
-    # A later version may write more.
-    found = Holder(**{each.name: told[each.name] for each in fields(Holder) if each.name in told})
-    # Not true, nor a number that kill(2) does not take.
-    if type(found.pid) is not int or abs(found.pid) > _MOST_PID:
-        raise TypeError(found.pid)
-    return found
+    document = json.loads(text)
+    # A later version may write more keys.
+    parsed = Holder(**{key.name: document[key.name] for key in fields(Holder) if key.name in document})
+    # Reject `true`, and numbers that kill(2) does not take.
+    if type(parsed.pid) is not int or abs(parsed.pid) > _MOST_PID:
+        raise TypeError(parsed.pid)
+    return parsed
 
 
 def _take_in_turn(path: Path, mine: Holder) -> _Lock:
-    told = None
+    printed_holder = None
     while True:
         try:
             return _take(path, mine)
         except LockedError:
             theirs = holder(path)
-            if theirs is not None and theirs != told:
-                told = theirs
+            if theirs is not None and theirs != printed_holder:
+                printed_holder = theirs
                 where = f"on {theirs.node}, process {theirs.pid}"
                 print(
-                    f"waiting for {theirs.user}, who does {theirs.step} since {theirs.since} ({where})",
+                    f"waiting for {theirs.user}: {theirs.step} since {theirs.since} ({where})",
                     flush=True,
                 )
             time.sleep(_LOOK_S)
 
 
 def _take(path: Path, mine: Holder) -> _Lock:
-    """Create the lock, with its holder in it from the first moment."""
+    """Create the lock, which names its holder from the first moment. Raise LockedError or OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in (path.name, CLOCK):
         sweep_temporaries(path.parent, name)
@@ -320,7 +321,7 @@ def _create(temporary: str, path: Path) -> None:
             return
     if claimed:
         raise LockedError(
-            "another process is taking over this lock, whose holder is gone",
+            "another process is reclaiming this lock, whose holder is dead",
             where=path,
             hint="run the same command again in a minute",
         )
@@ -330,9 +331,9 @@ def _create(temporary: str, path: Path) -> None:
 
 
 def _link(temporary: str, path: Path) -> None:
-    """Give the file its name; raises FileExistsError when that is taken."""
+    """Give the file the name of the lock. Raise FileExistsError when the lock is held."""
     if not link(Path(temporary), path):
-        # An empty lock for a moment; one of a process that is killed just then counts for a minute.
+        # The lock is empty for a moment. If the process is killed then, it counts for a minute.
         _create_empty(path)
         os.rename(temporary, path)
 
@@ -342,9 +343,9 @@ def _create_empty(path: Path) -> None:
 
 
 def _clear(path: Path) -> bool:
-    """Remove a lock whose holder is gone, and return whether another process is just doing that.
+    """Remove a lock whose holder is dead, or return whether another process is doing that.
 
-    Raises LockedError when it is held.
+    Raise LockedError when it is held.
     """
     dead = _look(path)
     if dead is None:
@@ -353,11 +354,11 @@ def _clear(path: Path) -> bool:
     if not theirs.ended and not lost(path):
         job = f", job {theirs.job_id}" if theirs.job_id else ""
         raise LockedError(
-            f"{theirs.step} is being built by {theirs.user} since {theirs.since}"
+            f"{theirs.user} has been running {theirs.step} since {theirs.since}"
             f" (on {theirs.node}, process {theirs.pid}{job})",
             hint="wait for it, then run the same command again",
         )
-    # Exactly one process makes the claim to this dead lock, and only that one may remove the lock.
+    # Exactly one process can create the claim to this dead lock, and only it may remove the lock.
     claim = path.with_name(f"{_claims(path)}{dead.mark}")
     try:
         _create_empty(claim)
@@ -365,8 +366,8 @@ def _clear(path: Path) -> bool:
         return True
     try:
         now = _look(path)
-        # Should we be stopped just here, for so long that another process claims and takes the lock, we
-        # remove a living lock. Its holder notices that it is gone, and publishes nothing.
+        # If this process is stopped here until another one has claimed and taken the lock, it removes a
+        # living lock. The holder of that lock notices, and publishes nothing.
         if now is not None and now.mark == dead.mark:
             path.unlink()
     finally:
@@ -375,7 +376,7 @@ def _clear(path: Path) -> bool:
 
 
 def _claims(path: Path) -> str:
-    """How the names of claims begin; `sweep_temporaries` must not take them for its own."""
+    """Return the prefix of claims, which `sweep_temporaries` does not match."""
     return f".{path.name}.claim-"
 
 
@@ -383,6 +384,6 @@ def _sweep_claims(path: Path) -> None:
     """Remove the claims of killed processes."""
     for claim in path.parent.glob(f"{glob.escape(_claims(path))}*"):
         with contextlib.suppress(OSError):
-            # By ctime: an older version made links to the dead lock, which have its other times.
+            # Use the ctime: an older version made links to the dead lock, which share its other times.
             if server_time_s(path.parent) - claim.stat().st_ctime > _LOST_S:
                 claim.unlink()

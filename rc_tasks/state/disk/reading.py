@@ -1,8 +1,8 @@
-"""Reading the generated state: what is not there, and what is there but cannot be read.
+"""Reader of the generated state, which distinguishes missing files from unreadable ones.
 
-A record that is not there means "never built". One that this user or this node cannot read says nothing
-of the image, and so does its directory. Its OSError therefore goes up to whoever reports errors, in the
-words of `files.refused`.
+A missing record means "never built". A record or a directory that this user or this node cannot read
+says nothing about the image. So its OSError goes up to the code that reports errors, and
+`files.refused` gives the message.
 """
 
 import errno
@@ -22,7 +22,7 @@ _NOTHING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, e
 
 
 def content(path: str | Path) -> bytes | None:
-    """Return a file's content, or None when it is not there. Raises OSError."""
+    """Return a file's content, or None when it is not there. Raise OSError."""
     try:
         return read_bytes(path)
     except OSError as error:
@@ -32,7 +32,7 @@ def content(path: str | Path) -> bytes | None:
 
 
 def names(directory: str | Path) -> list[str]:
-    """Return the sorted names in a directory, or none when it is not there. Raises OSError."""
+    """Return the sorted names in a directory, or none when it is not there. Raise OSError."""
     try:
         return sorted(os.listdir(directory))
     except OSError as error:
@@ -42,7 +42,7 @@ def names(directory: str | Path) -> list[str]:
 
 
 def status(path: str | Path) -> os.stat_result | None:
-    """Return the status of what a path leads to, or None when nothing is there. Raises OSError."""
+    """Return the status of what a path leads to, or None when nothing is there. Raise OSError."""
     try:
         return os.stat(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Whose files may be taken over: what others could have planted is refused."""
+"""Trust in file owners: files that untrusted users could have tampered with are refused."""
 
 import functools
 import grp
@@ -19,7 +19,7 @@ class AbsentError(NotOfferedError):
 
 
 class RefusedError(NotOfferedError):
-    """Something of the official checkout could have been planted, or cannot be believed."""
+    """A file of the official checkout could have been tampered with, or is damaged."""
 
 
 class Trust:
@@ -62,11 +62,11 @@ class Trust:
         return frozenset(gid for gid in map(_gid, names) if gid is not None)
 
     def owns(self, uid: int) -> bool:
-        """Whether a user is one of them."""
+        """Return whether a user is one of them."""
         return uid in self._users or not self._groups.isdisjoint(groups_of(uid))
 
     def names(self, gid: int) -> bool:
-        """Whether the settings name a group."""
+        """Return whether the settings name a group."""
         return gid in self._groups
 
 
@@ -92,7 +92,7 @@ def _gid(name: str) -> int | None:
 
 @functools.cache
 def groups_of(uid: int) -> frozenset[int]:
-    """The groups of a user; none of one who is unknown here."""
+    """Return the groups of a user; none of one who is unknown here."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
@@ -101,7 +101,7 @@ def groups_of(uid: int) -> frozenset[int]:
 
 
 def user(uid: int) -> str:
-    """The name of a user, or else the number."""
+    """Return the name of a user, or else the number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -109,7 +109,7 @@ def user(uid: int) -> str:
 
 
 def group(gid: int) -> str:
-    """The name of a group, or else the number."""
+    """Return the name of a group, or else the number."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -117,7 +117,7 @@ def group(gid: int) -> str:
 
 
 def is_private(gid: int, uid: int) -> bool:
-    """Whether a group is the one that hosts make for a user alone, with the user's name."""
+    """Return whether a group is the one that hosts make for a user alone, with the user's name."""
     try:
         found = grp.getgrgid(gid)
     except KeyError:

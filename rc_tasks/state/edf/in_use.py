@@ -1,4 +1,4 @@
-"""The EDFs in reach, and what they name: an image that somebody starts jobs from is not removed.
+"""EDFs in reach, and the images that they name: an image that jobs start from is not removed.
 
 In reach are the user's own (`EDF_PATH`, else `~/.edf`), those of the checkout, and all that these
 extend. They are read as text: one that cannot be resolved here, for want of a variable, counts as well.
@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 20
 
 
 def naming(checkout: Checkout, environ: Mapping[str, str] = os.environ) -> Callable[[str], bool]:
-    """A question whether any EDF in reach has a text in it; they are read when it is first asked."""
+    """Return a function that tests whether an EDF in reach contains a text; its first call reads all."""
     texts: list[str] = []
 
     def named(text: str) -> bool:

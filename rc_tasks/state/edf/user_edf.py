@@ -36,9 +36,9 @@ class UserEdf:
 
     @classmethod
     def read(cls, home: Path, name: str, *, project: str, force: bool = False) -> Self:
-        """The EDF `name` of a user, to be filled for a project.
+        """Return the EDF `name` of a user, to be filled for a project.
 
-        Raises EdfError when it cannot be read or, unless `force`, when it is not ours.
+        Raise EdfError when it cannot be read or, unless `force`, when it is not ours.
         """
         directory = home / DIRECTORY
         path, shown = directory / f"{name}.toml", f"~/{DIRECTORY}/{name}.toml"
@@ -76,9 +76,9 @@ class UserEdf:
         return cls(path, shown, text, force)
 
     def filled(self, values: Mapping[str, object]) -> str:
-        """The text with these values; `image` goes when it is not among them.
+        """Return the text with these values; `image` goes when it is not among them.
 
-        Raises EdfError when a person's own value stands where ours has to be.
+        Raise EdfError when a person's own value stands where ours has to be.
         """
         try:
             wanted = "".join(
@@ -120,12 +120,12 @@ class UserEdf:
 
 
 def edf_values(text: str | None) -> dict[str, object]:
-    """The plain values of an EDF, by key."""
+    """Return the plain values of an EDF, by key."""
     return tomllib.loads((text or "").removeprefix("\ufeff"))
 
 
 def workdir(home: Path, environ: Mapping[str, str]) -> str:
-    """Where an interactive job begins: `~/scratch`, with symlinks resolved. Raises RcError."""
+    """Return where an interactive job begins: `~/scratch`, with symlinks resolved. Raise RcError."""
     place = home / "scratch"
     if place.is_dir():
         return os.path.realpath(place)
@@ -140,7 +140,7 @@ def workdir(home: Path, environ: Mapping[str, str]) -> str:
 
 
 def _by_env_update(text: str, home: Path, project: str) -> bool:
-    """Whether the file is as the old env_update.sh wrote it, which wrote it anew each time."""
+    """Return whether the file is as the old env_update.sh wrote it, which wrote it anew each time."""
     values = edf_values(text)
     return (
         "#" not in text
@@ -152,7 +152,7 @@ def _by_env_update(text: str, home: Path, project: str) -> bool:
 
 
 def _literal(value: object) -> object:
-    """A value in which the Container Engine replaces nothing: it would take `${…}` for a variable."""
+    """Escape `${…}` in a value, which the Container Engine would replace as a variable."""
     if isinstance(value, list):
         return [_literal(each) for each in value]
     return value.replace("${", "$${") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What an env.toml is made from: the settings, the template, and the facts of the built image."""
+"""Inputs of an env.toml: the settings, the template, and the facts of the built image."""
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.config.settings import Entrypoint
@@ -34,9 +34,9 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
 
 
 def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Facts | None) -> bool:
-    """Whether users are to be told what a build with `facts` found out of the image's ENTRYPOINT.
+    """Return whether to report what a build with `facts` found out about the image's ENTRYPOINT.
 
-    `earlier` is what was recorded before. One that every launcher can start is told at the first build.
+    `earlier` are the previous facts. An ENTRYPOINT that every launcher can start is reported only once.
     """
     found = facts.entrypoint
     if found is Behaviour.NOT_TRIED or (found is Behaviour.BECOMES and earlier is not None):
@@ -46,7 +46,7 @@ def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Fac
 
 
 def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:
-    """The inputs of the env step, by part. Raises EdfError when the template cannot be read."""
+    """Return the inputs of the env step, by part. Raise EdfError when the template cannot be read."""
     try:
         template = checkout.output_digests.content(f"{checkout.root}/{TEMPLATE}")
     except OSError as error:

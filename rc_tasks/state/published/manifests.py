@@ -79,13 +79,13 @@ def put(checkout: Checkout, manifest: Manifest) -> None:
 
 
 def bases(node: ImageNode, record: Record) -> dict[str, str]:
-    """Each base of a built image: its image ID, or its digest in the registry; empty: not known."""
+    """Return for each base of a built image its image ID or registry digest; empty when unknown."""
     local = {base: record.inputs.get(BASE + base, "") for base in node.bases}
     return local | {base: record.bases.get(base, "") for base in node.remote}
 
 
 def present_id(checkout: Checkout, name: str) -> str:
-    """The image ID of what is published now; empty when nothing is."""
+    """Return the image ID of what is published now; empty when nothing is."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
         if isinstance(found, str):
@@ -95,7 +95,7 @@ def present_id(checkout: Checkout, name: str) -> str:
 
 
 def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
-    """The builds of an image whose manifests are kept: the present one, then the newest first.
+    """Return the builds of an image whose manifests are kept: the present one, then the newest first.
 
     In a clone those of the official checkout are among them.
     """
@@ -114,9 +114,9 @@ def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
 
 
 def kept(checkout: Checkout, name: str) -> list[Path]:
-    """The files of this checkout's manifests: of the present image, then as written, the newest first.
+    """Return this checkout's manifest files: that of the present image, then the newest first.
 
-    None at all when there is none of the present image.
+    Return none when the present image has none.
     """
     found = []
     directory = _directory(checkout, name)
@@ -131,7 +131,7 @@ def kept(checkout: Checkout, name: str) -> list[Path]:
 
 
 def origin_of(manifest: Path) -> Origin | None:
-    """The origin that belongs to the file of a manifest."""
+    """Return the origin that belongs to the file of a manifest."""
     text = reading.content(manifest.parent / f"{manifest.stem}{_ORIGIN}")
     return parse_origin(text) if text is not None else None
 

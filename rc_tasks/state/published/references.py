@@ -1,4 +1,4 @@
-"""Which images are needed, and what for: `doit store` shows it, and `doit gc` removes all others."""
+"""References to images: `doit store` shows them, and `doit gc` removes images without any."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class References:
 def references(
     checkout: Checkout, without: Collection[str] = (), leaving: Collection[Path] = ()
 ) -> References:
-    """All that refers to images.
+    """Return all that refers to images.
 
     `without` names images that count as if they had never been, `leaving` the files of bases and the
     directories of kept images that do.
@@ -62,7 +62,7 @@ def references(
 
 
 def recorded(checkout: Checkout) -> set[str]:
-    """The names of all images of which a record is there, of projects that are gone too."""
+    """Return the names of all images of which a record is there, of projects that are gone too."""
     found = set()
     for file in reading.names(checkout.records.directory):
         task = Task.parse(file.removesuffix(_SUFFIX))

@@ -1,4 +1,4 @@
-"""Content digests of files, remembered by what stat says of them."""
+"""Content digests of files, cached by size, times and inode."""
 
 import contextlib
 import hashlib
@@ -11,32 +11,32 @@ from rc_tasks.errors import RcError
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.util.safe_read import open_regular, read_bytes
 
-# A file changed this recently may change again without a new time stamp: do not remember it yet.
+# Do not cache a file that changed this recently: it may change again without a new time stamp.
 _SETTLE_NS = 2_000_000_000
 _BLOCK_BYTES = 4096
 _SAMPLED_BLOCKS = 256
 
 
 class Digests:
-    """SHA-256 digests in hex. Asking again costs one `stat` while size, times and inode stay."""
+    """SHA-256 digests in hex. A repeated request costs one `stat` while size, times and inode stay."""
 
     def __init__(self, root: Path, file: Path) -> None:
-        """Digests of files below `root`, remembered in `file`; losing that costs only time."""
+        """Cache the digests of files below `root` in `file`; losing the cache costs only time."""
         self._prefix = f"{root}/"
         self._file = file
         self._known: dict[str, list[int | str]] | None = None
         self._changed = False
 
     def content(self, path: str, status: os.stat_result | None = None) -> str:
-        """The digest of all bytes of a regular file."""
+        """Return the digest of all bytes of a regular file. Raise OSError."""
         return self._remembered("content", path, status)
 
     def sample(self, path: str, status: os.stat_result | None = None) -> str:
-        """A digest of at most 1 MiB, spread evenly over the file: constant time for any size."""
+        """Return a digest of at most 1 MiB, spread evenly over the file: constant time for any size."""
         return self._remembered("sample", path, status)
 
     def save(self) -> None:
-        """Write down what was learnt; not being able to (a read-only checkout) is no error."""
+        """Save the cache; failing to (in a read-only checkout) is no error."""
         if self._changed:
             with contextlib.suppress(OSError, RcError):
                 write_atomically(self._file, json.dumps(self._known))
@@ -46,7 +46,7 @@ class Digests:
         known = self._load()
         stat = status or os.stat(path)
         signature = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        # Relative, so that a moved checkout still knows its files.
+        # The path is relative, so that the cache survives a move of the checkout.
         key = f"{kind} {path.removeprefix(self._prefix)}"
         entry = known.get(key)
         if isinstance(entry, list) and entry[:4] == signature:
@@ -67,23 +67,26 @@ class Digests:
 
 
 def has_settled(changed_ns: int) -> bool:
-    """Whether what was changed then has another time stamp once it changes again."""
+    """Return whether a file changed at that time gets another time stamp when it changes again."""
     return changed_ns < time.time_ns() - _SETTLE_NS
 
 
 def content_digest(path: str) -> str:
-    """SHA-256 of a file, in hex, reading it in pieces."""
+    """Return the SHA-256 of a file, in hex, reading it in pieces."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sample_digest(path: str) -> str:
-    """SHA-256, in hex, of the size and up to 256 blocks of 4 KiB, first, middle and last among them."""
+    """Return the SHA-256, in hex, of the size and up to 257 blocks of 4 KiB.
+
+    The first, the middle and the last block are among them.
+    """
     with open_regular(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(str(size_bytes).encode())
         last = max(0, size_bytes - _BLOCK_BYTES)
-        # An even number of steps, so that the middle is among them.
+        # An even number of steps includes the middle of the file.
         steps = min(_SAMPLED_BLOCKS, -(-last // _BLOCK_BYTES)) or 1
         for step in range(steps + 1):
             digest.update(os.pread(file.fileno(), _BLOCK_BYTES, last * step // steps))
@@ -91,10 +94,10 @@ def sample_digest(path: str) -> str:
 
 
 def text_digest(text: str) -> str:
-    """SHA-256 of a text, in hex."""
+    """Return the SHA-256 of a text, in hex."""
     return bytes_digest(text.encode())
 
 
 def bytes_digest(text: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
+    """Return the SHA-256 of bytes, in hex."""
     return hashlib.sha256(text).hexdigest()

@@ -1,4 +1,4 @@
-"""What an image is made from, part by part, each with its digest.
+"""Inputs of an image, part by part, each with its digest.
 
 No version of this tool, no time and no path of the checkout is an input: none may cause a rebuild.
 """
@@ -20,25 +20,24 @@ from rc_tasks.tools import podman_versions
 from rc_tasks.util import file_mode
 from rc_tasks.util.safe_read import advice
 
-# What the names of parts begin with: files of the build context, images of this checkout, and digests
-# of registry bases.
+# Prefixes of parts: files of the build context, images of this checkout, digests of registry bases.
 CONTEXT = "context/"
 BASE = "base/"
 PIN = "pin/"
-# And what podman's own layer cache overlooks in this image: builds see to it since then (see
-# `model/dockerfile/rewrite.py`), and images of earlier builds may be made from what stood there before.
+# The prefix of what podman's own layer cache overlooks in this image. Builds prevent that since this
+# part exists (see `model/dockerfile/rewrite.py`); earlier builds may have used older files.
 CACHE = "cache/"
-# The value of a file that somebody wrote to while the image was built, whatever it holds by now.
+# The value of a file that was written to during the build, whatever it holds now.
 CHANGED_MEANWHILE = "changed during the build"
 
 _SEEN = "seen"
-# The versions of podman that see what a RUN --mount reads.
+# The first versions of podman whose cache sees what a RUN --mount reads.
 _SEEN_SINCE = {
     Overlooked.SOURCE: podman_versions.MOUNTED_FILES_SEEN_SINCE,
     Overlooked.STAGE: podman_versions.MOUNTED_STAGES_SEEN_SINCE,
 }
 
-# Raised when `file_value` changes, so that what was compared before is compared again.
+# Raise it when `file_value` changes, so that cached comparisons become void.
 _VALUES = 1
 
 # Size, times and inode of each file and directory, by part.
@@ -46,10 +45,10 @@ Signatures = Mapping[str, tuple[int, int, int, int]]
 
 
 def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
-    """The inputs of an image that are files: `Dockerfile` or `Containerfile`, `context/entrypoint.sh`, …
+    """Return the file inputs of an image: `Dockerfile` or `Containerfile`, `context/entrypoint.sh`, …
 
-    `files` are the paths of `input_files`. Values are texts to compare. Raises ProjectError when a file
-    of the context cannot be read.
+    `files` are the paths of `input_files`. Values are those of `file_value`. Raise ProjectError when a
+    file of the context cannot be read.
     """
     directory, dockerfile = node.project.base, node.project.dockerfile_name
     parts = {}
@@ -70,7 +69,7 @@ def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict
 
 
 def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str) -> dict[str, str]:
-    """The other inputs: `build_args.KEY`, `target`, `base/reasoning_base`, `architecture`.
+    """Return the other inputs: `build_args.KEY`, `target`, `base/reasoning_base`, `architecture`, …
 
     `base_ids` maps the local bases that are built to their image IDs.
     """
@@ -89,22 +88,22 @@ def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str
 def signatures(node: ImageNode) -> Signatures:
     """Return size, times and inode of every file and directory that an image depends on, by part.
 
-    Two of them that are the same prove that nobody wrote there in between, where digests do not: files
-    may change and change back.
+    Two equal results prove that nobody wrote to a file in between. Equal digests do not: a file may
+    change and change back.
     """
-    found = {}
+    by_part = {}
     dockerfile = node.project.dockerfile_name
     for path in (".", *input_files(node).paths):
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == dockerfile)
             times = (status.st_mtime_ns, status.st_ctime_ns)
             size_bytes = 0 if path == "." else status.st_size
-            found[part_of(path, dockerfile)] = (size_bytes, *times, status.st_ino)
-    return found
+            by_part[part_of(path, dockerfile)] = (size_bytes, *times, status.st_ino)
+    return by_part
 
 
 def digest_below(inputs: Mapping[str, str], path: str) -> str:
-    """A digest of what the build context holds at `path` and below; the empty path means all of it."""
+    """Return a digest of the build context at and below `path`; the empty path means all of it."""
     path = posixpath.normpath(f"/{path}").lstrip("/")
     below = f"{CONTEXT}{path}/" if path else CONTEXT
     parts = [
@@ -118,40 +117,43 @@ def digest_below(inputs: Mapping[str, str], path: str) -> str:
 
 
 def input_files(node: ImageNode) -> context.Listing:
-    """The files that an image depends on, relative to its directory, the Dockerfile first."""
+    """Return the files that an image depends on, relative to its directory, the Dockerfile first.
+
+    Raise ProjectError.
+    """
     dockerfile = node.project.dockerfile_name
     try:
-        found = context.listing(node.project.base, dockerfile)
+        listing = context.listing(node.project.base, dockerfile)
     except ProjectError as error:
         raise error.with_where(str(error.where).removeprefix(f"{node.project.root}/")) from None
-    # It may lie elsewhere, and it counts where an ignore file names it.
-    signature, changed_ns = "", found.changed_ns
+    # The listing may lack the Dockerfile: it may be a symlink, or an ignore file may name it.
+    signature, changed_ns = "", listing.changed_ns
     with contextlib.suppress(OSError):
         status = os.stat(f"{node.project.base}/{dockerfile}")
         changed_ns = max(changed_ns, status.st_ctime_ns)
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         signature = f"{dockerfile} {status.st_mode} {status.st_size} {times} {status.st_ino}"
     return context.Listing(
-        (dockerfile, *[path for path in found.paths if path != dockerfile]),
-        f"{_VALUES} {signature} {found.signature}",
+        (dockerfile, *[path for path in listing.paths if path != dockerfile]),
+        f"{_VALUES} {signature} {listing.signature}",
         changed_ns,
     )
 
 
 def is_file(part: str) -> bool:
-    """Whether a part is a file of the project."""
+    """Return whether a part is a file of the project."""
     return part in DOCKERFILES or part.startswith(CONTEXT)
 
 
 def part_of(path: str, dockerfile: str) -> str:
-    """The name of the part that a file of a project is; `dockerfile` is its Dockerfile."""
+    """Return the part for the file `path` of a project; `dockerfile` is the name of its Dockerfile."""
     return path if path == dockerfile else CONTEXT + path
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
-    """Return a file as an input: its mode as git counts it and its content's digest.
+    """Return the input value of a file: its mode as git counts it and the digest of its content.
 
-    A symlink has the digest of its target.
+    The value of a symlink is the digest of its target. Raise OSError.
     """
     if stat.S_ISLNK(status.st_mode):
         # As bytes: a target need not be UTF-8.
@@ -162,11 +164,11 @@ def file_value(path: str, status: os.stat_result, digests: Digests) -> str:
 
 
 def recorded(values: Mapping[str, str], podman: str = "") -> dict[str, str]:
-    """Recorded inputs in today's form; `podman` is the version that built from them.
+    """Return recorded inputs in today's form; `podman` is the version that built from them.
 
     Records of earlier versions hold all permission bits.
     """
-    # Most are in that form, and one image may have hundreds of thousands.
+    # Most inputs are in that form, and one image may have hundreds of thousands.
     earlier = {
         part: file_mode.normalised(value)
         for part, value in values.items()

@@ -1,26 +1,26 @@
-"""What earlier versions may have written wrongly: settings of an image, and the content of files.
+"""Settings and file content of images that earlier versions may have written wrongly.
 
-Images of which that is so are squashed again once; no others are.
+Only the images concerned are squashed again, once.
 """
 
 import json
 from collections.abc import Mapping
 
-# An input of the squash step since then: how settings are written. Raised when that changes.
+# An input of the squash step since the fix: how settings are written. Raise it when that changes.
 SETTINGS = "settings"
 _WRITTEN = "1"
-# Another one, since steps avoid what versions of mksquashfs write into files.
+# An input since steps avoid the wrong content that versions of mksquashfs write into files.
 CONTENT = "content"
 _AVOIDED = "1"
 
 
 def squash_inputs(image_id: str) -> dict[str, str]:
-    """The inputs of the squash step of an image, as they are recorded."""
+    """Return the inputs of the squash step of an image, as they are recorded."""
     return {"image": image_id, SETTINGS: _WRITTEN, CONTENT: _AVOIDED}
 
 
 def doubtful(inputs: Mapping[str, str], tools: Mapping[str, str]) -> str:
-    """Why files in an image may have wrong content, by its record; an empty string if they have not."""
+    """Return why files in an image may have wrong content by its record, or an empty string."""
     version = tools.get("mksquashfs", "")
     if CONTENT in inputs or not version:
         return ""
@@ -32,9 +32,9 @@ def doubtful(inputs: Mapping[str, str], tools: Mapping[str, str]) -> str:
 
 
 def miswritten(config: bytes) -> Mapping[str, str]:
-    """Return what was wrong, in words, by the name of an input of the squash step.
+    """Return a description of each wrong setting, by the name of an input of the squash step.
 
-    `config` is an image configuration as in an image store; one that is damaged has none.
+    `config` is an image configuration as in an image store; the result of a damaged one is empty.
     """
     from rc_tasks.tools import enroot
 

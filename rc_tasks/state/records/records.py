@@ -1,4 +1,4 @@
-"""What each step made, and from what: one small JSON file per step, written the moment it ends."""
+"""Records of finished and failed steps: one small JSON file per step, written when the step ends."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from rc_tasks.state.records.inputs import recorded
 SCHEMA = 1
 _ENDLESS_S = 1e9
 
-# What is another whenever a record is written: its inode and time.
+# Inode and modification time of a record's file: they change whenever it is written.
 Version = tuple[int, int]
 
 
@@ -33,7 +33,7 @@ class Step(StrEnum):
 
 
 class Task(NamedTuple):
-    """A step of an image. As text, `STEP:NAME`: the name of its doit task and of its record's file."""
+    """A step of an image. As text it is `STEP:NAME`, the name of its doit task and of its record."""
 
     step: Step
     name: str
@@ -54,10 +54,10 @@ _STEPS = {str(step): step for step in Step}
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an EDF and a listing need to know of a built image.
+    """Properties of a built image that EDFs and listings need.
 
-    `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT;
-    `entrypoint` is what that does.
+    `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT.
+    `entrypoint` says what that ENTRYPOINT does.
     """
 
     image_id: str
@@ -72,8 +72,8 @@ class Facts:
 class Artifact:
     """A published file as it was when published; `sample` is from `Digests.sample`.
 
-    `blocks_digest` is from `blocks_digest`, of all bytes; empty when it was published before that was
-    kept.
+    `blocks_digest` is from the function `blocks_digest`, of all bytes; records of earlier versions have
+    an empty one.
     """
 
     size_bytes: int
@@ -84,7 +84,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A smoke test that a published image has passed, and what started the container for it."""
+    """A smoke test that a published image has passed; `launcher` started the container for it."""
 
     argv: tuple[str, ...]
     launcher: str
@@ -95,11 +95,11 @@ class Passed:
 class Record:
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
-    `commit` is empty outside git, `dirty` says that the project's directory differed from it;
-    `tools` holds versions by program; `bases` the digests of a built image's registry bases, and `smoke`
-    what a published image has passed.
-    `adopted_from`: the official checkout whose image this is; empty for one that was built here.
-    `instead_of`: an older image was put back in place of this image ID; empty for the newest.
+    `commit` is empty outside git. `dirty` says that the project's directory differed from the commit.
+    `tools` holds versions by program. `bases` holds the digests of a built image's registry bases.
+    `smoke` holds the tests that a published image has passed.
+    `adopted_from` is the official checkout of an adopted image; empty for an image built here.
+    `instead_of` is the image ID that a rollback to an older image replaced; empty for the newest image.
     """
 
     inputs: Mapping[str, str]
@@ -120,10 +120,10 @@ class Record:
     instead_of: str = ""
 
     def passed(self, launcher: Launcher) -> set[tuple[str, ...]]:
-        """The smoke tests that need not be run again where `launcher` is what the settings say."""
-        # Another one starts a container otherwise. Where the official checkout tests is its affair.
-        every = launcher is Launcher.AUTO or self.adopted_from
-        return {each.argv for each in self.smoke if every or each.launcher == launcher}
+        """Return the smoke tests that need not run again when the settings say `launcher`."""
+        # Launchers start a container differently. The official checkout chooses its own launcher.
+        all_count = launcher is Launcher.AUTO or self.adopted_from
+        return {test.argv for test in self.smoke if all_count or test.launcher == launcher}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Failure:
 
 
 class _Unread:
-    """A record that was not looked for yet; None is one that is not there."""
+    """Marks a record that was not read yet; None marks a missing record."""
 
 
 _UNREAD = _Unread()
@@ -152,21 +152,21 @@ class Records:
     _versions: dict[Task, Version | None] = field(default_factory=dict)
 
     def get(self, step: Step, name: str) -> Record | None:
-        """The record of a step, or None when it never ended well; a damaged file counts as none.
+        """Return the record of a step, or None when the step never succeeded or its file is damaged.
 
-        Raises OSError when it is there and cannot be read.
+        Raise OSError when the file exists and cannot be read.
         """
         task = Task(step, name)
-        # One look-up: another thread may make us `reread` in between.
-        found = self._seen.get(task, _UNREAD)
-        if isinstance(found, _Unread):
-            # Before it is read: what is written meanwhile must not pass for what was read.
+        # Look it up once: another thread may call `reread` in between.
+        record = self._seen.get(task, _UNREAD)
+        if isinstance(record, _Unread):
+            # Take the version first: a record written meanwhile must not count as the one that was read.
             self._versions[task] = self.version(step, name)
-            found = self._seen[task] = self._read(task)
-        return found
+            record = self._seen[task] = self._read(task)
+        return record
 
     def put(self, step: Step, name: str, record: Record) -> None:
-        """Write down that a step is done; nothing before it is lost when this is interrupted."""
+        """Write the record of a step that succeeded, whole or not at all, and remove its failure."""
         task = Task(step, name)
         write_atomically(self._path(task), as_text(record, task))
         self._versions[task] = None
@@ -174,47 +174,47 @@ class Records:
         self._remove(self._failure_path(task))
 
     def version_read(self, step: Step, name: str) -> Version | None:
-        """The version of what `get` has read, or None when it read none."""
+        """Return the version of the record that `get` has read, or None when it read none."""
         return self._versions.get(Task(step, name))
 
     def version(self, step: Step, name: str) -> Version | None:
-        """Something that is another whenever the record has been written, though it says the same."""
-        # As a string: thousands are asked for at every start.
+        """Return a value that changes whenever the record is written, even with the same content."""
+        # A string is faster than a Path, and every start asks for thousands of versions.
         status = reading.status(f"{self.directory}/{step}:{name}.json")
         return (status.st_ino, status.st_mtime_ns) if status is not None else None
 
     def forget(self, step: Step, name: str) -> None:
-        """Remove what is known of a step."""
+        """Remove the record and the failure of a step."""
         task = Task(step, name)
         self._seen.pop(task, None)
         self._remove(self._path(task))
         self._remove(self._failure_path(task))
 
     def files(self, step: Step, name: str) -> tuple[Path, ...]:
-        """Where what is known of a step is written down."""
+        """Return the files of a step's record and failure."""
         task = Task(step, name)
         return self._path(task), self._failure_path(task)
 
     def reread(self, step: Step, name: str) -> None:
-        """Another process may have written: look again at the next `get`."""
+        """Read the record again at the next `get`, as another process may have written it."""
         self._seen.pop(Task(step, name), None)
 
     def failure(self, step: Step, name: str) -> Failure | None:
-        """How the step failed since it last ended well, or None."""
+        """Return how the step failed since its last success, or None."""
         text = reading.content(self._failure_path(Task(step, name)))
         if text is None:
             return None
         try:
-            found = json.loads(text)
-            inputs = {str(part): str(value) for part, value in found["inputs"].items()}
+            document = json.loads(text)
+            inputs = {str(part): str(value) for part, value in document["inputs"].items()}
             return Failure(
-                recorded(inputs), *(str(found[key]) for key in ("failed_at", "message", "log"))
+                recorded(inputs), *(str(document[key]) for key in ("failed_at", "message", "log"))
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def put_failure(self, step: Step, name: str, failure: Failure) -> None:
-        """Write down that a step failed; the record of its last success stays."""
+        """Write the failure of a step; the record of its last success stays."""
         write_atomically(
             self._failure_path(Task(step, name)), json.dumps(asdict(failure), indent=1) + "\n"
         )
@@ -227,7 +227,7 @@ class Records:
         return self.directory / f"{task}.json"
 
     def _failure_path(self, task: Task) -> Path:
-        # Not `.failed.json`: that would be the record of an image whose name ends in `.failed`.
+        # `.failed.json` would be the record of an image whose name ends in `.failed`.
         return self.directory / f"{task}.failed"
 
     def _remove(self, path: Path) -> None:
@@ -236,56 +236,56 @@ class Records:
 
 
 def as_text(record: Record, task: Task) -> str:
-    """A record as a file of a task's; `parse` reads it."""
+    """Return the content of a task's record file; `parse` reads it."""
     return json.dumps({"schema": SCHEMA, "task": str(task), **asdict(record)}, indent=1) + "\n"
 
 
 def edition(record: Record | None) -> str:
-    """A short digest that tells a record from those of all other endings of its step."""
+    """Return a short digest that differs for each record that a step writes."""
     return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
 
 
 def parse(text: bytes, task: Task) -> Record | None:
-    """The record in a file of a task's; None when it is damaged or another one's.
+    """Return the record in a task's file, or None when it is damaged or belongs to another task.
 
-    Every value is of its type then: what follows does not look again.
+    Every value of a returned record has its type, so callers need not check again.
     """
     try:
-        found = json.loads(text)
-        if found["schema"] != SCHEMA or found["task"] != str(task):
+        document = json.loads(text)
+        if document["schema"] != SCHEMA or document["task"] != str(task):
             return None
-        facts, artifact = found["facts"], found["artifact"]
+        facts, artifact = document["facts"], document["artifact"]
         record = Record(
-            inputs=recorded(found["inputs"], dict(found.get("tools", {})).get("podman", "")),
-            started_at=found["started_at"],
-            ended_at=found["ended_at"],
-            duration_s=float(found["duration_s"]),
-            node=found["node"],
-            job_id=found["job_id"],
-            builder=found.get("builder", ""),
-            commit=found.get("commit", ""),
-            dirty=found.get("dirty", False),
-            tools=dict(found.get("tools", {})),
-            adopted_from=found.get("adopted_from", ""),
-            bases=dict(found.get("bases", {})),
-            smoke=tuple(_passed(each) for each in found.get("smoke", ())),
-            instead_of=found.get("instead_of", ""),
+            inputs=recorded(document["inputs"], dict(document.get("tools", {})).get("podman", "")),
+            started_at=document["started_at"],
+            ended_at=document["ended_at"],
+            duration_s=float(document["duration_s"]),
+            node=document["node"],
+            job_id=document["job_id"],
+            builder=document.get("builder", ""),
+            commit=document.get("commit", ""),
+            dirty=document.get("dirty", False),
+            tools=dict(document.get("tools", {})),
+            adopted_from=document.get("adopted_from", ""),
+            bases=dict(document.get("bases", {})),
+            smoke=tuple(_passed(test) for test in document.get("smoke", ())),
+            instead_of=document.get("instead_of", ""),
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )
         return record if _is_sound(record) else None
-    # An endless nesting, a number without end: JSON holds more than a record.
+    # JSON may nest too deeply (RecursionError) or hold a huge number (OverflowError).
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
 def _is_sound(record: Record) -> bool:
-    # Few questions of all values at once: thousands of records are read at every start, and one may
-    # have hundreds of thousands of inputs. Keys are texts in JSON.
+    # Check all values at once: every start reads thousands of records, and one may have hundreds of
+    # thousands of inputs. Keys are strings in JSON.
     texts: list[object] = [record.node, record.job_id, record.builder, record.commit]
     texts += [record.adopted_from, record.instead_of, *record.tools.values(), *record.bases.values()]
-    for each in record.smoke:
-        texts += [*each.argv, each.launcher]
+    for passed in record.smoke:
+        texts += [*passed.argv, passed.launcher]
     truths, sizes = [record.dirty], list[int]()
     if (facts := record.facts) is not None:
         texts += [facts.image_id, facts.architecture, facts.workdir]
@@ -305,32 +305,32 @@ def _is_sound(record: Record) -> bool:
 
 
 def _is_time(text: str) -> bool:
-    """Whether a text is a time with a zone; raises ValueError, or TypeError, when it is no time."""
-    found = datetime.fromisoformat(text)
-    # The first and the last year have no time in some time zones.
-    return found.tzinfo is not None and 1970 <= found.year < 9999
+    """Return whether a text is a time with a zone. Raise ValueError or TypeError when it is no time."""
+    time = datetime.fromisoformat(text)
+    # The first and the last year do not exist in some time zones.
+    return time.tzinfo is not None and 1970 <= time.year < 9999
 
 
-# Key by key: a later version may write more, and must not make everything stale by that.
-def _facts(found: dict[str, Any]) -> Facts:
+# Read key by key: additional keys of a later version must not make everything stale.
+def _facts(document: dict[str, Any]) -> Facts:
     return Facts(
-        image_id=found["image_id"],
-        architecture=found["architecture"],
-        size_bytes=found["size_bytes"],
-        workdir=found["workdir"],
-        sets_entrypoint=found["sets_entrypoint"],
-        entrypoint=_behaviour(found.get("entrypoint", "")),
+        image_id=document["image_id"],
+        architecture=document["architecture"],
+        size_bytes=document["size_bytes"],
+        workdir=document["workdir"],
+        sets_entrypoint=document["sets_entrypoint"],
+        entrypoint=_behaviour(document.get("entrypoint", "")),
     )
 
 
-def _behaviour(found: str) -> Behaviour:
-    return Behaviour(found) if found in set(Behaviour) else Behaviour.NOT_TRIED
+def _behaviour(name: str) -> Behaviour:
+    return Behaviour(name) if name in set(Behaviour) else Behaviour.NOT_TRIED
 
 
-def _passed(found: dict[str, Any]) -> Passed:
-    return Passed(tuple(found["argv"]), found["launcher"], float(found["duration_s"]))
+def _passed(document: dict[str, Any]) -> Passed:
+    return Passed(tuple(document["argv"]), document["launcher"], float(document["duration_s"]))
 
 
-def _artifact(found: dict[str, Any]) -> Artifact:
-    sample, blocks_digest = found["sample"], found.get("blocks_digest", "")
-    return Artifact(found["size_bytes"], found["mtime_ns"], sample, blocks_digest)
+def _artifact(document: dict[str, Any]) -> Artifact:
+    sample, blocks_digest = document["sample"], document.get("blocks_digest", "")
+    return Artifact(document["size_bytes"], document["mtime_ns"], sample, blocks_digest)

@@ -1,4 +1,4 @@
-"""What the judge says: states, causes and their words for people."""
+"""States of images, status of their steps, and the causes for a step to run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ class State(StrEnum):
     BUILDING = "building"
 
 
-# The part of a cause that a run settles without building.
+# The part of a cause that a run settles by adoption, without building.
 OFFICIAL = "official"
 # The parts of causes that an image was never built, is lost, or is not the official one any more.
 NEVER = ""
 STORE = "store"
 GONE = "gone"
-# Why what earlier versions of this program built may be wrong, by what podman did not look at.
+# Why an image that an earlier version of this program built may be wrong, by what podman overlooked.
 _OVERLOOKED = {
     Overlooked.SOURCE: "podman's cache may have used older files for RUN --mount",
     Overlooked.STAGE: "podman's cache may have used an older stage for RUN --mount",
     Overlooked.VARIABLE: "podman's cache may have used an older value of ARG",
-    Overlooked.SHADOW: "a stage was taken for the image of the same name",
+    Overlooked.SHADOW: "podman may have used a stage instead of the image of the same name",
 }
-# The part of a cause that is settled by testing the published image, as long as it is the only one.
+# The part of a cause that needs only a test of the published image, unless there are other causes.
 SMOKE = "smoke"
 
 
@@ -41,8 +41,8 @@ SMOKE = "smoke"
 class Cause:
     """One reason for a step to run.
 
-    `part` names the input or output concerned, `old` and `new` its digests where there are any.
-    `upstream`: it concerns only what comes before, and may vanish once that has run.
+    `part` names the input or output concerned, `old` and `new` are its digests or empty.
+    `upstream`: an earlier step has to run, and the cause may vanish once that step has run.
     """
 
     part: str
@@ -54,7 +54,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class StepStatus:
-    """Why a step has to run; no causes: it does not. `held` do not count, as the image is frozen."""
+    """Why a step has to run; without causes it is fresh. A frozen image ignores the causes in `held`."""
 
     step: Step
     causes: tuple[Cause, ...]
@@ -62,28 +62,28 @@ class StepStatus:
 
     @property
     def fresh(self) -> bool:
-        """Nothing to do."""
+        """Whether the step has nothing to do."""
         return not self.causes
 
     @property
     def adoptable(self) -> bool:
-        """The official image is to be taken in place of a run."""
+        """Whether the run adopts the official image instead of running the step."""
         return any(cause.part == OFFICIAL for cause in self.causes)
 
     @property
     def settled(self) -> bool:
-        """No work: fresh, or as good as fresh because the official image will be taken."""
+        """Whether the step need not run: it is fresh, or the official image will be adopted."""
         return self.fresh or self.adoptable
 
     @property
     def certain(self) -> bool:
-        """It will run whatever the steps before it make."""
+        """Whether the step runs whatever the steps before it make."""
         return not self.adoptable and any(not cause.upstream for cause in self.causes)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStatus:
-    """An image as a whole; `reasons` are words for people, the most important first."""
+    """The status of an image; `reasons` are sentences for people, the most important first."""
 
     name: str
     state: State
@@ -93,12 +93,15 @@ class ImageStatus:
 
     @property
     def held(self) -> tuple[Cause, ...]:
-        """What would have a frozen image built again."""
+        """The causes that a frozen image ignores."""
         return tuple(cause for status in self.steps for cause in status.held)
 
 
-def told(steps: tuple[StepStatus, ...]) -> list[Cause]:
-    """The causes that a person wants to read: of each image the first step that says something."""
+def leading_causes(steps: tuple[StepStatus, ...]) -> list[Cause]:
+    """Return the causes to print: those of the steps, then those of the bases.
+
+    An image that was never built has that one cause, and those of its bases.
+    """
     certain = [cause for status in steps for cause in status.causes if not cause.upstream]
     from_bases = [cause for cause in steps[0].causes if cause.upstream] if steps else []
     if steps and any(cause.part == NEVER for cause in steps[0].causes):
@@ -107,13 +110,13 @@ def told(steps: tuple[StepStatus, ...]) -> list[Cause]:
 
 
 def briefly(name: str, reasons: Iterable[str]) -> str:
-    """The first of some reasons, and how to see the others."""
+    """Return the first of some reasons, and how to see the others."""
     first, *more = dict.fromkeys(reasons)
     return f"{first} (and {len(more)} more: doit why {name})" if more else first
 
 
 def changed(part: str, old: str | None, new: str | None) -> str:
-    """A changed input in words; None stands for a part that was not or is not there."""
+    """Describe a changed input; None stands for a part that was or is missing."""
     kind, _, rest = part.partition("/")
     if old == CHANGED_MEANWHILE:
         return f"{'the directory' if rest == '.' else rest or part} changed during the last build"
@@ -121,13 +124,13 @@ def changed(part: str, old: str | None, new: str | None) -> str:
         case "cache":
             return _OVERLOOKED[Overlooked(rest)]
         case "base" if old is not None and new is not None:
-            return f"base {rest} was built anew"
+            return f"base {rest} was rebuilt"
         case "base":
             return f"base {rest} {'added' if old is None else 'removed'}"
         case "pin":
             return f"base {rest} was pinned to another digest"
         case "architecture":
-            return f"built for {old}, this is {new}"
+            return f"built for {old}, this host is {new}"
         case "context" | "Containerfile" | "Dockerfile" if old is not None and new is not None:
             same_content = old.partition(" ")[2] == new.partition(" ")[2]
             return f"{'mode of ' if same_content else ''}{rest or kind} changed"
@@ -138,5 +141,5 @@ def changed(part: str, old: str | None, new: str | None) -> str:
 
 
 def first_line(error: RcError) -> str:
-    """An error for a table."""
+    """Return the first line of an error, for a table."""
     return error.headline.partition("\n")[0]

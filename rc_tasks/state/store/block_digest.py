@@ -16,7 +16,7 @@ _MOST_THREADS = 32
 
 
 def threads() -> int:
-    """How many threads read at once here."""
+    """Return how many threads read at once here."""
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
@@ -54,7 +54,7 @@ def blocks_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, 
 def file_digests(
     paths: Iterable[str], read: Callable[[int], None], at_once: int
 ) -> Iterator[tuple[str, str | OSError]]:
-    """The SHA-256 of each file, in hex, or why it cannot be read; several files are read at once."""
+    """Yield the SHA-256 of each file, in hex, or the error; read several files at once."""
     stop = threading.Event()
 
     def digest(path: str) -> tuple[str, str | OSError]:

@@ -1,4 +1,4 @@
-"""What refers to the images of a store: the bases from registries, and podman's cache by project.
+"""References to the images of a store: bases from registries, and podman's cache by project.
 
 store/references/ARCHITECTURE/REFERENCE.json    a base: its image ID, and what the registry called it
 store/cache/NAME.json                           the intermediate images of the last builds
@@ -23,8 +23,8 @@ _LONGEST = 200
 class Pulled:
     """A base as it was first pulled: on which node, and when (UTC, ISO 8601).
 
-    `digest` is the manifest's in the registry, `sha256:…`; the same image brought from the store has
-    another one in podman.
+    `digest` is that of the manifest in the registry, `sha256:…`; podman shows another one for an image
+    loaded from the store.
     """
 
     reference: str
@@ -36,7 +36,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """An intermediate image. `key` stands for the instructions that made it; "" when not known."""
+    """An intermediate image. `key` is from `cache.keys`, for the instruction that made it, or empty."""
 
     image_id: str
     key: str
@@ -49,26 +49,26 @@ class Catalogue:
     directory: Path
 
     def base(self, reference: str, architecture: str) -> Pulled | None:
-        """The base that a reference stands for, or None when no node has pulled it yet."""
+        """Return the base for a reference, or None when no node has pulled it yet."""
         return _pulled(_read(self.base_file(reference, architecture)), reference)
 
     def put_base(self, pulled: Pulled, architecture: str) -> None:
-        """Write down what a reference stands for."""
+        """Record the base for a reference."""
         path = self.base_file(pulled.reference, architecture)
         write_atomically(path, json.dumps(asdict(pulled), indent=1) + "\n")
 
     def base_lock(self, reference: str, architecture: str) -> Path:
-        """The file that whoever pulls the base holds."""
+        """Return the lock file for pulling a base."""
         path = self.base_file(reference, architecture)
         return path.with_name(f"{path.name.removesuffix('.json')}.lock")
 
     def bases(self) -> Iterator[Pulled]:
-        """Every base that was pulled."""
-        for _, found in self.base_files():
-            yield found
+        """Yield every base that was pulled."""
+        for _, pulled in self.base_files():
+            yield pulled
 
     def base_files(self) -> Iterator[tuple[Path, Pulled]]:
-        """Every base that was pulled, with the file that says so."""
+        """Yield each base that was pulled, with its file."""
         references = self.directory / "references"
         for architecture in reading.names(references):
             for name in reading.names(references / architecture):
@@ -77,12 +77,12 @@ class Catalogue:
                     yield path, found
 
     def cache(self, name: str) -> tuple[Cached, ...]:
-        """The intermediate images of the last build that ended well, and of failed ones since."""
-        found = _read(self._cache(name))
-        return (*_cached(found, "built"), *_cached(found, "failed"))
+        """Return the intermediate images of the last successful build, and of failed ones since."""
+        document = _read(self._cache(name))
+        return (*_cached(document, "built"), *_cached(document, "failed"))
 
     def put_cache(self, name: str, images: tuple[Cached, ...], *, failed: bool = False) -> None:
-        """Write down what a build made; what one that ended well made stays when one fails."""
+        """Record the images of a build; a failed build keeps those of the last successful one."""
         built = _cached(_read(self._cache(name)), "built") if failed else images
         known = set(built)
         entry = {
@@ -92,14 +92,14 @@ class Catalogue:
         write_atomically(self._cache(name), json.dumps(entry, indent=1) + "\n")
 
     def caches(self) -> Iterator[tuple[str, tuple[Cached, ...]]]:
-        """Every project that has a cache, with its images."""
+        """Yield every project that has a cache, with its images."""
         for file in reading.names(self.directory / "cache"):
             if file.endswith(".json"):
                 name = file.removesuffix(".json")
                 yield name, self.cache(name)
 
     def base_file(self, reference: str, architecture: str) -> Path:
-        """Where it is written down what a reference stands for."""
+        """Return the file of the base for a reference."""
         name = quote(reference, safe=":@+")
         if len(name) > _LONGEST:
             name = hashlib.sha256(reference.encode()).hexdigest()
@@ -110,27 +110,29 @@ class Catalogue:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when it is not there or damaged, which costs only time.
+    """Read a JSON object; return an empty one when it is missing or damaged, which costs only time.
 
-    Raises OSError when it is there and cannot be read: `doit gc` would take what it refers to.
+    Raise OSError when it exists and cannot be read: `doit gc` would remove the images in it.
     """
     try:
-        found = json.loads(reading.content(path) or b"")
+        document = json.loads(reading.content(path) or b"")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-def _pulled(found: dict[str, Any], reference: str | None = None) -> Pulled | None:
+def _pulled(document: dict[str, Any], reference: str | None = None) -> Pulled | None:
     try:
-        pulled = Pulled(**{key: str(found[key]) for key in Pulled.__dataclass_fields__})
+        pulled = Pulled(**{key: str(document[key]) for key in Pulled.__dataclass_fields__})
     except KeyError:
         return None
     return pulled if reference in (None, pulled.reference) else None
 
 
-def _cached(found: dict[str, Any], kind: str) -> tuple[Cached, ...]:
+def _cached(document: dict[str, Any], kind: str) -> tuple[Cached, ...]:
     try:
-        return tuple(Cached(str(each["image_id"]), str(each["key"])) for each in found.get(kind, ()))
+        return tuple(
+            Cached(str(image["image_id"]), str(image["key"])) for image in document.get(kind, ())
+        )
     except (TypeError, KeyError):
         return ()

@@ -1,17 +1,17 @@
-"""What of a store nothing needs any more, and its removal beside steps that write.
+"""Garbage collection of an image store while steps write to it.
 
-Steps on other nodes read and write at the same time, and there is no lock: one that a whole checkout
+Steps on other nodes read and write at the same time. There is no lock: a lock that a whole checkout
 shares would make every step wait for the slowest. Instead:
 
-- What was written, brought to a node or replaced within a day stays. So a step has a day from the look
-  at an image to the record that refers to it, of which it needs seconds; and a clone has a day to notice
-  that the official image is another one.
-- A writer notes what it relies on before it looks what is there (`Store.wanted`).
-- What is to go is renamed out of its place first, then the store is looked at again, and what has been
-  wanted meanwhile is put back. A writer that looked in between has missed it, and writes it anew.
+- Images and blobs that were written, loaded or replaced within a day stay. So a step has a day between
+  the check for an image and the record that refers to it, of which it needs seconds. A clone has a day
+  to notice that the official image was replaced.
+- A writer notes the blobs that it relies on before it checks for them (`Store.wanted`).
+- Garbage is first renamed out of its place. Then the store is read again, and what has been noted
+  meanwhile is put back. A writer that checked in between has missed it, and writes it again.
 
-A link to a blob of another store is removed as a link. What is no image and no blob by its name is left
-alone.
+A link to a blob of another store is removed as a link. Files whose names are not those of images or
+blobs stay.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _BLOBS = "blobs/sha256"
 class Unneeded:
     """Images that nothing refers to, and the blobs that no other image has.
 
-    `young` counts the images that nothing refers to, and which stay for now.
+    `young` counts the images that nothing refers to, but which stay for a day.
     """
 
     images: tuple[Path, ...]
@@ -44,22 +44,22 @@ class Unneeded:
 
 
 def unneeded(store: Store, referenced: Iterable[str], now_s: float) -> Unneeded:
-    """What may go of a store, `referenced` being the IDs of all images that are needed."""
+    """Return what may be removed from a store; `referenced` are the IDs of all needed images."""
     keep = set(referenced)
     views = _entries(store.directory / _IMAGES)
-    images = [each for each in views if each.name not in keep and _rests(each, now_s)]
+    images = [path for path in views if path.name not in keep and _rests(path, now_s)]
     needed = store.wanted() | _blobs_of(set(views) - set(images))
     blobs = [
-        each
-        for each in _entries(store.directory / _BLOBS)
-        if each.name not in needed and _rests(each, now_s)
+        path
+        for path in _entries(store.directory / _BLOBS)
+        if path.name not in needed and _rests(path, now_s)
     ]
-    young = sum(each.name not in keep for each in views) - len(images)
+    young = sum(path.name not in keep for path in views) - len(images)
     return Unneeded(tuple(images), tuple(blobs), young)
 
 
 def remove(store: Store, found: Unneeded, now_s: float) -> list[Path]:
-    """Remove what is still not needed; returns what was removed."""
+    """Remove what is still not needed; return the removed paths."""
     removed = []
     with store.scratch() as trash:
         taken = _take_out(found.images, trash / "images")
@@ -69,7 +69,7 @@ def remove(store: Store, found: Unneeded, now_s: float) -> list[Path]:
             else:
                 _put_back(path, place)
         taken = _take_out(found.blobs, trash / "blobs")
-        # In this order: a writer first puts its image in place, then forgets what it wanted.
+        # Keep this order: a writer puts its image in place before it removes its note.
         wanted = store.wanted()
         needed = wanted | _blobs_of(_entries(store.directory / _IMAGES))
         for place, path in taken.items():
@@ -81,7 +81,7 @@ def remove(store: Store, found: Unneeded, now_s: float) -> list[Path]:
 
 
 def foreign(store: Store) -> list[Path]:
-    """What lies among images and blobs and is neither, and parts of the store that lie elsewhere."""
+    """Return files that are neither images nor blobs, or the parts of the store that are symlinks."""
     linked = linked_parts(store)
     if linked:
         return linked
@@ -94,7 +94,7 @@ def foreign(store: Store) -> list[Path]:
 
 
 def linked_parts(store: Store) -> list[Path]:
-    """The directories of a store that are symlinks: what is there may be another checkout's too."""
+    """Return the directories of a store that are symlinks, which another checkout may share."""
     parts = (store.directory, *(store.directory / part for part in (_IMAGES, "blobs", _BLOBS)))
     return [part for part in parts if part.is_symlink()]
 
@@ -103,7 +103,7 @@ def _take_out(places: Iterable[Path], trash: Path) -> dict[Path, Path]:
     trash.mkdir()
     taken = {}
     for place in places:
-        # Gone, or another member's that we may not move.
+        # It may be gone, or belong to another member.
         with contextlib.suppress(OSError):
             os.rename(place, trash / place.name)
             taken[place] = trash / place.name
@@ -114,13 +114,13 @@ def _put_back(path: Path, place: Path) -> None:
     try:
         os.rename(path, place)
     except OSError:
-        # Written anew meanwhile.
+        # It was written again meanwhile.
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _blobs_of(views: Iterable[Path]) -> set[str]:
-    # A view has a link of each blob's name, which tells more of a damaged one than its manifest.
+    # A view has a link for each blob, which remains when its manifest is damaged.
     return {name for view in views for name in reading.names(view) if _DIGEST.fullmatch(name)}
 
 

@@ -1,11 +1,11 @@
-"""The images that were published before: kept by hard link, to be put back.
+"""Previously published images: kept by hard link, for `doit rollback`.
 
     .rc/previous/NAME/PUBLISHED.IMAGE/    image.sqsh (another name of the same file), image.json,
                                           record.json (the record of the step that published it)
 
-An entry is made before its image is replaced, and is complete from the moment that it has its name. The
-newest ones stay, and those that jobs may still run from: how many and how long are settings. Where the
-file system has no hard links, image.sqsh there is a copy.
+An entry is made before its image is replaced, and is complete once it has its name. Settings say how
+many of the newest entries stay, and how long others stay for running jobs. Where the file system has no
+hard links, image.sqsh there is a copy.
 """
 
 import contextlib
@@ -45,9 +45,9 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An image that is published, or was; `artifact` is the file at `path` as it was then.
+    """An image that is or was published; `artifact` describes the file at `path` at that time.
 
-    `current`: image.sqsh is this one now.
+    `current`: this image is published now.
     """
 
     record: Record
@@ -57,12 +57,12 @@ class Published:
 
     @property
     def image_id(self) -> str:
-        """The image that was squashed."""
+        """The ID of the squashed image."""
         return self.record.inputs.get("image", "")
 
     @property
     def damaged(self) -> bool:
-        """Whether the file is not as it was published; what is written to one link, all have."""
+        """Whether the file has changed since its publication; a write to one hard link changes all."""
         return not is_as_published(self.path, self.record)
 
 
@@ -73,106 +73,106 @@ class Previous:
     directory: Path
 
     def keep(self, project: Project, record: Record | None) -> str:
-        """Keep the image that is published now; why that cannot be, or empty.
+        """Keep the image that is published now; return why that is impossible, or an empty string.
 
-        `record` is that of the step that published it. An adopted image is somebody else's, and what is
-        not as it was published is worth nothing: neither is kept. Whoever calls holds the image's lock.
+        `record` is that of the step that published it. An adopted image, which belongs to the official
+        checkout, and a damaged one are not kept. The caller holds the image's lock.
         """
         path, place = project.artifact, self.directory / project.name
-        with contextlib.suppress(OSError):  # `doit gc` tells what stays
+        with contextlib.suppress(OSError):  # `doit gc` reports what stays
             sweep_temporaries(place, _TEMPORARY)
         try:
             if record is None or path.is_symlink() or not is_as_published(path, record):
                 return ""
             entry = place / _entry_name(record)
             if _same_file(entry / ARTIFACT, path):
-                # From now on it is a previous one, once more.
+                # Its age as a previous image starts again now.
                 os.utime(entry)
                 return ""
             place.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=place))
+            temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=place))
             try:
-                open_up(made)
-                if not link(path, made / ARTIFACT):
+                open_up(temporary)
+                if not link(path, temporary / ARTIFACT):
                     if is_as_published(entry / ARTIFACT, record):
                         os.utime(entry)
                         return ""
-                    copy(path, made / ARTIFACT)
-                told = _image_json(project, record)
-                (made / IMAGE_JSON).write_text(told, encoding="utf-8")
+                    copy(path, temporary / ARTIFACT)
+                image_json = _image_json(project, record)
+                (temporary / IMAGE_JSON).write_text(image_json, encoding="utf-8")
                 text = as_text(replace(record, instead_of=""), _task(project.name))
-                (made / RECORD).write_text(text, encoding="utf-8")
-                # Only one of a file that was exchanged by hand can be in the way.
+                (temporary / RECORD).write_text(text, encoding="utf-8")
+                # An entry can only be in the way if its file was exchanged by hand.
                 shutil.rmtree(entry, ignore_errors=True)
-                put_in_place(made, entry)
+                put_in_place(temporary, entry)
             finally:
-                shutil.rmtree(made, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             return f"{error.strerror}: {error.filename2 or error.filename or place}"
         return ""
 
     def of(self, project: Project, record: Record | None) -> list[Published]:
-        """All images that are there to be published again, and the one that is; the newest first."""
+        """Return all kept images and the published one, the newest first."""
         place, published = self.directory / project.name, project.artifact
         if record is not None and (published.is_symlink() or not is_as_published(published, record)):
             record = None
-        found = []
+        images = []
         for name in self.entries(project.name):
             kept, path = _read(place / name, project.name), place / name / ARTIFACT
             if kept is not None and kept.artifact is not None:
-                # In a copy of a checkout they may be two files.
+                # In a copy of a checkout, the hard links may have become two files.
                 same = record is not None and record.artifact == kept.artifact
                 current = same or _same_file(path, published)
-                found.append(Published(kept, kept.artifact, path, current))
-        known = any(each.current for each in found)
+                images.append(Published(kept, kept.artifact, path, current))
+        known = any(image.current for image in images)
         if record is not None and record.artifact is not None and not known:
-            found.append(Published(record, record.artifact, published, current=True))
-        return sorted(found, key=lambda each: -each.artifact.mtime_ns)
+            images.append(Published(record, record.artifact, published, current=True))
+        return sorted(images, key=lambda image: -image.artifact.mtime_ns)
 
     def entries(self, name: str) -> list[str]:
-        """The names of an image's entries, the oldest first."""
+        """Return the names of an image's entries, the oldest first."""
         return sorted(filter(_ENTRY.fullmatch, reading.names(self.directory / name)))
 
     def foreign(self, name: str) -> list[Path]:
-        """What lies among an image's entries and is none."""
+        """Return the paths among an image's entries that are not entries."""
         place = self.directory / name
         return [
-            place / each
-            for each in reading.names(place)
-            if not _ENTRY.fullmatch(each) and not each.startswith(f".{_TEMPORARY}.")
+            place / name_there
+            for name_there in reading.names(place)
+            if not _ENTRY.fullmatch(name_there) and not name_there.startswith(f".{_TEMPORARY}.")
         ]
 
     def names(self) -> list[str]:
-        """The images that have kept ones."""
-        found = reading.names(self.directory)
-        return [name for name in found if (self.directory / name).is_dir()]
+        """Return the names of images with kept ones."""
+        names = reading.names(self.directory)
+        return [name for name in names if (self.directory / name).is_dir()]
 
     def image_ids(self, name: str) -> Iterator[tuple[str, str]]:
-        """The name of each entry of an image with its image ID, as far as that is known."""
+        """Yield the name of each entry of an image with its image ID, as far as that is known."""
         for entry in self.entries(name):
             record = _read(self.directory / name / entry, name)
             yield entry, record.inputs.get("image", "") if record is not None else ""
 
     def surplus(self, project: Project, keep: StoreSettings, named: Callable[[str], bool]) -> list[Path]:
-        """The entries beyond the settings, but for those that an EDF names.
+        """Return the entries beyond the settings, but for those that an EDF names.
 
         An entry is as old as its last replacement: a job may have started from it just before.
         """
         place = self.directory / project.name
-        found = []
+        candidates = []
         for entry in self.entries(project.name):
-            # Another name of what is published costs nothing, and says what it was built from.
+            # A hard link to the published file costs nothing, and has its record.
             if not _same_file(place / entry / ARTIFACT, project.artifact):
-                found.append(entry)
+                candidates.append(entry)
         oldest_s = time.time() - keep.previous_days * _DAY_S
         return [
             place / entry
-            for entry in found[: max(0, len(found) - keep.previous)]
+            for entry in candidates[: max(0, len(candidates) - keep.previous)]
             if _mtime_s(place / entry) < oldest_s and not named(entry)
         ]
 
     def restore_image_json(self, project: Project, record: Record) -> str:
-        """The image.json of a kept image, or the little that its record says."""
+        """Return the image.json of a kept image, or a short one from its record."""
         entry = self.directory / project.name / _entry_name(record)
         text = reading.content(entry / IMAGE_JSON)
         try:
@@ -182,17 +182,17 @@ class Previous:
 
 
 def remove(entry: Path) -> None:
-    """Remove an entry; one that is half removed is no entry any more."""
-    gone = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=entry.parent))
+    """Remove an entry: rename it first, so that a half removed one is no entry."""
+    trash = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=entry.parent))
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.rename(entry, gone / entry.name)
+            os.rename(entry, trash / entry.name)
     finally:
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def is_as_published(path: Path, record: Record) -> bool:
-    """Whether a file is the one that a step published. Raises OSError when it cannot be read."""
+    """Return whether a file is the one that a step published. Raise OSError when it cannot be read."""
     published, status = record.artifact, reading.status(path)
     try:
         return (
@@ -224,18 +224,18 @@ def _read(entry: Path, name: str) -> Record | None:
 
 
 def _image_json(project: Project, record: Record) -> str:
-    """The image.json beside an image if it is of that image, else the little that the record says."""
+    """Return the image.json beside an image if it describes it, else a short one from the record."""
     text = reading.content(project.image_json)
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text or b"")
-        if isinstance(found, dict) and found.get("image_id") == record.inputs.get("image"):
+        document = json.loads(text or b"")
+        if isinstance(document, dict) and document.get("image_id") == record.inputs.get("image"):
             return (text or b"").decode()
     return _little(project, record)
 
 
 def _little(project: Project, record: Record) -> str:
     published = record.artifact
-    told = {
+    document = {
         "schema": 1,
         "name": project.name,
         "image_id": record.inputs.get("image"),
@@ -244,8 +244,8 @@ def _little(project: Project, record: Record) -> str:
         "published_at": record.ended_at,
     }
     if published and published.blocks_digest:
-        told["blocks_digest"] = published.blocks_digest
-    return json.dumps(told, indent=2) + "\n"
+        document["blocks_digest"] = published.blocks_digest
+    return json.dumps(document, indent=2) + "\n"
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -263,9 +263,9 @@ def _mtime_s(path: Path) -> float:
 
 
 def put_back(project: Project, target: Published, temporary: Path) -> None:
-    """Let image.sqsh be a kept image, by a rename of another link; `temporary` is a free name beside it.
+    """Replace image.sqsh by a kept image, renaming a new link; `temporary` is a free name beside it.
 
-    Raises RcError when the kept file is damaged or gone.
+    Raise RcError when the kept file is damaged or gone.
     """
     if target.damaged:
         raise RcError(

@@ -1,4 +1,4 @@
-"""Built images on the shared file system, so that no node's podman has to keep them.
+"""Image store on the shared file system, so that no node's podman has to keep the images.
 
     store/blobs/sha256/DIGEST    layers (uncompressed: the digest is the diff ID) and configurations
     store/images/IMAGE_ID/       skopeo's `dir:` form: manifest.json, and links to the blobs
@@ -6,9 +6,9 @@
 The manifest is Docker's, not OCI's: an OCI layout would convert the configuration, which loses SHELL
 and HEALTHCHECK and gives the image another ID (seen with skopeo 1.9.3).
 
-podman reads that form by itself, many images in one go. It writes it too, but every layer each time:
-skopeo writes only the new ones (of 403 MB, and 100 MB more on that: podman 3.2 s and 3.6 s, skopeo
-2.6 s and 0.5 s).
+podman reads that form by itself, many images at once. It writes that form too, but every layer each
+time. skopeo writes only new layers (403 MB, then 100 MB more: podman 3.2 s and 3.6 s, skopeo 2.6 s and
+0.5 s).
 """
 
 import contextlib
@@ -34,50 +34,50 @@ if TYPE_CHECKING:
 _MANIFEST = "manifest.json"
 _DOCKER = "application/vnd.docker"
 _SCRATCH = "put"
-# What a writer relies on, one digest a line: `store_garbage` leaves that alone.
+# The file that names the blobs a writer relies on, one digest a line: `store/garbage.py` keeps those.
 _WANTED = "wanted"
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The image store of a checkout; a `read_only` one is somebody else's, and never written to."""
+    """The image store of a checkout; a `read_only` one belongs to another checkout."""
 
     directory: Path
     read_only: bool = False
 
     @property
     def catalogue(self) -> Catalogue:
-        """What refers to the images."""
+        """The references to the images."""
         return Catalogue(self.directory)
 
     def has(self, image_id: str) -> bool:
-        """Whether the image is here; one `stat`. Raises OSError when it cannot be looked at."""
+        """Return whether the store has the image; one `stat`. Raise OSError when it cannot be read."""
         return reading.status(f"{self.directory}/images/{image_id}/{_MANIFEST}") is not None
 
     def use(self, image_id: str) -> bool:
-        """Whether the image is here; if so, it stays for a while though nothing refers to it."""
-        # One of another member's that we may not touch is as old as it was.
+        """Return whether the store has the image; if so, keep it for a day without references."""
+        # The image may belong to another member: then it keeps its age.
         with contextlib.suppress(OSError):
             os.utime(self._image(image_id))
         return self.has(image_id)
 
     def wanted(self) -> set[str]:
-        """The images and blobs that are just being put here, which nothing may refer to yet.
+        """Return the images and blobs that are being written, which nothing may refer to yet.
 
-        Raises OSError for a note that cannot be read, as it may name anything.
+        Raise OSError for a note that cannot be read, as it may name any of them.
         """
-        found: set[str] = set()
+        noted: set[str] = set()
         for name in reading.names(self.directory):
             if name.startswith(f".{_SCRATCH}."):
                 text = reading.content(self.directory / name / _WANTED)
-                found.update((text or b"").decode(errors="replace").split())
-        return found
+                noted.update((text or b"").decode(errors="replace").split())
+        return noted
 
     def put(self, podman: "Podman", image: "Image", *, beside: "Store | None" = None) -> None:
-        """Bring an image in from a podman storage; layers that are here already are not kept twice.
+        """Copy an image from a podman storage; each layer is stored once.
 
-        Nor are those that a store `beside` has: a link leads there, and when it leads nowhere any more,
-        the image counts as damaged.
+        Layers that the store `beside` has become symlinks to it. When such a link breaks, the image
+        counts as damaged. Raise ArtifactError or CommandError.
         """
         self.sweep()
         if self.use(image.id):
@@ -89,32 +89,31 @@ class Store:
                 with contextlib.suppress(FileExistsError):
                     os.symlink(beside._blob(layer), self._blob(layer))
         with self.scratch() as scratch:
-            # Before the first look: what is there then, stays.
+            # Announce the blobs before checking for them, so that `doit gc` keeps those that exist.
             (scratch / _WANTED).write_text("\n".join((image.id, *map(_hex, image.layers))))
-            # An intermediate image has no layer that the one built on it has not.
+            # The layers of an intermediate image are here with those of the image built on it.
             if any(not self._blob(layer).exists() for layer in image.layers):
                 self._put_layers(podman, image, scratch)
             config = self._config(podman, image, scratch)
             blob = scratch / "config"
             blob.write_bytes(config)
             os.replace(blob, self._blob(image.id))
-            # Not of the mode 0700 of temporary directories: others read the store.
+            # Temporary directories have the mode 0700, but others read the store.
             view = scratch / "view"
             view.mkdir()
             try:
                 self._write_view(view, image, len(config))
             except ArtifactError:
-                # A layer may be taken out and put back within a moment by `doit gc`.
+                # `doit gc` may have moved a layer away for a moment.
                 self._put_layers(podman, image, scratch)
                 self._write_view(view, image, len(config))
             self._put_view(view, image.id)
 
-    def bring(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
-        """Make sure that a podman storage holds the images; returns those that are nowhere to be had.
+    def load(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
+        """Load images into a podman storage that lacks them; return the IDs of those not in this store.
 
-        What is damaged here is told and removed, so that it is one of those. Raises CommandError when
-        podman fails for another reason, and ArtifactError when its storage is full or this one cannot
-        be read.
+        A damaged image is reported and removed, and its ID returned. Raise CommandError when podman
+        fails for another reason, and ArtifactError when its storage is full or this one cannot be read.
         """
         missing = podman.lacking(image_ids)
         here = [image_id for image_id in missing if self._usable(image_id, _size_is_right)]
@@ -125,7 +124,7 @@ class Store:
 
             done = command.capture(podman.pull_directories(map(self._image, here)), check=False)
             for image_id in podman.lacking(here) if done.returncode != 0 else ():
-                # podman has compared every digest while it read, but does not say it for programs.
+                # podman compares every digest, but reports no mismatch that a program could parse.
                 if self._usable(image_id, _digest_is_right):
                     raise _failure(done, podman.root or "podman's storage")
                 here.remove(image_id)
@@ -136,7 +135,7 @@ class Store:
         sweep_temporaries(self.directory, _SCRATCH)
 
     def sizes(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """Every image here, with its blobs and their sizes in bytes."""
+        """Yield every image here, with its blobs and their sizes in bytes."""
         for entry in reading.names(self.directory / "images"):
             with contextlib.suppress(
                 FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError
@@ -144,29 +143,29 @@ class Store:
                 yield entry, {_hex(part["digest"]): part["size"] for part in self._parts(entry)}
 
     def blobs(self, image_id: str) -> dict[str, int]:
-        """The blobs of an image with their sizes in bytes. Raises FileNotFoundError, or ValueError."""
+        """Return the blobs of an image with their sizes in bytes. Raise OSError or ValueError."""
         try:
-            found = {_hex(part["digest"]): int(part["size"]) for part in self._parts(image_id)}
+            sizes = {_hex(part["digest"]): int(part["size"]) for part in self._parts(image_id)}
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(repr(error)) from None
-        if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in found):
+        if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sizes):
             raise ValueError("a blob has no digest")
-        return found
+        return sizes
 
     def config(self, image_id: str) -> bytes | None:
-        """An image's configuration; None when it is not here. Raises OSError."""
+        """Return an image's configuration; None when it is not here. Raise OSError."""
         return reading.content(self._blob(image_id))
 
     def blob(self, digest: str) -> Path:
-        """Where a blob of this digest lies, or would lie."""
+        """Return where a blob of this digest lies, or would lie."""
         return self._blob(digest)
 
     def image(self, image_id: str) -> Path:
-        """Where an image lies, or would lie."""
+        """Return where an image lies, or would lie."""
         return self._image(image_id)
 
     def size_bytes(self) -> int:
-        """What all blobs take on the disk, with what killed writers left."""
+        """Return the size of all blobs, with what killed writers left."""
         total = 0
         for directory in (self.directory / "blobs/sha256", *self.directory.glob(f".{_SCRATCH}.*")):
             for parent, _, names in os.walk(directory):
@@ -194,7 +193,7 @@ class Store:
         try:
             os.rename(view, final)
         except OSError as error:
-            # Another node may have been quicker with the same image: then nothing is left to do.
+            # Another node may have written the same image meanwhile.
             if not self.has(image_id):
                 shutil.rmtree(final, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -252,10 +251,10 @@ class Store:
         for digest in (image.id, *map(_hex, image.layers)):
             with contextlib.suppress(FileExistsError):  # an image may hold the same layer twice
                 os.symlink(f"../../blobs/sha256/{digest}", view / digest)
-        # A directory is read as an image when this line stands in it (containers-transports(5)).
+        # This line makes a directory an image (containers-transports(5)).
         (view / "version").write_text("Directory Transport Version: 1.1\n")
-        # Byte by byte as podman has it where it was built: podman 5's cache knows a RUN that mounts this
-        # image by this file's digest (getCreatedBy in buildah's imagebuildah/stage_executor.go).
+        # Keep the bytes that podman has where the image was built: podman 5's cache identifies a RUN
+        # that mounts it by this file's digest (getCreatedBy in buildah's stage_executor.go).
         (view / _MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
 
     def _parts(self, image_id: str) -> list[dict[str, Any]]:
@@ -263,9 +262,9 @@ class Store:
         return [manifest["config"], *manifest["layers"]]
 
     def _usable(self, image_id: str, right: Callable[[Path, dict[str, Any]], bool]) -> bool:
-        """Whether an image is here with all its parts right; tells and removes what is not.
+        """Return whether an image is here and all its parts are right; report and remove wrong parts.
 
-        Raises ArtifactError where this node cannot read it: that says nothing of what lies there.
+        Raise ArtifactError when this node cannot read it, as the image may still be good.
         """
         view = self._image(image_id)
         try:
@@ -281,36 +280,38 @@ class Store:
         return not wrong
 
     def _discard(self, damaged: Path) -> None:
-        """Tell and remove a part of an image, and every image that has it."""
+        """Report and remove a part of an image, and every image that has it."""
         state, place = "damaged", damaged.resolve()
         try:
             with _reading(damaged):
                 damaged.stat()
         except FileNotFoundError:
             state = "missing"
-        # Ours alone: a link may lead to the blob of another store.
+        # Remove only our link: it may lead to the blob of another store.
         path = damaged if damaged.name == _MANIFEST else self._blob(damaged.name)
-        told = f"image {damaged.parent.name[:12]} in the store cannot be used, {place} is {state}"
+        message = f"image {damaged.parent.name[:12]} in the store cannot be used, {place} is {state}"
         if self.read_only:
-            print(f"{told}; it is left as it is, as that store is not this checkout's", flush=True)
+            print(
+                f"{message}; nothing is removed, as that store belongs to another checkout", flush=True
+            )
             return
         images = {damaged.parent}
         if damaged.name != _MANIFEST:
-            every = self.directory.glob("images/*")
-            images |= {image for image in every if os.path.lexists(image / damaged.name)}
-        print(f"{told}; removed, with every image that has it ({len(images)})", flush=True)
+            views = self.directory.glob("images/*")
+            images |= {image for image in views if os.path.lexists(image / damaged.name)}
+        print(f"{message}; removed, with every image that has it ({len(images)})", flush=True)
         path.unlink(missing_ok=True)
         with self.scratch() as scratch:
             for image in images:
-                # Renamed first: an image that is half removed must not look like one.
+                # Rename it first: a half removed image must not look like an image.
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(image, scratch / image.name)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A directory in the store that goes again, after a kill with the next `sweep`."""
+        """Make a temporary directory in the store; after a kill, the next `sweep` removes it."""
         with temporary_directory(self.directory, _SCRATCH) as made:
-            # Else another member's `doit gc` cannot read what this writer relies on.
+            # Another member's `doit gc` must be able to read what this writer relies on.
             open_up(made)
             yield made
 
@@ -327,7 +328,7 @@ def _hex(digest: str) -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Tell that a file cannot be read; one that is not there is for the caller."""
+    """Raise ArtifactError for a file that cannot be read, but FileNotFoundError for a missing one."""
     try:
         yield
     except FileNotFoundError:
@@ -336,7 +337,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise ArtifactError(
             f"cannot be read: {error.strerror}",
             where=path,
-            hint="it is left as it is: run the same command again, on a node that can read it,\n"
+            hint="nothing was removed: run the same command again, on a node that can read it,\n"
             "or ask those who own it (`ls -lL`) or run the file server",
         ) from None
 
@@ -359,10 +360,10 @@ def _digest_is_right(path: Path, part: dict[str, Any]) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == _hex(part["digest"])
 
 
-def _run(wanted: "Command", *, to: object) -> None:
+def _run(invocation: "Command", *, to: object) -> None:
     from rc_tasks.tools import command
 
-    done = command.capture(wanted, check=False)
+    done = command.capture(invocation, check=False)
     if done.returncode != 0:
         raise _failure(done, to)
 

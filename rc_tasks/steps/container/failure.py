@@ -1,4 +1,4 @@
-"""What a launcher says of itself when a container did not start: that is not what ran in it."""
+"""Errors of a launcher whose container did not start, told apart from those of the program in it."""
 
 import re
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What Enroot expects in a root file system: /etc/rc, rc.local, environment and fstab.
+"""Enroot's files in a root file system: /etc/rc, rc.local, environment and fstab.
 
-An image is untrusted and we may be root. Its symlinks are therefore followed by hand, as a process
-would see them whose / is the image: none leads out of it, and nothing but a regular file is written.
+An image is untrusted and this process may be root. So its symlinks are resolved in Python, as for a
+process whose / is the image: none leads out of it, and only regular files are written.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from rc_tasks.tools import enroot, links
 from rc_tasks.tools.enroot import quote
 from rc_tasks.tools.podman import Image
 
-# What Enroot writes in an image.
+# The files that Enroot writes in an image.
 _WRITTEN = ("/etc/fstab", "/etc/environment", "/etc/rc", "/etc/rc.local")
-# What container runtimes mount over and make files in, before the container's root is theirs: through a
-# symlink there runc 1.1 writes to the host. And what podman and the container read, which waits for ever
-# for a pipe.
+# Container runtimes mount over these directories and make files in them before they change their root:
+# through a symlink there runc 1.1 writes to the host. podman and the container read these files, and
+# would wait for ever for a pipe.
 _DIRECTORIES = ("/dev", "/proc", "/sys")
 _FILES = ("/etc/rc", "/etc/passwd", "/etc/group")
 
@@ -38,8 +38,8 @@ _RC_LOCAL = """\
 # It can be used to manipulate the entrypoint or the command of the container.
 """
 
-# What Enroot leaves out when it unpacks an image, as patterns for mksquashfs, whose * does not match
-# a dot at the beginning.
+# The files that Enroot leaves out when it unpacks an image, as patterns for mksquashfs, whose * does not
+# match a leading dot.
 EXCLUDE = ("dev/*", "dev/.*", ".dockerenv")
 # The modes that Enroot gives, so that an ordinary user can unpack and delete the image: `chmod -R
 # u+rX`, and u+w for directories down to find's depth 15, which mksquashfs counts from 1. Changed in
@@ -50,10 +50,10 @@ ACTIONS = ("chmod(u+rX)@true", "chmod(u+w)@type(d)&&depth(-16)")
 def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
     """Write Enroot's four files and make the working directory in a mounted image.
 
-    `provenance` lines become comments at the beginning of /etc/rc. Raises ArtifactError when the
+    `provenance` lines become comments at the beginning of /etc/rc. Raise ArtifactError when the
     image has something in the way.
     """
-    # Modes are Enroot's under the usual umask, whatever ours is.
+    # Files get the modes that Enroot gives under the usual umask, whatever ours is.
     umask = os.umask(0o022)
     try:
         descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
@@ -78,13 +78,13 @@ def require_plain(root: Path) -> None:
         if os.path.lexists(full := f"{root}{path}") and not stat.S_ISDIR(os.lstat(full).st_mode):
             raise _obstacle(path, "is not a directory", _LAUNCH_HINT)
     for path in _FILES:
-        found = seen_inside(root, path)
-        if os.path.lexists(found) and not found.is_file():
+        target = seen_inside(root, path)
+        if os.path.lexists(target) and not target.is_file():
             raise _obstacle(path, "is not a regular file", _LAUNCH_HINT)
 
 
 def seen_inside(root: Path, path: str) -> Path:
-    """Where a path leads for a process whose / is `root`; nothing need be there."""
+    """Return where a path leads for a process whose / is `root`; nothing need be there."""
     try:
         return Path(f"{root}{links.follow(path, _target_in(root))}")
     except OSError:
@@ -101,13 +101,13 @@ def require_contained(root: Path, workdir: str) -> None:
             why = "leads through a symlink that Enroot follows on the host"
             raise _obstacle(path, why, _IMPORT_HINT)
     for path in _WRITTEN:
-        found = seen_inside(root, path)
-        if os.path.lexists(found) and not found.is_file():
+        target = seen_inside(root, path)
+        if os.path.lexists(target) and not target.is_file():
             raise _obstacle(path, "is not a regular file", _IMPORT_HINT)
 
 
 def fstab(volumes: tuple[str, ...]) -> str:
-    """A bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
+    """Return a bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
     lines = []
     for volume in volumes:
         name = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", volume)
@@ -116,7 +116,7 @@ def fstab(volumes: tuple[str, ...]) -> str:
 
 
 def rc(image: Image, provenance: tuple[str, ...]) -> str:
-    """The script that starts a container, for every POSIX sh."""
+    """Return the script that starts a container, for every POSIX sh."""
     labels = (f"{key} {value}" for key, value in image.labels.items())
     # A line break would end the comment, and the rest be run as a command.
     comments = "".join("# " + re.sub(r"[\r\n]", " ", line) + "\n" for line in (*provenance, *labels))
@@ -157,7 +157,7 @@ def _turn_inwards(root: Path) -> None:
 
 
 def _leads_out(root: Path, path: str) -> bool:
-    """Whether a path leads elsewhere for a process whose / is the host than for the container."""
+    """Return whether a path leads elsewhere for a process whose / is the host than for the container."""
     try:
         links.follow(path, _target_in(root), outside=True)
     except OSError as error:

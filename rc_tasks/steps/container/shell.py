@@ -16,7 +16,7 @@ from rc_tasks.tools import command
 
 
 def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
-    """Start the container and wait for its end; returns the exit status of `argv`."""
+    """Start the container and wait for its end; return the exit status of `argv`."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     found = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
     with (
@@ -38,7 +38,7 @@ def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: that of CMD, or 1 when it could not be started and we said why."""
+    """Return the exit status: that of CMD, or 1 when it could not be started and we said why."""
     try:
         return run(open_checkout(Path(argv[0])), argv[1], tuple(argv[2:]))
     except RcError as error:

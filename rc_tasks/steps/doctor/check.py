@@ -38,7 +38,7 @@ def print_findings(checkout: Checkout) -> None:
 
 
 def parse_findings(lines: list[str]) -> Iterator[Finding]:
-    """The findings among the lines of a log."""
+    """Yield the findings among the lines of a log."""
     for line in lines:
         if line.startswith(MARK):
             found = json.loads(line.removeprefix(MARK))

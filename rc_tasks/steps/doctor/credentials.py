@@ -52,7 +52,7 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _podman_files() -> Iterator[Path]:
-    """Where podman and skopeo look (containers-auth.json(5)), the first that has a registry counts."""
+    """Yield the files that podman and skopeo read, in their order (containers-auth.json(5))."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(named)
         return
@@ -84,7 +84,7 @@ def _readable_by_others(path: Path) -> Iterator[Finding]:
 
 
 def _podman_registries(path: Path) -> set[str]:
-    """The registries of an auth.json; a key may go on with a repository."""
+    """Return the registries of an auth.json; a key may go on with a repository."""
     try:
         found = json.loads(path.read_bytes()[:_MOST_BYTES])
         names = [*(found.get("auths") or ()), *(found.get("credHelpers") or ())]

@@ -1,4 +1,4 @@
-"""What a check of a host or node found, and how to mend it."""
+"""Findings of the checks of a host or node, with their fixes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +14,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found, and how to mend it."""
+    """The result of one check, and how to fix a problem."""
 
     level: Level
     what: str

@@ -1,4 +1,4 @@
-"""The podman step: from a Dockerfile to an image in the store."""
+"""podman step: builds an image from its Dockerfile, and puts it in the store."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ from rc_tasks.state.store.store import Store
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
-from rc_tasks.steps.podman.fetch import BuildBases, bring_bases, bring_cache, mend
+from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
 from rc_tasks.steps.podman.given import Given, recipe_for
 from rc_tasks.steps.podman.replacing import Replacing
 from rc_tasks.steps.podman.secrets import Secrets, find
@@ -40,11 +40,11 @@ _LABEL = "org.opencontainers.image"
 def build(checkout: Checkout, node: ImageNode) -> None:
     """Build an image on this node and put it in the store.
 
-    Raises CommandError when podman fails, NeedsError when a base has to be built again first.
+    Raise CommandError when podman fails, NeedsError when a base has to be built again first.
     """
     name, start = node.project.name, nodes.begin()
     before = signatures(node)
-    # Digested before podman reads the files: an edit during the build is seen as a change afterwards.
+    # Digest the files before podman reads them, so that an edit during the build makes the image stale.
     inputs = Judge(checkout).build_inputs(node)
     text = _dockerfile(checkout, node)
     version = podman_version()
@@ -52,20 +52,20 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     source = instructions(text, where=where)
     require_known(source, node.dockerfile.needed, version, where=where)
     earlier = checkout.records.get(Step.PODMAN, name)
-    last = earlier.tools.get("podman", version) if earlier is not None else version
-    copies = any(each.name in {"ADD", "COPY"} for each in source.instructions)
-    if copies and not shares_copies(last, version):
+    last_version = earlier.tools.get("podman", version) if earlier is not None else version
+    copies = any(instruction.name in {"ADD", "COPY"} for instruction in source.instructions)
+    if copies and not shares_copies(last_version, version):
         print(
-            f"note: podman {last} built this image before, and podman {version} builds it now:\n"
-            "what COPY and ADD made is not found in its cache, so the image will be another one",
+            f"note: podman {last_version} built this image before, and podman {version} builds it now:\n"
+            "its cache lacks the layers of COPY and ADD, so the image will get another ID",
             flush=True,
         )
     podman = nodes.storage(checkout.settings.podman)
-    mend(podman)
+    remove_half_written(podman)
     image, digests = _made(checkout, podman, node, text, inputs, before)
-    # What was in fact built on, also when it was pinned or moved just now.
+    # Record the digests that were built on: a base may just have been pinned, or its pin moved.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
-    # A file that has changed and changed back may be in the image as it was in between.
+    # The image may hold the intermediate state of a file that changed and changed back.
     after = signatures(node)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
@@ -74,21 +74,21 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
     record = replace(record, dirty=record.dirty or bool(moved and record.commit))
     put_origin(checkout, node, record, text.decode(errors="replace"))
-    # The same image may have been made from other inputs: what is published says from which.
+    # The same image may have been made from other inputs: image.json names the current ones.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
     if earlier is not None and earlier.facts is not None:
-        # Somebody may just be building on it.
+        # Another process may be building on the previous image.
         checkout.store.use(earlier.facts.image_id)
     checkout.records.put(Step.PODMAN, name, record)
     published = checkout.records.get(Step.ENROOT, name)
     if published is not None and published.instead_of not in {"", image.id}:
-        # An image that was put back stays until something else is built: now, whatever is built next.
+        # A build of another image ends a rollback, whatever is built next.
         checkout.records.put(Step.ENROOT, name, replace(published, instead_of=""))
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 
 def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
-    """Return the Dockerfile's bytes, which say what `node` says."""
+    """Return the Dockerfile's bytes. Raise ProjectError when they no longer give `node.dockerfile`."""
     where = node.project.shown_dockerfile
     try:
         text = read_bytes(node.project.dockerfile)
@@ -113,46 +113,46 @@ def _made(
     inputs: Mapping[str, str],
     before: Signatures,
 ) -> tuple[Image, Mapping[str, str]]:
-    """The image, built and in the store with all that podman's cache needs on another node.
+    """Build the image, and put it in the store with the cache that a rebuild on another node needs.
 
-    Also the digests of its bases in their registries.
+    Return the image, and the digests of its bases in their registries.
     """
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
-    made = cache.Made()
-    # Better now than after an hour of pulling bases.
+    images_made = cache.Made()
+    # Find the secrets before an hour of pulling bases is lost.
     secrets = find(node)
     try:
-        bases = bring_bases(checkout, podman, node)
+        bases = load_bases(checkout, podman, node)
         labels = _labels(checkout, node, bases)
         given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before, labels)
         stages: dict[int, str] = {}
-        # The whole image last, as None.
+        # None stands for the whole image, which comes last.
         for stage in (*given.mounted, None):
             given = given.with_stages(stages)
-            made.keys = cache.keys(node, given.dockerfile.text, bases.ids)
+            images_made.keys = cache.keys(node, given.dockerfile.text, bases.ids)
             if stores and given.cached:
-                bring_cache(checkout, podman, name, itertools.chain(*made.keys))
-            image = _build(checkout, podman, node, bases, given, secrets, made, stage)
+                load_cache(checkout, podman, name, itertools.chain(*images_made.keys))
+            image = _build(checkout, podman, node, bases, given, secrets, images_made, stage)
             if stage is not None:
                 stages[stage] = image.id
         given.check(image)
     except CommandError as error:
         if stores:
-            # What did not fail need not be done again, wherever it is tried next.
+            # Keep the layers that succeeded, so that the next attempt on any node resumes there.
             with contextlib.suppress(RcError, OSError):
-                _put_cache(checkout, podman, name, made, failed=True)
-        # A misspelt base is pulled from a registry, where it is not.
+                _put_cache(checkout, podman, name, images_made, failed=True)
+        # The name of a local base may be misspelt: then podman looked for it in a registry.
         notes = checkout.graph.notes([node])
         raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
     if stores:
         store.put(podman, image, beside=_beside(checkout))
-        _put_cache(checkout, podman, name, made)
+        _put_cache(checkout, podman, name, images_made)
     return image, bases.digests
 
 
 def _beside(checkout: Checkout) -> Store | None:
-    """The official store, which a clone need not copy the layers of its bases from."""
+    """Return the official store, whose layers a clone links instead of copying, or None."""
     official = official_of(checkout)
     return official.store if official is not None and official.trusted else None
 
@@ -162,8 +162,12 @@ def _put_cache(
 ) -> None:
     store, beside = checkout.store, _beside(checkout)
     cached = made.images(podman)
-    # The last one of each stage brings all layers of those before it.
-    new = [each.image_id for each in reversed(cached) if not store.has(each.image_id)]
+    # Start with the last image of each stage, which holds all layers of those before it.
+    new = [
+        cached_image.image_id
+        for cached_image in reversed(cached)
+        if not store.has(cached_image.image_id)
+    ]
     for image in podman.inspect_all(new):
         store.put(podman, image, beside=beside)
     if cached or not failed:
@@ -180,7 +184,7 @@ def _build(
     made: cache.Made,
     stage: int | None,
 ) -> Image:
-    """Build the image, or only a stage of it, which gets no name."""
+    """Build the image, or only one of its stages, which gets no name. Raise CommandError."""
     project = node.project
     whole = stage is None
     target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
@@ -189,9 +193,9 @@ def _build(
             Path(scratch, name) for name in ("iid", "ignore", project.dockerfile_name)
         )
         ignorefile.write_text(context.ignore_text(project.directory, project.dockerfile_name))
-        # As bytes: line ends stay what they are.
+        # Write bytes: text mode would change line ends.
         dockerfile.write_bytes(encode(given.dockerfile.text))
-        wanted = podman.build(
+        invocation = podman.build(
             given.context(Path(scratch)),
             dockerfile,
             tag=f"localhost/{project.name}" if whole else "",
@@ -199,7 +203,7 @@ def _build(
             ignorefile=ignorefile,
             sources=given.sources,
             build_args=node.recipe.build_args,
-            # As the Dockerfile writes it: podman 4.3 minds the capitals of --target.
+            # Spell it as the Dockerfile does: --target of podman 4.3 is case-sensitive.
             target=(target.name or str(target.index))
             if node.recipe.target is not None or not whole
             else None,
@@ -215,15 +219,15 @@ def _build(
             lines.append(line)
             made.see(line)
 
-        returncode = command.watch(wanted, see, Replacing(given.shown | secrets.shown))
+        returncode = command.watch(invocation, see, Replacing(given.shown | secrets.shown))
         if returncode != 0:
             raise failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""
         if not image_id:
             raise CommandError(
-                "podman build said that it was done, and named no image",
+                "podman build ended with exit status 0, and named no image",
                 where=project.shown_dockerfile,
-                hint="run the same command again; `podman --version` tells which one that node has",
+                hint="run the same command again; `podman --version` shows the version on that node",
             )
         return podman.inspect(image_id)
 
@@ -231,16 +235,23 @@ def _build(
 def _facts(
     checkout: Checkout, podman: Podman, node: ImageNode, image: Image, earlier: Record | None
 ) -> Facts:
-    """What is recorded of a built image; an ENTRYPOINT of a Dockerfile of ours is tried once."""
-    # A Dockerfile of ours may also take away that of a base: ENTRYPOINT [].
-    ours = bool(image.entrypoint) and _sets_entrypoint(checkout, node)
+    """Return the facts of a built image; an ENTRYPOINT that a Dockerfile here sets is tried once."""
+    # A Dockerfile with ENTRYPOINT [] removes that of its base.
+    sets_entrypoint = bool(image.entrypoint) and _sets_entrypoint(checkout, node)
     behaviour = Behaviour.NOT_TRIED
-    if ours and earlier is not None and earlier.facts is not None and earlier.facts.image_id == image.id:
+    if (
+        sets_entrypoint
+        and earlier is not None
+        and earlier.facts is not None
+        and earlier.facts.image_id == image.id
+    ):
         behaviour = earlier.facts.entrypoint
-    if ours and behaviour is Behaviour.NOT_TRIED:
+    if sets_entrypoint and behaviour is Behaviour.NOT_TRIED:
         behaviour = entrypoint.tried(podman, image)
         print(f"the image's ENTRYPOINT {behaviour.words}", flush=True)
-    return Facts(image.id, image.architecture, image.size_bytes, image.workdir, ours, behaviour)
+    return Facts(
+        image.id, image.architecture, image.size_bytes, image.workdir, sets_entrypoint, behaviour
+    )
 
 
 def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:
@@ -252,7 +263,7 @@ def _sets_entrypoint(checkout: Checkout, node: ImageNode) -> bool:
 
 
 def _labels(checkout: Checkout, node: ImageNode, bases: BuildBases) -> dict[str, str]:
-    """Labels that are the same for every build of the same inputs: they are part of the image ID."""
+    """Return the labels; they are part of the image ID, so the same inputs must give the same labels."""
     title, _, version = node.project.name.partition(":")
     labels = {f"{_LABEL}.title": title, f"{_LABEL}.version": version or "latest"}
     if checkout.settings.source:
@@ -261,7 +272,7 @@ def _labels(checkout: Checkout, node: ImageNode, bases: BuildBases) -> dict[str,
     if base is not None:
         local = node.local.get(base.name)
         labels[f"{_LABEL}.base.name"] = local or base.name
-        # An image of ours has no manifest digest before it is in a registry: its ID stands for it.
+        # A local base has no manifest digest before it is in a registry, so its ID replaces it.
         record = checkout.records.get(Step.PODMAN, local) if local else None
         if record is not None and record.facts is not None:
             labels[f"{_LABEL}.base.digest"] = f"sha256:{record.facts.image_id}"

@@ -1,7 +1,7 @@
-"""Which images `podman build` made on its way, and which of them a Dockerfile can still use.
+"""Layer cache of a build: the images that `podman build` made, and keys for those still useful.
 
-podman prints the image of each instruction; to list its storage instead fails for ever when a killed
-podman left one half-written, and would not tell which belong together.
+podman prints the image of each instruction. Listing its storage instead would fail for ever when a
+killed podman left an image half-written, and would not show which images belong together.
 """
 
 import hashlib
@@ -22,49 +22,49 @@ Keys = tuple[tuple[str, ...], ...]
 
 
 def keys(node: ImageNode, text: str, bases: Mapping[str, str]) -> Keys:
-    """A key for each instruction of each stage: it says all above it, back to the base's image ID.
+    """Return a key for each instruction of each stage, a digest of all above it and of its base's ID.
 
-    `text` is the Dockerfile as podman is given it, with the digests of what instructions read.
+    `text` is the rewritten Dockerfile, with the digests of what its instructions read.
 
-    An image whose key a Dockerfile has not got any more is of no use to it. One whose key it has may
-    be of none all the same, as files that are copied and arguments do not count.
+    An image whose key is no longer in the Dockerfile is useless. An image whose key is there may be
+    useless too, as copied files and arguments do not count.
     """
     source = instructions(encode(text), where=node.project.shown_dockerfile)
-    found: list[list[str]] = []
+    stages_keys: list[list[str]] = []
     for instruction in source.instructions:
         written = f"{instruction.name} {instruction.flags} {instruction.value}"
         if instruction.name == "FROM":
-            stage = node.dockerfile.stages[len(found)]
+            stage = node.dockerfile.stages[len(stages_keys)]
             if stage.parent is not None:
-                start = found[stage.parent][-1]
+                start = stages_keys[stage.parent][-1]
             else:
                 start = bases.get(stage.base.name, stage.base.name) if stage.base else ""
-            found.append([_digest("FROM", start)])
-        elif found:
-            found[-1].append(_digest(found[-1][-1], written))
-    return tuple(map(tuple, found))
+            stages_keys.append([_digest("FROM", start)])
+        elif stages_keys:
+            stages_keys[-1].append(_digest(stages_keys[-1][-1], written))
+    return tuple(map(tuple, stages_keys))
 
 
 @dataclass(slots=True)
 class Made:
-    """The images that a build used or made, read off podman's output line by line."""
+    """The images that a build used or made, parsed from podman's output line by line."""
 
     keys: Keys = ()
     _key: str = ""
     _found: dict[str, str] = field(default_factory=dict)
 
     def see(self, line: str) -> None:
-        """Read the next line. What a RUN prints may look like podman's: then an image more is kept."""
+        """Parse the next line. A line of a RUN may look like podman's; then one image more is kept."""
         if step := _STEP.match(line):
             stage, number, total = int(step[1] or 1), int(step[2]), int(step[3])
             known = self.keys[stage - 1] if 0 < stage <= len(self.keys) else ()
-            # ONBUILD of a base adds instructions that the Dockerfile has not got.
+            # ONBUILD triggers of a base add instructions that the Dockerfile lacks.
             self._key = known[number - 1] if 0 < number <= total == len(known) else ""
         elif made := _MADE.fullmatch(line.rstrip("\r")):
             self._found[made[1]] = self._key
 
     def images(self, podman: Podman) -> tuple[Cached, ...]:
-        """The images that podman's storage still holds, in the order of the instructions."""
+        """Return the images that podman's storage still holds, in the order of the instructions."""
         held = dict.fromkeys(podman.held(self._found))
         return tuple(
             Cached(

@@ -1,4 +1,4 @@
-"""Starts an image's ENTRYPOINT once in podman, to see what it does with the command that it is given."""
+"""Test of an image's ENTRYPOINT: starts it once in podman, to see what it does with its command."""
 
 import secrets
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from rc_tasks.tools import command
 from rc_tasks.tools.podman import NOT_STARTED, Image, Podman
 from rc_tasks.util.text import printable_lines
 
-# What takes longer at the start of every job than this is not what a build waits for.
+# A build does not wait longer than this for an ENTRYPOINT.
 _LIMIT_S = 30
-# What podman is given beyond that to remove the container.
+# The time that podman has after that to remove the container.
 _SPARE_S = 10
 _KEPT_BYTES = 1 << 12
-# Says nothing when its words are split or joined: `exec sh -c "$*"` is no `exec "$@"`, and Pyxis's
-# command has several words in one argument as well.
+# It prints nothing when its words are split or joined: `exec sh -c "$*"` differs from `exec "$@"`, and
+# the command of Pyxis has several words in one argument too.
 _PROBE = 'kill -0 $$ && echo && echo "$0 $$."'
 
 
@@ -31,14 +31,14 @@ class _Output:
 
 
 def tried(podman: Podman, image: Image) -> Behaviour:
-    """What the ENTRYPOINT of a built image does; nothing of it is left running."""
+    """Return what the ENTRYPOINT of a built image does; leave none of its processes running."""
     mark = secrets.token_hex(8)
     name = f"rc-entrypoint-{image.id[:16]}"
-    wanted = podman.run(
+    invocation = podman.run(
         image.id,
         ("sh", "-c", _PROBE, mark),
         entrypoint=True,
-        # The first process of a namespace is number 1: the command is, if the ENTRYPOINT became it.
+        # The first process of a namespace has PID 1: the command has it if the ENTRYPOINT execs it.
         own_processes=True,
         limits=launch.limits(),
         name=name,
@@ -46,11 +46,11 @@ def tried(podman: Podman, image: Image) -> Behaviour:
     )
     output = _Output()
     try:
-        status = command.pour(wanted, output.add, timeout_s=_LIMIT_S + _SPARE_S)
+        status = command.pour(invocation, output.add, timeout_s=_LIMIT_S + _SPARE_S)
         if status is None:
             podman.remove(name)
     except RcError:
-        # That the ENTRYPOINT cannot be tried is no reason not to build.
+        # The build continues although the ENTRYPOINT cannot be tried.
         return Behaviour.UNKNOWN
     if f"\n{mark} 1.".encode() in output.last:
         return Behaviour.BECOMES

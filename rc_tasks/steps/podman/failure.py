@@ -1,4 +1,4 @@
-"""Why `podman build` failed: by its node, by what a RUN met there, or by a mistake in the Dockerfile."""
+"""Diagnosis of a failed `podman build`: its node, a RUN's environment, or the Dockerfile."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.tools import command, failures
 from rc_tasks.tools.failures import FailureCause, node_name
 
-# How many of the last lines are looked at.
+# How many of the last lines are read.
 LINES = 50
 
 # The lines of buildah and the runtime among those of a RUN (buildah's run_common.go and chroot).
@@ -16,9 +16,9 @@ _OWN = re.compile(
     r"error running container: |error chdir|process failed to start with error"
     r"|subprocess exited |exec \S+: exec format error"
 )
-# Those of podman as well, as of any program: they are podman's where no RUN ended by itself.
+# Those of podman too. Any program may print them: they are podman's unless a RUN ended by itself.
 _SIGNED = re.compile(rf"Error: |time=\"|{_OWN.pattern}")
-# What of them is the Dockerfile's text.
+# The parts of those lines that quote the Dockerfile.
 _DOCKERFILES = (
     r'building at STEP ".*": (?=(while running runtime: )?exit status \d+$)',
     r'building at STEP ".*?": ',
@@ -49,7 +49,7 @@ _RUNTIME = FailureCause(
     "neither, or `podman.runtime` to the other one, or show them to the site",
 )
 
-# What a mistake in a Dockerfile, and nothing else, makes buildah and the runtimes say.
+# Errors of buildah and the runtimes that only a mistake in a Dockerfile causes.
 _MISTAKES = re.compile(
     r"copier: stat: .*no such file or directory|no items matching glob|no source files"
     r"|unknown instruction|requires (at least|exactly)|must have at least|only supports the|unknown flag"
@@ -62,10 +62,10 @@ _MISTAKES = re.compile(
 
 
 def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandError:
-    """The error for a `podman build` that ended with `returncode` after printing `lines`."""
+    """Return the error of a `podman build` that ended with `returncode` after printing `lines`."""
     own, ran = _parted(lines)
     last = own[-1] if own else ""
-    # Where buildah speaks of an exit status, the command was started, or its runtime failed.
+    # When buildah reports an exit status, the command was started, or its runtime failed.
     by_itself = any(_RAN.search(line) for line in own) or last.startswith("subprocess exited")
     cause = failures.find(own, (*failures.PODMAN, *failures.LIMITS), 1 if by_itself else returncode)
     if cause is not None:
@@ -77,20 +77,21 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
     if any(re.search(_RUNTIME.words, line) for line in own):
         return _RUNTIME.error("podman build")
     if by_itself:
-        # Its own words are a sign, no more: they may be about anything.
-        seen = failures.find(own, (_MACHINE, failures.KILLED)) or failures.find(
+        # The RUN's output only suggests a cause: it may be about anything.
+        probable = failures.find(own, (_MACHINE, failures.KILLED)) or failures.find(
             ran, (*failures.LIMITS, _NETWORK), returncode
         )
-        if seen is None:
+        if probable is None:
             return CommandError(what, where=where, hint=correct)
         otherwise = f"if it is the Dockerfile, {correct}"
         return CommandError(
             what,
             where=where,
-            hint=f"on {node_name()}, {seen.what}, by the lines above:\n{seen.hint};\n{otherwise}",
+            hint=f"on {node_name()}, {probable.what}, by the lines above:\n"
+            f"{probable.hint};\n{otherwise}",
         )
-    if seen := failures.find(own, (_NETWORK, _MACHINE)):
-        return seen.error("podman build")
+    if probable := failures.find(own, (_NETWORK, _MACHINE)):
+        return probable.error("podman build")
     return CommandError(
         what,
         where=where,
@@ -100,10 +101,10 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
 
 
 def _parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines that podman and its runtime wrote, without the Dockerfile's text, and a RUN's."""
+    """Split lines into those of podman and its runtime, without the Dockerfile's text, and a RUN's."""
     steps = [number for number, line in enumerate(lines) if re.match(r"(\[\d+/\d+\] )?STEP ", line)]
     last = lines[steps[-1] + 1 :] if steps else lines
-    # An error of several lines goes on to the end.
+    # An error of several lines continues to the end.
     ends = [number for number, line in enumerate(last) if line.startswith("Error: ")]
     end = ends[-1] if ends else len(last)
     sign = _OWN if any(_RAN.search(line) for line in last[end:]) else _SIGNED

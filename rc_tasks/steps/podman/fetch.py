@@ -1,4 +1,4 @@
-"""Brings images into the node's podman by image ID: never one that only has the same name."""
+"""Loader of local bases and cached images into the node's podman, by image ID and never by name."""
 
 import contextlib
 import time
@@ -18,17 +18,17 @@ from rc_tasks.steps.outcome import NeedsError
 from rc_tasks.steps.podman.pull import pulled
 from rc_tasks.tools.podman import Podman
 
-# How long podman may take from an image's name in its storage to its manifest: a few small files.
+# podman may take this long between an image's entry in its storage and its manifest: small files.
 _COMMIT_S = 2.0
-_MENDS = 20
+_MOST_HALF_WRITTEN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class BuildBases:
     """The images that a build starts from, in the node's podman.
 
-    `ids` maps each name in the Dockerfile to an image ID, and `digests` those of registries to the
-    digest there. `pulls`: there are images of another platform, which podman pulls itself.
+    `ids` maps each name in the Dockerfile to an image ID. `digests` maps each registry base to its
+    digest there. `pulls`: podman itself pulls bases of another platform.
     """
 
     ids: Mapping[str, str]
@@ -36,40 +36,40 @@ class BuildBases:
     pulls: bool
 
 
-def bring(checkout: Checkout, podman: Podman, name: str) -> str:
-    """Make sure that the node has an image of this checkout as it was recorded; returns its ID.
+def load_image(checkout: Checkout, podman: Podman, name: str) -> str:
+    """Load the recorded image of this checkout into the node's podman; return its ID.
 
-    Raises NeedsError when it is nowhere to be had any more, CommandError when it was never built, and
-    RcError when it is lost and, being frozen, cannot be built as it was.
+    Raise NeedsError when no node or store has it any more, CommandError when it was never built, and
+    RcError when a frozen image is lost and its inputs have changed.
     """
     image_id = _recorded(checkout, name)
-    _bring(checkout, podman, {image_id: name})
+    _load(checkout, podman, {image_id: name})
     return image_id
 
 
-def bring_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> BuildBases:
-    """Make sure that the node has what an image is built from; bases that are new are pulled.
+def load_bases(checkout: Checkout, podman: Podman, node: ImageNode) -> BuildBases:
+    """Load the bases of an image into the node's podman, and pull new ones.
 
-    A stage that the image is not made of is passed over by podman, so that its bases are not needed.
+    podman skips stages that the image does not use, so their bases are not needed.
     """
     used = [base for base in node.dockerfile.bases if base.stage in node.dockerfile.needed]
     local = {base.name: node.local[base.name] for base in used if base.name in node.local}
     foreign = {base.name for base in used if base.other_platform and base.name not in local}
     remote = {base.name: base for base in used if base.name not in local and base.name not in foreign}
     ids = {written: _recorded(checkout, name) for written, name in local.items()}
-    _bring(checkout, podman, {ids[written]: name for written, name in local.items()})
-    found = {name: pulled(checkout, podman, node, base) for name, base in sorted(remote.items())}
-    ids |= {reference: base.image_id for reference, base in found.items()}
-    digests = {reference: base.digest for reference, base in found.items()}
+    _load(checkout, podman, {ids[written]: name for written, name in local.items()})
+    pulled_bases = {name: pulled(checkout, podman, node, base) for name, base in sorted(remote.items())}
+    ids |= {reference: base.image_id for reference, base in pulled_bases.items()}
+    digests = {reference: base.digest for reference, base in pulled_bases.items()}
     digests |= {reference: podman.pull_missing(reference) for reference in _labelled(node) & foreign}
     return BuildBases(ids, digests, bool(foreign))
 
 
-def bring_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str]) -> None:
-    """Make a rebuild on another node resume where the Dockerfile changed, as on the node that built it.
+def load_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str]) -> None:
+    """Load the layer cache, so that a rebuild resumes where the Dockerfile changed, on any node.
 
-    podman answers an instruction from cache when the image that it made is there; `keys` are those of
-    the Dockerfile as it is now. What cannot be brought costs only time.
+    podman answers an instruction from its cache when the image that the instruction made is there.
+    `keys` are those of the current Dockerfile. An image that cannot be loaded costs only time.
     """
     useful = {"", *keys}
     official = official_of(checkout)
@@ -77,18 +77,18 @@ def bring_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[st
     cached = [image.image_id for image in known if image.key in useful]
     with contextlib.suppress(RcError):
         lacking = podman.lacking(cached)
-        left = checkout.store.bring(podman, *lacking) if lacking else ()
-        if official is not None and left:
-            official.bring(podman, *left)
+        not_loaded = checkout.store.load(podman, *lacking) if lacking else ()
+        if official is not None and not_loaded:
+            official.load(podman, *not_loaded)
 
 
-def mend(podman: Podman) -> None:
+def remove_half_written(podman: Podman) -> None:
     """Remove the images that a killed podman left half-written: they make `podman images` fail."""
-    for _ in range(_MENDS):
+    for _ in range(_MOST_HALF_WRITTEN):
         image_id = podman.half_written()
         if not image_id:
             return
-        # One that another build is just writing looks the same, for a moment.
+        # An image that another build is writing looks the same for a moment.
         time.sleep(_COMMIT_S)
         if podman.half_written() == image_id:
             print(f"removing image {image_id[:12]}, which a killed podman left half-written", flush=True)
@@ -102,26 +102,26 @@ def _recorded(checkout: Checkout, name: str) -> str:
     return record.facts.image_id
 
 
-def _bring(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
-    """Bring images of this checkout, given by ID with their names."""
+def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
+    """Load images of this checkout; `names` maps image IDs to names."""
     lacking = podman.lacking(names)
     for image_id in lacking:
         if checkout.store.has(image_id):
-            print(f"bringing {names[image_id]} ({image_id[:12]}) from the store", flush=True)
-    left = checkout.store.bring(podman, *lacking) if lacking else ()
-    official = official_of(checkout) if left else None
-    for image_id in official.bring(podman, *left) if official is not None else left:
+            print(f"loading {names[image_id]} ({image_id[:12]}) from the store", flush=True)
+    not_loaded = checkout.store.load(podman, *lacking) if lacking else ()
+    official = official_of(checkout) if not_loaded else None
+    for image_id in official.load(podman, *not_loaded) if official is not None else not_loaded:
         name = names[image_id]
         on_node = f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name}"
-        lost, node = f"{on_node} nor whole in the store", checkout.graph.images[name]
+        message, node = f"{on_node} nor whole in the store", checkout.graph.images[name]
         if node.recipe.frozen and _changed(checkout, name):
             raise RcError(
-                f"{lost}, and what it was made from has changed since it was frozen",
+                f"{message}, and what it was made from has changed since it was frozen",
                 where=node.project.shown(RECIPE),
-                hint=f"`doit why {name}` tells what changed: take that back,\n"
+                hint=f"`doit why {name}` shows what changed: revert that,\n"
                 "or remove `frozen` to build it as it is now",
             )
-        raise NeedsError(name, lost, hint=f"doit forget podman:{name} && doit build:{name}")
+        raise NeedsError(name, message, hint=f"doit forget podman:{name} && doit build:{name}")
 
 
 def _changed(checkout: Checkout, name: str) -> bool:

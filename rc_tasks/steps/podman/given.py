@@ -1,4 +1,4 @@
-"""What podman is given to build an image from: the Dockerfile, the bases and the build context."""
+"""Recipe of a podman build: the rewritten Dockerfile, the bases and the build context."""
 
 import os
 import re
@@ -23,9 +23,9 @@ _GLOB = re.compile(r"[][*?\\]")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What podman is given.
+    """The recipe that podman builds an image from.
 
-    `rewritten` gives the Dockerfile for image IDs of mounted stages, `dockerfile` is the one to build.
+    `rewritten` returns the Dockerfile for image IDs of mounted stages; `dockerfile` is the one to build.
     `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
     cache can be trusted. `before` are the signatures of all files that were digested. `base` is the
     image that the last stage is built on, if it is on this node.
@@ -41,11 +41,11 @@ class Given:
 
     @property
     def shown(self) -> dict[bytes, bytes]:
-        """What is shown in podman's output in place of what was put into the Dockerfile."""
-        shown = {mark.encode(): text.encode() for mark, text in self.dockerfile.marks.items()}
+        """The text to show in podman's output for each text that `rewritten` put into the Dockerfile."""
+        replacements = {mark.encode(): text.encode() for mark, text in self.dockerfile.marks.items()}
         for image_id, name in self.dockerfile.bases.items():
-            shown[f": FROM {image_id}".encode()] = f": FROM {name}".encode()
-        return shown
+            replacements[f": FROM {image_id}".encode()] = f": FROM {name}".encode()
+        return replacements
 
     @property
     def mounted(self) -> tuple[int, ...]:
@@ -59,33 +59,33 @@ class Given:
         return tuple(sorted({stage.index for stage in stages if stage is not None}))
 
     def with_stages(self, stages: Mapping[int, str]) -> "Given":
-        """Return the same with the image IDs of stages that a RUN mounts, by index."""
+        """Return the recipe with the image IDs of stages that a RUN mounts, by index."""
         sources = {mounted_name(index): image_id for index, image_id in stages.items()}
         return replace(self, dockerfile=self.rewritten(stages), sources={**self.sources, **sources})
 
     def context(self, scratch: Path) -> Path:
         """Return the build context: the project's directory, or a copy of it or link to it in `scratch`.
 
-        It is a copy where a RUN mounts something of it. podman would show what the context leaves out,
-        such as the image that was published before; and what a RUN reads while somebody writes there
-        would stay in the layer cache under the digest of what was there before.
-        Raises DockerfileError for a mount of a file that is left out, ProjectError when somebody has
-        written to the directory since its files were digested.
+        It is a copy where a RUN mounts a part of it. Without a copy, the RUN could read files that the
+        context leaves out, such as the published image. A file that changes during the RUN would stay
+        in the layer cache under the digest of its previous content.
+        Raise DockerfileError for a mount of a file that is left out, ProjectError when a file has
+        changed since it was digested.
         """
         directory, dockerfile = self.node.project.directory, self.node.dockerfile
         mounts = [
-            each for each in dockerfile.mounts if not each.name and each.stage in dockerfile.needed
+            mount for mount in dockerfile.mounts if not mount.name and mount.stage in dockerfile.needed
         ]
-        made = scratch / "context"
+        copied = scratch / "context"
         if not mounts:
-            # podman 5 takes what is special in a glob for one in the context's path (5.4.2, 5.8.6), and
-            # then finds none of its files; it does not follow links for that.
+            # podman 5 (5.4.2, 5.8.6) reads special characters in the context's path as a glob, and then
+            # finds none of its files; a symlink without such characters avoids that.
             if not _GLOB.search(str(directory)):
                 return directory
-            made.symlink_to(directory)
-            return made
-        made.mkdir()
-        context.copy(directory, made, self.node.project.dockerfile_name)
+            copied.symlink_to(directory)
+            return copied
+        copied.mkdir()
+        context.copy(directory, copied, self.node.project.dockerfile_name)
         if signatures(self.node) != self.before:
             raise ProjectError(
                 "files were changed while this build began",
@@ -94,7 +94,7 @@ class Given:
             )
         for mount in mounts:
             source = mount.source.strip("/")
-            if "$" in source or os.path.lexists(made / source):
+            if "$" in source or os.path.lexists(copied / source):
                 continue
             if os.path.lexists(directory / source):
                 raise DockerfileError(
@@ -102,10 +102,10 @@ class Given:
                     where=f"{self.node.project.shown_dockerfile}:{mount.line}",
                     hint="take it out of .containerignore or .dockerignore, or mount another file",
                 )
-        return made
+        return copied
 
     def check(self, image: Image) -> None:
-        """Raise CommandError unless the image was made from the base that it was to be made from."""
+        """Raise CommandError unless the image is built on the layers of `base`."""
         if self.base is not None and image.layers[: len(self.base.layers)] != self.base.layers:
             name = self.dockerfile.bases[self.base.id]
             raise CommandError(
@@ -125,17 +125,19 @@ def recipe_for(
     before: Signatures,
     labels: Mapping[str, str],
 ) -> Given:
-    """Return what podman is to build `node` from.
+    """Return the recipe of `node`.
 
-    `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` the
-    digests of all that it is made from, `before` the signatures of its files then, `labels` what is put
-    on the image. Raises DockerfileError for a Dockerfile that cannot be built as it says.
+    `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` its
+    inputs by part, `before` the signatures of its files when they were digested, `labels` the labels of
+    the image. Raise DockerfileError for a Dockerfile that cannot be built as it says.
     """
     dockerfile, where = node.dockerfile, node.project.shown_dockerfile
-    used = [base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids]
-    names = tuple(dict.fromkeys(base.name for base in used))
+    used_bases = [
+        base for base in dockerfile.bases if base.stage in dockerfile.needed and base.name in ids
+    ]
+    names = tuple(dict.fromkeys(base.name for base in used_bases))
     images = dict(zip(names, podman.inspect_all(ids[name] for name in names), strict=True))
-    for base in used:
+    for base in used_bases:
         require_machine(node, base, images[base.name], checkout.architecture)
     source = instructions(text, where=where)
     cached = True
@@ -144,17 +146,17 @@ def recipe_for(
             continue
         if stage.parent is not None:
             base_name = dockerfile.stages[stage.parent].name
-            found = triggers.of_stage(source.instructions, stage.parent)
+            onbuild = triggers.of_stage(source.instructions, stage.parent)
         elif stage.base is not None and stage.base.name in images:
-            base_name, found = stage.base.name, podman.triggers(ids[stage.base.name])
+            base_name, onbuild = stage.base.name, podman.triggers(ids[stage.base.name])
         else:
             continue
-        triggers.require_own_files(found, base=base_name, where=f"{where}:{stage.line}")
-        cached &= not triggers.are_overlooked(found, where)
+        triggers.require_own_files(onbuild, base=base_name, where=f"{where}:{stage.line}")
+        cached &= not triggers.are_overlooked(onbuild, where)
     for note in dockerfile.notes:
         print(f"note: {note}", flush=True)
     if not cached:
-        print("without podman's cache: it does not see what the ONBUILD triggers read", flush=True)
+        print("building without podman's cache: it ignores what the ONBUILD triggers read", flush=True)
 
     def rewritten(stages: Mapping[int, str]) -> Rewritten:
         return rewrite(
@@ -169,7 +171,7 @@ def recipe_for(
             labels=labels,
         )
 
-    sources = {base.name: ids[base.name] for base in used if base.via is not Via.FROM}
+    sources = {base.name: ids[base.name] for base in used_bases if base.via is not Via.FROM}
     final = dockerfile.final_base
     return Given(
         node,

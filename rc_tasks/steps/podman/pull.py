@@ -1,4 +1,4 @@
-"""Bases from registries: taken as they are pinned, from a store or by one pull; pinned when new."""
+"""Registry bases: loaded from a store or pulled at their pinned digest, and pinned when new."""
 
 import contextlib
 
@@ -15,30 +15,34 @@ from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import skopeo
 from rc_tasks.tools.podman import Image, Podman
 
-# How long a registry may take to say what it has, before podman is asked to pull.
+# How long skopeo may ask a registry for a digest, before podman pulls by name.
 _ASK_S = 60.0
 
 
 def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse) -> Pulled:
-    """A base of a registry in podman: from the store when any node has pulled it before.
+    """Load a registry base into podman, from the store when any node has pulled it before.
 
-    One that is not pinned yet is pinned to what it is now. Raises CommandError when it cannot be
-    pulled, DockerfileError when it is for another machine, PinError when bases.lock is broken, RcError
-    when it cannot be written.
+    A base without a pin is pinned to its current digest. Raise CommandError when it cannot be pulled,
+    DockerfileError when it is for another machine, PinError when bases.lock is broken, RcError when
+    bases.lock cannot be written.
     """
     reference = base.name
     if own_digest(reference):
-        return _brought(checkout, podman, node, base, None)
+        return _load_pulled(checkout, podman, node, base, None)
     pin = checkout.pins.read().get(reference)
-    found = _brought(checkout, podman, node, base, pin)
+    base_pulled = _load_pulled(checkout, podman, node, base, pin)
     if pin is not None:
-        return found
-    new = Pin(found.digest, nodes.now(), name=_whole_name(podman, reference, found.image_id))
+        return base_pulled
+    new = Pin(base_pulled.digest, nodes.now(), name=_whole_name(podman, reference, base_pulled.image_id))
     pin = checkout.pins.first(reference, new)
     if pin == new:
         print(f"{reference} is pinned to {pin.digest} in {LOCK}", flush=True)
-    # Somebody else may have pinned it meanwhile, when its tag stood for another image.
-    return found if pin.digest == found.digest else _brought(checkout, podman, node, base, pin)
+    # Another process may have pinned it meanwhile, when its tag named another image.
+    return (
+        base_pulled
+        if pin.digest == base_pulled.digest
+        else _load_pulled(checkout, podman, node, base, pin)
+    )
 
 
 def require_machine(node: ImageNode, base: BaseUse, image: Image, architecture: str) -> None:
@@ -55,7 +59,7 @@ def require_machine(node: ImageNode, base: BaseUse, image: Image, architecture: 
     )
 
 
-def _brought(
+def _load_pulled(
     checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse, pin: Pin | None
 ) -> Pulled:
     reference = base.name
@@ -64,41 +68,41 @@ def _brought(
         new = _pull(podman, reference, pin)
         require_machine(node, base, podman.inspect(new.image_id), architecture)
         return new
-    found = catalogue.base(reference, architecture)
-    if found is not None and _agrees(found, pin) and _from_store(checkout, podman, found):
-        return found
+    known = catalogue.base(reference, architecture)
+    if known is not None and _agrees(known, pin) and _from_store(checkout, podman, known):
+        return known
     official = official_of(checkout)
-    theirs = official.base(reference, architecture) if official is not None else None
-    if official is not None and theirs is not None and _agrees(theirs, pin):
-        lacking = podman.lacking((theirs.image_id,))
-        if not lacking or not official.bring(podman, theirs.image_id):
-            return theirs
+    official_base = official.base(reference, architecture) if official is not None else None
+    if official is not None and official_base is not None and _agrees(official_base, pin):
+        lacking = podman.lacking((official_base.image_id,))
+        if not lacking or not official.load(podman, official_base.image_id):
+            return official_base
     with held(catalogue.base_lock(reference, architecture), f"the pull of {reference}", wait=True):
-        found = catalogue.base(reference, architecture)
-        if found is not None and _agrees(found, pin) and _from_store(checkout, podman, found):
-            return found
+        known = catalogue.base(reference, architecture)
+        if known is not None and _agrees(known, pin) and _from_store(checkout, podman, known):
+            return known
         new = _pull(podman, reference, pin)
         image = podman.inspect(new.image_id)
-        # Before anything is kept or pinned.
+        # Check it before anything is kept or pinned.
         require_machine(node, base, image, architecture)
         checkout.store.put(podman, image)
         catalogue.put_base(new, architecture)
     return new
 
 
-def _agrees(found: Pulled, pin: Pin | None) -> bool:
+def _agrees(candidate: Pulled, pin: Pin | None) -> bool:
     if pin is not None:
-        return found.digest == pin.digest
-    # A pin is made of it.
-    return is_digest(found.digest) or own_digest(found.reference) is not None
+        return candidate.digest == pin.digest
+    # Without a digest it could not be pinned.
+    return is_digest(candidate.digest) or own_digest(candidate.reference) is not None
 
 
-def _from_store(checkout: Checkout, podman: Podman, found: Pulled) -> bool:
-    if podman.lacking((found.image_id,)):
-        if not checkout.store.has(found.image_id):
+def _from_store(checkout: Checkout, podman: Podman, candidate: Pulled) -> bool:
+    if podman.lacking((candidate.image_id,)):
+        if not checkout.store.has(candidate.image_id):
             return False
-        print(f"bringing {found.reference} ({found.image_id[:12]}) from the store", flush=True)
-        return not checkout.store.bring(podman, found.image_id)
+        print(f"loading {candidate.reference} ({candidate.image_id[:12]}) from the store", flush=True)
+        return not checkout.store.load(podman, candidate.image_id)
     return True
 
 
@@ -122,29 +126,33 @@ def _pull(podman: Podman, reference: str, pin: Pin | None) -> Pulled:
 
 
 def _newest(podman: Podman, reference: str) -> tuple[str, str]:
-    """The digest of what a reference stands for that is not pinned yet, and how podman has it then."""
-    # What a short name stands for only podman knows.
+    """Pull a reference without a pin; return its digest, and the name that podman has it under."""
+    # Only podman can resolve a short name.
     if skopeo.available() and ImageReference.parse(reference).registry:
         with contextlib.suppress(RcError):
             digest = skopeo.served(reference, timeout_s=_ASK_S)
             exact = Pin(digest).exact(reference)
             podman.pull_missing(exact)
             return digest, exact
-    # What is here may be what the tag stood for a year ago.
+    # The image on this node may be a year old.
     if podman.exists(reference) and not podman.pull_again(reference):
-        print(f"{reference} is taken as it is on this node: no registry gives it", flush=True)
+        print(f"no registry has {reference}: the image on this node is used", flush=True)
     podman.pull_missing(reference)
     # podman mixes the digests of all names that an image has.
     candidates = podman.digests(reference)
-    confirmed = (each for each in candidates if podman.pull_again(Pin(each).exact(reference)))
+    confirmed = (
+        digest_known
+        for digest_known in candidates
+        if podman.pull_again(Pin(digest_known).exact(reference))
+    )
     return next(confirmed, candidates[0]), reference
 
 
 def _whole_name(podman: Podman, reference: str, image_id: str) -> str:
-    """What a short name such as `debian:12` stood for here; empty for a whole one."""
+    """Return the full name that a short one such as `debian:12` has here; empty for a full name."""
     short = ImageReference.parse(reference)
     if short.registry:
         return ""
-    wanted = f"/{short.repository}:{short.tag or 'latest'}"
-    names = (each for each in podman.names(image_id) if not each.startswith("localhost/"))
-    return next((each for each in names if each.endswith(wanted)), "")
+    suffix = f"/{short.repository}:{short.tag or 'latest'}"
+    names = (name for name in podman.names(image_id) if not name.startswith("localhost/"))
+    return next((name for name in names if name.endswith(suffix)), "")

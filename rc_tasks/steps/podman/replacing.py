@@ -1,22 +1,22 @@
-"""Words that are shown otherwise in the output of a program: secrets, and what podman was given."""
+"""Filter that replaces words in a program's output: secrets, and texts of the rewritten Dockerfile."""
 
 import re
 from collections.abc import Mapping
 
 
 class Replacing:
-    """Replaces words, such as secrets, in a text that comes in pieces; an empty piece is its end."""
+    """Replaces words, such as secrets, in a text that comes in pieces; an empty piece ends the text."""
 
     def __init__(self, shown: Mapping[bytes, bytes]) -> None:
-        """`shown` has what is to stand in place of each word."""
+        """`shown` maps each word to its replacement."""
         self._shown = shown
-        # The longest first: a secret may begin as another one does.
+        # Match the longest first: a secret may be the beginning of another one.
         self._values = sorted(shown, key=len, reverse=True)
         self._found = re.compile(b"|".join(map(re.escape, self._values)))
         self._held = b""
 
     def __call__(self, piece: bytes) -> bytes:
-        """What may be shown now; the end of a piece waits where a word may have begun in it."""
+        """Return the text that may be shown now, without an end that may be the beginning of a word."""
         if not self._values:
             return piece
         text = self._held + piece
@@ -25,17 +25,17 @@ class Replacing:
         return self._found.sub(lambda found: self._shown[found[0]], text[:cut])
 
     def _decided(self, text: bytes) -> int:
-        """Where that begins of which only the next piece tells whether it is a word, and which one."""
+        """Return where the end begins that may be a word, depending on the next piece."""
         cut = self._begun(text, 0)
-        for found in self._found.finditer(text):
-            if found.start() >= cut:
+        for match in self._found.finditer(text):
+            if match.start() >= cut:
                 break
-            if found.end() > cut:
-                cut = self._begun(text, found.end())
+            if match.end() > cut:
+                cut = self._begun(text, match.end())
         return cut
 
     def _begun(self, text: bytes, start: int) -> int:
-        """Where the longest part of a word that ends the text begins, at `start` or later."""
+        """Return where the longest beginning of a word that ends the text is, at `start` or later."""
         first = max(start, len(text) - len(self._values[0]) + 1)
         return next((at for at in range(first, len(text)) if self._goes_on(text[at:])), len(text))
 

@@ -1,4 +1,4 @@
-"""Build secrets: looked for before podman starts, handed to it by name, and masked in what it prints."""
+"""Build secrets: checked before podman starts, passed to it by name, and masked in its output."""
 
 import os
 import stat
@@ -11,9 +11,9 @@ from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import RECIPE
 
-# A shorter word stands in too many lines that have nothing to do with it.
+# Shorter words are not masked: they occur in too many unrelated lines.
 _SHORTEST = 8
-# As much of a file as is looked for in the output: keys and tokens are small.
+# Only this much of a file is masked in the output: keys and tokens are small.
 _MOST_BYTES = 1 << 20
 _MASKED = b"***"
 
@@ -28,27 +28,27 @@ class Secrets:
 
     @property
     def shown(self) -> dict[bytes, bytes]:
-        """What is shown in place of each value."""
+        """The replacement of each value in the output."""
         return dict.fromkeys(self.values, _MASKED)
 
     def sources(self, scratch: Path) -> dict[str, str]:
-        """By ID, what podman is told of where it is: never the secret itself."""
-        told = {}
+        """Return the source of each secret for podman, by ID: a variable or a path, never the value."""
+        sources = {}
         for number, secret in enumerate(self.given):
             if secret.variable:
-                told[secret.id] = f"env={secret.variable}"
+                sources[secret.id] = f"env={secret.variable}"
                 continue
-            # A comma in its path would end it for podman.
+            # The link hides a comma in the path, which podman would read as its end.
             link = scratch / f"secret.{number}"
             link.symlink_to(self.files[secret.id])
-            told[secret.id] = f"src={link}"
-        return told
+            sources[secret.id] = f"src={link}"
+        return sources
 
 
 def find(node: ImageNode) -> Secrets:
-    """The secrets that an image's project.toml names.
+    """Return the secrets that an image's project.toml names.
 
-    Raises ProjectError for a variable that is not set, a file that cannot be read, and one that COPY
+    Raise ProjectError for a variable that is not set, a file that cannot be read, and a file that COPY
     could take into the image.
     """
     files: dict[str, Path] = {}
@@ -75,7 +75,7 @@ def _variable(node: ImageNode, secret: Secret) -> str:
 
 
 def _file(node: ImageNode, secret: Secret) -> Path:
-    """The file with symlinks resolved; `~` is a home, and another relative path is the project's."""
+    """Return the file without symlinks; `~` is expanded, other paths are relative to the project."""
     project = node.project
     path = Path(os.path.realpath(project.directory / os.path.expanduser(secret.file)))
     try:

@@ -1,4 +1,4 @@
-"""What a Dockerfile needs that this node's podman may be too old for."""
+"""Check of Dockerfile syntax that this node's podman may be too old for."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -11,8 +11,8 @@ from rc_tasks.tools import podman_versions
 def require_known(source: Source, needed: Collection[int], version: str, *, where: str) -> None:
     """Raise DockerfileError for the first instruction that podman of this version does not know.
 
-    Its own message would call it a mistake in the Dockerfile. `needed` are the stages that are built, by
-    index: podman passes over the others.
+    podman's own message would call it a mistake in the Dockerfile. `needed` are the indices of the
+    stages that are built: podman skips the others.
     """
     stage = -1
     for instruction in source.instructions:
@@ -21,9 +21,9 @@ def require_known(source: Source, needed: Collection[int], version: str, *, wher
             continue
         for words, since in _needed(instruction):
             if not podman_versions.at_least(version, since):
-                wanted = ".".join(map(str, since))
+                required = ".".join(map(str, since))
                 raise DockerfileError(
-                    f"podman {version} on {os.uname().nodename} does not know {words}: podman {wanted}"
+                    f"podman {version} on {os.uname().nodename} does not know {words}: podman {required}"
                     " does",
                     where=f"{where}:{instruction.line}",
                     hint="build it on a node with a newer podman, or write it without",

@@ -1,7 +1,7 @@
-"""What is inside a mounted image: its packages, and its size by directory, in one walk.
+"""Contents of a mounted image: its packages, and its size by directory, found in one walk.
 
-An image is untrusted and we may be root: no symlink is followed, nothing but regular files is opened,
-and nothing of the image is executed. What cannot be read is named.
+An image is untrusted and this process may be root: it follows no symlink, opens only regular files, and
+executes nothing of the image. Files that cannot be read are listed.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ from rc_tasks.model.manifest import packages
 from rc_tasks.model.manifest.manifest import Contents, Distribution, Package, PackageKind, Unread, groups
 from rc_tasks.tools import rpm_database
 
-# So much is read of the start of a METADATA: a licence may stand there before the empty line.
+# Only this much of a METADATA is read: a licence may precede the empty line.
 _METADATA_BYTES = 1 << 20
-# More than the largest books of real images.
+# Larger than the largest package databases of real images.
 _CONDA_BYTES = 32 << 20
 _BOOK_BYTES = 256 << 20
 _MOST_PACKAGES = 100_000
 _MOST_UNREAD = 100
 _RPM_LIMIT_S = 20.0
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
-# In /dev there is nothing when the image is squashed.
+# The squashed image has nothing in /dev.
 _EMPTY = "/dev"
 
 
 class _FullError(Exception):
-    """More packages than anybody installs."""
+    """The image has more than `_MOST_PACKAGES` packages."""
 
 
 class Look:
-    """A look into an image: `run` it in a thread, then read `contents`."""
+    """A walk through an image: `run` it in a thread, then read `contents`."""
 
     def __init__(self) -> None:
         self._root = ""
@@ -46,12 +46,12 @@ class Look:
         self._unread: list[Unread] = []
         self._missed = 0
         self._linked: set[tuple[int, int]] = set()
-        # Paths in the image without a slash at the end, the directory of the root that each is below,
-        # and whether packages in it count.
+        # Paths in the image without a trailing slash, the top-level directory of each, and whether
+        # packages in it count.
         self._todo = [("", "", True)]
 
     def run(self, root: Path, stop: threading.Event) -> None:
-        """Walk through all of the image; end early, with less, when `stop` is set."""
+        """Walk through the image; end early, with incomplete contents, when `stop` is set."""
         self._root = os.fspath(root)
         self._distribution = self._os_release()
         while self._todo and not stop.is_set():
@@ -59,12 +59,12 @@ class Look:
                 self._directory(*self._todo.pop())
             except _FullError:
                 self._miss("/", f"it has more than {_MOST_PACKAGES} packages; the others are left out")
-                # Sizes still count, but for the rest of that directory.
+                # Sizes still count, except for the rest of that directory.
                 self._todo = [(path, top, False) for path, top, _ in self._todo]
 
     @property
     def contents(self) -> Contents:
-        """What was seen."""
+        """The contents found so far."""
         unread = list(self._unread)
         if self._missed:
             unread.append(Unread("/", f"{self._missed} more could not be read"))
@@ -115,7 +115,7 @@ class Look:
 
     def _in_directory(self, directory: str, name: str) -> None:
         path = f"{directory}/{name}"
-        # pip renames what it is about to remove, and looks past it when that was not finished.
+        # pip renames a package before it removes it, and ignores such names of unfinished removals.
         if name.startswith("~"):
             return
         if name.endswith(".dist-info"):
@@ -152,14 +152,14 @@ class Look:
             self._rpm(path, name, place or "/")
 
     def _python(self, path: str, metadata: str) -> None:
-        """A package by its metadata, or where that cannot be read by the name of its directory."""
+        """Add a package by its metadata, or by the name of its directory if that cannot be read."""
         place, _, name = path.rpartition("/")
         file = f"{path}/{metadata}" if metadata else path
         try:
             found = packages.python(self._read(file, _METADATA_BYTES, cut=True), place or "/")
         except (OSError, ValueError) as error:
             named = packages.python_directory(name, place or "/")
-            # Such directories exist without being a package: then nobody misses one.
+            # Such a directory without metadata is no package, so nothing is missed.
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return
             self._miss(file, _why(error))
@@ -191,7 +191,7 @@ class Look:
 
     def _os_release(self) -> Distribution:
         for path in _OS_RELEASE:
-            # No directory on the way may be a symlink: what it leads to would be ours.
+            # A symlink on the way could lead to a directory of this host.
             parts = path.split("/")[:-1]
             ways = ["/".join(parts[: number + 1]) for number in range(len(parts))]
             with contextlib.suppress(OSError, ValueError):
@@ -203,10 +203,10 @@ class Look:
         try:
             return sorted(os.listdir(self._root + path))
         except OSError:
-            return []  # it will be named when it is walked through
+            return []  # the walk will list it as unreadable
 
     def _read(self, path: str, most_bytes: int, *, cut: bool = False) -> bytes:
-        """A regular file; raises OSError, and ValueError when it is something else or larger."""
+        """Read a regular file. Raise OSError, or ValueError when it is something else or larger."""
         with self._open(path) as file:
             text = file.read(most_bytes + 1)
         if len(text) > most_bytes and not cut:
@@ -214,8 +214,8 @@ class Look:
         return text[:most_bytes]
 
     def _open(self, path: str) -> IO[bytes]:
-        """A regular file; the directories on its way are known to be no symlinks."""
-        # Looked at first: a device would be one of this host, and opening some of them does something.
+        """Open a regular file; no directory on its way may be a symlink. Raise OSError or ValueError."""
+        # Check it first: a device is one of this host, and opening some devices has an effect.
         if not stat.S_ISREG(os.lstat(self._root + path).st_mode):
             raise ValueError("it is no regular file, and no symlink is followed")
         return os.fdopen(os.open(self._root + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
@@ -244,7 +244,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 _RPM_DIRECTORIES = ("/var/lib/rpm", "/usr/lib/sysimage/rpm", "/usr/share/rpm")
-# Where the books of a whole system lie: a symlink there hides packages.
+# The package databases of a whole system: a symlink there hides packages.
 _FIXED = frozenset(
     {
         ("/var/lib/dpkg", "status"),

@@ -1,4 +1,4 @@
-"""The env step: the EDF beside the image, generated but people's to edit."""
+"""env step: writes env.toml, the EDF beside the image, and keeps what people changed in it."""
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import merge, schema
@@ -14,7 +14,7 @@ from rc_tasks.util.safe_read import read_text
 
 
 def write_environment(checkout: Checkout, node: ImageNode) -> None:
-    """Write or bring up to date a project's env.toml. Raises EdfError; then the old file stays."""
+    """Write or update a project's env.toml. Raise EdfError; then the old file stays."""
     name, start = node.project.name, nodes.begin()
     record = checkout.records.get(Step.PODMAN, name)
     if record is None or record.facts is None:
@@ -29,16 +29,18 @@ def write_environment(checkout: Checkout, node: ImageNode) -> None:
         print(f"warning: {note}", flush=True)
     if text_digest(merged) != text_digest(read_text(node.project.edf)):
         raise EdfError(
-            "reads back differently from what was written", where=where, hint="is the disk full?"
+            "reads back differently from what was written",
+            where=where,
+            hint="check free space and quota, then run the same command again",
         )
     inputs[EDF] = text_digest(merged)
     checkout.records.put(Step.ENV, name, nodes.record(start, node.project, inputs))
 
 
 def texts(checkout: Checkout, node: ImageNode, facts: Facts) -> tuple[str | None, str]:
-    """A project's env.toml as it is, None where there is none, and as it is to be.
+    """Return a project's env.toml as it is (None when missing), and as it has to be.
 
-    Raises EdfError.
+    Raise EdfError.
     """
     where = node.project.shown(EDF)
     values = edf_values(checkout, node, facts)
@@ -49,7 +51,7 @@ def texts(checkout: Checkout, node: ImageNode, facts: Facts) -> tuple[str | None
         existing = None
     except UnicodeDecodeError as error:
         raise EdfError(
-            "is not UTF-8 text", where=where, hint=f"byte {error.start} is the first bad one"
+            f"is not UTF-8 text: byte {error.start} is invalid", where=where, hint="save it as UTF-8"
         ) from None
     merged = merge.merge(existing, rendered, where)
     schema.check(merged, where)

@@ -1,4 +1,4 @@
-"""The enroot step: from an image in the store to a published image.sqsh and its image.json."""
+"""enroot step: publishes image.sqsh and image.json from an image in the store."""
 
 import contextlib
 import getpass
@@ -30,7 +30,7 @@ from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.outcome import ReportedError, StepEnding
-from rc_tasks.steps.podman.fetch import bring
+from rc_tasks.steps.podman.fetch import load_image
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import Look
@@ -41,7 +41,7 @@ from rc_tasks.tools.podman import Podman
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """What is known of an image.sqsh that was just put in place."""
+    """Properties of an image.sqsh that was just put in place."""
 
     blocks_digest: str
     contents: Contents
@@ -49,9 +49,9 @@ class _Published:
 
 
 def publish(checkout: Checkout, node: ImageNode) -> None:
-    """Squash the image, check and test it, and put it in place of the old one, which stays on any error.
+    """Squash, check and test the image, and replace the published one, which stays on any error.
 
-    Where nothing but the smoke tests changed, the published image is tested.
+    When only the smoke tests changed, only test the published image. Raise RcError.
     """
     project, name = node.project, node.project.name
     start = nodes.begin()
@@ -62,26 +62,26 @@ def publish(checkout: Checkout, node: ImageNode) -> None:
     record = checkout.records.get(Step.ENROOT, name)
     tests = smoke.smoke_tests(checkout.graph, node)
     parts = {cause.part for cause in causes}
-    # Neither a missing image.json nor another smoke test is a reason to squash again.
+    # A missing image.json or a changed smoke test needs no new squash.
     if record is None or not parts or parts - {IMAGE_JSON, SMOKE}:
-        made = _squash(checkout, node, built.facts, tests)
+        squashed = _squash(checkout, node, built.facts, tests)
         status = project.artifact.stat()
         sample = sample_digest(str(project.artifact))
         record = nodes.record(
             start,
             project,
             squash_inputs(built.facts.image_id),
-            artifact=Artifact(status.st_size, status.st_mtime_ns, sample, made.blocks_digest),
+            artifact=Artifact(status.st_size, status.st_mtime_ns, sample, squashed.blocks_digest),
             tools={"mksquashfs": squashfs.version()},
-            smoke=made.passed,
+            smoke=squashed.passed,
         )
-        manifests.put(checkout, _manifest(name, built.facts, record, made.contents))
+        manifests.put(checkout, _manifest(name, built.facts, record, squashed.contents))
         print(f"{project.shown(ARTIFACT)}, {status.st_size / 1e6:.1f} MB", flush=True)
     elif SMOKE in parts:
         lacking = smoke.lacking(tests, record.passed(checkout.settings.launcher))
         passed = smoke_tests.run(checkout, node, built.facts, project.artifact, lacking)
-        anew = {(each.argv, each.launcher) for each in passed}
-        kept = (each for each in record.smoke if (each.argv, each.launcher) not in anew)
+        new_keys = {(test.argv, test.launcher) for test in passed}
+        kept = (test for test in record.smoke if (test.argv, test.launcher) not in new_keys)
         record = replace(record, smoke=(*kept, *passed))
     if record.instead_of:
         text = checkout.previous.restore_image_json(project, record)
@@ -89,7 +89,7 @@ def publish(checkout: Checkout, node: ImageNode) -> None:
     else:
         write_image_json(node, built, record)
     checkout.records.put(Step.ENROOT, name, record)
-    # What cannot be removed stays for `doit gc` to tell.
+    # `doit gc` reports what cannot be removed.
     with contextlib.suppress(OSError), _undisturbed():
         for entry in checkout.previous.surplus(
             project, checkout.settings.store, in_use.naming(checkout)
@@ -98,7 +98,7 @@ def publish(checkout: Checkout, node: ImageNode) -> None:
 
 
 def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
-    """Squash the image to `temporary`; rootless, this runs in podman's user namespace."""
+    """Squash the image to `temporary`; return its contents. Rootless, run it in podman's namespace."""
     name = node.project.name
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
@@ -127,13 +127,13 @@ def _squash(
     if checkout.settings.squash.method is SquashMethod.ENROOT:
         nodes.require("enroot", "enroot")
     engine = nodes.storage(checkout.settings.podman)
-    bring(checkout, engine, project.name)
+    load_image(checkout, engine, project.name)
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
         contents = _contents(checkout, engine, node, temporary)
         squash.check(temporary)
-        # Now, while what was written is still in memory.
+        # Digest it now, while it is still in the page cache.
         digest = blocks_digest(str(temporary))
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
@@ -144,24 +144,24 @@ def _squash(
 
 
 def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Path) -> Contents:
-    """Squash the image to `temporary`; what is in it."""
+    """Squash the image to `temporary`; return its contents. Raise ReportedError."""
     if not podman.rootless():
         return squash_into(checkout, node, temporary)
-    # Only in podman's user namespace can an image be mounted and all of its files be read; and only
-    # outside of it are we the user whom Slurm knows, and start containers as others do.
+    # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside
+    # of it, where this process is the user whom Slurm knows, and starts containers as others do.
     with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch, "contents.json")
-        argv = ("-m", "rc_tasks.steps", "squash", node.project.name, str(temporary), str(told))
+        contents_file = Path(scratch, "contents.json")
+        argv = ("-m", "rc_tasks.steps", "squash", node.project.name, str(temporary), str(contents_file))
         inner = Command((sys.executable, *argv), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
-            raise ReportedError(status, StepEnding.read(told))
-        return parse_contents(told.read_bytes())
+            raise ReportedError(status, StepEnding.read(contents_file))
+        return parse_contents(contents_file.read_bytes())
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no signal end what takes a moment: no later step would sweep up after one that is done."""
+    """Ignore signals for a moment: no later step would remove what a finished step leaves."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:
@@ -172,12 +172,12 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _keep(checkout: Checkout, node: ImageNode) -> None:
-    """Let the image that is about to be replaced be found by `doit rollback`."""
+    """Keep the image that is about to be replaced for `doit rollback`."""
     if checkout.settings.store.previous:
         published = checkout.records.get(Step.ENROOT, node.project.name)
         why = checkout.previous.keep(node.project, published)
         if why:
-            print(f"warning: the image before cannot be kept for doit rollback: {why}", flush=True)
+            print(f"warning: the previous image cannot be kept for doit rollback: {why}", flush=True)
 
 
 def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Manifest:
@@ -194,9 +194,9 @@ def _manifest(name: str, facts: Facts, record: Record, contents: Contents) -> Ma
 
 
 def _provenance(node: ImageNode, built: Record) -> tuple[str, ...]:
-    """Comment lines for /etc/rc: what varies between builds of the same inputs must not be a label.
+    """Return comment lines for /etc/rc; docs/reference/manifest.md describes them.
 
-    docs/reference/manifest.md describes them.
+    They vary between builds of the same inputs, so as labels they would change the image ID.
     """
     here = nodes.this_node()
     tools = {**built.tools, "mksquashfs": squashfs.version()}

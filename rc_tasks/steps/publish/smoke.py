@@ -1,7 +1,7 @@
-"""Runs an image's smoke tests in its SquashFS file, started as its users will start it.
+"""Smoke tests: run in the image's SquashFS file, started as its users will start it.
 
-The EDF is the one that the env step writes, laid under a second one that names the file and gives the
-tests an empty home: the image is tested, not what its builder has in ~/.local. The ENTRYPOINT runs where
+The EDF of the tests names the file and extends the one that the env step writes. It gives the tests an
+empty home, so that they test the image and not the ~/.local of its builder. The ENTRYPOINT runs where
 the EDF says so.
 """
 
@@ -39,19 +39,19 @@ from rc_tasks.tools.slurm_request import StepRequest
 from rc_tasks.util import toml_text
 from rc_tasks.util.text import log_line
 
-# The home directory inside of the container.
+# The home directory inside the container.
 _HOME = "/rc_smoke_home"
-# Of what a test prints, the log gets this much of the beginning and this much of the end.
+# The log gets this much of the beginning and this much of the end of a test's output.
 _HEAD_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 14
-# How long a line of it may be in the log, and in what the run shows.
+# How long a line of the output may be in the log, and in the run's error.
 _WIDTH = 1000
 _QUOTE_WIDTH = 160
-# What to do when a test ran, and failed.
+# The hint for a test that ran and failed.
 _CORRECT = "correct the image or the test"
-# What podman is given beyond our own limit, which is to come first.
+# podman's limit is longer than ours by this much, so that ours comes first.
 _SPARE_S = 60
-# Set by us for this step alone, they name directories that a container does not have.
+# Variables of this step that name directories which a container does not have.
 _OURS = frozenset({"TMPDIR", "XDG_RUNTIME_DIR"})
 
 
@@ -62,9 +62,9 @@ def run(
     image: Path,
     tests: tuple[SmokeTest, ...],
 ) -> tuple[Passed, ...]:
-    """Run the tests in a SquashFS file, one after the other; nothing of them is left running.
+    """Run the tests in a SquashFS file, one after the other; leave none of their processes running.
 
-    Raises ArtifactError for the first that fails, ToolNotFoundError when nothing can start a container
+    Raise ArtifactError for the first that fails, ToolNotFoundError when nothing can start a container
     here, and EdfError.
     """
     if not tests:
@@ -78,20 +78,20 @@ def run(
         try:
             resolved = launch.resolve(str(reference), environ=os.environ, cwd=Path.cwd())
         except EdfError as error:
-            # That file goes with us; the one that people can mend has the same lines.
+            # Name the project's env.toml, which has the same lines: this file is removed.
             where = str(error.where).replace(str(private / EDF), node.project.shown(EDF))
             raise error.with_where(where) from None
         name, unpacked = _container(node), None
         if launcher is Launcher.PODMAN:
             opened = launch.podman_image(resolved, engine, checkout, from_file=True)
             unpacked = held.enter_context(opened)
-            # What hangs in a container outlives the podman that was ended.
+            # A process that hangs in a container outlives the podman that was ended.
             held.push(lambda error, *_: engine.remove(name) if error else None)
         request = _request(node, launcher)
         passed = []
         for number, test in enumerate(tests, 1):
             print(f"smoke test {number} of {len(tests)} ({launcher}): {test.line}", flush=True)
-            wanted = launch.command(
+            invocation = launch.command(
                 launcher,
                 str(reference),
                 resolved,
@@ -103,7 +103,7 @@ def run(
                 name=name,
                 limit_s=test.timeout_s + _SPARE_S,
             )
-            around = _surroundings(wanted, launcher, private)
+            around = _surroundings(invocation, launcher, private)
             attempt = functools.partial(_try, around, test, launcher, request, node)
             duration_s = _run(attempt, test, node)
             print(f"passed in {duration_s:.1f} s", flush=True)
@@ -112,9 +112,9 @@ def run(
 
 
 def choose(checkout: Checkout) -> Launcher:
-    """What starts the tests' containers on this node. Raises ToolNotFoundError."""
+    """Return the launcher of the tests' containers on this node. Raise ToolNotFoundError."""
     try:
-        found, _ = launch.choose(checkout.settings.launcher, through_slurm=_on_node_of_job())
+        launcher, _ = launch.choose(checkout.settings.launcher, through_slurm=_on_node_of_job())
     except ToolNotFoundError as error:
         hint = f"{error.hint}\n" if error.hint else ""
         raise ToolNotFoundError(
@@ -122,55 +122,58 @@ def choose(checkout: Checkout) -> Launcher:
             where=error.where,
             hint=f"{hint}nothing is published untested, unless `smoke = []` in its project.toml says so",
         ) from None
-    return found
+    return launcher
 
 
 def _on_node_of_job() -> bool:
-    # Under salloc we may still be on the login node, whose files srun's nodes do not have.
+    # Under salloc this may be the login node, whose local files srun's nodes do not have.
     return slurm.job_id() is not None and "SLURMD_NODENAME" in os.environ
 
 
 def _request(node: ImageNode, launcher: Launcher) -> StepRequest | None:
-    """What srun is asked for: to start the container on this node, inside of our own step."""
+    """Return the srun request that starts the container on this node, inside our own step, or None."""
     if launcher not in {Launcher.CE, Launcher.PYXIS}:
         return None
     here = f"--nodelist={nodes.this_node().name}"
     return StepRequest(f"smoke:{node.project.name}", extra=(here, "--input=none"))
 
 
-def _surroundings(wanted: Command, launcher: Launcher, private: Path) -> Command:
+def _surroundings(invocation: Command, launcher: Launcher, private: Path) -> Command:
     if launcher in {Launcher.CE, Launcher.PYXIS}:
-        # They hand our variables on to the container.
-        return Command(wanted.argv, wanted.cwd, wanted.env, wanted.unset | _OURS)
+        # Both pass our variables on to the container.
+        return Command(invocation.argv, invocation.cwd, invocation.env, invocation.unset | _OURS)
     if launcher is Launcher.ENROOT and "XDG_RUNTIME_DIR" not in os.environ:
         # Its default lies in /run, where users may not write.
         return Command(
-            wanted.argv, wanted.cwd, {**wanted.env, "XDG_RUNTIME_DIR": str(private)}, wanted.unset
+            invocation.argv,
+            invocation.cwd,
+            {**invocation.env, "XDG_RUNTIME_DIR": str(private)},
+            invocation.unset,
         )
-    return wanted
+    return invocation
 
 
 def _write_edfs(checkout: Checkout, node: ImageNode, facts: Facts, image: Path, private: Path) -> Path:
-    """Write the EDF that users will get, and the one of the tests on top of it; returns that one."""
+    """Write the EDF that users will get, and that of the tests, which extends it; return the latter."""
     _, text = env_toml.texts(checkout, node, facts)
-    users = private / EDF
-    users.write_text(_without_missing_mounts(text, node), encoding="utf-8")
-    ours = private / "smoke.toml"
+    users_edf = private / EDF
+    users_edf.write_text(_without_missing_mounts(text, node), encoding="utf-8")
+    tests_edf = private / "smoke.toml"
     lines = {
-        "base_environment": str(users),
+        "base_environment": str(users_edf),
         "image": str(image),
         "mounts": [f"{private / 'home'}:{_HOME}"],
         "env.HOME": _HOME,
     }
-    ours.write_text(
+    tests_edf.write_text(
         "".join(f"{key} = {toml_text.dump(value)}\n" for key, value in lines.items()), encoding="utf-8"
     )
-    schema.check(ours.read_text(encoding="utf-8"), "the EDF of the smoke tests")
-    return ours
+    schema.check(tests_edf.read_text(encoding="utf-8"), "the EDF of the smoke tests")
+    return tests_edf
 
 
 def _without_missing_mounts(text: str, node: ImageNode) -> str:
-    """The EDF without what this machine does not have, such as a site's file systems on a laptop."""
+    """Return the EDF without mounts that this node lacks, such as a site's file systems on a laptop."""
     mounts = schema.loads(text, node.project.shown(EDF)).mounts
     missing = [
         mount
@@ -187,7 +190,7 @@ def _without_missing_mounts(text: str, node: ImageNode) -> str:
 
 
 def _run(attempt: Callable[[], float], test: SmokeTest, node: ImageNode) -> float:
-    """How long the test took, by `_try`. Raises ArtifactError when it fails."""
+    """Return how long the test took, by `_try`. Raise ArtifactError when it fails."""
     try:
         return slurm.patiently(attempt, functools.partial(print, flush=True))
     except UnreachableError as error:
@@ -195,41 +198,41 @@ def _run(attempt: Callable[[], float], test: SmokeTest, node: ImageNode) -> floa
 
 
 def _try(
-    wanted: Command,
+    invocation: Command,
     test: SmokeTest,
     launcher: Launcher,
     request: StepRequest | None,
     node: ImageNode,
 ) -> float:
-    """How long the test took. Raises ArtifactError, and UnreachableError when Slurm did not answer."""
-    said = _Said()
+    """Return how long the test took. Raise ArtifactError, or UnreachableError without Slurm's answer."""
+    output = _Said()
     started_s = time.monotonic()
     try:
-        status = command.pour(wanted, said.add, timeout_s=test.timeout_s)
+        status = command.pour(invocation, output.add, timeout_s=test.timeout_s)
     except (CommandError, ToolNotFoundError) as error:
         raise _not_run(test, node, error) from None
     finally:
-        said.end()
+        output.end()
     if status == 0:
         return time.monotonic() - started_s
-    last = tuple(said.last)
+    last = tuple(output.last)
     if status is None:
         longer = f"{_CORRECT}, or give it longer with smoke_timeout_s"
         raise _failed(test, node, f"did not end within {test.timeout_s} s", last, longer)
-    refused = slurm_words.explain(status, last, request) if request is not None else None
-    if isinstance(refused, UnreachableError):
-        raise refused
+    slurm_error = slurm_words.explain(status, last, request) if request is not None else None
+    if isinstance(slurm_error, UnreachableError):
+        raise slurm_error
     if request is not None and launch.refused_entrypoint(last):
         how = "could not be started: the image's ENTRYPOINT does not run it"
         raise _failed(test, node, how, last, launch.ENTRYPOINT_HINT)
-    if refused is not None:
-        raise _not_run(test, node, refused.with_quote(last))
+    if slurm_error is not None:
+        raise _not_run(test, node, slurm_error.with_quote(last))
     hint = failure.hint(launcher, status, last)
     raise _failed(test, node, command.ending(status), last, hint or _CORRECT)
 
 
 def _not_run(test: SmokeTest, node: ImageNode, error: RcError) -> RcError:
-    """What failed is not the test, but what was to start it."""
+    """Return the error of a test that could not start."""
     hint = error.hint or "the lines above are those of what starts containers: `doit doctor` checks it"
     return _failed(test, node, f"could not run: {error.what}", error.quote, hint)
 
@@ -247,9 +250,9 @@ def _failed(test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...], 
 
 @dataclass(slots=True)
 class _Said:
-    """What a test prints, passed on to the log: its beginning as it comes, then its end.
+    """Copies a test's output to the log: the beginning as it comes, then the end.
 
-    Each line is marked as the test's own, so that none can be taken for ours or Slurm's.
+    Each line is marked, so that it cannot be mistaken for one of ours or of Slurm.
     """
 
     last: deque[str] = field(default_factory=lambda: deque(maxlen=command.TAIL_LINES))
@@ -258,7 +261,7 @@ class _Said:
     _left_out_bytes: int = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take some more of it."""
+        """Take the next chunk of the output."""
         if self._told_bytes > _HEAD_BYTES:
             whole = self._rest + chunk
             self._rest = whole[-_TAIL_BYTES:]
@@ -271,7 +274,7 @@ class _Said:
         self._tell(lines)
 
     def end(self) -> None:
-        """It was the last."""
+        """Print the rest at the end of the output."""
         if self._left_out_bytes:
             print(f"  … {self._left_out_bytes} bytes left out", flush=True)
         self._tell(self._rest.split(b"\n") if self._rest else [])
@@ -282,7 +285,7 @@ class _Said:
             shown = _cut(log_line(line), _WIDTH)
             self.last.append(_cut(shown, _QUOTE_WIDTH))
             print(f"  | {shown}".rstrip())
-        # Whoever follows the log waits for it.
+        # Flush once: `doit log --follow` waits for the lines.
         print(end="", flush=True)
 
 
@@ -291,5 +294,6 @@ def _cut(text: str, width: int) -> str:
 
 
 def _container(node: ImageNode) -> str:
-    # The same each time, so that the next test removes what a killed one left: the image's lock is held.
+    # The name is the same each time, so that the next test removes the container of a killed one. The
+    # image's lock keeps others away.
     return "rc-smoke-" + hashlib.sha256(os.fsencode(node.project.directory)).hexdigest()[:16]

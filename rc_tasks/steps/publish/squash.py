@@ -1,4 +1,4 @@
-"""From an image in podman's storage to a checked SquashFS file, published by rename."""
+"""SquashFS file of an image in podman's storage: written, checked, and published by rename."""
 
 import contextlib
 import functools
@@ -28,33 +28,36 @@ from rc_tasks.tools.command import Command, Completed
 from rc_tasks.tools.podman import Image, Podman
 
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp\.sqsh")
-# A file or a symlink, with its size, in what `squashfs.listing` prints.
+# A file or a symlink, with its size, in the output of `squashfs.listing`.
 _ENTRY = re.compile(rb"([-l])\S+ \S+ +(\d+) \S+ \S+ squashfs-root(/.*)")
 _MEMORY_BYTES = 1 << 30
 _MEMORY_PER_PROCESSOR_BYTES = 16 << 20
 
 
 def temporary(final: Path) -> Path:
-    """A new name beside `final`, for `squash` to write and `publish` to rename."""
-    # Ends like the images that .gitignore keeps out; `sweep` knows it by its middle.
+    """Return a new name beside `final`, for `squash` to write and `publish` to rename."""
+    # Its suffix matches the images that .gitignore ignores; `sweep` recognizes the rest.
     return final.with_name(f".{final.stem}.{secrets.token_hex(8)}.tmp.sqsh")
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed steps left in a project directory; whoever calls holds the image's lock."""
+    """Remove what killed steps left in a project directory; the caller holds the image's lock."""
     for path in left(directory):
         path.unlink(missing_ok=True)
 
 
 def left(directory: Path) -> list[Path]:
-    """What steps write or have left in a project directory; only the lock tells which of both."""
+    """Return the files that steps write or have left in a project directory.
+
+    A file is left over when nobody holds the image's lock.
+    """
     with os.scandir(directory) as entries:
         return [
-            Path(each.path)
-            for each in entries
-            # Of an adopted image there is a link.
-            if _TEMPORARY.fullmatch(each.name)
-            and (each.is_symlink() or each.is_file(follow_symlinks=False))
+            Path(entry.path)
+            for entry in entries
+            # The file of an adopted image is a symlink.
+            if _TEMPORARY.fullmatch(entry.name)
+            and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
         ]
 
 
@@ -68,19 +71,19 @@ def squash(
     log: IO[bytes] | None,
     look: Look | None = None,
 ) -> None:
-    """Write the image to `destination`, a name that does not exist; nothing is left when it fails.
+    """Write the image to `destination`, a name that does not exist; leave nothing on failure.
 
     `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
-    tools' output goes to `log` (None: to our own output). `look` goes through the image meanwhile.
-    Rootless, this runs in `podman unshare`.
-    Raises ArtifactError when the disk is full or the tool fails.
+    tools' output goes to `log` (None: to our own output). `look` walks through the image meanwhile.
+    Rootless, run it in `podman unshare`.
+    Raise ArtifactError when the disk is full or the tool fails.
     """
     processors = settings.processors or len(os.sched_getaffinity(0))
     automatic = settings.compression is Compression.AUTO
-    wanted = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
-    compression = squashfs.best(wanted, squashfs.probe())
-    # A level means something else to each compressor.
-    level = settings.level if compression is wanted else 0
+    preferred = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
+    compression = squashfs.best(preferred, squashfs.probe())
+    # Each compressor has its own levels.
+    level = settings.level if compression is preferred else 0
     version = squashfs.version()
     if avoiding := squashfs.workaround_options(version):
         does = squashfs.WRONG_CONTENT.does
@@ -112,7 +115,7 @@ def squash(
             with _beside(look, root):
                 done = _draw(make(), log)
                 if done.returncode != 0 and squashfs.failed_comparing(done.stdout):
-                    # With the same files it may fail each time.
+                    # A second attempt with the same files may fail again, so do not compare them.
                     _say(
                         log,
                         f"mksquashfs {version} failed while it compared files: once more without, which"
@@ -127,7 +130,7 @@ def squash(
 
 
 def check(path: Path) -> int:
-    """The size in bytes of an image that can be started; raises ArtifactError with what is wrong."""
+    """Return the size in bytes of an image that Enroot can start. Raise ArtifactError."""
     squashfs.inspect(path)
     with tempfile.TemporaryFile() as lines:
         command.require("unsquashfs", squashfs.INSTALL_HINT)
@@ -137,7 +140,7 @@ def check(path: Path) -> int:
         last = b""
         for line in lines:
             last = line.rstrip(b"\n")
-            # A name with a line break in it goes on in a line that is no entry.
+            # A name with a line break continues in a line that is no entry.
             if entry := _ENTRY.fullmatch(last):
                 kind, size, name = entry.groups()
                 if kind == b"l":
@@ -152,32 +155,32 @@ def check(path: Path) -> int:
             quote=(last.decode(errors="replace"),),
             hint="build again; if it happens again, try another version of squashfs-tools",
         )
-    # Where a symlink leads is the image's affair, and can take several more.
+    # /etc may be a chain of symlinks: any non-empty rc file is accepted then.
     if not (there or (linked and elsewhere)):
         raise ArtifactError(
             "the image has no /etc/rc, so Enroot could not start it",
             where=path,
-            hint="build again; the step's log shows what mksquashfs said",
+            hint="build again; the step's log shows the output of mksquashfs",
         )
     return path.stat().st_size
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Put a checked image in place of the old one, whole or not at all, also when the power fails.
+    """Replace the published image by a checked one, whole or not at all, even if the power fails.
 
-    Jobs that run from the old image keep it. The new one gets the mode that the umask says and the
-    directory's group.
+    Jobs that run from the old image keep it. The new one gets the mode of the umask and the group of the
+    directory. Raise RcError.
     """
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        # Not ours to give when the directory belongs to a group that we are not in.
+        # This fails when the user is not in the directory's group.
         with contextlib.suppress(OSError):
             os.fchown(descriptor, -1, final.parent.stat().st_gid)
-        # mksquashfs never gives the group the right to write, whatever the umask.
+        # mksquashfs never lets the group write, whatever the umask.
         os.fchmod(descriptor, 0o666 & ~umask())
         os.fsync(descriptor)
     except OSError as error:
-        # A quota may be found to be used up only now, and the error names no file.
+        # The error of an exhausted quota may come only now, and names no file.
         raise refused(error, final) or error from None
     finally:
         os.close(descriptor)
@@ -191,18 +194,18 @@ def publish(temporary: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(look: Look | None, root: Path) -> Iterator[None]:
-    """Let `look` go through a mounted image while the body runs; it ends before this ends."""
+    """Let `look` walk through a mounted image while the body runs; wait for its end."""
     if look is None:
         yield
         return
     stop = threading.Event()
-    # mksquashfs is a process of its own, and reads the same directories: each finds them in memory
-    # where the other has been before.
+    # mksquashfs reads the same directories in a process of its own: each finds those that the other has
+    # read in the cache.
     with ThreadPoolExecutor(1) as pool:
-        looked = pool.submit(look.run, root, stop)
+        walk = pool.submit(look.run, root, stop)
         try:
             yield
-            looked.result()
+            walk.result()
         finally:
             stop.set()
 
@@ -217,7 +220,7 @@ def _enroot(
 ) -> None:
     command.require("enroot", enroot.INSTALL_HINT)
     if enroot.exports(image.env):
-        name = next(each.partition("=")[0] for each in image.env if "\n" in each)
+        name = next(assignment.partition("=")[0] for assignment in image.env if "\n" in assignment)
         raise ArtifactError(
             f"`enroot import` cannot keep the line break in the image's variable {name}",
             where=destination.parent,
@@ -225,11 +228,11 @@ def _enroot(
             "in the Dockerfile",
         )
     label = f"rc-squash={container_name(destination)}"
-    place = os.environ.get("ENROOT_TEMP_PATH")
+    temp_path = os.environ.get("ENROOT_TEMP_PATH")
     with tempfile.TemporaryDirectory(
-        prefix="rc-enroot-", dir=place, ignore_cleanup_errors=True
+        prefix="rc-enroot-", dir=temp_path, ignore_cleanup_errors=True
     ) as scratch:
-        made = enroot.import_podman(
+        invocation = enroot.import_podman(
             image.id,
             destination,
             podman=podman.command(),
@@ -239,10 +242,10 @@ def _enroot(
             squash_options=options,
             processors=processors,
         )
-        # What a killed run left, as with --replace.
+        # Remove the container of a killed run, as --replace would.
         podman.remove_labelled(label)
         try:
-            done = _run(made, log)
+            done = _run(invocation, log)
         finally:
             podman.remove_labelled(label)
     # The exit status is 127 or 1 after a good import on most hosts, and can be 0 after a bad one.
@@ -251,14 +254,14 @@ def _enroot(
     except ArtifactError:
         if done.returncode == 0:
             raise
-        # It unpacks the whole image elsewhere first.
+        # Enroot unpacks the whole image in `temp_path` first.
         started = "Creating squashfs filesystem" in done.stderr
-        full = destination.parent if started else Path(place or tempfile.gettempdir())
+        full = destination.parent if started else Path(temp_path or tempfile.gettempdir())
         _fail(done, full, image)
 
 
 def _inspected(image: Image) -> str:
-    """Return the JSON of `podman inspect` that makes Enroot write the settings as they are meant."""
+    """Return JSON in the form of `podman inspect` that makes Enroot write the right settings."""
     config = {
         "Env": enroot.environment(image.env),
         "Labels": image.labels,
@@ -271,7 +274,7 @@ def _inspected(image: Image) -> str:
 
 
 def _draw(made: Command, log: IO[bytes] | None) -> Completed:
-    """Run mksquashfs; the log gets its percentage in one line, of which the last state counts."""
+    """Run mksquashfs; the log gets its percentage in one line that is overwritten."""
     output = log if log is not None else sys.stdout.buffer
     lines: list[str] = []
     told = -1
@@ -299,12 +302,12 @@ def _draw(made: Command, log: IO[bytes] | None) -> Completed:
     return Completed(made, returncode, "\n".join(lines), "", time.monotonic() - started)
 
 
-def _run(made: Command, log: IO[bytes] | None) -> Completed:
-    """Run a tool that says little, and copy what it said to the log."""
+def _run(invocation: Command, log: IO[bytes] | None) -> Completed:
+    """Run a tool with short output, and copy its output to the log."""
     output = log if log is not None else sys.stdout.buffer
-    output.write(f"+ {made}\n".encode(errors="surrogateescape"))
+    output.write(f"+ {invocation}\n".encode(errors="surrogateescape"))
     output.flush()
-    done = command.capture(made, check=False)
+    done = command.capture(invocation, check=False)
     output.write((done.stdout + done.stderr).encode())
     output.flush()
     return done
@@ -317,11 +320,11 @@ def _say(log: IO[bytes] | None, line: str) -> None:
 
 
 def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
-    """Raise what went wrong; `directory` is where the tool wrote, and has removed its file."""
+    """Raise the error of a tool; `directory` is where it wrote, and has removed its file."""
     lines = (done.stderr or done.stdout).splitlines()
-    said = done.stdout + done.stderr
-    if "Disk quota exceeded" in said:
-        # What is free on the disk says nothing then.
+    output = done.stdout + done.stderr
+    if "Disk quota exceeded" in output:
+        # The free space of the disk does not matter then.
         raise ArtifactError(
             f"the disk quota was used up while squashing; the image is {_gb(image.size_bytes)} unpacked",
             where=directory,
@@ -329,8 +332,8 @@ def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
             hint="remove what is not needed (`doit gc`) or ask for more quota there, then run again;\n"
             "the image that was there before is untouched",
         )
-    if "No space left on device" not in said:
-        # Its environment, our door on PATH among it, stands in the log.
+    if "No space left on device" not in output:
+        # The log shows its environment, such as the changed PATH.
         raise command.failure(replace(done.command, env={}), done.returncode, lines)
     free = shutil.disk_usage(directory).free
     raise ArtifactError(
@@ -348,7 +351,7 @@ def _gb(size_bytes: int) -> str:
 
 
 def container_name(destination: Path) -> str:
-    """The name of the container in which an image is squashed to a place."""
-    # The same for each squash into one project directory, so that the next one removes what a
-    # killed one left. They never run at the same time: the image's lock is held.
+    """Return the name of the container in which an image is squashed to `destination`."""
+    # It is the same for each squash into one project directory, so that the next one removes what a
+    # killed one left. The image's lock prevents two at the same time.
     return "rc-squash-" + hashlib.sha256(os.fsencode(destination.parent.resolve())).hexdigest()[:16]

@@ -363,7 +363,7 @@ def test_registry_bases_that_no_dockerfile_names(tmp_path: Path) -> None:
     assert opened.store.has(digest("e"))
     (broken / "Dockerfile").unlink()
     broken.rmdir()
-    assert "registry bases that no Dockerfile names any more" in gc(opened).text
+    assert "registry bases that no Dockerfile names" in gc(opened).text
     assert not opened.store.has(digest("e")) and opened.store.has(digest("f"))
     assert [base.reference for base in catalogue.bases()] == ["debian", "debian:f"]
 
@@ -381,7 +381,9 @@ def test_an_image_at_work_is_left_alone(tmp_path: Path) -> None:
     with locks.held(opened.lock("app:1"), "enroot:app:1"):
         removed = collector.remove(found)
     assert unfinished.exists() and unfinished not in {item.path for item in removed}
-    assert any("app:1: enroot:app:1 is being built by" in line for line in found.left)
+    assert any(
+        line.startswith("app:1: ") and "has been running enroot:app:1" in line for line in found.left
+    )
 
 
 @pytest.mark.podman

@@ -53,7 +53,7 @@ def test_a_held_lock_names_its_holder_and_is_gone_afterwards(tmp_path: Path) -> 
         found = holder(path)
         assert found is not None
         assert (found.step, found.pid, found.node) == ("podman:x:1", os.getpid(), os.uname().nodename)
-        with pytest.raises(LockedError, match=r"podman:x:1 is being built by .* since 20") as caught:
+        with pytest.raises(LockedError, match=r"has been running podman:x:1 since 20") as caught:
             held(path, "enroot:x:1").__enter__()
         assert caught.value.hint == "wait for it, then run the same command again"
     assert holder(path) is None
@@ -89,7 +89,7 @@ def test_a_lock_is_taken_over_only_from_who_is_gone(
     leave(path, **{key: gone() if value == -1 else value for key, value in left.items()})
     assert (holder(path) is None) is free
     if not free:
-        with pytest.raises(LockedError, match=r"podman:x is being built by somebody .*, job 17"):
+        with pytest.raises(LockedError, match=r"somebody has been running podman:x .*, job 17"):
             held(path, "podman:x").__enter__()
         return
     with held(path, "podman:x"):
@@ -256,7 +256,7 @@ def test_a_lock_that_looks_old_is_watched_before_it_is_taken_over(
     assert not locks.lost(path) and not locks.abandoned(path)
     assert locks.holder(path) is None
     assert locks.living_holder(path) == locks.Holder(**json.loads(path.read_text()))
-    with pytest.raises(LockedError, match="podman:x is being built by somebody"):
+    with pytest.raises(LockedError, match="somebody has been running podman:x"):
         held(path, "podman:x").__enter__()
     assert touched
 
@@ -275,7 +275,7 @@ def test_a_file_system_without_hard_links_has_locks(
         found = holder(path)
         assert found is not None and found.pid == os.getpid()
         assert path.stat().st_mode & 0o777 == 0o644
-        with pytest.raises(LockedError, match="podman:x is being built by"):
+        with pytest.raises(LockedError, match="has been running podman:x since"):
             held(path, "podman:x").__enter__()
         write_atomically(tmp_path / "record", "1")
     assert [each.name for each in tmp_path.iterdir()] == ["record"]
@@ -408,7 +408,7 @@ def test_of_two_heirs_of_an_old_lock_one_waits(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "unlink", slowly)
     with held(path, "podman:x"):
         assert told == [
-            f"{path}: another process is taking over this lock, whose holder is gone\n"
+            f"{path}: another process is reclaiming this lock, whose holder is dead\n"
             "  next: run the same command again in a minute"
         ]
     assert list(tmp_path.iterdir()) == []
@@ -422,7 +422,7 @@ def test_an_heir_that_was_killed_is_waited_for_no_longer_than_a_minute(
     found = locks._look(path)
     assert found is not None
     (tmp_path / f".x.json.claim-{found.mark}").touch()
-    with pytest.raises(LockedError, match="another process is taking over"):
+    with pytest.raises(LockedError, match="another process is reclaiming"):
         held(path, "podman:x").__enter__()
     monkeypatch.setattr(locks, "server_time_s", lambda _: time.time() + 61)
     with held(path, "podman:x"):

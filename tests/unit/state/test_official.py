@@ -246,7 +246,7 @@ def test_a_clone_notices_that_the_official_image_changed(official: Path, clone: 
     (clone / "base/Dockerfile").write_text(recipe)
     assert adopted(clone) == ["base"]
     assert states(clone)["base"] == (State.FRESH, (f"adopted from {official}",))
-    assert states(clone)["child:1"] == (State.STALE, ("base base was built anew",))
+    assert states(clone)["child:1"] == (State.STALE, ("base base was rebuilt",))
 
 
 def publish(official: Path, name: str, content: bytes) -> None:
@@ -282,7 +282,7 @@ def remove_store_entry(official: Path) -> None:
         pytest.param(
             remove_store_entry,
             State.STALE,
-            "the official image is not in the store of {official} any more",
+            "the official image is no longer in the store of {official}",
             id="no-store",
         ),
         pytest.param(
@@ -342,19 +342,14 @@ def test_an_official_image_that_was_rolled_back_is_not_adopted(official: Path, c
     assert adopted(clone) == ["base"]
     offers = opened(clone).judge.offers
     assert offers is not None
-    assert (
-        str(offers.refusal("child:1"))
-        == "an older image was put back in its place there (doit rollback)"
-    )
+    assert str(offers.refusal("child:1")) == "an older image replaces it there (doit rollback)"
     assert states(second)["child:1"][0] is State.STALE
 
 
 def test_another_images_root_makes_it_stale(official: Path, clone: Path, tmp_path: Path) -> None:
     adopted(clone)
     (clone / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/elsewhere"\n')
-    assert states(clone)["base"][1][0] == (
-        f"adopted from {official}, which images_root does not name any more"
-    )
+    assert states(clone)["base"][1][0] == (f"adopted from {official}, which is no longer images_root")
 
 
 def test_touching_the_official_image_changes_nothing(official: Path, clone: Path) -> None:

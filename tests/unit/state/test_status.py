@@ -137,12 +137,12 @@ def umask_was(root: Path, mask: int) -> None:
         pytest.param(
             # COPY takes the file, under its name.
             lambda root: (root / "base/Dockerfile").rename(root / "base/Containerfile"),
-            {"podman:base": "Containerfile takes the place of Dockerfile"},
+            {"podman:base": "Containerfile replaces Dockerfile"},
             id="renamed-dockerfile",
         ),
         pytest.param(
             edit("base/Containerfile", "FROM scratch\n"),
-            {"podman:base": "Containerfile takes the place of Dockerfile"},
+            {"podman:base": "Containerfile replaces Dockerfile"},
             id="containerfile",
         ),
         pytest.param(
@@ -172,7 +172,7 @@ def umask_was(root: Path, mask: int) -> None:
         ),
         pytest.param(
             overwrite("base/image.sqsh", 200),
-            {"enroot:base": "image.sqsh was changed after it was published"},
+            {"enroot:base": "image.sqsh was changed after its publication"},
             id="overwritten",
         ),
         pytest.param(

@@ -84,8 +84,8 @@ def test_what_this_node_cannot_read_is_told_and_stays(
         monkeypatch.setattr(Path, "stat", failing_stat)
     before = files(kept)
     with pytest.raises(ArtifactError) as caught:
-        kept.bring(Empty(), IMAGE)
+        kept.load(Empty(), IMAGE)
     monkeypatch.undo()
     assert f"{kept.image(IMAGE)}/" in str(caught.value)
-    assert f": cannot be read: {os.strerror(number)}\n  next: it is left as it is: " in str(caught.value)
+    assert f": cannot be read: {os.strerror(number)}\n  next: nothing was removed: " in str(caught.value)
     assert files(kept) == before
