@@ -1,4 +1,4 @@
-"""What a night did: gathered from history and from the checkout as it is now, and told as JSON."""
+"""Summary of a nightly run: gathered from the history and the current checkout, and as JSON."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ _SKEW = timedelta(minutes=5)
 class Ending(StrEnum):
     """How the run of a job ended.
 
-    `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel, or
-    because others needed the nodes. `refused`: nothing was run.
+    `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel or
+    preemption. `refused`: nothing was run.
     """
 
     FINISHED = "finished"
@@ -38,7 +38,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A job of the night as it began; times are UTC, ISO 8601.
+    """A job of a nightly run at its start; times are UTC, ISO 8601.
 
     `after` is the job whose time ran out before this one. `commit_before` is the commit before the
     pull; both are empty outside git. `error` is why it was refused.
@@ -91,7 +91,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one night did: the job that ends now and, if it follows on one, that one too.
+    """The result of one nightly run: of the job that ends now, and of the job that it continues.
 
     `images` is how many there are, `fresh` how many are fresh now. `log` and `report` are paths in the
     checkout; `resubmitted_as` is the job that follows. `status` is doit's exit status.
@@ -117,24 +117,24 @@ class Summary:
 
     @property
     def duration_s(self) -> float:
-        """From the beginning of the job to its end."""
+        """The time from the start of the job to its end."""
         spent = datetime.fromisoformat(self.ended_at) - datetime.fromisoformat(self.begun.started_at)
         return max(0.0, spent.total_seconds())
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed, and what is left is done by another job."""
+        """Whether nothing failed, and another job continues with the remaining images."""
         stopped = self.ending in {Ending.CANCELLED, Ending.REFUSED}
         unfinished = (self.left or self.status) and not self.resubmitted_as
         return not (self.failed or stopped or unfinished)
 
 
 def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
-    """Return the summary for programs: docs/administrators.md tells the keys, which are a contract."""
-    found = asdict(summary)
-    begun = found.pop("begun")
+    """Return the summary for programs; docs/administrators.md describes the keys, a contract."""
+    document = asdict(summary)
+    begun = document.pop("begun")
     empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")
-    flat = {"schema": SCHEMA, **begun, **found}
+    flat = {"schema": SCHEMA, **begun, **document}
     return {
         **{key: value or None if key in empty else value for key, value in flat.items()},
         "duration_s": summary.duration_s,
@@ -144,7 +144,7 @@ def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
 
 
 def gather(
-    opened: Session,
+    current: Session,
     begun: Begun,
     first: Begun,
     *,
@@ -153,83 +153,83 @@ def gather(
     ended_at: str,
     nodes: Iterable[str],
 ) -> Summary:
-    """What the night did. `first` is the job with which it began, often the same one.
+    """Return the summary of a nightly run. `first` is its first job, often the same one.
 
-    `ending` is what the script saw, perhaps one of Ending's values; `status` is doit's, `nodes` are
-    those of the job that ends now.
+    `ending` is the ending that the script saw, perhaps a value of Ending. `status` is doit's exit
+    status. `nodes` are those of the job that ends now.
     """
-    entries = _entries(opened, begun, first)
+    entries = _entries(current, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
-    # What never got a place says nothing of its image: the time or the nodes were missing.
+    # A step without a place does not count as failed: the time or the nodes were missing.
     unplaced = [each for each in last.values() if each.outcome is Outcome.FAILED and not each.node]
     failed = [
-        _failed(opened, each)
+        _failed(current, each)
         for each in last.values()
         if each.outcome is Outcome.FAILED and each not in unplaced
     ]
-    broken = opened.checkout.graph.broken
+    broken = current.checkout.graph.broken
     bad = {each.name for each in failed} | broken.keys()
-    blocked = _blocked(opened, bad)
-    statuses = [opened.judge.image(name) for name in opened.checkout.graph.images]
+    blocked = _blocked(current, bad)
+    statuses = [current.judge.image(name) for name in current.checkout.graph.images]
     stopped = {
         each.image: "interrupted" if each.outcome is Outcome.INTERRUPTED else each.error or "not started"
         for each in [*(each for each in last.values() if each.outcome is Outcome.INTERRUPTED), *unplaced]
     }
-    left = [
+    remaining = [
         Left(
-            found.name,
-            found.state,
-            (*((stopped[found.name],) if found.name in stopped else ()), *found.reasons),
+            status_of.name,
+            status_of.state,
+            (*((stopped[status_of.name],) if status_of.name in stopped else ()), *status_of.reasons),
         )
-        for found in statuses
-        if found.state is not State.FRESH and found.name not in {*bad, *blocked}
+        for status_of in statuses
+        if status_of.state is not State.FRESH and status_of.name not in {*bad, *blocked}
     ]
     done = [entry for entry in entries if entry.outcome is Outcome.DONE]
-    made = {entry.image for entry in done if entry.step is not Step.ENV} - bad
-    adopted = _adopted(opened, first)
+    built_names = {entry.image for entry in done if entry.step is not Step.ENV} - bad
+    adopted = _adopted(current, first)
     return Summary(
-        root=str(opened.checkout.root),
+        root=str(current.checkout.root),
         begun=begun,
         ended_at=ended_at,
-        ending=_ending(begun, ending, status, unplaced, left),
+        ending=_ending(begun, ending, status, unplaced, remaining),
         status=status,
         nodes=tuple(dict.fromkeys([*(entry.node for entry in entries if entry.node), *nodes])),
         images=len(statuses) + len(broken),
-        fresh=sum(found.state is State.FRESH for found in statuses),
-        built=tuple(_built(name, done) for name in opened.checkout.graph.images if name in made),
-        env_only=tuple(sorted({entry.image for entry in done} - made - bad)),
-        adopted=tuple(name for name in adopted if name not in made),
+        fresh=sum(status_of.state is State.FRESH for status_of in statuses),
+        built=tuple(_built(name, done) for name in current.checkout.graph.images if name in built_names),
+        env_only=tuple(sorted({entry.image for entry in done} - built_names - bad)),
+        adopted=tuple(name for name in adopted if name not in built_names),
         failed=(*failed, *(FailedStep(name, "", str(error)) for name, error in broken.items())),
         not_tried=tuple(UntriedImage(name, base) for name, base in blocked.items()),
-        left=tuple(left),
+        left=tuple(remaining),
     )
 
 
 def _ending(
-    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], left: Iterable[Left]
+    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], remaining: Iterable[Left]
 ) -> Ending:
     if begun.error:
         return Ending.REFUSED
     if seen == Ending.CANCELLED:
         return Ending.CANCELLED
-    # The signal may have come when all was done.
-    if left and (any(unplaced) or (seen == Ending.TIME and status != 0)):
+    # The signal may have come after the last step.
+    if remaining and (any(unplaced) or (seen == Ending.TIME and status != 0)):
         return Ending.TIME
     return Ending.FINISHED
 
 
-def _entries(opened: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
-    """What the jobs of a night did, in order."""
+def _entries(current: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
+    """Return the history entries of the jobs of a nightly run, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
-    found = []
-    for entry in history.entries(opened.checkout.history):
+    of_night = []
+    for entry in history.entries(current.checkout.history):
         if entry.began < since:
-            # They come newest first.
+            # Entries come newest first.
             break
         if entry.job_id in jobs:
-            found.append(entry)
-    return found[::-1]
+            of_night.append(entry)
+    return of_night[::-1]
 
 
 def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:
@@ -240,47 +240,47 @@ def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:
     )
 
 
-def _failed(opened: Session, entry: HistoryEntry) -> FailedStep:
+def _failed(current: Session, entry: HistoryEntry) -> FailedStep:
     lines: list[str] = []
     if entry.log:
         with contextlib.suppress(OSError):
-            log = opened.checkout.root / entry.log
+            log = current.checkout.root / entry.log
             text = verdict(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
-    root = f"{opened.checkout.root}/"
+    root = f"{current.checkout.root}/"
     return FailedStep(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)
 
 
-def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
-    """Return the images that cannot be built, each with the first base on the way up that is bad."""
+def _blocked(current: Session, bad: Iterable[str]) -> dict[str, str]:
+    """Return the images that cannot be built, each with its nearest bad base."""
     wrong, blocked = set(bad), dict[str, str]()
-    # Bases come before what is built on them.
-    for name, node in opened.checkout.graph.images.items():
+    # Bases come before the images that are built on them.
+    for name, node in current.checkout.graph.images.items():
         causes = [blocked.get(base, base) for base in node.bases if base in wrong or base in blocked]
         if causes and name not in wrong:
             blocked[name] = causes[0]
     return blocked
 
 
-def _adopted(opened: Session, first: Begun) -> list[str]:
+def _adopted(current: Session, first: Begun) -> list[str]:
     """Return the images that were adopted from the official checkout since the run began."""
     records, since_ns = (
-        opened.checkout.records,
+        current.checkout.records,
         datetime.fromisoformat(first.started_at).timestamp() * 1e9,
     )
-    found = []
-    for name in opened.checkout.graph.images:
+    adopted = []
+    for name in current.checkout.graph.images:
         record, version = records.get(Step.ENROOT, name), records.version(Step.ENROOT, name)
         if record is not None and record.adopted_from and version is not None and version[1] >= since_ns:
-            found.append(name)
-    return found
+            adopted.append(name)
+    return adopted
 
 
 def load_begun(path: Path) -> Begun | None:
-    """What is known of a job, from its file, also from that with its summary."""
+    """Return the start of a job from its file, which may hold its summary too; None when damaged."""
     try:
-        found: Mapping[str, Any] = json.loads(read_bytes(path))
-        begun = Begun(**{key: str(found.get(key) or "") for key in Begun.__slots__})
+        document: Mapping[str, Any] = json.loads(read_bytes(path))
+        begun = Begun(**{key: str(document.get(key) or "") for key in Begun.__slots__})
         datetime.fromisoformat(begun.started_at)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

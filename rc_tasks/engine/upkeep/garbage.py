@@ -1,9 +1,9 @@
-"""What a checkout holds that nothing needs any more, found first and removed after.
+"""Garbage collection of a checkout: finds files that nothing needs, then removes them.
 
-Of an image whose lock somebody holds nothing goes: a step, or a rollback, is at work. Jobs, and steps
-that read the store, cannot be asked: what they may want stays for a time. `state/store/previous.py` says
-how long for images, and `state/store/garbage.py` for the store. Of a project that is gone all stays for
-a month: it may be back with the next branch.
+Nothing of an image whose lock is held is removed: a step or a rollback is running. Jobs, and steps that
+read the store, hold no lock, so files that they may need stay for a time. `state/store/previous.py` says
+how long for images, and `state/store/garbage.py` for the store. Files of a deleted project stay for a
+month: it may be back with the next branch.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ _MANIFEST = re.compile(r"([0-9a-f]{64})(?:\.origin)?\.json")
 class GarbageKind(StrEnum):
     """A kind of garbage, in the words of a table."""
 
-    PREVIOUS = "earlier images beyond store.previous"
+    PREVIOUS = "previous images beyond store.previous"
     GONE = "projects that are gone"
     IMAGE = "images of the store that nothing refers to"
     BLOB = "their layers"
-    BASE = "registry bases that no Dockerfile names any more"
+    BASE = "registry bases that no Dockerfile names"
     MANIFEST = "manifests of images that are gone, beyond history.days"
     LOG = "logs beyond logs.keep and logs.days"
     TEMPORARY = "temporary files of dead processes"
@@ -55,7 +55,7 @@ class GarbageKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file or a directory to be removed, with the image that it belongs to, if to one."""
+    """A file or a directory to be removed, and the name of its image, if it belongs to one."""
 
     kind: GarbageKind
     path: Path
@@ -64,10 +64,10 @@ class Item:
 
 @dataclass(slots=True)
 class Garbage:
-    """All that can go. `left` says what stays though it looks as if it could go, and why.
+    """All files that can be removed. `left` names paths that stay although they look unneeded, and why.
 
-    `gone` are the projects that are not there, with the time when that was first seen; `young` counts
-    images of the store that nothing refers to, too young to be removed.
+    `gone` are the deleted projects, with the time when that was first seen. `young` counts images of the
+    store that nothing refers to, but that are too young to be removed.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -77,8 +77,8 @@ class Garbage:
 
     def count(self, kind: GarbageKind) -> int:
         """Return how many there are of a kind."""
-        found = [item for item in self.items if item.kind is kind]
-        return len({item.image for item in found}) if kind is GarbageKind.GONE else len(found)
+        of_kind = [item for item in self.items if item.kind is kind]
+        return len({item.image for item in of_kind}) if kind is GarbageKind.GONE else len(of_kind)
 
 
 class Collector:
@@ -92,33 +92,34 @@ class Collector:
 
     @property
     def lock(self) -> Path:
-        """Held while something is removed."""
+        """The lock that is held during a removal."""
         return self._generated / "gc.json"
 
     def find(self) -> Garbage:
         """Return all that could be removed now; changes nothing."""
-        found = Garbage(gone=self._gone_since())
-        self._projects_gone(found)
-        gone = {item.image for item in found.items}
-        self._previous(found)
-        self._bases(found)
-        self._stored(found, gone)
-        self._logs(found, gone)
-        self._temporaries(found)
+        garbage_found = Garbage(gone=self._gone_since())
+        self._projects_gone(garbage_found)
+        gone = {item.image for item in garbage_found.items}
+        self._previous(garbage_found)
+        self._bases(garbage_found)
+        self._stored(garbage_found, gone)
+        self._logs(garbage_found, gone)
+        self._temporaries(garbage_found)
         with contextlib.suppress(RcError):
-            left = podman_storage.dead(self._checkout.settings.podman)
-            found.items += [Item(GarbageKind.JOB, path) for path in left]
-        return found
+            ended = podman_storage.dead(self._checkout.settings.podman)
+            garbage_found.items += [Item(GarbageKind.JOB, path) for path in ended]
+        return garbage_found
 
-    def remove(self, found: Garbage) -> list[Item]:
-        """Remove what was found, as far as it is not needed or busy by now; what was removed.
+    def remove(self, unneeded: Garbage) -> list[Item]:
+        """Remove the items that are still unneeded and not in use; return the removed ones.
 
-        What refers to images goes before them. `found.left` tells what could not be removed.
+        References to images go before the images. `unneeded.left` gets the paths that could not be
+        removed.
         """
         removed: list[Item] = []
-        self._note(found.gone)
+        self._note(unneeded.gone)
         by_image: dict[str, list[Item]] = {}
-        for item in found.items:
+        for item in unneeded.items:
             if item.kind in {GarbageKind.IMAGE, GarbageKind.BLOB, GarbageKind.JOB}:
                 continue
             by_image.setdefault(item.image, []).append(item)
@@ -127,44 +128,44 @@ class Collector:
                 with contextlib.ExitStack() as stack:
                     if image:
                         stack.enter_context(locks.held(self._checkout.lock(image), f"gc:{image}"))
-                    removed += [item for item in items if self._removed(item, found)]
+                    removed += [item for item in items if self._removed(item, unneeded)]
             except RcError as error:
-                found.left.append(f"{image}: {error.what}")
-        removed += self._remove_stored(found)
-        for item in found.items:
+                unneeded.left.append(f"{image}: {error.what}")
+        removed += self._remove_stored(unneeded)
+        for item in unneeded.items:
             if item.kind is GarbageKind.JOB:
                 podman_storage.remove(item.path, nodes.storage(self._checkout.settings.podman))
                 removed += [] if item.path.exists() else [item]
         return removed
 
-    def _previous(self, found: Garbage) -> None:
+    def _previous(self, unneeded: Garbage) -> None:
         kept, graph = self._checkout.previous, self._checkout.graph
         for name, node in graph.images.items():
             surplus = kept.surplus(node.project, self._checkout.settings.store, self._named)
-            found.items += [Item(GarbageKind.PREVIOUS, path, name) for path in surplus]
+            unneeded.items += [Item(GarbageKind.PREVIOUS, path, name) for path in surplus]
         for name in kept.names():
-            found.left += map(self._foreign, kept.foreign(name))
+            unneeded.left += map(self._foreign, kept.foreign(name))
 
-    def _bases(self, found: Garbage) -> None:
-        """The notes of bases, without which their images are needed by nothing."""
+    def _bases(self, unneeded: Garbage) -> None:
+        """Find the files of bases that no Dockerfile names; without them, nothing needs their images."""
         graph = self._checkout.graph
         if graph.broken:
-            # A Dockerfile that cannot be read may name any.
+            # A Dockerfile that cannot be read may name any base.
             return
         named = {reference for node in graph.images.values() for reference in node.remote}
         for path, base in self._checkout.store.catalogue.base_files():
             if base.reference not in named and self._age_days(path) >= GONE_DAYS:
-                found.items.append(Item(GarbageKind.BASE, path))
+                unneeded.items.append(Item(GarbageKind.BASE, path))
 
     def _stored(self, found: Garbage, gone: Iterable[str]) -> None:
-        """Images and blobs of the store, and manifests: what no image refers to that stays."""
+        """Find the images, blobs and manifests that no remaining image refers to."""
         store = self._checkout.store
         leaving = {
             item.path for item in found.items if item.kind in {GarbageKind.PREVIOUS, GarbageKind.BASE}
         }
         needed = references(self._checkout, set(gone), leaving)
         if needed.unreadable:
-            # It may be of a later version of this tool, and refer to anything.
+            # The file may be of a later version of this tool, and refer to any image.
             unread = self._shown(needed.unreadable[0])
             found.left.append(f"the whole store: {unread} cannot be read, and may refer to an image")
             return
@@ -180,7 +181,7 @@ class Collector:
                 manifest = _MANIFEST.fullmatch(path.name)
                 if manifest is None:
                     found.left += [] if path.name.startswith(".") else [self._foreign(path)]
-                # `doit diff` can tell of what `doit history` knows.
+                # `doit diff` needs the manifests of the builds in `doit history`.
                 elif manifest[1] not in needed.words and self._age_days(path) > history_days:
                     found.items.append(Item(GarbageKind.MANIFEST, path))
 
@@ -188,30 +189,30 @@ class Collector:
         """Return the directories of manifests, by image."""
         return _listed(self._generated / "manifests")
 
-    def _remove_stored(self, found: Garbage) -> list[Item]:
-        images = tuple(item.path for item in found.items if item.kind is GarbageKind.IMAGE)
-        blobs = tuple(item.path for item in found.items if item.kind is GarbageKind.BLOB)
+    def _remove_stored(self, collected: Garbage) -> list[Item]:
+        images = tuple(item.path for item in collected.items if item.kind is GarbageKind.IMAGE)
+        blobs = tuple(item.path for item in collected.items if item.kind is GarbageKind.BLOB)
         if not images and not blobs:
             return []
         store, unneeded = self._checkout.store, Unneeded(images, blobs)
         removed = set(garbage.remove(store, unneeded, self._now_s))
-        return [item for item in found.items if item.path in removed]
+        return [item for item in collected.items if item.path in removed]
 
-    def _logs(self, found: Garbage, gone: Iterable[str]) -> None:
+    def _logs(self, unneeded: Garbage, gone: Iterable[str]) -> None:
         for image in _listed(self._generated / "logs"):
             for step in _listed(image) if image.name not in gone else ():
                 surplus = logs.surplus(step, self._checkout.settings.logs)
-                found.items += [Item(GarbageKind.LOG, path) for path in surplus]
+                unneeded.items += [Item(GarbageKind.LOG, path) for path in surplus]
 
-    def _temporaries(self, found: Garbage) -> None:
+    def _temporaries(self, unneeded: Garbage) -> None:
         places = [self._generated, *_listed(self._generated)]
         places += [
-            each
+            entry
             for part in ("store", "previous", "manifests", "store/references")
-            for each in _listed(self._generated / part)
+            for entry in _listed(self._generated / part)
         ]
         for place in places:
-            found.items += [
+            unneeded.items += [
                 Item(GarbageKind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)
             ]
         for name, node in self._checkout.graph.images.items():
@@ -221,37 +222,37 @@ class Collector:
                     paths = squash.left(project.directory)
                     paths += files.temporaries(project.directory, IMAGE_JSON)
                     paths += files.temporaries(project.directory, EDF)
-                    found.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
+                    unneeded.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
 
     def _gone_since(self) -> dict[str, str]:
         """Return the projects that are gone but left files, with the time when that was first seen."""
         checkout = self._checkout
         known = set(checkout.graph.names())
-        found = recorded(checkout) | {name for name, _ in checkout.store.catalogue.caches()}
-        # Not those of the nightly runs.
+        names = recorded(checkout) | {name for name, _ in checkout.store.catalogue.caches()}
+        # Skip the logs of nightly runs.
         logged = _listed(self._generated / "logs")
-        found |= {path.name for path in logged if any((path / step).is_dir() for step in Step)}
-        found |= {*checkout.previous.names(), *(path.name for path in self._manifests())}
+        names |= {path.name for path in logged if any((path / step).is_dir() for step in Step)}
+        names |= {*checkout.previous.names(), *(path.name for path in self._manifests())}
         for place in (checkout.root, checkout.root / PROJECTS):
             for path in _listed(place):
                 if not path.name.startswith(".") and _only_generated(path):
-                    found.add(path.name)
+                    names.add(path.name)
         seen = self._noted()
         now = datetime.fromtimestamp(self._now_s, UTC).isoformat(timespec="seconds")
-        return {name: seen.get(name, now) for name in sorted(found - known)}
+        return {name: seen.get(name, now) for name in sorted(names - known)}
 
-    def _projects_gone(self, found: Garbage) -> None:
-        """What is left of projects that were not seen, and not built, for a month."""
-        for name, since in found.gone.items():
+    def _projects_gone(self, unneeded: Garbage) -> None:
+        """Find the files of projects that were deleted, and not built, for a month."""
+        for name, since in unneeded.gone.items():
             paths = list(self._of_project(name))
             age_days = min((self._age_days(path) for path in paths), default=0.0)
             if min(age_days, self._days_since(since)) < GONE_DAYS:
                 continue
             for path in paths:
                 if self._is_named(path, name):
-                    found.left.append(f"{self._shown(path)}: an EDF names it")
+                    unneeded.left.append(f"{self._shown(path)}: an EDF names it")
                 else:
-                    found.items.append(Item(GarbageKind.GONE, path, name))
+                    unneeded.items.append(Item(GarbageKind.GONE, path, name))
 
     def _of_project(self, name: str) -> Iterator[Path]:
         checkout = self._checkout
@@ -273,7 +274,7 @@ class Collector:
             return self._named(f"/{name}/{ARTIFACT}")
         return path.parent.parent == self._checkout.previous.directory and self._named(path.name)
 
-    def _removed(self, item: Item, found: Garbage) -> bool:
+    def _removed(self, item: Item, unneeded: Garbage) -> bool:
         path = item.path
         files.require_locks()
         try:
@@ -289,19 +290,19 @@ class Collector:
         except FileNotFoundError:
             return False
         except OSError as error:
-            found.left.append(f"{self._shown(path)}: {error.strerror}")
+            unneeded.left.append(f"{self._shown(path)}: {error.strerror}")
             return False
         if item.kind is GarbageKind.GONE:
-            # Directories that are empty now.
+            # Remove the parent directory if it is empty now.
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
         return True
 
     def _noted(self) -> dict[str, str]:
         try:
-            found = json.loads((self._generated / "gone.json").read_bytes())
+            document = json.loads((self._generated / "gone.json").read_bytes())
             return {
-                str(name): datetime.fromisoformat(since).isoformat() for name, since in found.items()
+                str(name): datetime.fromisoformat(since).isoformat() for name, since in document.items()
             }
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return {}
@@ -339,7 +340,7 @@ def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:
 def freed_bytes(
     measured: Mapping[Item, tuple[os.stat_result, ...]], items: Iterable[Item]
 ) -> dict[GarbageKind, int]:
-    """What the removal of items frees, by kind: a file that keeps another name frees nothing."""
+    """Return the bytes that the removal of items frees, by kind; a file with another link frees none."""
     links: Counter[tuple[int, int]] = Counter()
     sizes = dict.fromkeys(GarbageKind, 0)
     for item in items:
@@ -369,7 +370,7 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _only_generated(directory: Path) -> bool:
-    """Return whether a project directory holds nothing but what we have put there."""
+    """Return whether a project directory holds only files that steps have made."""
     try:
         names = set(os.listdir(directory)) if not directory.is_symlink() else set[str]()
     except OSError:

@@ -31,7 +31,7 @@ _SHORT_ID = 12
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that is not as it was published; `where` is relative to the checkout.
+    """A file that differs from what was published; `where` is relative to the checkout.
 
     The commands in `hint` work in every directory.
     """
@@ -42,9 +42,9 @@ class Damage:
 
 
 class Verdict(StrEnum):
-    """What was found; `building`: it is being published just now, so that nothing can be said.
+    """The result of a verification; `building`: a step is publishing the image, so it is unknown.
 
-    `unreadable`: this user may not read a part of it.
+    `unreadable`: this user may not read a part of the image.
     """
 
     WHOLE = "whole"
@@ -56,7 +56,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An image that was verified. `notes` tell what could only be verified in part."""
+    """An image that was verified. `notes` say what could only be verified in part."""
 
     name: str
     verdict: Verdict
@@ -66,9 +66,9 @@ class Verified:
 
 @dataclass(slots=True)
 class Verification:
-    """Verifies images of a checkout; a blob that several need is read once.
+    """Verifies images of a checkout; a blob that several images need is read once.
 
-    `read` is told the size of every piece that was read; `at_once`: how many threads read.
+    `read` is called with the size in bytes of each piece that was read. `at_once` threads read.
     """
 
     checkout: Checkout
@@ -77,7 +77,7 @@ class Verification:
     _blobs: dict[Path, str] = field(default_factory=dict)
 
     def size_bytes(self, names: Iterable[str]) -> int:
-        """Return how much there is to read."""
+        """Return how many bytes there are to read."""
         total = 0
         blobs: dict[Path, int] = {}
         for name in names:
@@ -116,15 +116,19 @@ class Verification:
                 return Verified(name, verdict, tuple(damages), tuple(notes))
             if holder is not None:
                 break
-        # What is damaged now may be whole in a moment.
+        # A step is running: the damage may be gone in a moment.
         return Verified(name, Verdict.BUILDING)
 
     def _denied(self, error: PermissionError) -> tuple[Damage, ...]:
-        told = refused(error)
-        return (Damage(str(told.where), told.what, told.hint or ""),) if told is not None else ()
+        error_told = refused(error)
+        return (
+            (Damage(str(error_told.where), error_told.what, error_told.hint or ""),)
+            if error_told is not None
+            else ()
+        )
 
     def _closed(self, name: str) -> Iterator[str]:
-        """Which files of an official image nobody but their owner may read."""
+        """Yield a note for each file of an official image that only its owner may read."""
         for path in closed_files(self.checkout, name) if is_official(self.checkout) else ():
             yield (
                 f"{shown(path, self.checkout.shown(path))} locks everybody else out:"
@@ -140,7 +144,7 @@ class Verification:
         path = node.project.artifact
         where = node.project.shown(ARTIFACT)
         name = node.project.name
-        # What is sampled at every start may be whole.
+        # Remove the file: the samples of every start may miss the damage, so it would count as fresh.
         hint = f"{_remove(path)}doit build:{name}    (it is squashed again)"
         if record.adopted_from:
             hint = f"ask those who own it to `doit verify {name}` in {record.adopted_from}"
@@ -156,9 +160,9 @@ class Verification:
                     where, f"has {size_bytes} bytes, and {published.size_bytes} when published", hint
                 )
             elif published.blocks_digest:
-                found = blocks_digest(str(path), self.read, self.at_once)
-                if found != published.blocks_digest:
-                    digests = f"{found[:_SHORT_ID]}, and was {published.blocks_digest[:_SHORT_ID]}"
+                digest_now = blocks_digest(str(path), self.read, self.at_once)
+                if digest_now != published.blocks_digest:
+                    digests = f"{digest_now[:_SHORT_ID]}, and was {published.blocks_digest[:_SHORT_ID]}"
                     yield Damage(
                         where, f"has another content than when published: digest {digests}", hint
                     )
@@ -181,16 +185,16 @@ class Verification:
         remove = _remove(node.project.image_json)
         hint = f"{remove}doit build:{node.project.name}    (it is written again)"
         try:
-            found = json.loads(read_bytes(node.project.image_json))
-            wanted = {
+            document = json.loads(read_bytes(node.project.image_json))
+            expected = {
                 "name": node.project.name,
                 "image_id": record.inputs.get("image", ""),
                 "size_bytes": published.size_bytes,
                 "sample": published.sample,
             }
             if published.blocks_digest:
-                wanted["blocks_digest"] = published.blocks_digest
-            differ = [key for key, value in wanted.items() if found.get(key) != value]
+                expected["blocks_digest"] = published.blocks_digest
+            differ = [key for key, value in expected.items() if document.get(key) != value]
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
         except PermissionError:
@@ -208,9 +212,9 @@ class Verification:
             return
         where = node.project.shown(EDF)
         hint = f"doit env:{node.project.name}    (what people changed in it stays)"
-        wanted = f"{self.checkout.images_root}/{node.project.path}/{ARTIFACT}"
+        expected = f"{self.checkout.images_root}/{node.project.path}/{ARTIFACT}"
         try:
-            found = tomllib.loads(read_text(node.project.edf)).get("image")
+            image = tomllib.loads(read_text(node.project.edf)).get("image")
         except FileNotFoundError:
             yield Damage(where, "is missing", hint)
         except PermissionError:
@@ -220,8 +224,8 @@ class Verification:
         except (ValueError, RecursionError) as error:
             yield Damage(where, f"is no TOML: {error}", f"correct it, then doit env:{node.project.name}")
         else:
-            if found != wanted:
-                yield Damage(where, f"names {found!r} as the image, and not {wanted}", hint)
+            if image != expected:
+                yield Damage(where, f"names {image!r} as the image, and not {expected}", hint)
 
     def _stored(self, node: ImageNode, record: Record, notes: list[str]) -> Iterator[Damage]:
         if not self.checkout.settings.store.enabled:
@@ -231,14 +235,14 @@ class Verification:
         put_back = {image_id_of(record)} if self._is_put_back(name, record) else set()
         for having, damage in self._lost(name, record):
             if having <= put_back:
-                # A build would make the newest, and all that is built on the image is built on that.
-                why = "of the image that was put back alone, which nothing is built on"
+                # A build would make the newest image, on which all others are built.
+                why = "needed only by the image of a rollback, which nothing is built on"
                 notes.append(f"{damage.where} {damage.what}: {why}")
             else:
                 yield damage
 
     def _lost(self, name: str, record: Record) -> Iterator[tuple[set[str], Damage]]:
-        """What is not whole in the stores, with the images that have it."""
+        """Yield each damage in the stores, with the IDs of the images concerned."""
         users: dict[Path, list[tuple[Store, str]]] = {}
         for store, image_id in self._chain(name, record):
             path = store.image(image_id)
@@ -254,11 +258,11 @@ class Verification:
                 hint = _rebuild(store, name, path)
                 yield {image_id}, Damage(where, "cannot be read as an image", hint)
         new = [str(path) for path in users if path not in self._blobs]
-        for file, found in file_digests(new, self.read, self.at_once):
-            self._blobs[Path(file)] = _words(Path(file).name, found)
+        for file, result in file_digests(new, self.read, self.at_once):
+            self._blobs[Path(file)] = _words(Path(file).name, result)
         for path, having in users.items():
             if self._blobs[path]:
-                # Without their images: what is there is not made again.
+                # Remove their images too: a build does not make an image that the store has.
                 images = [store.image(image_id) for store, image_id in having]
                 shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
                 hint = _rebuild(having[0][0], name, path, *images)
@@ -274,42 +278,42 @@ class Verification:
         """Return the published image and the images that it is built on, each with its store."""
         checkout = self.checkout
         official = official_of(checkout)
-        found: dict[tuple[Store, str], None] = {}
-        for each in reversed(checkout.graph.above([name])):
-            built = checkout.records.get(Step.PODMAN, each)
-            # It may have been built anew since.
-            record = published if each == name else built
+        chain: dict[tuple[Store, str], None] = {}
+        for image in reversed(checkout.graph.above([name])):
+            built = checkout.records.get(Step.PODMAN, image)
+            # It may have been rebuilt since, so use the published record.
+            record = published if image == name else built
             image_id = image_id_of(record)
-            theirs = official is not None and record is not None and record.adopted_from
+            adopted = official is not None and record is not None and record.adopted_from
             if image_id:
-                found[official.store if official and theirs else checkout.store, image_id] = None
-            for reference in checkout.graph.images[each].remote:
+                chain[official.store if official and adopted else checkout.store, image_id] = None
+            for reference in checkout.graph.images[image].remote:
                 base = checkout.store.catalogue.base(reference, checkout.architecture)
-                # One that is not there is pulled when it is needed.
+                # A base that is not in the store is pulled when it is needed.
                 if base is not None and checkout.store.has(base.image_id):
-                    found[checkout.store, base.image_id] = None
-        return found
+                    chain[checkout.store, base.image_id] = None
+        return chain
 
 
-def _words(digest: str, found: str | OSError) -> str:
-    """What is wrong with a blob; empty when nothing is."""
-    if isinstance(found, FileNotFoundError):
+def _words(digest: str, result: str | OSError) -> str:
+    """Return what is wrong with a blob, or an empty string. Raise PermissionError."""
+    if isinstance(result, FileNotFoundError):
         return "is missing"
-    if isinstance(found, PermissionError):
-        raise found
-    if isinstance(found, OSError):
-        return f"cannot be read: {found.strerror}"
-    return "" if found == digest else f"has another content, whose digest is {found[:_SHORT_ID]}"
+    if isinstance(result, PermissionError):
+        raise result
+    if isinstance(result, OSError):
+        return f"cannot be read: {result.strerror}"
+    return "" if result == digest else f"has other content, with the digest {result[:_SHORT_ID]}"
 
 
 def _rebuild(store: Store, name: str, *damaged: Path) -> str:
     if store.read_only:
-        return f"that store is not this checkout's: ask its owners to `doit verify {name}` there"
+        return f"that store belongs to another checkout: ask its owners to `doit verify {name}` there"
     return f"{_remove(*damaged)}doit build:{name}    (what is missing is made again)"
 
 
 def _remove(*paths: Path) -> str:
-    """Return the beginning of a command that removes what is there of these."""
+    """Return the beginning of a command that removes those of the paths that exist."""
     there = [path for path in paths if os.path.lexists(path)]
     recursive = "-r " if any(map(os.path.isdir, there)) else ""
     return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""

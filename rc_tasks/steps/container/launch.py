@@ -1,9 +1,9 @@
-"""Starts a container from an EDF, with the Container Engine, Pyxis, Enroot or podman.
+"""Launchers of containers from an EDF: the Container Engine, Pyxis, Enroot and podman.
 
-The Container Engine reads the EDF itself; the others get what it says as options. They have no hooks
-that annotations could speak to. The host's variables reach the container with the Container Engine and
-Pyxis alone; with Enroot and podman an EDF names those that it wants: `TOKEN = "${TOKEN:-}"`. All on
-a node may read the arguments of a process: what an EDF takes so is handed on by its name alone.
+The Container Engine reads the EDF itself; the others get its values as options. They have no hooks, so
+annotations have no effect. The host's variables reach the container only with the Container Engine and
+Pyxis; for Enroot and podman the EDF has to name them: `TOKEN = "${TOKEN:-}"`. Everybody on a node may
+read the arguments of a process, so such variables are passed by name, without their values.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ _LACKS = {
 # Pyxis splits mounts at commas and colons, and writes them into a bash script between double quotes;
 # before 0.24 it leaves white space alone, where Enroot splits (its args.c and pyxis_slurmstepd.c).
 _NOT_FOR_PYXIS = re.compile(r'[,:"$`\\\s]')
-# These would change srun itself, which runs in the environment that it hands on.
+# These would change srun itself, which runs in the environment that it passes on.
 _SRUNS_OWN = re.compile(r"PATH|LD_.*|(SLURM|SRUN|PYXIS)_.*")
-# What podman has beside source and destination; a mount takes those below it along by itself.
+# podman's mount options for the flags of an EDF; podman mounts recursively by default.
 _PODMAN_FLAGS = {
     **{
         flag: flag
@@ -75,8 +75,8 @@ _PODMAN_FLAGS = {
 _EMPTY = ("/tmp", "/run", "/var/lock")  # noqa: S108 - in the container
 
 
-# What Pyxis says of an ENTRYPOINT that does not become its arguments: it waits for a process of its own
-# in the container, which then never comes (pyxis_slurmstepd.c).
+# The error of Pyxis for an ENTRYPOINT that does not exec its arguments: Pyxis waits for its own process
+# in the container, which never starts (pyxis_slurmstepd.c).
 _PYXIS_NOT_STARTED = "pyxis: container exited too soon"
 ENTRYPOINT_HINT = """\
 end its script with `exec "$@"`, as Pyxis and the Container Engine start no other one,
@@ -85,10 +85,10 @@ or set `entrypoint = false` under [edf] in its project.toml"""
 
 @dataclass(frozen=True, slots=True)
 class PodmanImage:
-    """What podman starts: an image ID or a reference, or with `rootfs` a directory.
+    """The image that podman starts: an image ID or a reference, or with `rootfs` a directory.
 
-    `env` holds what a directory cannot tell podman by itself, `rc_local` the host's file that takes
-    the place of its /etc/rc.local.
+    `env` holds the image's variables, which podman cannot read from a directory. `rc_local` is the
+    host's file that replaces its /etc/rc.local.
     """
 
     name: str
@@ -97,19 +97,19 @@ class PodmanImage:
     rc_local: Path | None = None
 
 
-def choose(wanted: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
-    """Return the launcher to use here, and why; `through_slurm` tells whether containers start in jobs.
+def choose(setting: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
+    """Return the launcher to use here, and why; `through_slurm`: containers start in jobs.
 
-    Raise ToolNotFoundError when the one that is wanted, or every one, is missing.
+    Raise ToolNotFoundError when the wanted launcher, or every launcher, is missing.
     """
-    if wanted is not Launcher.AUTO:
-        if not _available(wanted, through_slurm=through_slurm):
+    if setting is not Launcher.AUTO:
+        if not _available(setting, through_slurm=through_slurm):
             raise ToolNotFoundError(
-                _LACKS[wanted],
+                _LACKS[setting],
                 where=os.uname().nodename,
-                hint=f'`launcher` is "{wanted}" in the settings: "auto" takes what there is',
+                hint=f'`launcher` is "{setting}" in the settings: "auto" takes what there is',
             )
-        return wanted, f'launcher = "{wanted}" in the settings'
+        return setting, f'launcher = "{setting}" in the settings'
     for launcher, reason in _SAID.items():
         if _available(launcher, through_slurm=through_slurm):
             return launcher, reason
@@ -152,12 +152,12 @@ def command(
     name: str = "",
     limit_s: int = 0,
 ) -> Command:
-    """Return the command that runs `argv` in a container; nothing is started.
+    """Return the command that runs `argv` in a container; start nothing.
 
-    `reference` is what --environment gets: a name to search for, or a path. `request` is what the job
-    needs of Slurm, None where there is none. `interactive` gives it a terminal. podman needs `engine`
-    and `image`, see `podman_image`, and takes a container's `name` and time limit. Raise EdfError for
-    what the launcher cannot express.
+    `reference` is the value of --environment: a name to search for, or a path. `request` is the job's
+    request to Slurm, None outside Slurm. `interactive` gives it a terminal. podman needs `engine` and
+    `image`, see `podman_image`, and takes a container's `name` and time limit in seconds. Raise EdfError
+    for values that the launcher cannot express.
     """
     if launcher in _SRUN_KNOWS:
         if request is None:
@@ -172,21 +172,27 @@ def command(
         )
         return slurm.attached(inner, request, terminal=interactive, options=options)
     if launcher is Launcher.ENROOT:
-        wanted = _enroot(resolved, argv)
+        inner_command = _enroot(resolved, argv)
     else:
         engine = engine or Podman()
-        wanted = _podman(resolved, argv, engine, image, terminal=interactive, name=name, limit_s=limit_s)
-    return wanted if request is None else slurm.attached(wanted, request, terminal=interactive)
+        inner_command = _podman(
+            resolved, argv, engine, image, terminal=interactive, name=name, limit_s=limit_s
+        )
+    return (
+        inner_command
+        if request is None
+        else slurm.attached(inner_command, request, terminal=interactive)
+    )
 
 
 @contextlib.contextmanager
 def podman_image(
     resolved: ResolvedEdf, engine: Podman, checkout: Checkout | None, *, from_file: bool = False
 ) -> Iterator[PodmanImage]:
-    """The EDF's image as podman can start it, for as long as the container runs.
+    """Provide the EDF's image in a form that podman can start, while the container runs.
 
-    An image of a checkout of ours is brought from its store; another SquashFS file, or with `from_file`
-    any, is unpacked into a private directory, which is removed at the end.
+    An image of a checkout is loaded from its store. Any other SquashFS file, or with `from_file` every
+    file, is unpacked into a private directory, which is removed at the end.
     """
     path = _need_image(resolved)
     if not path.startswith("/"):
@@ -204,7 +210,7 @@ def podman_image(
             ("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(root), path),
             env={"LC_ALL": "C"},
         )
-        why = "" if from_file else ", which is no image of podman's here"
+        why = "" if from_file else ", as podman has no image of it here"
         print(f"unpacking {path}{why}", flush=True)
         done = capture(unpack, check=False)
         # 2: something small, such as a device that only root may make (unsquashfs 4.5).
@@ -221,14 +227,14 @@ def podman_image(
 
 @contextlib.contextmanager
 def private_directory(name: str, engine: Podman) -> Iterator[Path]:
-    """A directory of our own on this node for what a container may write; removed at the end."""
+    """Make a private directory on this node for files of a container; remove it at the end."""
     parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - an image can be larger than /tmp
     directory = Path(tempfile.mkdtemp(prefix=f"rc_tasks.{name}.", dir=parent))
     try:
         yield directory
     finally:
         remove = Command(("rm", "-rf", str(directory)))
-        # Rootless, what the container made belongs to subordinate IDs.
+        # Rootless, files of the container belong to subordinate IDs.
         capture(engine.unshare(remove) if podman.rootless() else remove, check=False)
 
 
@@ -244,7 +250,7 @@ def podman_reference(image: str) -> str:
 
 
 def limits() -> dict[str, str]:
-    """Limits that this process may give on, for `podman run --ulimit`."""
+    """Return the limits that this process may pass on, for `podman run --ulimit`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {"nofile": f"{soft}:{hard}", "nproc": str(nodes.processes())}
 
@@ -276,19 +282,19 @@ def _pyxis(resolved: ResolvedEdf, argv: tuple[str, ...]) -> tuple[Command, tuple
         options.append(f"--container-mounts={','.join(mounts)}")
     if resolved.workdir:
         options.append(f"--container-workdir={resolved.workdir}")
-    # A site can have other defaults than the EDF's.
+    # A site's defaults can differ from those of the EDF.
     options.append("--container-entrypoint" if resolved.entrypoint else "--no-container-entrypoint")
     options.append("--container-writable" if resolved.writable else "--container-readonly")
-    # One that is unset is empty before: Enroot's hooks must not see the image's value.
-    wanted = dict.fromkeys(resolved.unset, "") | dict(resolved.env)
-    handed = {key: value for key, value in wanted.items() if not _SRUNS_OWN.fullmatch(key)}
-    if handed:
-        # Else the image's own values win.
-        options.append(f"--container-env={','.join(handed)}")
-    own = [f"{key}={value}" for key, value in resolved.env.items() if key not in handed]
+    # Pass an unset variable as an empty one: Enroot's hooks must not see the image's value.
+    variables = dict.fromkeys(resolved.unset, "") | dict(resolved.env)
+    passed = {key: value for key, value in variables.items() if not _SRUNS_OWN.fullmatch(key)}
+    if passed:
+        # Without the option, the image's own values win.
+        options.append(f"--container-env={','.join(passed)}")
+    own = [f"{key}={value}" for key, value in resolved.env.items() if key not in passed]
     unset = [word for name in resolved.unset for word in ("-u", name)]
     inner = ("env", *unset, *own, *argv) if unset or own else argv
-    return Command(inner, env=handed), tuple(options)
+    return Command(inner, env=passed), tuple(options)
 
 
 def _enroot(resolved: ResolvedEdf, argv: tuple[str, ...]) -> Command:
@@ -300,9 +306,9 @@ def _enroot(resolved: ResolvedEdf, argv: tuple[str, ...]) -> Command:
             where=where,
             hint=f"`enroot import docker://{image}` makes a file of it; name that in `image`",
         )
-    if found := re.search(r"['\n]", image):
+    if match := re.search(r"['\n]", image):
         raise EdfError(
-            f"Enroot cannot start {image}: its path holds {found[0]!r}",
+            f"Enroot cannot start {image}: its path holds {match[0]!r}",
             where=where,
             hint="rename it, or name a symlink to it",
         )
@@ -344,7 +350,7 @@ def _podman(
     mounts += [_podman_mount(mount) for mount in resolved.mounts]
     workdir, entrypoint = resolved.workdir, resolved.entrypoint
     if image.rc_local is not None:
-        # As Enroot starts it: the script knows WORKDIR and ENTRYPOINT, podman does not.
+        # Start /etc/rc as Enroot does: it knows WORKDIR and ENTRYPOINT, podman does not.
         mounts.append(f"type=bind,{_quoted(f'source={image.rc_local}')},destination=/etc/rc.local,ro")
         argv, workdir, entrypoint = ("/bin/sh", "/etc/rc", *argv), "", False
     env = {key: value for key, value in image.env.items() if key not in resolved.unset}
@@ -396,9 +402,9 @@ def _refuse_squashfs(mount: EdfMount) -> None:
 
 def _refuse_path(mount: EdfMount, launcher: str, pattern: re.Pattern[str]) -> None:
     for path in (mount.source, mount.destination):
-        if found := pattern.search(path):
+        if match := pattern.search(path):
             raise EdfError(
-                f"{launcher} cannot mount {path}: it holds {found[0]!r}",
+                f"{launcher} cannot mount {path}: it holds {match[0]!r}",
                 where=mount.where,
                 hint="mount a directory above it, or a symlink to it with a plainer name",
             )
@@ -415,24 +421,24 @@ def _need_image(resolved: ResolvedEdf) -> str:
 
 
 def _recorded_id(image: Path) -> str:
-    """Return the image ID that the public record beside a published image tells, or an empty string."""
+    """Return the image ID in the image.json beside a published image, or an empty string."""
     image = image.resolve()
     try:
-        found = json.loads(read_bytes(image.parent / IMAGE_JSON))["image_id"]
+        image_id = json.loads(read_bytes(image.parent / IMAGE_JSON))["image_id"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
-    is_id = isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found)
-    return found if is_id and image.name == ARTIFACT else ""
+    is_id = isinstance(image_id, str) and re.fullmatch(r"[0-9a-f]{64}", image_id)
+    return image_id if is_id and image.name == ARTIFACT else ""
 
 
 def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
-    """Return whether podman has an image, now at the latest."""
+    """Load an image into podman if it lacks it; return whether podman has it."""
     if not engine.lacking((image_id,)):
         return True
     if checkout is None:
         return False
     with contextlib.suppress(RcError):
-        left = checkout.store.load(engine, image_id)
-        official = official_of(checkout) if left else None
-        return not (official.load(engine, *left) if official is not None else left)
+        not_loaded = checkout.store.load(engine, image_id)
+        official = official_of(checkout) if not_loaded else None
+        return not (official.load(engine, *not_loaded) if official is not None else not_loaded)
     return False

@@ -1,7 +1,7 @@
-"""What Enroot expects in a root file system: /etc/rc, rc.local, environment and fstab.
+"""Enroot's files in a root file system: /etc/rc, rc.local, environment and fstab.
 
-An image is untrusted and we may be root. Its symlinks are therefore followed by hand, as a process
-would see them whose / is the image: none leads out of it, and nothing but a regular file is written.
+An image is untrusted and this process may be root. So its symlinks are resolved in Python, as for a
+process whose / is the image: none leads out of it, and only regular files are written.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from rc_tasks.tools import enroot, links
 from rc_tasks.tools.enroot import quote
 from rc_tasks.tools.podman import Image
 
-# What Enroot writes in an image.
+# The files that Enroot writes in an image.
 _WRITTEN = ("/etc/fstab", "/etc/environment", "/etc/rc", "/etc/rc.local")
-# What container runtimes mount over and make files in, before the container's root is theirs: through a
-# symlink there runc 1.1 writes to the host. And what podman and the container read, which waits for ever
-# for a pipe.
+# Container runtimes mount over these directories and make files in them before they change their root:
+# through a symlink there runc 1.1 writes to the host. podman and the container read these files, and
+# would wait for ever for a pipe.
 _DIRECTORIES = ("/dev", "/proc", "/sys")
 _FILES = ("/etc/rc", "/etc/passwd", "/etc/group")
 
@@ -38,8 +38,8 @@ _RC_LOCAL = """\
 # It can be used to manipulate the entrypoint or the command of the container.
 """
 
-# What Enroot leaves out when it unpacks an image, as patterns for mksquashfs, whose * does not match
-# a dot at the beginning.
+# The files that Enroot leaves out when it unpacks an image, as patterns for mksquashfs, whose * does not
+# match a leading dot.
 EXCLUDE = ("dev/*", "dev/.*", ".dockerenv")
 # The modes that Enroot gives, so that an ordinary user can unpack and delete the image: `chmod -R
 # u+rX`, and u+w for directories down to find's depth 15, which mksquashfs counts from 1. Changed in
@@ -53,7 +53,7 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
     `provenance` lines become comments at the beginning of /etc/rc. Raise ArtifactError when the
     image has something in the way.
     """
-    # Modes are Enroot's under the usual umask, whatever ours is.
+    # Files get the modes that Enroot gives under the usual umask, whatever ours is.
     umask = os.umask(0o022)
     try:
         descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
@@ -78,8 +78,8 @@ def require_plain(root: Path) -> None:
         if os.path.lexists(full := f"{root}{path}") and not stat.S_ISDIR(os.lstat(full).st_mode):
             raise _obstacle(path, "is not a directory", _LAUNCH_HINT)
     for path in _FILES:
-        found = seen_inside(root, path)
-        if os.path.lexists(found) and not found.is_file():
+        target = seen_inside(root, path)
+        if os.path.lexists(target) and not target.is_file():
             raise _obstacle(path, "is not a regular file", _LAUNCH_HINT)
 
 
@@ -101,8 +101,8 @@ def require_contained(root: Path, workdir: str) -> None:
             why = "leads through a symlink that Enroot follows on the host"
             raise _obstacle(path, why, _IMPORT_HINT)
     for path in _WRITTEN:
-        found = seen_inside(root, path)
-        if os.path.lexists(found) and not found.is_file():
+        target = seen_inside(root, path)
+        if os.path.lexists(target) and not target.is_file():
             raise _obstacle(path, "is not a regular file", _IMPORT_HINT)
 
 
@@ -110,7 +110,7 @@ def fstab(volumes: tuple[str, ...]) -> str:
     """Return a bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
     lines = []
     for volume in volumes:
-        name = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", volume)
+        name = re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", volume)
         lines.append(f"${{ENROOT_ROOTFS}}{name} {name} none x-create=dir,bind,rw,nosuid,nodev\n")
     return "".join(lines)
 
@@ -189,7 +189,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
     path and "". The last component is absent, or no symlink, or an absolute symlink: Enroot reads
     these files from outside of the container, where an absolute one would lead to the host.
     """
-    opened = [os.dup(root)]
+    descriptors = [os.dup(root)]
     todo = path.split("/")[::-1]
     followed = 0
     name = ""
@@ -200,10 +200,10 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
                 continue
             if name == "..":
                 # The parent of / is / itself.
-                if len(opened) > 1:
-                    os.close(opened.pop())
+                if len(descriptors) > 1:
+                    os.close(descriptors.pop())
                 continue
-            target = _readlink(opened[-1], name)
+            target = _readlink(descriptors[-1], name)
             if last and not any(todo) and (target is None or target.startswith("/")):
                 break
             if target is not None:
@@ -211,15 +211,15 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
                 if followed > links.MOST:
                     raise _obstacle(path, "leads through a loop of symlinks")
                 if target.startswith("/"):
-                    while len(opened) > 1:
-                        os.close(opened.pop())
+                    while len(descriptors) > 1:
+                        os.close(descriptors.pop())
                 todo += target.split("/")[::-1]
                 continue
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=opened[-1])
+                os.mkdir(name, dir_fd=descriptors[-1])
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-            opened.append(os.open(name, flags, dir_fd=opened[-1]))
-        yield opened[-1], name if last else ""
+            descriptors.append(os.open(name, flags, dir_fd=descriptors[-1]))
+        yield descriptors[-1], name if last else ""
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = (
@@ -229,7 +229,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
         )
         raise _obstacle(path, f"cannot be written: {error.strerror}", hint) from None
     finally:
-        for descriptor in opened:
+        for descriptor in descriptors:
             os.close(descriptor)
 
 

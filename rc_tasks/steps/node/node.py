@@ -30,7 +30,7 @@ _SCRATCH = "rc_tasks"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where a step runs; `job_id` is empty outside Slurm."""
+    """The node that a step runs on; `job_id` is empty outside Slurm."""
 
     name: str
     job_id: str
@@ -52,14 +52,14 @@ def now() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """When a step began."""
+    """The start of a step: UTC in ISO 8601, and the monotonic clock in seconds."""
 
     at: str
     monotonic_s: float
 
 
 def begin() -> Start:
-    """Now, as the beginning of a step."""
+    """Return the current time as the start of a step."""
     return Start(now(), time.monotonic())
 
 
@@ -96,7 +96,7 @@ def record(
 
 
 def storage(settings: PodmanSettings) -> Podman:
-    """podman on this node, with the storage that the settings give it."""
+    """Return podman on this node, with the storage of the settings. Raise SettingsError."""
     command.require("podman", podman.INSTALL_HINT)
     directory = storages.directory(settings)
     driver = storages.Driver(settings.driver, settings.options)
@@ -118,20 +118,22 @@ def storage(settings: PodmanSettings) -> Podman:
 
 @contextlib.contextmanager
 def prepared(settings: PodmanSettings) -> Iterator[Podman]:
-    """podman for one step, with what it needs around it: temporary space, open files, a clear node.
+    """Prepare this node for one step: temporary space, open files, and no storage of ended jobs.
 
-    Changes the environment and the limits of this process, for all that it starts.
+    This changes the environment and the limits of this process and its children.
     """
     limit = open_files()
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with _scratch() as scratch, _temporary_files_in(scratch):
         engine = storage(settings)
-        for left in storages.dead(settings):
-            storages.remove(left, engine)
-            told = "could not be cleared" if left.exists() else "cleared"
-            print(f"podman's images of job {left.name}, which has ended: {told} ({left})", flush=True)
+        for ended in storages.dead(settings):
+            storages.remove(ended, engine)
+            result = "could not be cleared" if ended.exists() else "cleared"
+            print(
+                f"podman's images of job {ended.name}, which has ended: {result} ({ended})", flush=True
+            )
         directory = storages.directory(settings)
-        # Not once more in podman's namespace.
+        # Print it only once: the child process in podman's namespace comes here too.
         warning = storages.driver(settings, directory).warning if directory and podman.rootless() else ""
         if warning:
             print(f"warning: {warning}", flush=True)
@@ -139,7 +141,7 @@ def prepared(settings: PodmanSettings) -> Iterator[Podman]:
 
 
 def clear(settings: PodmanSettings) -> None:
-    """Remove what this job has of podman's images on this node, unless a setting names the place."""
+    """Remove podman's images of this job from this node, unless a setting names their directory."""
     mine = storages.of_this_job(settings)
     if mine is not None and mine.is_dir():
         storages.remove(mine, storage(settings))
@@ -147,13 +149,13 @@ def clear(settings: PodmanSettings) -> None:
 
 def temporary_files() -> Path:
     """Return where steps have their temporary files, whole layers among them. Raise RcError."""
-    found = _temporary_files()
-    if not found.is_dir():
+    directory = _temporary_files()
+    if not directory.is_dir():
         raise RcError(
-            f"TMPDIR names {found}, which is not on {this_node().name}",
+            f"TMPDIR names {directory}, which is not on {this_node().name}",
             hint="unset TMPDIR, or name a directory that the nodes have",
         )
-    return found
+    return directory
 
 
 def _temporary_files() -> Path:
@@ -162,8 +164,8 @@ def _temporary_files() -> Path:
 
 def open_files() -> int:
     """Return how many files a process may have open here if it asks for all it can get."""
-    # Old programs close every number up to the limit before they start another, which with the
-    # thousand million of some hosts takes minutes.
+    # Old programs close every descriptor up to the limit before they start a child, which takes minutes
+    # with the limit of a thousand million on some hosts.
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _MOST_OPEN_FILES)
 
 
@@ -177,26 +179,26 @@ def processes() -> int:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A private directory on this node for one step; what killed steps left of theirs goes first."""
+    """Make a private directory on this node for one step, after removing those of killed steps."""
     sweep()
-    with temporary_directory(temporary_files(), _SCRATCH) as made:
-        yield made
+    with temporary_directory(temporary_files(), _SCRATCH) as directory:
+        yield directory
 
 
 def sweep() -> None:
     """Remove the temporary directories that killed steps left; those of other nodes after a day."""
-    for left in temporaries(_temporary_files(), _SCRATCH):
+    for leftover in temporaries(_temporary_files(), _SCRATCH):
         with contextlib.suppress(OSError):
-            if left.lstat().st_uid == os.getuid():
-                _end_rooted_in(left)
-                # What a RUN has mounted of the host is not ours to delete.
-                if not storages.mounts_below(left):
-                    shutil.rmtree(left)
+            if leftover.lstat().st_uid == os.getuid():
+                _end_rooted_in(leftover)
+                # Keep it while something is mounted in it: a RUN may have mounted files of the host.
+                if not storages.mounts_below(leftover):
+                    shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager
 def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Let podman's, skopeo's and our own temporary files lie there, to go with it after a kill too."""
+    """Put podman's, skopeo's and our own temporary files there, so that a sweep removes them."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
     try:
@@ -209,7 +211,7 @@ def _temporary_files_in(directory: Path) -> Iterator[None]:
 
 
 def _end_rooted_in(directory: Path) -> None:
-    """End what a RUN has started in the background and a killed podman has left (chroot isolation)."""
+    """Kill background processes of a RUN that a killed podman has left (chroot isolation)."""
     for process in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError):
             if Path(os.readlink(f"/proc/{int(process)}/root")).is_relative_to(directory):
@@ -218,15 +220,15 @@ def _end_rooted_in(directory: Path) -> None:
 
 @contextlib.contextmanager
 def building(podman: Podman) -> Iterator[None]:
-    """Build in a storage of our own; what ended builds left in it goes when no other one is at work.
+    """Build in a private storage; remove the leftovers of ended builds when no other build is running.
 
-    podman 4.3 leaves its working containers when it is ended, and on a node they are memory. Whose
-    they are cannot be told, so that a storage which is the user's own is left alone.
+    podman 4.3 leaves its working containers when it is killed, and on a node they take memory. Their
+    owner is unknown, so the user's own storage is left alone.
     """
     if not podman.root:
         yield
         return
-    # The storage is the node's own, so that flock is enough.
+    # The storage is local to the node, so flock is enough.
     with (Path(podman.root).parent / "builders").open("w") as builders:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(builders, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,7 +238,7 @@ def building(podman: Podman) -> Iterator[None]:
 
 
 def free_bytes(directory: Path) -> int:
-    """What a user may still write on a file system."""
+    """Return how many bytes a user may still write on a file system."""
     status = os.statvfs(directory)
     return status.f_bavail * status.f_frsize
 

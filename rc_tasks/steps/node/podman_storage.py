@@ -36,36 +36,36 @@ below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
 
 
 def directory(settings: PodmanSettings) -> Path | None:
-    """Return the directory of ours in which podman keeps its images here; None: podman's own storage.
+    """Return our directory for podman's images on this node; None means podman's own storage.
 
-    Raise SettingsError when somebody else could have put something there.
+    Raise SettingsError when another user could have tampered with it.
     """
-    wanted = _expanded(settings.storage)
-    if wanted == _AUTO:
-        made = of_this_job(settings)
-        if made is not None:
-            for each in (made.parent.parent, made.parent, made):
-                _own(each, follow=False)
-            _require_unexchangeable(made)
-        return made
-    if not wanted:
+    setting = _expanded(settings.storage)
+    if setting == _AUTO:
+        path = of_this_job(settings)
+        if path is not None:
+            for parent in (path.parent.parent, path.parent, path):
+                _own(parent, follow=False)
+            _require_unexchangeable(path)
+        return path
+    if not setting:
         return None
-    made = Path(wanted)
-    if _too_long(made):
+    path = Path(setting)
+    if _too_long(path):
         raise SettingsError(
-            f"{made} is too long: podman wants at most {_LONGEST_RUNROOT} characters with /run",
+            f"{path} is too long: podman wants at most {_LONGEST_RUNROOT} characters with /run",
             where="podman.storage",
             hint="set podman.storage to a shorter path, such as /dev/shm/${USER}/images",
         )
-    _own(made, follow=True)
-    _require_unexchangeable(made)
-    return made
+    _own(path, follow=True)
+    _require_unexchangeable(path)
+    return path
 
 
 def of_this_job(settings: PodmanSettings) -> Path | None:
     """Return the directory of this job; None outside a job, or when a setting names another directory.
 
-    Two jobs on a node never share one: what one of them leaves is cleared when it has ended.
+    Two jobs on a node never share one: the directory of a job is cleared after its end.
     """
     job_id = slurm.job_id()
     if job_id is None or settings.storage != _AUTO:
@@ -81,13 +81,13 @@ def root(storage: Path) -> Path:
 
 
 def runroot(storage: Path) -> Path:
-    """Return where podman notes what is gone after a reboot, such as mounts."""
+    """Return where podman keeps state that a reboot ends, such as mounts."""
     return storage / "run"
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A storage driver with its options, and what is slow or odd about it."""
+    """A storage driver with its options, and a warning when it is slow."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -96,14 +96,14 @@ class Driver:
 
 def driver(settings: PodmanSettings, storage: Path) -> Driver:
     """Return a storage's driver: overlay, by fuse-overlayfs where users cannot mount one, else vfs."""
-    # Without a driver, a storage elsewhere would take the one of podman's default storage.
-    wanted = Driver(settings.driver or "overlay", settings.options)
+    # Without a driver, a storage elsewhere would get the driver of podman's default storage.
+    preferred = Driver(settings.driver or "overlay", settings.options)
     chosen = any("mount_program" in option for option in settings.options)
-    if wanted.name != "overlay" or chosen or not _unprivileged():
-        return wanted
+    if preferred.name != "overlay" or chosen or not _unprivileged():
+        return preferred
     lacking = _lacking(storage)
     if not lacking:
-        return wanted
+        return preferred
     program = _fuse_overlayfs()
     if program is not None and os.access(_FUSE, os.R_OK | os.W_OK):
         return Driver("overlay", (*settings.options, f"overlay.mount_program={program}"))
@@ -116,24 +116,24 @@ def driver(settings: PodmanSettings, storage: Path) -> Driver:
 
 
 def use_runtime_directory(storage: Path) -> None:
-    """In a job without root, let podman have a runtime directory that comes and goes with the storage.
+    """In a job without root, give podman a runtime directory in its storage.
 
-    podman notes in its database where that was first and goes on using it, and one of the user's session
-    or of an earlier step may be gone. Changes the environment of this process.
+    podman's database keeps the first runtime directory, and that of the user's session or of an earlier
+    step may be gone. This changes the environment of this process.
     """
     if slurm.job_id() is None or not rootless():
         return
-    made = _own(_runtime(storage), follow=False)
+    runtime = _own(_runtime(storage), follow=False)
     outer = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
     # Where `podman login` keeps its passwords: the first of several places, so that a link to it, unlike
     # REGISTRY_AUTH_FILE, hides none of the others (containers-auth.json(5)).
     passwords = outer / "containers" / "auth.json"
-    if outer != made and passwords.is_file():
-        link = made / "containers" / "auth.json"
+    if outer != runtime and passwords.is_file():
+        link = runtime / "containers" / "auth.json"
         link.parent.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             link.symlink_to(passwords)
-    os.environ["XDG_RUNTIME_DIR"] = str(made)
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
     # Slurm ends the process that keeps podman's namespace with the step that started it. When its ID
     # goes to a process outside of any such namespace, podman says `cannot set user namespace`.
     noted = _pause_file(storage)
@@ -158,11 +158,11 @@ def dead(settings: PodmanSettings) -> list[Path]:
     # Ignore a reply that does not list our own job.
     if running is None or mine.name not in running:
         return []
-    return [each for each in others if each.name not in running]
+    return [storage for storage in others if storage.name not in running]
 
 
 def remove(storage: Path, podman: Podman) -> None:
-    """Remove a storage of ours unless something in it stays mounted; `podman` may be of another one."""
+    """Remove a private storage unless a mount in it remains; `podman` may use another storage."""
     remove = Command(("sh", "-c", _REMOVE, "sh", str(storage)))
     if rootless():
         # Files and mounts of containers belong to podman's user namespace.
@@ -175,12 +175,12 @@ def remove(storage: Path, podman: Podman) -> None:
 
 def mounts_below(directory: Path) -> list[Path]:
     """Return the mount points below a directory that this process can see."""
-    found = []
+    mounts = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         # proc(5): white space and backslashes are octal there.
         path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
-        found.append(Path(os.fsdecode(path)))
-    return [path for path in found if directory in path.parents]
+        mounts.append(Path(os.fsdecode(path)))
+    return [path for path in mounts if directory in path.parents]
 
 
 def _automatic(user: str, job_id: str) -> Path:
@@ -192,22 +192,22 @@ def _too_long(storage: Path) -> bool:
 
 
 def _own(path: Path, *, follow: bool) -> Path:
-    """Return a directory that nobody else could have put there: images are made of what lies in it."""
+    """Make and return a directory. Raise SettingsError if another user owns it: it holds images."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.stat() if follow else path.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+    status = path.stat() if follow else path.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
         raise _others(path)
     return path
 
 
 def _require_unexchangeable(path: Path) -> None:
-    """Raise SettingsError when somebody else could put another directory in place of this one.
+    """Raise SettingsError when another user could replace this directory.
 
-    Everybody can who may write to a directory above it. In a sticky one, such as /dev/shm, that is
-    whoever owns what lies there.
+    Users who may write to a directory above it can do so. In a sticky directory, such as /dev/shm, only
+    the owner of an entry can.
     """
     if _in_namespace():
-        return  # asked before, where owners have their own numbers
+        return  # it was checked outside of the namespace, which maps owners to other IDs
     path = path.resolve()
     for place, above in zip((path, *path.parents), path.parents, strict=False):
         parent = above.stat()
@@ -247,7 +247,7 @@ def _expanded(text: str) -> str:
 
 
 def _unprivileged() -> bool:
-    """Return whether podman works without root, also when we run in its user namespace."""
+    """Return whether podman works without root, even if this process is in its user namespace."""
     return rootless() or _in_namespace()
 
 
@@ -256,13 +256,13 @@ def _in_namespace() -> bool:
 
 
 def _lacking(storage: Path) -> str:
-    """Return why the kernel cannot mount an overlay for an ordinary user there; empty: it can."""
+    """Return why the kernel cannot mount an overlay for an ordinary user, or an empty string."""
     release = os.uname().release
     if tuple(map(int, re.findall(r"\d+", release)[:2])) < _OVERLAY_FOR_USERS:
         return f"Linux {release} has no overlay for ordinary users"
     try:
-        # Overlay notes there what is deleted. tmpfs has had them since Linux 6.6. It stays, as another
-        # step may just be trying the same.
+        # Overlay marks deleted files with these attributes; tmpfs has them since Linux 6.6. Leave the
+        # attribute there, as another step may be trying the same.
         os.setxattr(storage, "user.rc_tasks", b"")
     except OSError:
         return f"{storage} has no extended attributes"
@@ -273,13 +273,13 @@ def _fuse_overlayfs() -> str | None:
     """Return the program on PATH: the plain name, else the newest name with a version."""
     if plain := command.which("fuse-overlayfs"):
         return plain
-    found = [
+    programs = [
         str(program)
         for place in os.get_exec_path()
         for program in Path(place).glob("fuse-overlayfs-*")
         if re.fullmatch(r"fuse-overlayfs-[\d.]+", program.name) and os.access(program, os.X_OK)
     ]
-    return max(found, key=_version, default=None)
+    return max(programs, key=_version, default=None)
 
 
 def _version(program: str) -> list[int]:
@@ -295,11 +295,11 @@ def _pause_file(storage: Path) -> Path:
 
 
 def _end_pause(storage: Path) -> None:
-    """End the process that keeps podman's user namespace, which nobody needs any more."""
+    """Kill the process that keeps podman's user namespace after its last use."""
     with contextlib.suppress(OSError, ValueError):
         pid = int(_pause_file(storage).read_text())
         environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        # By its directory too: the number may mean that of another storage, or of another PID namespace.
+        # Check its directory too: the PID may be that of another storage, or of another PID namespace.
         ours = os.fsencode(f"XDG_RUNTIME_DIR={_runtime(storage)}")
         if b"_PODMAN_PAUSE=1" in environ and ours in environ:
             os.kill(pid, signal.SIGKILL)

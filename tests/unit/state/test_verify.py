@@ -181,7 +181,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "correct it",
     ),
     "edf-missing": (lambda root: (root / f"{P}/env.toml").unlink(), "env.toml is missing", "doit env:"),
-    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has another content", f"{SHARED}' "),
+    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has other content", f"{SHARED}' "),
     "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -r "),
     "image-missing": (
         lambda root: shutil.rmtree(root / ".rc/store/images"),
@@ -278,7 +278,7 @@ def test_layers_that_only_an_image_that_was_put_back_has_are_no_damage(put_back:
     ran = doit(put_back, "verify", "app:1")
     assert (ran.status, ran.text.splitlines()[0]) == (0, "app:1  whole")
     assert f"note: .rc/store/blobs/sha256/{own} is missing; it is a part of" in ran.text
-    assert "put back alone, which nothing is built on" in ran.text
+    assert "needed only by the image of a rollback, which nothing is built on" in ran.text
     # What its base has too, something is built on.
     (put_back / SHARED).unlink()
     ran = doit(put_back, "verify", "app:1")
