@@ -1,1 +1,1 @@
-"""What has been built: input digests, records, image.json, the image store, locks."""
+"""State of a checkout: input digests, records, image.json, the image store, locks."""

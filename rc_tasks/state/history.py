@@ -114,7 +114,7 @@ def entries(directory: Path) -> Iterator[HistoryEntry]:
 
     Raise OSError when a file exists and cannot be read.
     """
-    files = sorted(_files(directory), key=lambda found: -found[1])
+    files = sorted(_files(directory), key=lambda file: -file[1])
     waiting: list[tuple[float, int, HistoryEntry]] = []
     count = 0
     for path, written_s in files:

@@ -1,1 +1,1 @@
-"""What runs on the compute node: build, squash, write the environment."""
+"""Steps, which run on the compute node: build, squash, write the environment."""

@@ -310,7 +310,7 @@ def test_after_an_upgrade_only_what_may_be_wrong_is_stale(site: Site) -> None:
     assert site.states() == {
         "mount": "podman's cache may have used older files for RUN --mount",
         "arg": "podman's cache may have used an older value of ARG",
-        "shadow": "podman may have used a stage instead of the image of the same name",
+        "shadow": "podman may have used the image of the same name instead of a stage",
     }
     path = site.root / ".rc/state/podman:mount.json"
     path.write_text(path.read_text().replace('"4.3.1"', '"5.4.2"'))

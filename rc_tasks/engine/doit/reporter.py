@@ -102,18 +102,18 @@ class Reporter:
                 self._skipped.append(task.name.removeprefix(_BUILD))
             return
         text = fail.get_msg().strip()
-        shown = task.name.removeprefix("_")
+        task_name = task.name.removeprefix("_")
         step = Task.parse(task.name)
         # The images of a cycle share one error.
         same = next((each.task for each in self._failed if each.text == text), "")
         log = fail.log if isinstance(fail, StepFailed) else ""
-        image = step.name if step is not None else shown.removeprefix(_BUILD)
-        self._failed.append(FailedTask(shown, image, text, log, same))
-        if shown == task.name:
+        image = step.name if step is not None else task_name.removeprefix(_BUILD)
+        self._failed.append(FailedTask(task_name, image, text, log, same))
+        if task_name == task.name:
             self._images[image] = "failed"
         if step is not None:
             self._settled.add(step)
-        self._tell(Event(EventKind.FAILED, step, f"as {same}" if same else text, about=shown))
+        self._tell(Event(EventKind.FAILED, step, f"as {same}" if same else text, about=task_name))
 
     def skip_uptodate(self, task: DoitTask) -> None:
         """Count a step that has nothing to do."""

@@ -200,9 +200,9 @@ def _new_log(checkout: Checkout) -> Path:
 def _require_path(root: str) -> None:
     """Raise ProjectError for a path that cannot stand in a batch script."""
     # With a backslash in its path, Slurm 22.05 does not put the job ID into the name of a log.
-    if found := re.search(r"[\n\\\udc80-\udcff]", root):
+    if match := re.search(r"[\n\\\udc80-\udcff]", root):
         raise ProjectError(
-            f"there is a {found[0]!r} in the path of this checkout, and Slurm cannot write logs there",
+            f"there is a {match[0]!r} in the path of this checkout, and Slurm cannot write logs there",
             where=repr(root),
             hint="move the checkout to a plainer path",
         )
@@ -220,12 +220,12 @@ def require_ready(checkout: Checkout) -> None:
         )
     if changed := git.changes(root):
         more = len(changed) - _MOST_FILES
-        told = [*changed[:_MOST_FILES], *([f"and {more} more"] if more > 0 else [])]
+        lines = [*changed[:_MOST_FILES], *([f"and {more} more"] if more > 0 else [])]
         count = "1 file differs" if len(changed) == 1 else f"{len(changed)} files differ"
         raise _not_ready(
             checkout,
             f"{count} from what is committed",
-            quote=tuple(told),
+            quote=tuple(lines),
             hint="commit them, or put them aside with `git stash --include-untracked`",
         )
     if not git.upstream(root):
@@ -363,5 +363,5 @@ def has_scrontab() -> bool:
 
 def tool_directories() -> list[str]:
     """Return where the programs that the submission needs are found."""
-    found = (command.which(tool) for tool in ("sbatch", "git"))
-    return list(dict.fromkeys(str(Path(path).parent) for path in found if path))
+    paths = (command.which(tool) for tool in ("sbatch", "git"))
+    return list(dict.fromkeys(str(Path(path).parent) for path in paths if path))

@@ -144,7 +144,7 @@ def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
 
 
 def gather(
-    opened: Session,
+    current: Session,
     begun: Begun,
     first: Begun,
     *,
@@ -158,72 +158,72 @@ def gather(
     `ending` is the ending that the script saw, perhaps a value of Ending. `status` is doit's exit
     status. `nodes` are those of the job that ends now.
     """
-    entries = _entries(opened, begun, first)
+    entries = _entries(current, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
     # A step without a place does not count as failed: the time or the nodes were missing.
     unplaced = [each for each in last.values() if each.outcome is Outcome.FAILED and not each.node]
     failed = [
-        _failed(opened, each)
+        _failed(current, each)
         for each in last.values()
         if each.outcome is Outcome.FAILED and each not in unplaced
     ]
-    broken = opened.checkout.graph.broken
+    broken = current.checkout.graph.broken
     bad = {each.name for each in failed} | broken.keys()
-    blocked = _blocked(opened, bad)
-    statuses = [opened.judge.image(name) for name in opened.checkout.graph.images]
+    blocked = _blocked(current, bad)
+    statuses = [current.judge.image(name) for name in current.checkout.graph.images]
     stopped = {
         each.image: "interrupted" if each.outcome is Outcome.INTERRUPTED else each.error or "not started"
         for each in [*(each for each in last.values() if each.outcome is Outcome.INTERRUPTED), *unplaced]
     }
-    left = [
+    remaining = [
         Left(
-            found.name,
-            found.state,
-            (*((stopped[found.name],) if found.name in stopped else ()), *found.reasons),
+            status_of.name,
+            status_of.state,
+            (*((stopped[status_of.name],) if status_of.name in stopped else ()), *status_of.reasons),
         )
-        for found in statuses
-        if found.state is not State.FRESH and found.name not in {*bad, *blocked}
+        for status_of in statuses
+        if status_of.state is not State.FRESH and status_of.name not in {*bad, *blocked}
     ]
     done = [entry for entry in entries if entry.outcome is Outcome.DONE]
-    made = {entry.image for entry in done if entry.step is not Step.ENV} - bad
-    adopted = _adopted(opened, first)
+    built_names = {entry.image for entry in done if entry.step is not Step.ENV} - bad
+    adopted = _adopted(current, first)
     return Summary(
-        root=str(opened.checkout.root),
+        root=str(current.checkout.root),
         begun=begun,
         ended_at=ended_at,
-        ending=_ending(begun, ending, status, unplaced, left),
+        ending=_ending(begun, ending, status, unplaced, remaining),
         status=status,
         nodes=tuple(dict.fromkeys([*(entry.node for entry in entries if entry.node), *nodes])),
         images=len(statuses) + len(broken),
-        fresh=sum(found.state is State.FRESH for found in statuses),
-        built=tuple(_built(name, done) for name in opened.checkout.graph.images if name in made),
-        env_only=tuple(sorted({entry.image for entry in done} - made - bad)),
-        adopted=tuple(name for name in adopted if name not in made),
+        fresh=sum(status_of.state is State.FRESH for status_of in statuses),
+        built=tuple(_built(name, done) for name in current.checkout.graph.images if name in built_names),
+        env_only=tuple(sorted({entry.image for entry in done} - built_names - bad)),
+        adopted=tuple(name for name in adopted if name not in built_names),
         failed=(*failed, *(FailedStep(name, "", str(error)) for name, error in broken.items())),
         not_tried=tuple(UntriedImage(name, base) for name, base in blocked.items()),
-        left=tuple(left),
+        left=tuple(remaining),
     )
 
 
 def _ending(
-    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], left: Iterable[Left]
+    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], remaining: Iterable[Left]
 ) -> Ending:
     if begun.error:
         return Ending.REFUSED
     if seen == Ending.CANCELLED:
         return Ending.CANCELLED
     # The signal may have come after the last step.
-    if left and (any(unplaced) or (seen == Ending.TIME and status != 0)):
+    if remaining and (any(unplaced) or (seen == Ending.TIME and status != 0)):
         return Ending.TIME
     return Ending.FINISHED
 
 
-def _entries(opened: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
+def _entries(current: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
     """Return the history entries of the jobs of a nightly run, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
     of_night = []
-    for entry in history.entries(opened.checkout.history):
+    for entry in history.entries(current.checkout.history):
         if entry.began < since:
             # Entries come newest first.
             break
@@ -240,36 +240,36 @@ def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:
     )
 
 
-def _failed(opened: Session, entry: HistoryEntry) -> FailedStep:
+def _failed(current: Session, entry: HistoryEntry) -> FailedStep:
     lines: list[str] = []
     if entry.log:
         with contextlib.suppress(OSError):
-            log = opened.checkout.root / entry.log
+            log = current.checkout.root / entry.log
             text = verdict(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
-    root = f"{opened.checkout.root}/"
+    root = f"{current.checkout.root}/"
     return FailedStep(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)
 
 
-def _blocked(opened: Session, bad: Iterable[str]) -> dict[str, str]:
+def _blocked(current: Session, bad: Iterable[str]) -> dict[str, str]:
     """Return the images that cannot be built, each with its nearest bad base."""
     wrong, blocked = set(bad), dict[str, str]()
     # Bases come before the images that are built on them.
-    for name, node in opened.checkout.graph.images.items():
+    for name, node in current.checkout.graph.images.items():
         causes = [blocked.get(base, base) for base in node.bases if base in wrong or base in blocked]
         if causes and name not in wrong:
             blocked[name] = causes[0]
     return blocked
 
 
-def _adopted(opened: Session, first: Begun) -> list[str]:
+def _adopted(current: Session, first: Begun) -> list[str]:
     """Return the images that were adopted from the official checkout since the run began."""
     records, since_ns = (
-        opened.checkout.records,
+        current.checkout.records,
         datetime.fromisoformat(first.started_at).timestamp() * 1e9,
     )
     adopted = []
-    for name in opened.checkout.graph.images:
+    for name in current.checkout.graph.images:
         record, version = records.get(Step.ENROOT, name), records.version(Step.ENROOT, name)
         if record is not None and record.adopted_from and version is not None and version[1] >= since_ns:
             adopted.append(name)

@@ -1,1 +1,1 @@
-"""What a run shows while it runs: lines in a file, a live display on a terminal."""
+"""Progress of a run: lines in a file, a live display on a terminal."""

@@ -104,13 +104,15 @@ class Live(Display):
         footer = [self._fit(Text(line), width) for line in (self._queue(width), self._overall()) if line]
         running = list(self.running.values())
         room = max(1, height - len(footer))
-        shown = running if len(running) <= room else running[: max(0, room - 1)]
-        lines = self._steps_lines(shown, width)
-        if len(shown) < len(running):
-            lines.append(self._fit(Text(f"  {self._mark} and {len(running) - len(shown)} more"), width))
+        visible = running if len(running) <= room else running[: max(0, room - 1)]
+        lines = self._steps_lines(visible, width)
+        if len(visible) < len(running):
+            lines.append(
+                self._fit(Text(f"  {self._mark} and {len(running) - len(visible)} more"), width)
+            )
         return [*lines, *footer][-max(1, height) :]
 
-    def _steps_lines(self, shown: list[Running], width: int) -> list[Text]:
+    def _steps_lines(self, visible: list[Running], width: int) -> list[Text]:
         now_s = time.monotonic()
         wide = width >= _WIDE
         cells = [
@@ -121,7 +123,7 @@ class Live(Display):
                 f" of ~{clock(step.event.last_s)}" if step.event.last_s else "",
                 self._encodable(step.doing),
             )
-            for step in shown
+            for step in visible
         ]
         widths = [max((cell_len(row[column]) for row in cells), default=0) for column in range(4)]
         lines = []

@@ -389,23 +389,23 @@ class Dispatcher:
         checkout = self._session.checkout
         text = attempt.verdict.text if attempt.verdict else ""
         text = text.removeprefix(f"{checkout.root}/")
-        shown = ""
+        log_path = ""
         if attempt.log is not None and attempt.log.exists():
-            shown = checkout.shown(attempt.log)
+            log_path = checkout.shown(attempt.log)
             logs.point(attempt.log.with_name(logs.FAILED), attempt.log)
         if attempt.inputs is not None:
             message = text.partition("\n")[0]
             failed_at = datetime.now(UTC).isoformat(timespec="seconds")
             # Where nothing can be written, the text of the failure says so.
             with contextlib.suppress(RcError):
-                failure = Failure(attempt.inputs, failed_at, message, shown)
+                failure = Failure(attempt.inputs, failed_at, message, log_path)
                 checkout.records.put_failure(*task, failure)
-        if shown:
-            text += f"\n  log:  {shown} (after {attempt.took_s:.1f} s)"
+        if log_path:
+            text += f"\n  log:  {log_path} (after {attempt.took_s:.1f} s)"
             # Most hints name the command already.
             if "`doit" not in text:
                 text += f"\n  run:  doit build:{task.name}"
-        return StepFailed(text, shown)
+        return StepFailed(text, log_path)
 
 
 def _lost(place: Place) -> str:

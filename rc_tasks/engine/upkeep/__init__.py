@@ -1,1 +1,1 @@
-"""What `doit gc` removes."""
+"""Garbage collection for `doit gc`."""

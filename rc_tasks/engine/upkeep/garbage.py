@@ -110,15 +110,16 @@ class Collector:
             garbage_found.items += [Item(GarbageKind.JOB, path) for path in ended]
         return garbage_found
 
-    def remove(self, found: Garbage) -> list[Item]:
+    def remove(self, unneeded: Garbage) -> list[Item]:
         """Remove the items that are still unneeded and not in use; return the removed ones.
 
-        References to images go before the images. `found.left` gets the paths that could not be removed.
+        References to images go before the images. `unneeded.left` gets the paths that could not be
+        removed.
         """
         removed: list[Item] = []
-        self._note(found.gone)
+        self._note(unneeded.gone)
         by_image: dict[str, list[Item]] = {}
-        for item in found.items:
+        for item in unneeded.items:
             if item.kind in {GarbageKind.IMAGE, GarbageKind.BLOB, GarbageKind.JOB}:
                 continue
             by_image.setdefault(item.image, []).append(item)
@@ -127,25 +128,25 @@ class Collector:
                 with contextlib.ExitStack() as stack:
                     if image:
                         stack.enter_context(locks.held(self._checkout.lock(image), f"gc:{image}"))
-                    removed += [item for item in items if self._removed(item, found)]
+                    removed += [item for item in items if self._removed(item, unneeded)]
             except RcError as error:
-                found.left.append(f"{image}: {error.what}")
-        removed += self._remove_stored(found)
-        for item in found.items:
+                unneeded.left.append(f"{image}: {error.what}")
+        removed += self._remove_stored(unneeded)
+        for item in unneeded.items:
             if item.kind is GarbageKind.JOB:
                 podman_storage.remove(item.path, nodes.storage(self._checkout.settings.podman))
                 removed += [] if item.path.exists() else [item]
         return removed
 
-    def _previous(self, found: Garbage) -> None:
+    def _previous(self, unneeded: Garbage) -> None:
         kept, graph = self._checkout.previous, self._checkout.graph
         for name, node in graph.images.items():
             surplus = kept.surplus(node.project, self._checkout.settings.store, self._named)
-            found.items += [Item(GarbageKind.PREVIOUS, path, name) for path in surplus]
+            unneeded.items += [Item(GarbageKind.PREVIOUS, path, name) for path in surplus]
         for name in kept.names():
-            found.left += map(self._foreign, kept.foreign(name))
+            unneeded.left += map(self._foreign, kept.foreign(name))
 
-    def _bases(self, found: Garbage) -> None:
+    def _bases(self, unneeded: Garbage) -> None:
         """Find the files of bases that no Dockerfile names; without them, nothing needs their images."""
         graph = self._checkout.graph
         if graph.broken:
@@ -154,7 +155,7 @@ class Collector:
         named = {reference for node in graph.images.values() for reference in node.remote}
         for path, base in self._checkout.store.catalogue.base_files():
             if base.reference not in named and self._age_days(path) >= GONE_DAYS:
-                found.items.append(Item(GarbageKind.BASE, path))
+                unneeded.items.append(Item(GarbageKind.BASE, path))
 
     def _stored(self, found: Garbage, gone: Iterable[str]) -> None:
         """Find the images, blobs and manifests that no remaining image refers to."""
@@ -188,22 +189,22 @@ class Collector:
         """Return the directories of manifests, by image."""
         return _listed(self._generated / "manifests")
 
-    def _remove_stored(self, found: Garbage) -> list[Item]:
-        images = tuple(item.path for item in found.items if item.kind is GarbageKind.IMAGE)
-        blobs = tuple(item.path for item in found.items if item.kind is GarbageKind.BLOB)
+    def _remove_stored(self, collected: Garbage) -> list[Item]:
+        images = tuple(item.path for item in collected.items if item.kind is GarbageKind.IMAGE)
+        blobs = tuple(item.path for item in collected.items if item.kind is GarbageKind.BLOB)
         if not images and not blobs:
             return []
         store, unneeded = self._checkout.store, Unneeded(images, blobs)
         removed = set(garbage.remove(store, unneeded, self._now_s))
-        return [item for item in found.items if item.path in removed]
+        return [item for item in collected.items if item.path in removed]
 
-    def _logs(self, found: Garbage, gone: Iterable[str]) -> None:
+    def _logs(self, unneeded: Garbage, gone: Iterable[str]) -> None:
         for image in _listed(self._generated / "logs"):
             for step in _listed(image) if image.name not in gone else ():
                 surplus = logs.surplus(step, self._checkout.settings.logs)
-                found.items += [Item(GarbageKind.LOG, path) for path in surplus]
+                unneeded.items += [Item(GarbageKind.LOG, path) for path in surplus]
 
-    def _temporaries(self, found: Garbage) -> None:
+    def _temporaries(self, unneeded: Garbage) -> None:
         places = [self._generated, *_listed(self._generated)]
         places += [
             entry
@@ -211,7 +212,7 @@ class Collector:
             for entry in _listed(self._generated / part)
         ]
         for place in places:
-            found.items += [
+            unneeded.items += [
                 Item(GarbageKind.TEMPORARY, path) for path in files.abandoned(place, self._now_s)
             ]
         for name, node in self._checkout.graph.images.items():
@@ -221,7 +222,7 @@ class Collector:
                     paths = squash.left(project.directory)
                     paths += files.temporaries(project.directory, IMAGE_JSON)
                     paths += files.temporaries(project.directory, EDF)
-                    found.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
+                    unneeded.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
 
     def _gone_since(self) -> dict[str, str]:
         """Return the projects that are gone but left files, with the time when that was first seen."""
@@ -240,18 +241,18 @@ class Collector:
         now = datetime.fromtimestamp(self._now_s, UTC).isoformat(timespec="seconds")
         return {name: seen.get(name, now) for name in sorted(names - known)}
 
-    def _projects_gone(self, found: Garbage) -> None:
+    def _projects_gone(self, unneeded: Garbage) -> None:
         """Find the files of projects that were deleted, and not built, for a month."""
-        for name, since in found.gone.items():
+        for name, since in unneeded.gone.items():
             paths = list(self._of_project(name))
             age_days = min((self._age_days(path) for path in paths), default=0.0)
             if min(age_days, self._days_since(since)) < GONE_DAYS:
                 continue
             for path in paths:
                 if self._is_named(path, name):
-                    found.left.append(f"{self._shown(path)}: an EDF names it")
+                    unneeded.left.append(f"{self._shown(path)}: an EDF names it")
                 else:
-                    found.items.append(Item(GarbageKind.GONE, path, name))
+                    unneeded.items.append(Item(GarbageKind.GONE, path, name))
 
     def _of_project(self, name: str) -> Iterator[Path]:
         checkout = self._checkout
@@ -273,7 +274,7 @@ class Collector:
             return self._named(f"/{name}/{ARTIFACT}")
         return path.parent.parent == self._checkout.previous.directory and self._named(path.name)
 
-    def _removed(self, item: Item, found: Garbage) -> bool:
+    def _removed(self, item: Item, unneeded: Garbage) -> bool:
         path = item.path
         files.require_locks()
         try:
@@ -289,7 +290,7 @@ class Collector:
         except FileNotFoundError:
             return False
         except OSError as error:
-            found.left.append(f"{self._shown(path)}: {error.strerror}")
+            unneeded.left.append(f"{self._shown(path)}: {error.strerror}")
             return False
         if item.kind is GarbageKind.GONE:
             # Remove the parent directory if it is empty now.
@@ -339,7 +340,7 @@ def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:
 def freed_bytes(
     measured: Mapping[Item, tuple[os.stat_result, ...]], items: Iterable[Item]
 ) -> dict[GarbageKind, int]:
-    """What the removal of items frees, by kind: a file that keeps another name frees nothing."""
+    """Return the bytes that the removal of items frees, by kind; a file with another link frees none."""
     links: Counter[tuple[int, int]] = Counter()
     sizes = dict.fromkeys(GarbageKind, 0)
     for item in items:

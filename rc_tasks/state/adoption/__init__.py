@@ -1,1 +1,1 @@
-"""What a clone takes from the official checkout, and whose files it takes."""
+"""Adoption: the images that a clone takes from the official checkout, and whose files it trusts."""

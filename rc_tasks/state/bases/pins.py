@@ -32,10 +32,10 @@ class Pins:
         """
         with held(self.lock, f"writing {LOCK}", wait=True):
             text = self._text()
-            found = parse(text).get(reference)
-            if found is None:
+            existing = parse(text).get(reference)
+            if existing is None:
                 self._write(with_pin(text, reference, pin))
-        return found or pin
+        return existing or pin
 
     def move(self, pins: Mapping[str, Pin]) -> None:
         """Write these pins, all of them or none. Raise RcError as `first` does."""

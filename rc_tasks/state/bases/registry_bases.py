@@ -37,7 +37,7 @@ class RegistryBase:
 
     @property
     def whole(self) -> str:
-        """What a registry is asked for: where a digest is written, that alone, as podman takes it."""
+        """The full reference to ask a registry for; a digest replaces the tag, as in podman."""
         if digest := own_digest(self.reference):
             return str(replace(ImageReference.parse(self.reference), tag=None, digest=digest))
         return (self.pin.name if self.pin is not None else "") or self.reference

@@ -210,14 +210,14 @@ def copy(source: Path, name: Path) -> None:
 
 def has_links(directory: Path) -> bool:
     """Return whether files in a directory can have hard links. Raise OSError when it has no room."""
-    descriptor, made = tempfile.mkstemp(prefix=temporary_prefix(CLOCK), dir=directory)
+    descriptor, probe = tempfile.mkstemp(prefix=temporary_prefix(CLOCK), dir=directory)
     os.close(descriptor)
-    other = Path(f"{made}link")
+    other = Path(f"{probe}link")
     try:
-        return link(Path(made), other)
+        return link(Path(probe), other)
     finally:
         other.unlink(missing_ok=True)
-        os.unlink(made)
+        os.unlink(probe)
 
 
 def refused(error: OSError, path: Path | None = None) -> RcError | None:

@@ -1,9 +1,9 @@
 """Process identity: which process a host name and a PID in a file mean.
 
-The same number means another process in another PID namespace, and processes outside one's own cannot
-be seen. Toolboxes, containers and batch systems make such namespaces under the host's own name. So the
-boot and the namespace belong to the identity. Of a process in another one, only the age of what it
-touches says whether it lives.
+The same PID means another process in another PID namespace, and processes outside the own namespace are
+not visible. Toolboxes, containers and batch systems make such namespaces under the host's own name. So
+the boot and the namespace belong to the identity. Whether a process in another namespace lives is known
+only by the age of the files that it touches.
 """
 
 import functools
@@ -29,7 +29,7 @@ def space() -> str:
 
 
 def _began() -> str:
-    """When the namespace began: the kernel gives the number of one that has ended to the next one."""
+    """Return the start time of the namespace: the kernel reuses the numbers of ended namespaces."""
     try:
         return _FIRST_PROCESS.read_text(errors="replace").rpartition(")")[2].split()[_STARTTIME]
     except (OSError, IndexError):
@@ -38,16 +38,16 @@ def _began() -> str:
 
 
 def visible(node: str, where: str) -> bool:
-    """Return whether processes of a host can be seen from here; `where` is the `space` that they noted.
+    """Return whether processes of a host are visible here; `where` is the `space` that they noted.
 
-    An older version noted none, so that its processes cannot be told from those of other namespaces.
+    Older versions noted none, so their processes may be in another namespace.
     """
     return bool(where) and (node, where) == (os.uname().nodename, space())
 
 
 def alive(pid: int) -> bool:
     """Return whether a process of this number runs here, whoever owns it."""
-    # Not by /proc: mounted with hidepid it shows nobody but ourselves.
+    # Do not use /proc: mounted with hidepid, it shows only the caller's processes.
     try:
         os.kill(pid, 0)
     except PermissionError:

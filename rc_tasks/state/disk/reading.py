@@ -56,26 +56,26 @@ def denied(path: Path) -> RcError | None:
     path = Path(os.path.abspath(path))
     for place in (*reversed(path.parents), path):
         try:
-            found = os.stat(place)
+            status_of = os.stat(place)
         except OSError:
             return None
-        enter = os.X_OK if stat.S_ISDIR(found.st_mode) else 0
+        enter = os.X_OK if stat.S_ISDIR(status_of.st_mode) else 0
         if not os.access(place, enter | (os.R_OK if place == path else 0)):
-            return _denied(place, found)
+            return _denied(place, status_of)
     return None
 
 
-def _denied(place: Path, found: os.stat_result) -> RcError:
-    mine = found.st_uid == os.geteuid()
+def _denied(place: Path, status_of: os.stat_result) -> RcError:
+    mine = status_of.st_uid == os.geteuid()
     who = "u" if mine else "go"
     if GENERATED in place.parts:
         # One umask made it all.
         top = Path(*place.parts[: place.parts.index(GENERATED) + 1])
         command = f"chmod -R {who}+rX {shlex.quote(str(top))}"
     else:
-        right = "rx" if stat.S_ISDIR(found.st_mode) else "r"
+        right = "rx" if stat.S_ISDIR(status_of.st_mode) else "r"
         command = f"chmod {who}+{right} {shlex.quote(str(place))}"
-    owner, mode = user(found.st_uid), f"{stat.S_IMODE(found.st_mode):04o}"
+    owner, mode = user(status_of.st_uid), f"{stat.S_IMODE(status_of.st_mode):04o}"
     return RcError(
         f"cannot be read: {os.strerror(errno.EACCES)} (owner {owner}, mode {mode})",
         where=place,

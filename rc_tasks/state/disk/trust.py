@@ -71,8 +71,8 @@ class Trust:
 
 
 def _refused(what: str, path: str, status: os.stat_result, hint: str) -> RefusedError:
-    told = f"owner {user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
-    return RefusedError(f"{what} ({told})", where=path, hint=hint)
+    owner_and_mode = f"owner {user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}"
+    return RefusedError(f"{what} ({owner_and_mode})", where=path, hint=hint)
 
 
 # A user or group of another site is unknown here, and owns nothing here.
@@ -119,7 +119,7 @@ def group(gid: int) -> str:
 def is_private(gid: int, uid: int) -> bool:
     """Return whether a group is the one that hosts make for a user alone, with the user's name."""
     try:
-        found = grp.getgrgid(gid)
+        entry = grp.getgrgid(gid)
     except KeyError:
         return False
-    return found.gr_name == user(uid) and set(found.gr_mem) <= {found.gr_name}
+    return entry.gr_name == user(uid) and set(entry.gr_mem) <= {entry.gr_name}

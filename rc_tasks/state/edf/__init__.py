@@ -1,1 +1,1 @@
-"""What is written into env.toml files, and which of them name which image."""
+"""EDFs: the values of env.toml files, and the images that EDFs name."""

@@ -50,8 +50,8 @@ def _texts(checkout: Checkout, environ: Mapping[str, str]) -> Iterator[str]:
         text = _text(real)
         yield text
         # What it extends is among its words; those that name no EDF are no file.
-        for found in _QUOTED.finditer(text):
-            word = os.path.expandvars(found[1] or found[2])
+        for quoted in _QUOTED.finditer(text):
+            word = os.path.expandvars(quoted[1] or quoted[2])
             if word.endswith(SUFFIX):
                 todo.append(path.parent / word)
             elif "/" not in word:

@@ -97,10 +97,10 @@ class UserEdf:
             if "image" in present and "image" not in values:
                 text = toml_edit.with_value(text, ("image",), None)
         merged = merge.merge(text, wanted, self.shown, always=frozenset(always), explanation=EXPLANATION)
-        found = edf_values(merged)
+        present_values = edf_values(merged)
         for key in _WHAT_STARTS:
             ours = _literal(values[key]) if key in values else None
-            if found.get(key) != ours:
+            if present_values.get(key) != ours:
                 line = toml_text.line_of(merged, (key,))
                 raise EdfError(
                     f"{key} is your own value, and this command needs "
@@ -135,8 +135,8 @@ def workdir(home: Path, environ: Mapping[str, str]) -> str:
         what = f"is {led}, and not a directory"
     else:
         what = "does not exist; interactive jobs begin there"
-    made = 'ln -sfn "$SCRATCH" ~/scratch' if scratch else "mkdir ~/scratch"
-    raise RcError(what, where="~/scratch", hint=f"make it: {made}")
+    command = 'ln -sfn "$SCRATCH" ~/scratch' if scratch else "mkdir ~/scratch"
+    raise RcError(what, where="~/scratch", hint=f"make it: {command}")
 
 
 def _by_env_update(text: str, home: Path, project: str) -> bool:

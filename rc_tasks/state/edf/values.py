@@ -12,13 +12,13 @@ from rc_tasks.state.records.records import Facts
 
 
 def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
-    """What the template is filled with."""
+    """Return the values of the env.toml template."""
     edf = node.recipe.edf.apply(checkout.settings.edf)
     entrypoint = {
         Entrypoint.TRUE: True,
         Entrypoint.FALSE: False,
-        # The entrypoints of vendors' images are not ours to run at every start; our own are meant, but
-        # for one that the Container Engine cannot start.
+        # ENTRYPOINTs of vendors' images may not suit every start. Those set here are run, except those
+        # that the Container Engine cannot start.
         Entrypoint.AUTO: facts.sets_entrypoint and facts.entrypoint is not Behaviour.CHILD,
     }[edf.entrypoint]
     return EdfValues(
@@ -38,11 +38,11 @@ def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Fac
 
     `earlier` are the previous facts. An ENTRYPOINT that every launcher can start is reported only once.
     """
-    found = facts.entrypoint
-    if found is Behaviour.NOT_TRIED or (found is Behaviour.BECOMES and earlier is not None):
+    behaviour = facts.entrypoint
+    if behaviour is Behaviour.NOT_TRIED or (behaviour is Behaviour.BECOMES and earlier is not None):
         return False
     edf = checkout.graph.images[name].recipe.edf.apply(checkout.settings.edf)
-    return edf.entrypoint is Entrypoint.AUTO and (earlier is None or earlier.entrypoint is not found)
+    return edf.entrypoint is Entrypoint.AUTO and (earlier is None or earlier.entrypoint is not behaviour)
 
 
 def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, str]:

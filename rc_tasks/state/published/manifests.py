@@ -1,9 +1,9 @@
-"""The manifests of published images, by image ID.
+"""Manifests of published images, by image ID.
 
-.rc/manifests/NAME/IMAGE_ID.json           what is inside, and when it was published: the enroot step
-.rc/manifests/NAME/IMAGE_ID.origin.json    what it was made from: the podman step
+.rc/manifests/NAME/IMAGE_ID.json           contents and time of publication, from the enroot step
+.rc/manifests/NAME/IMAGE_ID.origin.json    inputs, from the podman step
 
-Those of the last images that were published under a name are kept, so that they can be compared.
+Those of the last images that were published under a name are kept, for `doit diff`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _KEEP = 20
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """An image that was published under a name; `present` is the one that is published now.
+    """An image that was published under a name; `present`: it is published now.
 
     `adopted_from` names the official checkout when only that has its manifest.
     """
@@ -42,7 +42,7 @@ class Build:
 
 
 def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: str) -> None:
-    """Write down from what an image was built; `record` is of its podman step."""
+    """Write the origin of an image; `record` is of its podman step."""
     if record.facts is None:
         return
     origin = Origin(
@@ -64,17 +64,17 @@ def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: 
     )
     path = _directory(checkout, node.project.name) / f"{record.facts.image_id}{_ORIGIN}"
     _write(path, {"name": node.project.name, "image_id": record.facts.image_id, **document(origin)})
-    # Also those of builds that were never published.
+    # Trim here too: a build may never be published.
     _trim(path.parent)
 
 
 def put(checkout: Checkout, manifest: Manifest) -> None:
-    """Write down what is in an image that was published; the oldest of its name go."""
+    """Write the manifest of a published image, and remove the oldest ones of its name."""
     path = _directory(checkout, manifest.name) / f"{manifest.image_id}{_SUFFIX}"
-    found = document(manifest)
-    # In a file of its own: it is written when the image is built, and once more from other inputs.
-    del found["origin"]
-    _write(path, found)
+    content = document(manifest)
+    # The origin has its own file: each build writes it, even one that gives the same image.
+    del content["origin"]
+    _write(path, content)
     _trim(path.parent)
 
 
@@ -85,11 +85,11 @@ def bases(node: ImageNode, record: Record) -> dict[str, str]:
 
 
 def present_id(checkout: Checkout, name: str) -> str:
-    """Return the image ID of what is published now; empty when nothing is."""
+    """Return the ID of the image that is published now, or an empty string."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
-        if isinstance(found, str):
-            return found
+        image_id = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
+        if isinstance(image_id, str):
+            return image_id
     record = checkout.records.get(Step.ENROOT, name)
     return record.inputs.get("image", "") if record is not None else ""
 
@@ -97,10 +97,10 @@ def present_id(checkout: Checkout, name: str) -> str:
 def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
     """Return the builds of an image whose manifests are kept: the present one, then the newest first.
 
-    In a clone those of the official checkout are among them.
+    In a clone, include those of the official checkout.
     """
     present = present_id(checkout, name)
-    found = {
+    by_id = {
         manifest.image_id: Build(manifest, manifest.image_id == present)
         for manifest in _manifests(_files(_directory(checkout, name)), name)
     }
@@ -108,8 +108,8 @@ def builds(checkout: Checkout, name: str) -> tuple[Build, ...]:
     if official is not None:
         for manifest in _manifests(official.files(f"{_DIRECTORY}/{name}"), name):
             theirs = Build(manifest, manifest.image_id == present, official.root)
-            found.setdefault(manifest.image_id, theirs)
-    newest = sorted(found.values(), key=lambda build: build.manifest.published_at, reverse=True)
+            by_id.setdefault(manifest.image_id, theirs)
+    newest = sorted(by_id.values(), key=lambda build: build.manifest.published_at, reverse=True)
     return tuple(sorted(newest, key=lambda build: not build.present))
 
 
@@ -118,14 +118,14 @@ def kept(checkout: Checkout, name: str) -> list[Path]:
 
     Return none when the present image has none.
     """
-    found = []
+    by_time = []
     directory = _directory(checkout, name)
     for file in reading.names(directory):
         if file.endswith(_SUFFIX) and not file.endswith(_ORIGIN):
             with contextlib.suppress(FileNotFoundError):
-                found.append(((directory / file).stat().st_mtime, directory / file))
+                by_time.append(((directory / file).stat().st_mtime, directory / file))
     present = present_id(checkout, name)
-    newest = [path for _, path in sorted(found, reverse=True)]
+    newest = [path for _, path in sorted(by_time, reverse=True)]
     newest.sort(key=lambda path: path.stem != present)
     return newest if newest and newest[0].stem == present else []
 
@@ -169,8 +169,8 @@ def _trim(directory: Path) -> None:
             kind = _ORIGIN if path.name.endswith(_ORIGIN) else _SUFFIX
             times[kind].append((path.stat().st_mtime, path))
     kept = {path.name.partition(".")[0] for _, path in sorted(times[_SUFFIX])[-_KEEP:]}
-    for found in times.values():
-        for _, path in sorted(found)[:-_KEEP]:
-            if found is times[_SUFFIX] or path.name.partition(".")[0] not in kept:
+    for dated in times.values():
+        for _, path in sorted(dated)[:-_KEEP]:
+            if dated is times[_SUFFIX] or path.name.partition(".")[0] not in kept:
                 with contextlib.suppress(OSError):
                     os.unlink(path)

@@ -13,9 +13,10 @@ _SUFFIX = ".json"
 
 @dataclass(slots=True)
 class References:
-    """By image ID what refers to it, in words. `leading` are those that not only a cache refers to.
+    """Descriptions of the references to each image, by image ID.
 
-    `unreadable` are files that may refer to more.
+    `leading` are the images that have references other than caches. `unreadable` are files that may
+    hold more references.
     """
 
     words: dict[str, list[str]] = field(default_factory=dict)
@@ -31,14 +32,13 @@ class References:
 def references(
     checkout: Checkout, without: Collection[str] = (), leaving: Collection[Path] = ()
 ) -> References:
-    """Return all that refers to images.
+    """Return all references to images.
 
-    `without` names images that count as if they had never been, `leaving` the files of bases and the
-    directories of kept images that do.
+    Ignore the images in `without`, and the files of bases and directories of kept images in `leaving`.
     """
-    found = References()
+    result = References()
     for name in sorted(recorded(checkout) - set(without)):
-        _of_image(checkout, name, found)
+        _of_image(checkout, name, result)
     for name in checkout.previous.names():
         if name not in without:
             for entry, image_id in checkout.previous.image_ids(name):
@@ -46,41 +46,41 @@ def references(
                 if path in leaving:
                     continue
                 if not image_id:
-                    found.unreadable.append(path)
-                if f"image {name}" not in found.words.get(image_id, ()):
-                    found.add(image_id, f"previous image of {name}")
+                    result.unreadable.append(path)
+                if f"image {name}" not in result.words.get(image_id, ()):
+                    result.add(image_id, f"previous image of {name}")
     for path, base in checkout.store.catalogue.base_files():
         if path not in leaving:
-            found.add(base.image_id, f"registry base {base.reference}")
-    found.leading |= set(found.words)
+            result.add(base.image_id, f"registry base {base.reference}")
+    result.leading |= set(result.words)
     for name, cached in checkout.store.catalogue.caches():
         for image in cached if name not in without else ():
-            # That an image is in its own cache as well says nothing.
-            if f"image {name}" not in found.words.get(image.image_id, ()):
-                found.add(image.image_id, f"cache of {name}")
-    return found
+            # The cache of an image holds the image itself too: leave that reference out.
+            if f"image {name}" not in result.words.get(image.image_id, ()):
+                result.add(image.image_id, f"cache of {name}")
+    return result
 
 
 def recorded(checkout: Checkout) -> set[str]:
-    """Return the names of all images of which a record is there, of projects that are gone too."""
-    found = set()
+    """Return the names of all images that have a record, including those of deleted projects."""
+    names = set()
     for file in reading.names(checkout.records.directory):
         task = Task.parse(file.removesuffix(_SUFFIX))
         if file.endswith(_SUFFIX) and task is not None:
-            found.add(task.name)
-    return found
+            names.add(task.name)
+    return names
 
 
-def _of_image(checkout: Checkout, name: str, found: References) -> None:
+def _of_image(checkout: Checkout, name: str, result: References) -> None:
     for step in (Step.PODMAN, Step.ENROOT):
         record = checkout.records.get(step, name)
         path, _ = checkout.records.files(step, name)
         if record is None:
             if path.exists():
-                found.unreadable.append(path)
+                result.unreadable.append(path)
         elif record.facts is not None:
-            found.add(record.facts.image_id, f"image {name}")
+            result.add(record.facts.image_id, f"image {name}")
         else:
             image_id = record.inputs.get("image", "")
-            if f"image {name}" not in found.words.get(image_id, ()):
-                found.add(image_id, f"published image of {name}")
+            if f"image {name}" not in result.words.get(image_id, ()):
+                result.add(image_id, f"published image of {name}")

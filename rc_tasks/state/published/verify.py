@@ -258,8 +258,8 @@ class Verification:
                 hint = _rebuild(store, name, path)
                 yield {image_id}, Damage(where, "cannot be read as an image", hint)
         new = [str(path) for path in users if path not in self._blobs]
-        for file, found in file_digests(new, self.read, self.at_once):
-            self._blobs[Path(file)] = _words(Path(file).name, found)
+        for file, result in file_digests(new, self.read, self.at_once):
+            self._blobs[Path(file)] = _words(Path(file).name, result)
         for path, having in users.items():
             if self._blobs[path]:
                 # Remove their images too: a build does not make an image that the store has.

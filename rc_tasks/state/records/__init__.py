@@ -1,1 +1,1 @@
-"""What each step made from what: digests of inputs, records, and the words for their differences."""
+"""Records of steps, digests of their inputs, and the causes for a step to run."""

@@ -31,7 +31,7 @@ _OVERLOOKED = {
     Overlooked.SOURCE: "podman's cache may have used older files for RUN --mount",
     Overlooked.STAGE: "podman's cache may have used an older stage for RUN --mount",
     Overlooked.VARIABLE: "podman's cache may have used an older value of ARG",
-    Overlooked.SHADOW: "podman may have used a stage instead of the image of the same name",
+    Overlooked.SHADOW: "podman may have used the image of the same name instead of a stage",
 }
 # The part of a cause that needs only a test of the published image, unless there are other causes.
 SMOKE = "smoke"

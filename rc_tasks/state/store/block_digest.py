@@ -58,15 +58,15 @@ def file_digests(
     stop = threading.Event()
 
     def digest(path: str) -> tuple[str, str | OSError]:
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         try:
             with open(path, "rb", buffering=0) as file:
                 while not stop.is_set() and (piece := file.read(_PIECE_BYTES)):
-                    found.update(piece)
+                    sha256.update(piece)
                     read(len(piece))
         except OSError as error:
             return path, error
-        return path, found.hexdigest()
+        return path, sha256.hexdigest()
 
     with ThreadPoolExecutor(at_once) as pool:
         try:

@@ -73,8 +73,8 @@ class Catalogue:
         for architecture in reading.names(references):
             for name in reading.names(references / architecture):
                 path = references / architecture / name
-                if name.endswith(".json") and (found := _pulled(_read(path))) is not None:
-                    yield path, found
+                if name.endswith(".json") and (pulled := _pulled(_read(path))) is not None:
+                    yield path, pulled
 
     def cache(self, name: str) -> tuple[Cached, ...]:
         """Return the intermediate images of the last successful build, and of failed ones since."""

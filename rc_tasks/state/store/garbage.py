@@ -58,20 +58,20 @@ def unneeded(store: Store, referenced: Iterable[str], now_s: float) -> Unneeded:
     return Unneeded(tuple(images), tuple(blobs), young)
 
 
-def remove(store: Store, found: Unneeded, now_s: float) -> list[Path]:
+def remove(store: Store, garbage: Unneeded, now_s: float) -> list[Path]:
     """Remove what is still not needed; return the removed paths."""
     removed = []
     with store.scratch() as trash:
-        taken = _take_out(found.images, trash / "images")
+        taken = _take_out(garbage.images, trash / "images")
         for place, path in taken.items():
             if _rests(path, now_s):
                 removed.append(place)
             else:
                 _put_back(path, place)
-        taken = _take_out(found.blobs, trash / "blobs")
+        taken = _take_out(garbage.blobs, trash / "blobs")
         # Keep this order: a writer puts its image in place before it removes its note.
-        wanted = store.wanted()
-        needed = wanted | _blobs_of(_entries(store.directory / _IMAGES))
+        noted = store.wanted()
+        needed = noted | _blobs_of(_entries(store.directory / _IMAGES))
         for place, path in taken.items():
             if place.name in needed:
                 _put_back(path, place)

@@ -310,10 +310,10 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """Make a temporary directory in the store; after a kill, the next `sweep` removes it."""
-        with temporary_directory(self.directory, _SCRATCH) as made:
+        with temporary_directory(self.directory, _SCRATCH) as directory:
             # Another member's `doit gc` must be able to read what this writer relies on.
-            open_up(made)
-            yield made
+            open_up(directory)
+            yield directory
 
     def _image(self, image_id: str) -> Path:
         return self.directory / "images" / image_id

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.tools import failures, podman
 
-# How the lines begin that are the launcher's own: of podman 4.3, of Enroot 4.1 (common::err in its
-# common.sh, and its C programs), of Pyxis 0.24 in Slurm 22.05 to 26.05. Enroot and podman sign as any
-# program may.
+# The beginnings of the launcher's own lines: podman 4.3, Enroot 4.1 (common::err in its common.sh, and
+# its C programs), Pyxis 0.24 in Slurm 22.05 to 26.05. Any program may print lines like those of Enroot
+# and podman.
 _PYXIS = re.compile(r"(slurmstepd\S*: |srun: |\[\S+\] )error: (pyxis|spank): ")
 _OWN = {
     Launcher.PODMAN: re.compile(r"Error: "),
@@ -16,14 +16,14 @@ _OWN = {
     Launcher.PYXIS: _PYXIS,
     Launcher.CE: _PYXIS,
 }
-# What says that the container started, and lacks the program or cannot run it.
+# Errors after the start of the container: it lacks the program or cannot run it.
 _LACKS = re.compile(
     r"executable file .*not found|no such file|exec.*permission denied|exec format", re.I
 )
 
 
 def hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:
-    """What to do when the launcher may have failed; empty when what it started failed by itself."""
+    """Return a hint when the launcher may have failed; empty when the program in it failed."""
     own = [line for line in lines if _OWN[launcher].match(line)]
     if launcher is Launcher.PODMAN and status not in podman.NOT_STARTED:
         own = []

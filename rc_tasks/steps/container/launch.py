@@ -97,19 +97,19 @@ class PodmanImage:
     rc_local: Path | None = None
 
 
-def choose(wanted: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
+def choose(setting: Launcher, *, through_slurm: bool) -> tuple[Launcher, str]:
     """Return the launcher to use here, and why; `through_slurm`: containers start in jobs.
 
     Raise ToolNotFoundError when the wanted launcher, or every launcher, is missing.
     """
-    if wanted is not Launcher.AUTO:
-        if not _available(wanted, through_slurm=through_slurm):
+    if setting is not Launcher.AUTO:
+        if not _available(setting, through_slurm=through_slurm):
             raise ToolNotFoundError(
-                _LACKS[wanted],
+                _LACKS[setting],
                 where=os.uname().nodename,
-                hint=f'`launcher` is "{wanted}" in the settings: "auto" takes what there is',
+                hint=f'`launcher` is "{setting}" in the settings: "auto" takes what there is',
             )
-        return wanted, f'launcher = "{wanted}" in the settings'
+        return setting, f'launcher = "{setting}" in the settings'
     for launcher, reason in _SAID.items():
         if _available(launcher, through_slurm=through_slurm):
             return launcher, reason
@@ -306,9 +306,9 @@ def _enroot(resolved: ResolvedEdf, argv: tuple[str, ...]) -> Command:
             where=where,
             hint=f"`enroot import docker://{image}` makes a file of it; name that in `image`",
         )
-    if found := re.search(r"['\n]", image):
+    if match := re.search(r"['\n]", image):
         raise EdfError(
-            f"Enroot cannot start {image}: its path holds {found[0]!r}",
+            f"Enroot cannot start {image}: its path holds {match[0]!r}",
             where=where,
             hint="rename it, or name a symlink to it",
         )
@@ -402,9 +402,9 @@ def _refuse_squashfs(mount: EdfMount) -> None:
 
 def _refuse_path(mount: EdfMount, launcher: str, pattern: re.Pattern[str]) -> None:
     for path in (mount.source, mount.destination):
-        if found := pattern.search(path):
+        if match := pattern.search(path):
             raise EdfError(
-                f"{launcher} cannot mount {path}: it holds {found[0]!r}",
+                f"{launcher} cannot mount {path}: it holds {match[0]!r}",
                 where=mount.where,
                 hint="mount a directory above it, or a symlink to it with a plainer name",
             )

@@ -110,7 +110,7 @@ def fstab(volumes: tuple[str, ...]) -> str:
     """Return a bind mount for each VOLUME; white space and backslashes escaped as fstab(5) says."""
     lines = []
     for volume in volumes:
-        name = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", volume)
+        name = re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", volume)
         lines.append(f"${{ENROOT_ROOTFS}}{name} {name} none x-create=dir,bind,rw,nosuid,nodev\n")
     return "".join(lines)
 
@@ -189,7 +189,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
     path and "". The last component is absent, or no symlink, or an absolute symlink: Enroot reads
     these files from outside of the container, where an absolute one would lead to the host.
     """
-    opened = [os.dup(root)]
+    descriptors = [os.dup(root)]
     todo = path.split("/")[::-1]
     followed = 0
     name = ""
@@ -200,10 +200,10 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
                 continue
             if name == "..":
                 # The parent of / is / itself.
-                if len(opened) > 1:
-                    os.close(opened.pop())
+                if len(descriptors) > 1:
+                    os.close(descriptors.pop())
                 continue
-            target = _readlink(opened[-1], name)
+            target = _readlink(descriptors[-1], name)
             if last and not any(todo) and (target is None or target.startswith("/")):
                 break
             if target is not None:
@@ -211,15 +211,15 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
                 if followed > links.MOST:
                     raise _obstacle(path, "leads through a loop of symlinks")
                 if target.startswith("/"):
-                    while len(opened) > 1:
-                        os.close(opened.pop())
+                    while len(descriptors) > 1:
+                        os.close(descriptors.pop())
                 todo += target.split("/")[::-1]
                 continue
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=opened[-1])
+                os.mkdir(name, dir_fd=descriptors[-1])
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-            opened.append(os.open(name, flags, dir_fd=opened[-1]))
-        yield opened[-1], name if last else ""
+            descriptors.append(os.open(name, flags, dir_fd=descriptors[-1]))
+        yield descriptors[-1], name if last else ""
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = (
@@ -229,7 +229,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
         )
         raise _obstacle(path, f"cannot be written: {error.strerror}", hint) from None
     finally:
-        for descriptor in opened:
+        for descriptor in descriptors:
             os.close(descriptor)
 
 

@@ -18,16 +18,16 @@ from rc_tasks.tools import command
 def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
     """Start the container and wait for its end; return the exit status of `argv`."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    found = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
+    resolved = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
     with (
         nodes.prepared(checkout.settings.podman) as engine,
-        launch.podman_image(found, engine, checkout) as image,
+        launch.podman_image(resolved, engine, checkout) as image,
     ):
         return command.interact(
             launch.command(
                 Launcher.PODMAN,
                 edf,
-                found,
+                resolved,
                 argv,
                 None,
                 interactive=terminal,

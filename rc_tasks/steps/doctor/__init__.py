@@ -1,1 +1,1 @@
-"""What `doit doctor` checks on a node."""
+"""Checks of a node for `doit doctor`."""

@@ -1,4 +1,4 @@
-"""What a node needs to carry out steps, checked on that node; `doit doctor` shows it."""
+"""Checks of a node that runs steps, made on that node; `doit doctor` shows them."""
 
 import contextlib
 import json
@@ -41,8 +41,8 @@ def parse_findings(lines: list[str]) -> Iterator[Finding]:
     """Yield the findings among the lines of a log."""
     for line in lines:
         if line.startswith(MARK):
-            found = json.loads(line.removeprefix(MARK))
-            yield Finding(Level(found["level"]), found["what"], found["hint"])
+            findings = json.loads(line.removeprefix(MARK))
+            yield Finding(Level(findings["level"]), findings["what"], findings["hint"])
 
 
 def findings(checkout: Checkout) -> Iterator[Finding]:
@@ -130,11 +130,11 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, f"{tool} was not found", f"install {package}")
     if not missing:
         automatic = settings.compression is Compression.AUTO
-        wanted = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
-        found, version = squashfs.best(wanted, squashfs.probe()), squashfs.version()
+        preferred = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
+        compression, version = squashfs.best(preferred, squashfs.probe()), squashfs.version()
         if (fault := squashfs.WRONG_CONTENT).affects(version):
             yield Finding(Level.WARNING, f"mksquashfs {version} {fault.does}", fault.advice)
-        what = f"mksquashfs {version}, compression {found}"
+        what = f"mksquashfs {version}, compression {compression}"
         if (fault := squashfs.FAILING_COMPARISON).affects(version):
             # No warning: the step works around it, and there may be no better version yet.
             yield Finding(Level.OK, f"{what}; it {fault.does}", fault.advice)
@@ -166,11 +166,11 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
             places.append(("podman's images", Path(root).parent))
     for what, place in places:
         free = nodes.free_bytes(place)
-        told = f"{free / 1e9:.0f} GB free for {what} ({place})"
+        message = f"{free / 1e9:.0f} GB free for {what} ({place})"
         if free < _WANTED_FREE_BYTES:
-            yield Finding(Level.WARNING, told, "images of 20 GB are common; make room or move it")
+            yield Finding(Level.WARNING, message, "images of 20 GB are common; make room or move it")
         else:
-            yield Finding(Level.OK, told)
+            yield Finding(Level.OK, message)
 
 
 def _left(checkout: Checkout) -> Iterator[Finding]:

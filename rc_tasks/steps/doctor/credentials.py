@@ -1,4 +1,4 @@
-"""Whether there are credentials for the registries of the bases, and who else may read them.
+"""Check of the credentials for the registries of the bases, and of who else may read them.
 
 They are podman's and Enroot's own: of their files only the names of registries are looked at, and
 nothing of them is kept or shown.
@@ -22,11 +22,11 @@ _MOST_BYTES = 1 << 20
 
 
 def findings(checkout: Checkout) -> Iterator[Finding]:
-    """What there is to say of the registries that the checkout's Dockerfiles name."""
-    wanted = sorted(
+    """Yield the findings on the registries that the checkout's Dockerfiles name."""
+    registries = sorted(
         {registry.host(name) for node in checkout.graph.images.values() for name in node.remote}
     )
-    if not wanted:
+    if not registries:
         return
     found: set[str] = set()
     for path in _podman_files():
@@ -39,10 +39,10 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
         yield from _readable_by_others(enroot)
         if in_use:
             found |= _machines(enroot)
-    here = [name for name in wanted if name in found]
+    here = [name for name in registries if name in found]
     if here:
         yield Finding(Level.OK, f"credentials for {', '.join(here)}")
-    if lacking := [name for name in wanted if name not in found]:
+    if lacking := [name for name in registries if name not in found]:
         yield Finding(
             Level.OK,
             f"no credentials for {', '.join(lacking)}, and none needed for what everybody may pull",
@@ -86,8 +86,8 @@ def _readable_by_others(path: Path) -> Iterator[Finding]:
 def _podman_registries(path: Path) -> set[str]:
     """Return the registries of an auth.json; a key may go on with a repository."""
     try:
-        found = json.loads(path.read_bytes()[:_MOST_BYTES])
-        names = [*(found.get("auths") or ()), *(found.get("credHelpers") or ())]
+        registries = json.loads(path.read_bytes()[:_MOST_BYTES])
+        names = [*(registries.get("auths") or ()), *(registries.get("credHelpers") or ())]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return set()
     hosts = {str(name).removeprefix("https://").partition("/")[0] for name in names}

@@ -1,1 +1,1 @@
-"""What a step needs of its node: private directories, limits, podman's storage."""
+"""Node of a step: private directories, limits, podman's storage."""

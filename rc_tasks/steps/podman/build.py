@@ -25,7 +25,7 @@ from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
-from rc_tasks.steps.podman.given import Given, recipe_for
+from rc_tasks.steps.podman.recipe import BuildRecipe, recipe_for
 from rc_tasks.steps.podman.replacing import Replacing
 from rc_tasks.steps.podman.secrets import Secrets, find
 from rc_tasks.steps.podman.syntax import require_known
@@ -125,18 +125,18 @@ def _made(
     try:
         bases = load_bases(checkout, podman, node)
         labels = _labels(checkout, node, bases)
-        given = recipe_for(checkout, podman, node, text, bases.ids, inputs, before, labels)
+        recipe = recipe_for(checkout, podman, node, text, bases.ids, inputs, before, labels)
         stages: dict[int, str] = {}
         # None stands for the whole image, which comes last.
-        for stage in (*given.mounted, None):
-            given = given.with_stages(stages)
-            images_made.keys = cache.keys(node, given.dockerfile.text, bases.ids)
-            if stores and given.cached:
+        for stage in (*recipe.mounted, None):
+            recipe = recipe.with_stages(stages)
+            images_made.keys = cache.keys(node, recipe.dockerfile.text, bases.ids)
+            if stores and recipe.cached:
                 load_cache(checkout, podman, name, itertools.chain(*images_made.keys))
-            image = _build(checkout, podman, node, bases, given, secrets, images_made, stage)
+            image = _build(checkout, podman, node, bases, recipe, secrets, images_made, stage)
             if stage is not None:
                 stages[stage] = image.id
-        given.check(image)
+        recipe.check(image)
     except CommandError as error:
         if stores:
             # Keep the layers that succeeded, so that the next attempt on any node resumes there.
@@ -179,7 +179,7 @@ def _build(
     podman: Podman,
     node: ImageNode,
     bases: BuildBases,
-    given: Given,
+    recipe: BuildRecipe,
     secrets: Secrets,
     made: cache.Made,
     stage: int | None,
@@ -194,14 +194,14 @@ def _build(
         )
         ignorefile.write_text(context.ignore_text(project.directory, project.dockerfile_name))
         # Write bytes: text mode would change line ends.
-        dockerfile.write_bytes(encode(given.dockerfile.text))
+        dockerfile.write_bytes(encode(recipe.dockerfile.text))
         invocation = podman.build(
-            given.context(Path(scratch)),
+            recipe.context(Path(scratch)),
             dockerfile,
             tag=f"localhost/{project.name}" if whole else "",
             iidfile=iidfile,
             ignorefile=ignorefile,
-            sources=given.sources,
+            sources=recipe.sources,
             build_args=node.recipe.build_args,
             # Spell it as the Dockerfile does: --target of podman 4.3 is case-sensitive.
             target=(target.name or str(target.index))
@@ -210,7 +210,7 @@ def _build(
             secrets=secrets.sources(Path(scratch)),
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
-            cached=given.cached,
+            cached=recipe.cached,
             limits={"nofile": nodes.open_files(), "nproc": nodes.processes()},
         )
         lines: deque[str] = deque(maxlen=failure.LINES)
@@ -219,7 +219,7 @@ def _build(
             lines.append(line)
             made.see(line)
 
-        returncode = command.watch(invocation, see, Replacing(given.shown | secrets.shown))
+        returncode = command.watch(invocation, see, Replacing(recipe.shown | secrets.shown))
         if returncode != 0:
             raise failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""

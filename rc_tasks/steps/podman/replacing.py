@@ -22,7 +22,7 @@ class Replacing:
         text = self._held + piece
         cut = self._decided(text) if piece else len(text)
         self._held = text[cut:]
-        return self._found.sub(lambda found: self._shown[found[0]], text[:cut])
+        return self._found.sub(lambda match: self._shown[match[0]], text[:cut])
 
     def _decided(self, text: bytes) -> int:
         """Return where the end begins that may be a word, depending on the next piece."""

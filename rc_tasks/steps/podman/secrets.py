@@ -20,9 +20,9 @@ _MASKED = b"***"
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The secrets of an image: `given` as its project.toml says, `files` by ID; `values` are masked."""
+    """The secrets of an image: `declared` in its project.toml, `files` by ID; `values` are masked."""
 
-    given: tuple[Secret, ...]
+    declared: tuple[Secret, ...]
     files: dict[str, Path]
     values: tuple[bytes, ...]
 
@@ -34,7 +34,7 @@ class Secrets:
     def sources(self, scratch: Path) -> dict[str, str]:
         """Return the source of each secret for podman, by ID: a variable or a path, never the value."""
         sources = {}
-        for number, secret in enumerate(self.given):
+        for number, secret in enumerate(self.declared):
             if secret.variable:
                 sources[secret.id] = f"env={secret.variable}"
                 continue

@@ -156,7 +156,7 @@ class Look:
         place, _, name = path.rpartition("/")
         file = f"{path}/{metadata}" if metadata else path
         try:
-            found = packages.python(self._read(file, _METADATA_BYTES, cut=True), place or "/")
+            package = packages.python(self._read(file, _METADATA_BYTES, cut=True), place or "/")
         except (OSError, ValueError) as error:
             named = packages.python_directory(name, place or "/")
             # Such a directory without metadata is no package, so nothing is missed.
@@ -165,8 +165,8 @@ class Look:
             self._miss(file, _why(error))
             if named is None:
                 return
-            found = named
-        self._add(found)
+            package = named
+        self._add(package)
 
     def _book(self, path: str, kind: PackageKind, place: str) -> None:
         read = {PackageKind.DPKG: packages.dpkg, PackageKind.APK: packages.apk}[kind]

@@ -83,8 +83,8 @@ def run(
             raise error.with_where(where) from None
         name, unpacked = _container(node), None
         if launcher is Launcher.PODMAN:
-            opened = launch.podman_image(resolved, engine, checkout, from_file=True)
-            unpacked = held.enter_context(opened)
+            started = launch.podman_image(resolved, engine, checkout, from_file=True)
+            unpacked = held.enter_context(started)
             # A process that hangs in a container outlives the podman that was ended.
             held.push(lambda error, *_: engine.remove(name) if error else None)
         request = _request(node, launcher)

@@ -273,33 +273,33 @@ def _inspected(image: Image) -> str:
     return json.dumps([{"Architecture": image.architecture, "Config": config}])
 
 
-def _draw(made: Command, log: IO[bytes] | None) -> Completed:
+def _draw(invocation: Command, log: IO[bytes] | None) -> Completed:
     """Run mksquashfs; the log gets its percentage in one line that is overwritten."""
     output = log if log is not None else sys.stdout.buffer
     lines: list[str] = []
-    told = -1
+    last_percent = -1
 
     def write(text: str) -> None:
         output.write(text.encode(errors="surrogateescape"))
         output.flush()
 
     def see(line: str) -> None:
-        nonlocal told
+        nonlocal last_percent
         percent = squashfs.drawn_percent(line)
         if percent is None:
-            write("\n" * (told >= 0) + f"{line}\n")
+            write("\n" * (last_percent >= 0) + f"{line}\n")
             if squashfs.may_explain_failure(line):
                 lines.append(line)
-            told = -1
-        elif percent != told:
+            last_percent = -1
+        elif percent != last_percent:
             write(f"{squashfs.progress_line(percent)}\r")
-            told = percent
+            last_percent = percent
 
-    write(f"+ {made}\n")
+    write(f"+ {invocation}\n")
     started = time.monotonic()
-    returncode = command.watch_drawing(made, see)
-    write("\n" * (told >= 0))
-    return Completed(made, returncode, "\n".join(lines), "", time.monotonic() - started)
+    returncode = command.watch_drawing(invocation, see)
+    write("\n" * (last_percent >= 0))
+    return Completed(invocation, returncode, "\n".join(lines), "", time.monotonic() - started)
 
 
 def _run(invocation: Command, log: IO[bytes] | None) -> Completed:

@@ -181,7 +181,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "correct it",
     ),
     "edf-missing": (lambda root: (root / f"{P}/env.toml").unlink(), "env.toml is missing", "doit env:"),
-    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has another content", f"{SHARED}' "),
+    "blob": (overwrite(SHARED, b"X"), f"{SHARED} has other content", f"{SHARED}' "),
     "blob-missing": (lambda root: (root / SHARED).unlink(), f"{SHARED} is missing", "rm -r "),
     "image-missing": (
         lambda root: shutil.rmtree(root / ".rc/store/images"),

@@ -22,7 +22,7 @@ _GLOB = re.compile(r"[][*?\\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class BuildRecipe:
     """The recipe that podman builds an image from.
 
     `rewritten` returns the Dockerfile for image IDs of mounted stages; `dockerfile` is the one to build.
@@ -58,7 +58,7 @@ class Given:
         )
         return tuple(sorted({stage.index for stage in stages if stage is not None}))
 
-    def with_stages(self, stages: Mapping[int, str]) -> "Given":
+    def with_stages(self, stages: Mapping[int, str]) -> "BuildRecipe":
         """Return the recipe with the image IDs of stages that a RUN mounts, by index."""
         sources = {mounted_name(index): image_id for index, image_id in stages.items()}
         return replace(self, dockerfile=self.rewritten(stages), sources={**self.sources, **sources})
@@ -124,7 +124,7 @@ def recipe_for(
     inputs: Mapping[str, str],
     before: Signatures,
     labels: Mapping[str, str],
-) -> Given:
+) -> BuildRecipe:
     """Return the recipe of `node`.
 
     `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` its
@@ -173,7 +173,7 @@ def recipe_for(
 
     sources = {base.name: ids[base.name] for base in used_bases if base.via is not Via.FROM}
     final = dockerfile.final_base
-    return Given(
+    return BuildRecipe(
         node,
         rewritten,
         rewritten({}),
