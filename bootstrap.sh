@@ -26,7 +26,7 @@ TOOLS=(podman:podman skopeo:skopeo mksquashfs:squashfs-tools busybox:busybox-sta
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs) # what rootless podman needs
 TEST_TOOLS=(slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge
     mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck
-    bash-completion:bash-completion chromium:chromium faketime:faketime)
+    bash-completion:bash-completion zsh:zsh fish:fish chromium:chromium faketime:faketime)
 
 say() { printf '\n==> %s\n' "$*"; }
 

@@ -16,6 +16,7 @@ from rc_tasks.commands.cli.parser import UsageError, option_strings, parsed, par
 from rc_tasks.commands.cli.table import COMMANDS
 from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT, Ran, doit
+from tests.support.tools import require_tools
 
 OURS = [entry.name for entry in COMMANDS.values() if not entry.by_doit]
 FILES = {
@@ -229,6 +230,5 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
     script.write_text(doit(root, "tabcompletion", "--shell", shell).text)
     for name in COMMANDS:
         assert name in script.read_text()
-    if shutil.which(shell) is None:
-        pytest.skip(f"not installed: {shell}")
+    require_tools(shell)
     subprocess.run([shell, "-n", script], check=True)
