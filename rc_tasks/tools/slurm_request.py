@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class StepRequest:
     """What a command needs from Slurm. Empty strings and zeros leave the choice to Slurm.
 
-    Inside an allocation only `job_name`, `cpus`, `node` and `extra` count.
+    Inside an allocation only `job_name`, `cpus`, `node` and `extra` count. Hints name
+    `settings_table`, the settings with these values, and `again` where another try may help.
     """
 
     job_name: str
@@ -17,6 +18,8 @@ class StepRequest:
     cpus: int = 0
     node: str = ""
     extra: tuple[str, ...] = ()
+    settings_table: str = "slurm"
+    again: str = "run `doit` again: finished steps are kept"
 
     def __str__(self) -> str:
         """Return the request in words, for errors."""

@@ -52,46 +52,44 @@ _ENDINGS = (
     _Cause(
         r"DUE TO TIME LIMIT",
         "{step} ran out of time",
-        "raise `slurm.time_limit_min` (now {time_limit}), up to what the partition allows:\n"
+        "raise `{table}.time_limit_min` (now {time_limit}), up to what the partition allows:\n"
         "`sinfo --format='%P %l'`",
     ),
     _Cause(
         r"exceeded (virtual )?memory limit|Exceeded job memory limit|oom[-_]kill|Out Of Memory",
         "{step} ran out of memory",
-        'ask for more with `slurm.extra`, as in ["--mem=64G"]',
+        'ask for more with `{table}.extra`, as in ["--mem=64G"]',
     ),
     _Cause(
         r"DUE TO NODE FAILURE|Node failure on",
         "{node} failed",
-        "run `doit` again: finished steps are kept. If the same node fails again, leave it out with\n"
-        '`slurm.extra`, as in ["--exclude=NODE"], and tell the site',
+        "{again}. If the same node fails again, leave it out with\n"
+        '`{table}.extra`, as in ["--exclude=NODE"], and tell the site',
         elsewhere=True,
     ),
     _Cause(
         r"DUE TO PREEMPTION|DUE TO JOB REQUEUE",
         "{step} had to make room for another job",
-        "run `doit` again: finished steps are kept",
+        "{again}",
         elsewhere=True,
     ),
     _Cause(
         r"forcing job termination",
         "{step} was ended because its srun got a signal to end",
-        "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n"
-        "run `doit` again: finished steps are kept",
+        "Ctrl-C, scancel of the job around this run, and that job's time limit do this;\n{again}",
     ),
     _Cause(
         r"CANCELLED AT|Job has been cancelled|srun: Job allocation \d+ has been revoked"
         r"|Force Terminated job",
         "{step} was cancelled, by somebody's scancel or by the site",
-        "run `doit` again: finished steps are kept",
+        "{again}",
     ),
     _Cause(
         # The end of an allocation also fails launches, and has a cause of its own below.
         r"Task launch for \S+ failed on node \S+: (?!.*(credential revoked|already completing|expired))"
         r"|timeout waiting for task launch|Nodes \S+ are still not ready|boot of the nodes",
         "Slurm could not start {step} on its node",
-        "the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are\n"
-        "kept",
+        "the node may have failed: `sinfo --list-reasons` tells;\n{again}",
         elsewhere=True,
     ),
     _Cause(
@@ -99,8 +97,7 @@ _ENDINGS = (
         r"|FAILED \(non-zero exit code or other failure mode\)|Cannot communicate with node"
         r"|[Aa]borting, (step missing and io error|io error|can not test connection)",
         "Slurm lost sight of {step}",
-        "its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps\n"
-        "are kept",
+        "its node may have failed: `sinfo --list-reasons` tells;\n{again}",
         elsewhere=True,
     ),
 )
@@ -112,7 +109,7 @@ _KILLED = _Cause(
     r"Force Terminated (StepId|job ?step)|: tasks? [\d,-]+: Exited with exit code 137",
     "{step} was killed from outside",
     "Slurm may have forgotten its job, the memory of its node may have run out, or somebody killed it:\n"
-    "`sinfo --list-reasons` tells of nodes. Run `doit` again: finished steps are kept",
+    "`sinfo --list-reasons` tells of nodes;\n{again}",
     elsewhere=True,
 )
 
@@ -128,7 +125,7 @@ _NO_DIRECTORY = _Cause(
 
 _REACH_HINT = (
     "see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the\n"
-    "controller; then run `doit` again"
+    "controller; then run the command again"
 )
 
 # How Slurm refuses to start something. The more special patterns come first.
@@ -147,58 +144,59 @@ _REFUSALS = (
     _Cause(
         r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
         "the allocation of {step} has ended",
-        "its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer\n"
-        "`slurm.time_limit_min` (now {time_limit})",
+        "its time limit or somebody's scancel ended it: run the command again, perhaps with a\n"
+        "longer `{table}.time_limit_min` (now {time_limit})",
         elsewhere=True,
     ),
     _Cause(
         r"QOS|qos",
         "a limit of Slurm refuses {request}",
         "a quality of service (QOS) limits the number, the size and the length of jobs: wait for your\n"
-        "other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in `slurm.extra`",
+        "other jobs to end, change `{table}.account` or `{table}.partition`, or name a QOS in\n"
+        "`{table}.extra`",
     ),
     _Cause(
         r"[Aa]ccount",
         "Slurm refused the account of {request}",
-        "set `slurm.account` to one that may use this partition, or change `slurm.partition`; yours:\n"
-        "`sacctmgr show associations user=$USER format=account,partition,qos`",
+        "set `{table}.account` to one that may use this partition, or change `{table}.partition`;\n"
+        "yours: `sacctmgr show associations user=$USER format=account,partition,qos`",
     ),
     _Cause(
         r"time limit",
         "Slurm refused the time limit of {request}",
-        "lower `slurm.time_limit_min` (now {time_limit}), or change `slurm.partition`; what each\n"
+        "lower `{table}.time_limit_min` (now {time_limit}), or change `{table}.partition`; what each\n"
         "allows: `sinfo --format='%P %l'`",
     ),
     _Cause(
         r"[Pp]artition",
         "Slurm refused the partition of {request}",
-        "set `slurm.partition` to one that is up and open to you: `sinfo --summarize`",
+        "set `{table}.partition` to one that is up and open to you: `sinfo --summarize`",
     ),
     # A step never asks for more of a node than its allocation has, so the node is at fault.
     _Cause(
         r"create step for job \d+: Requested node configuration is not available",
         "{node} takes no steps any more",
-        "it may be down: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept. If\n"
-        "the node is well, change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra})",
+        "it may be down: `sinfo --list-reasons` tells;\n{again}.\n"
+        "If the node is well, change `slurm.cpus` (now {cpus}) or `{table}.extra` (now {extra})",
         elsewhere=True,
     ),
     _Cause(
         r"More processors|Memory specification|node configuration|feature spec|node name|[Nn]ode count",
         "no node can give what {request} asks for",
-        "change `slurm.cpus` (now {cpus}) or `slurm.extra` (now {extra}); what the nodes have:\n"
+        "change `slurm.cpus` (now {cpus}) or `{table}.extra` (now {extra}); what the nodes have:\n"
         "`sinfo --Node --format='%N %P %c %m %f'`",
     ),
     _Cause(
         r"(unrecognized|unknown|invalid|ambiguous) option|option .* (requires|doesn't allow) an argument"
         r"|error: Invalid ",
         "Slurm does not understand an option of {step}",
-        "change `slurm.extra` (now {extra}); `srun --help` lists the options",
+        "change `{table}.extra` (now {extra}); `srun --help` lists the options",
     ),
     _NO_DIRECTORY,
     _Cause(
         r"^(srun|salloc): (error|fatal): ",
         "Slurm could not run {step}",
-        "if an option is at fault, `slurm.extra` (now {extra}) is the place; else ask the site",
+        "if an option is at fault, `{table}.extra` (now {extra}) is the place; else ask the site",
     ),
 )
 
@@ -258,6 +256,8 @@ def explain(
         return None
     values = {
         "step": request.job_name,
+        "table": request.settings_table,
+        "again": request.again,
         "node": f"{request.node}, the node of {request.job_name},"
         if request.node
         else f"the node of {request.job_name}",

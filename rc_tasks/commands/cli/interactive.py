@@ -2,7 +2,6 @@
 
 import grp
 import os
-import re
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
 # What the hints on `slurm` settings say of the job here, which has settings of its own.
-_OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
 
 
 def add_entry(parser: ArgumentParser) -> None:
@@ -104,13 +102,8 @@ class InteractiveJob:
         status = command.interact(wanted, lines.append)
         refused = slurm_words.explain(status, lines, self.request)
         if refused is not None:
-            hint = refused.hint or ""
-            for key in _OWN_SETTINGS:
-                hint = hint.replace(f"`slurm.{key}`", f"`debug.{key}`")
-            # What it says of a build's steps.
-            hint = re.sub(r"run `doit` again(: finished steps\s+are kept)?", "run it again", hint)
-            # Its words have been shown as they came.
-            raise type(refused)(refused.what, hint=hint)
+            # The terminal has shown Slurm's own lines.
+            raise refused.with_quote(())
         if status != 0 and launch.refused_entrypoint(lines):
             raise SlurmError(
                 "the container could not be started: the image's ENTRYPOINT does not run the command",
@@ -190,6 +183,8 @@ def _request(checkout: Checkout, name: str, kind: str) -> StepRequest:
         partition=debug.partition or usual.partition,
         time_limit_min=debug.time_limit_min,
         extra=debug.extra,
+        settings_table="debug",
+        again="run the same command again",
     )
 
 

@@ -25,7 +25,6 @@ from rc_tasks.util import template
 TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
 # What the hints on `slurm` settings say of a job that has settings of its own.
-_OWN_SETTINGS = ("account", "partition", "time_limit_min", "extra")
 # The states of a nightly run that is not over.
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
@@ -82,6 +81,7 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
         partition=nightly.partition or default.partition,
         time_limit_min=time_limit_min(checkout),
         extra=nightly.extra,
+        settings_table="nightly",
     )
     asked = False
 
@@ -95,13 +95,7 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
         asked = True
         return sbatch.submit(text, checkout.root, request)
 
-    try:
-        job_id = slurm.patiently(ask, _say, patience_s)
-    except SlurmError as error:
-        hint = error.hint or ""
-        for key in _OWN_SETTINGS:
-            hint = hint.replace(f"`slurm.{key}`", f"`nightly.{key}`")
-        raise SlurmError(error.what, quote=error.quote, hint=hint) from None
+    job_id = slurm.patiently(ask, _say, patience_s)
     return Submitted(job_id, stem.with_name(f"{stem.name}.{job_id}.log"))
 
 

@@ -252,8 +252,8 @@ EXPLAINED = {
         Slurm refused the account of podman:reasoning:2025.1 (no account, the default partition)
           | srun: error: Please name the account of your project: --account=...
           | srun: error: Unable to allocate resources: Invalid account or account/partition combination specified
-          next: set `slurm.account` to one that may use this partition, or change `slurm.partition`; yours:
-                `sacctmgr show associations user=$USER format=account,partition,qos`
+          next: set `slurm.account` to one that may use this partition, or change `slurm.partition`;
+                yours: `sacctmgr show associations user=$USER format=account,partition,qos`
         """,
     ),
     "wrong partition": (
@@ -301,7 +301,8 @@ EXPLAINED = {
         a limit of Slurm refuses podman:reasoning:2025.1 (account a-demo, partition debug)
           | srun: error: Unable to allocate resources: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)
           next: a quality of service (QOS) limits the number, the size and the length of jobs: wait for your
-                other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in `slurm.extra`
+                other jobs to end, change `slurm.account` or `slurm.partition`, or name a QOS in
+                `slurm.extra`
         """,
     ),
     "too many CPUs": (
@@ -322,8 +323,9 @@ EXPLAINED = {
         """
         node1, the node of enroot:a, takes no steps any more
           | srun: error: Unable to create step for job 3: Requested node configuration is not available
-          next: it may be down: `sinfo --list-reasons` tells. Run `doit` again: finished steps are kept. If
-                the node is well, change `slurm.cpus` (now 1) or `slurm.extra` (now empty)
+          next: it may be down: `sinfo --list-reasons` tells;
+                run `doit` again: finished steps are kept.
+                If the node is well, change `slurm.cpus` (now 1) or `slurm.extra` (now empty)
         """,
     ),
     "wrong option": (
@@ -350,8 +352,8 @@ EXPLAINED = {
         the allocation of podman:reasoning:2025.1 has ended
           | srun: error: Slurm job 17 has expired
           | srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 17
-          next: its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer
-                `slurm.time_limit_min` (now 90)
+          next: its time limit or somebody's scancel ended it: run the command again, perhaps with a
+                longer `slurm.time_limit_min` (now 90)
         """,
     ),
     "no controller": (
@@ -362,7 +364,7 @@ EXPLAINED = {
         Slurm cannot be reached for podman:reasoning:2025.1
           | srun: error: Unable to allocate resources: Unable to contact slurm controller (connect failure)
           next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
-                controller; then run `doit` again
+                controller; then run the command again
         """,
     ),
     "no munge": (
@@ -381,7 +383,7 @@ EXPLAINED = {
           | srun: error: slurm_send_node_msg: auth_g_create: REQUEST_RESOURCE_ALLOCATION has authentication error
           | srun: error: Srun communication socket apparently being written to by something other than Slurm
           next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
-                controller; then run `doit` again
+                controller; then run the command again
         """,
     ),
     "SLURM_CONF names a file that is not there": (
@@ -398,7 +400,7 @@ EXPLAINED = {
           | srun: error: ClusterName needs to be specified
           | srun: fatal: Unable to process configuration file
           next: see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the
-                controller; then run `doit` again
+                controller; then run the command again
         """,
     ),
     "allocation over just now": (
@@ -408,8 +410,8 @@ EXPLAINED = {
         """
         the allocation of env:a has ended
           | srun: error: Task launch for StepId=17.0 failed on node nid001: Job credential revoked
-          next: its time limit or somebody's scancel ended it: run `doit` again, perhaps with a longer
-                `slurm.time_limit_min` (now the partition's default)
+          next: its time limit or somebody's scancel ended it: run the command again, perhaps with a
+                longer `slurm.time_limit_min` (now the partition's default)
         """,
     ),
     "slurmd gone": (
@@ -425,8 +427,8 @@ EXPLAINED = {
           | srun: error: Task launch for StepId=14.3 failed on node nid001: Communication connection failure
           | srun: error: Application launch failed: Communication connection failure
           | srun: Job step aborted
-          next: the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are
-                kept
+          next: the node may have failed: `sinfo --list-reasons` tells;
+                run `doit` again: finished steps are kept
         """,
     ),
     "refused, and revoked as well": (
@@ -452,8 +454,8 @@ EXPLAINED = {
         """
         Slurm could not start env:a on its node
           | srun: error: Task launch for StepId=17.0 failed on node nid001: Job prolog failed
-          next: the node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps are
-                kept
+          next: the node may have failed: `sinfo --list-reasons` tells;
+                run `doit` again: finished steps are kept
         """,
     ),
     "unknown complaint": (
@@ -590,8 +592,8 @@ EXPLAINED = {
         """
         Slurm lost sight of podman:reasoning:2025.1
           | srun: error: Timed out waiting for job step to complete
-          next: its node may have failed: `sinfo --list-reasons` tells. Run `doit` again: finished steps
-                are kept
+          next: its node may have failed: `sinfo --list-reasons` tells;
+                run `doit` again: finished steps are kept
         """,
     ),
     "working directory": (
