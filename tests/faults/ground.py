@@ -248,8 +248,18 @@ class Ground:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def tree(self) -> frozenset[str]:
-        """Every path of the checkout, with the names that differ each time made equal."""
-        return frozenset(map(self._shown, self.root.rglob("*")))
+        """Every path of the checkout, with the names that differ each time made equal.
+
+        How a step ended stays beside its log, and is removed with it.
+        """
+        logs = self.root / ".rc/logs"
+        return frozenset(
+            self._shown(path)
+            for path in self.root.rglob("*")
+            if not (
+                logs in path.parents and path.suffix == ".json" and path.with_suffix(".log").exists()
+            )
+        )
 
     def processes(self) -> list[str]:
         """The command lines of all that runs for this checkout."""

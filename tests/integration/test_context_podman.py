@@ -4,12 +4,14 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.model.graph import context
+from tests.support.storage import remove_storage
 from tests.support.tools import refuse
 
 pytestmark = pytest.mark.podman
@@ -57,14 +59,17 @@ class Podman:
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     if not shutil.which("podman"):
         refuse("podman is not installed")
     if os.geteuid() != 0:
         pytest.skip("mounting an image outside of `podman unshare` needs root")
-    found = Podman(tmp_path_factory.mktemp("podman"))
-    yield found
-    found.run("image", "umount", "--all", check=False)
+    # podman wants the path of a runroot to be 50 characters at most; pytest's own are longer.
+    directory = Path(tempfile.mkdtemp(prefix="rc-"))
+    storage = Podman(directory)
+    yield storage
+    storage.run("image", "umount", "--all", check=False)
+    remove_storage(directory)
 
 
 TREE: Mapping[str, int] = {

@@ -212,7 +212,8 @@ def _ending(
         return Ending.REFUSED
     if seen == Ending.CANCELLED:
         return Ending.CANCELLED
-    # The signal may have come after the last step.
+    # Another job is of use only if images remain, and a step never started or the time signal stopped
+    # the run. A signal after the last step leaves status 0.
     if remaining and (any(unplaced) or (seen == Ending.TIME and status != 0)):
         return Ending.TIME
     return Ending.FINISHED

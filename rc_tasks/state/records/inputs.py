@@ -1,6 +1,7 @@
 """Inputs of an image, part by part, each with its digest.
 
-No version of this tool, no time and no path of the checkout is an input: none may cause a rebuild.
+The version of this tool, times and the path of the checkout are no inputs: none may cause a rebuild. A
+new part, such as `cache/…`, makes only those images stale whose record has to have it.
 """
 
 import contextlib
