@@ -105,7 +105,7 @@ class Run(AtRoot, DoitRun):
         )
         opened.run_step, opened.expected = dispatcher.run, expected
         opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
-        opened.asked = tuple(asked)
+        opened.arguments = tuple(asked)
         # `--single` is about what was named, and other reporters tell what is fresh as well. What is no
         # task may be an option of one.
         if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):

@@ -26,7 +26,7 @@ class Pulse:
     """
 
     def __init__(self, lock: Path, job_id: str, task: str, done: Callable[[], bool]) -> None:
-        """`task` is the step's name in Slurm; `done` returns whether the step has written its record."""
+        """Watch `task`, a name in Slurm; `done` returns whether the step has written its record."""
         self._lock = lock
         self._job_id = job_id
         self._task = task

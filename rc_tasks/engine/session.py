@@ -37,7 +37,7 @@ class Session:
 
     checkout: Checkout
     judge: Judge
-    asked: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     remarks: dict[Task, str] = field(default_factory=dict)
     entrypoints: dict[str, Behaviour] = field(default_factory=dict)

@@ -105,7 +105,7 @@ class Reporter:
         task_name = task.name.removeprefix("_")
         step = Task.parse(task.name)
         # The images of a cycle share one error.
-        same = next((each.task for each in self._failed if each.text == text), "")
+        same = next((failure.task for failure in self._failed if failure.text == text), "")
         log = fail.log if isinstance(fail, StepFailed) else ""
         image = step.name if step is not None else task_name.removeprefix(_BUILD)
         self._failed.append(FailedTask(task_name, image, text, log, same))
@@ -153,8 +153,10 @@ class Reporter:
             yield "failed:"
             for first in self._failed:
                 if not first.same:
-                    group = [each for each in self._failed if first.task in (each.task, each.same)]
-                    waiting = [name for each in group for name in untried.get(each.task, [])]
+                    group = [
+                        failure for failure in self._failed if first.task in (failure.task, failure.same)
+                    ]
+                    waiting = [name for failure in group for name in untried.get(failure.task, [])]
                     yield from _again(group, waiting)
         unfinished = {name for names in untried.values() for name in names}
         states = [state for name, state in self._images.items() if name not in unfinished]
@@ -200,13 +202,13 @@ class Reporter:
         if not self._failed and not self._ending:
             return by_task
         graph = session().checkout.graph
-        failed = {each.image: each.task for each in self._failed}
+        failed = {failure.image: failure.task for failure in self._failed}
         # Include images with some steps done: they may still have to be published.
         names = dict.fromkeys(task.name for task in self._left())
         for name in [*names, *self._skipped]:
             if name in failed or name not in graph.images:
                 continue
-            below = {base for each in graph.above([name]) for base in graph.images[each].bases}
+            below = {base for parent in graph.above([name]) for base in graph.images[parent].bases}
             task = next((task for image, task in failed.items() if image in below), "")
             if name not in by_task.setdefault(task, []):
                 by_task[task].append(name)
@@ -221,9 +223,9 @@ class Reporter:
 
     def _next(self) -> Iterator[str]:
         """Suggest `doit local` after a build of a single image."""
-        asked = session().asked
-        if len(asked) == 1 and asked[0].startswith(_BUILD):
-            name = asked[0].removeprefix(_BUILD)
+        arguments = session().arguments
+        if len(arguments) == 1 and arguments[0].startswith(_BUILD):
+            name = arguments[0].removeprefix(_BUILD)
             if self._images.get(session().checkout.graph.aliases.get(name, name)) == "built":
                 yield f"next: doit local {name}"
 
@@ -284,7 +286,7 @@ def _again(failed: list[FailedTask], untried: list[str]) -> Iterator[str]:
     """Yield the lines of a failure in the summary: error, log, command, and the images that wait."""
     first = failed[0]
     what = first.text.partition("\n")[0]
-    tasks = listed([each.task for each in failed], _MOST_NAMED)
+    tasks = listed([failure.task for failure in failed], _MOST_NAMED)
     yield f"  {tasks}  {what}"
     if first.log:
         yield f"    log:  {first.log}"

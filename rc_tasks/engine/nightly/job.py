@@ -83,16 +83,16 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
         extra=nightly.extra,
         settings_table="nightly",
     )
-    asked = False
+    attempted = False
 
     def ask() -> str:
-        nonlocal asked
-        if asked:
+        nonlocal attempted
+        if attempted:
             # A request without an answer may have been accepted all the same.
             for job in sbatch.jobs(job_name(checkout.root)):
                 if job.state in _ALIVE and job.id != slurm.job_id():
                     return job.id
-        asked = True
+        attempted = True
         return sbatch.submit(text, checkout.root, request)
 
     job_id = slurm.patiently(ask, _say, patience_s)
@@ -281,8 +281,8 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
         try:
             slurm.patiently(lambda: _require_alone(checkout, "RUNNING"), warn)
             _update(checkout, warn)
-        except RcError as found:
-            error = found
+        except RcError as refused:
+            error = refused
     begun = Begun(job_id, started_at, after, before, _commit(checkout), str(error) if error else "")
     write_atomically(path, json.dumps(asdict(begun), indent=1) + "\n")
     if error is not None:

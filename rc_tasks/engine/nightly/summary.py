@@ -161,19 +161,24 @@ def gather(
     entries = _entries(current, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
     # A step without a place does not count as failed: the time or the nodes were missing.
-    unplaced = [each for each in last.values() if each.outcome is Outcome.FAILED and not each.node]
+    unplaced = [entry for entry in last.values() if entry.outcome is Outcome.FAILED and not entry.node]
     failed = [
-        _failed(current, each)
-        for each in last.values()
-        if each.outcome is Outcome.FAILED and each not in unplaced
+        _failed(current, entry)
+        for entry in last.values()
+        if entry.outcome is Outcome.FAILED and entry not in unplaced
     ]
     broken = current.checkout.graph.broken
-    bad = {each.name for each in failed} | broken.keys()
+    bad = {failure.name for failure in failed} | broken.keys()
     blocked = _blocked(current, bad)
     statuses = [current.judge.image(name) for name in current.checkout.graph.images]
     stopped = {
-        each.image: "interrupted" if each.outcome is Outcome.INTERRUPTED else each.error or "not started"
-        for each in [*(each for each in last.values() if each.outcome is Outcome.INTERRUPTED), *unplaced]
+        entry.image: "interrupted"
+        if entry.outcome is Outcome.INTERRUPTED
+        else entry.error or "not started"
+        for entry in [
+            *(entry for entry in last.values() if entry.outcome is Outcome.INTERRUPTED),
+            *unplaced,
+        ]
     }
     remaining = [
         Left(

@@ -45,7 +45,7 @@ class Live(Display):
     def __init__(
         self, out: TextIO, left: Collection[Task], expected: Order | None, *, streams: bool
     ) -> None:
-        """`left` are the steps that the run is expected to take."""
+        """Expect the run to take the steps in `left`."""
         super().__init__(out, streams=streams)
         self._console = Console(file=cast(IO[str], self.out), highlight=False, emoji=False, markup=False)
         self._left = set(left)

@@ -61,7 +61,7 @@ class Place:
 class _Waiting:
     """A step that waits for `place` or `error`."""
 
-    wanted: Wanted[Task]
+    step: Wanted[Task]
     settings: Slurm
     expected_s: float | None
     place: Place | None = None
@@ -109,7 +109,7 @@ class Places:
     """Gives the steps of a run their places; called from as many threads as there are ready steps."""
 
     def __init__(self, checkout: Checkout, where: Runner, at_once: int, tell: Tell) -> None:
-        """`at_once` limits the steps that run at the same time; 0 means as many as there is room for."""
+        """Run at most `at_once` steps at the same time; 0 means as many as there is room for."""
         self._checkout = checkout
         self._where = where
         self._at_once = at_once
@@ -125,15 +125,15 @@ class Places:
         """Whether the run is ending."""
         return self._closing.is_set()
 
-    def take(self, wanted: Wanted[Task], settings: Slurm, expected_s: float | None) -> Place:
+    def take(self, step: Wanted[Task], settings: Slurm, expected_s: float | None) -> Place:
         """Wait for a place. Raise SlurmError when there can be none, ClosedError at the run's end.
 
         A step that took `expected_s` last time does not start where less time is left.
         """
-        waiting = _Waiting(wanted, settings, expected_s)
+        waiting = _Waiting(step, settings, expected_s)
         with self._turn:
             pool = self._pool(settings)
-            pool.waiting[wanted.task] = waiting
+            pool.waiting[step.task] = waiting
             self._serve(pool)
         waiting.answered.wait()
         if waiting.place is None:
@@ -265,12 +265,12 @@ class Places:
             if late:
                 slots.drop(task)
             else:
-                slots.want(replace(waiting.wanted, cpus=_share(pool, waiting.settings)))
+                slots.want(replace(waiting.step, cpus=_share(pool, waiting.settings)))
         while not self._full and (started := slots.place()) is not None:
-            wanted, node = started
-            settings = pool.waiting[wanted.task].settings
-            place = Place(wanted.task, settings, node, job_id, wanted.cpus if job_id else 0)
-            pool.answer(wanted.task, place=place)
+            step, node = started
+            settings = pool.waiting[step.task].settings
+            place = Place(step.task, settings, node, job_id, step.cpus if job_id else 0)
+            pool.answer(step.task, place=place)
 
     def _over(self, pool: _Pool) -> bool:
         if pool.allocation is not None and pool.allocation.ended:

@@ -73,7 +73,7 @@ class Dispatcher:
     """Runs the steps of one run of doit; called from as many threads as there are ready steps."""
 
     def __init__(self, session: Session, order: Order, at_once: int, *, keep_going: bool) -> None:
-        """`at_once` is that of `Places`. Without `keep_going`, nothing starts after a failure."""
+        """Take `at_once` as `Places` does. Without `keep_going`, nothing starts after a failure."""
         self._session = session
         self._order = order
         self._keep_going = keep_going

@@ -18,7 +18,7 @@ def step_process(root: Path, action: str, *arguments: str) -> Command:
 def step_command(
     root: Path, place: Place, action: str, *arguments: str
 ) -> tuple[Command, StepRequest | None]:
-    """`python -m rc_tasks.steps action arguments…` in its place, and what is asked of Slurm for it."""
+    """Return the command that runs a step in its place, and its request to Slurm, if any."""
     inner = step_process(root, action, *arguments)
     if not place.job_id:
         return inner, None
@@ -33,8 +33,8 @@ def step_command(
     return slurm.srun(inner, request, allocation=None if slurm.job_id() else place.job_id), request
 
 
-def runner(wanted: Runner) -> Runner:
-    """Where steps run: nothing heavy ever runs on a login node of a cluster unless it is asked for."""
-    if wanted is Runner.AUTO:
+def runner(setting: Runner) -> Runner:
+    """Return where steps run: on a login node of a cluster only if the setting is `local`."""
+    if setting is Runner.AUTO:
         return Runner.SLURM if slurm.configured() else Runner.LOCAL
-    return wanted
+    return setting

@@ -47,35 +47,35 @@ class Slots(Generic[T]):
         """The nodes that have not failed."""
         return tuple(self._cpus)
 
-    def want(self, wanted: Wanted[T]) -> None:
+    def want(self, step: Wanted[T]) -> None:
         """Queue a step; a repeated call changes nothing."""
-        if wanted.task in self._known:
+        if step.task in self._known:
             return
-        self._known.add(wanted.task)
+        self._known.add(step.task)
         # Start the step with the longest critical path first.
-        insort(self._waiting, wanted, key=lambda other: (-other.priority_s, other.turn))
+        insort(self._waiting, step, key=lambda other: (-other.priority_s, other.turn))
 
     def drop(self, task: T) -> None:
         """Remove a step, whether it waits or runs."""
         self._known.discard(task)
         self._waiting = [other for other in self._waiting if other.task != task]
-        wanted, node = self._running.pop(task, (None, ""))
-        if wanted is not None and node in self._free:
-            self._free[node] += self._share(wanted, node)
+        step, node = self._running.pop(task, (None, ""))
+        if step is not None and node in self._free:
+            self._free[node] += self._share(step, node)
 
     def place(self) -> tuple[Wanted[T], str] | None:
         """Start the next step that fits; return it with its node, or None when none fits."""
         if not any(self._free.values()):
             return None
-        for position, wanted in enumerate(self._waiting):
-            node = self._node(wanted)
+        for position, step in enumerate(self._waiting):
+            node = self._node(step)
             if node is not None:
                 del self._waiting[position]
-                self._running[wanted.task] = (wanted, node)
-                self._free[node] -= self._share(wanted, node)
-                if wanted.group:
-                    self._homes[wanted.group] = node
-                return wanted, node
+                self._running[step.task] = (step, node)
+                self._free[node] -= self._share(step, node)
+                if step.group:
+                    self._homes[step.group] = node
+                return step, node
         return None
 
     def lose(self, node: str) -> None:
@@ -84,18 +84,18 @@ class Slots(Generic[T]):
         self._free.pop(node, None)
         self._homes = {group: home for group, home in self._homes.items() if home != node}
 
-    def _node(self, wanted: Wanted[T]) -> str | None:
-        home = self._homes.get(wanted.group)
+    def _node(self, step: Wanted[T]) -> str | None:
+        home = self._homes.get(step.group)
         open_ = [
             node
             for node in ([home] if home else self._free)
-            if self._free[node] >= self._share(wanted, node)
+            if self._free[node] >= self._share(step, node)
         ]
-        return max(open_, key=lambda node: (node in wanted.near, self._free[node]), default=None)
+        return max(open_, key=lambda node: (node in step.near, self._free[node]), default=None)
 
-    def _share(self, wanted: Wanted[T], node: str) -> int:
+    def _share(self, step: Wanted[T], node: str) -> int:
         # A step that asks for more than a node has gets all of it; Slurm reports its own error.
-        return min(wanted.cpus, self._cpus[node])
+        return min(step.cpus, self._cpus[node])
 
 
 def critical_paths(seconds: Mapping[T, float], before: Mapping[T, Iterable[T]]) -> dict[T, float]:

@@ -157,33 +157,35 @@ class Collector:
             if base.reference not in named and self._age_days(path) >= GONE_DAYS:
                 unneeded.items.append(Item(GarbageKind.BASE, path))
 
-    def _stored(self, found: Garbage, gone: Iterable[str]) -> None:
+    def _stored(self, collected: Garbage, gone: Iterable[str]) -> None:
         """Find the images, blobs and manifests that no remaining image refers to."""
         store = self._checkout.store
         leaving = {
-            item.path for item in found.items if item.kind in {GarbageKind.PREVIOUS, GarbageKind.BASE}
+            item.path
+            for item in collected.items
+            if item.kind in {GarbageKind.PREVIOUS, GarbageKind.BASE}
         }
         needed = references(self._checkout, set(gone), leaving)
         if needed.unreadable:
             # The file may be of a later version of this tool, and refer to any image.
             unread = self._shown(needed.unreadable[0])
-            found.left.append(f"the whole store: {unread} cannot be read, and may refer to an image")
+            collected.left.append(f"the whole store: {unread} cannot be read, and may refer to an image")
             return
-        found.left += map(self._foreign, garbage.foreign(store))
+        collected.left += map(self._foreign, garbage.foreign(store))
         if not garbage.linked_parts(store):
             unneeded = garbage.unneeded(store, needed.words, self._now_s)
-            found.items += [Item(GarbageKind.IMAGE, path) for path in unneeded.images]
-            found.items += [Item(GarbageKind.BLOB, path) for path in unneeded.blobs]
-            found.young = unneeded.young
+            collected.items += [Item(GarbageKind.IMAGE, path) for path in unneeded.images]
+            collected.items += [Item(GarbageKind.BLOB, path) for path in unneeded.blobs]
+            collected.young = unneeded.young
         history_days = self._checkout.settings.history.days
         for directory in self._manifests():
             for path in _listed(directory) if directory.name not in gone else ():
                 manifest = _MANIFEST.fullmatch(path.name)
                 if manifest is None:
-                    found.left += [] if path.name.startswith(".") else [self._foreign(path)]
+                    collected.left += [] if path.name.startswith(".") else [self._foreign(path)]
                 # `doit diff` needs the manifests of the builds in `doit history`.
                 elif manifest[1] not in needed.words and self._age_days(path) > history_days:
-                    found.items.append(Item(GarbageKind.MANIFEST, path))
+                    collected.items.append(Item(GarbageKind.MANIFEST, path))
 
     def _manifests(self) -> list[Path]:
         """Return the directories of manifests, by image."""

@@ -27,7 +27,7 @@ class Offers:
         inputs: Callable[[ImageNode], dict[str, str]],
         pins: Callable[[ImageNode], Mapping[str, Pin]],
     ) -> None:
-        """`status`, `inputs` and `pins` are the judge's."""
+        """Take `status`, `inputs` and `pins` from the judge."""
         self.official = official
         self._checkout = checkout
         self._status = status

@@ -1,6 +1,6 @@
 """Official checkout, from which a clone adopts images; it is read and never written.
 
-Its files may be damaged or tampered with: their owner, mode and form are checked before use.
+Its files may be damaged, or changed by another user: their owner, mode and form are checked before use.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Official:
         `pins` are the clone's own: where it has none, it accepts the pin of the official checkout. A
         `frozen` image is offered whatever its inputs are now.
 
-        Raise NotOfferedError, or RefusedError when an untrusted user could have tampered with it.
+        Raise NotOfferedError, or RefusedError when an untrusted user could have changed it.
         """
         path = f"{self.root}/{project.path}/{ARTIFACT}"
         try:
@@ -171,10 +171,10 @@ class Official:
                 self._status(place)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # not built there yet
-            except RefusedError as found:
-                error = found
-            except OSError as found:
-                error = _unreadable(found)
+            except RefusedError as refused:
+                error = refused
+            except OSError as unread:
+                error = _unreadable(unread)
             else:
                 continue
             if str(error) not in reported:
@@ -357,7 +357,7 @@ def _unreadable(error: OSError) -> RefusedError:
 
 
 def _plausible(record: Record) -> Iterator[bool]:
-    """Yield for each value whether it is plausible, as another user may have tampered with it."""
+    """Yield for each value whether it is plausible, as another user may have changed it."""
     texts = (record.node, record.job_id, record.builder, record.commit, record.instead_of)
     tables = (record.tools, record.bases)
     yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))

@@ -12,7 +12,7 @@ from rc_tasks.state.disk.trust import Trust, group, groups_of, is_private, user
 
 
 def require_own(checkout: Checkout) -> None:
-    """Raise RcError when others could tamper with `.rc`, or when it links out of the checkout.
+    """Raise RcError when others could change `.rc`, or when it links out of the checkout.
 
     The check covers directories, not single files. It trusts root, the caller, the owner of the
     checkout, members of its group if the group may write, and the users in `images_owners`. A user's

@@ -16,7 +16,7 @@ from rc_tasks.util.safe_read import read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The pins of a checkout; `lock` is the file that whoever writes them holds."""
+    """The pins of a checkout; a process that writes them holds the file `lock`."""
 
     file: Path
     lock: Path

@@ -46,7 +46,7 @@ def visible(node: str, where: str) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process of this number runs here, whoever owns it."""
+    """Return whether a process of this number runs here, under any user."""
     # Do not use /proc: mounted with hidepid, it shows only the caller's processes.
     try:
         os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""Trust in file owners: files that untrusted users could have tampered with are refused."""
+"""Trust in file owners: files that untrusted users could have changed are refused."""
 
 import functools
 import grp
@@ -19,14 +19,14 @@ class AbsentError(NotOfferedError):
 
 
 class RefusedError(NotOfferedError):
-    """A file of the official checkout could have been tampered with, or is damaged."""
+    """A file of the official checkout is damaged, or another user could have changed it."""
 
 
 class Trust:
     """Root, the caller, and the owners that the settings name."""
 
     def __init__(self, owners: tuple[str, ...]) -> None:
-        """`owners` are names of users, and of groups with an @ before them."""
+        """Trust `owners`: names of users, and of groups with an @ before them."""
         self._owners = owners
 
     def require(self, path: str, status: os.stat_result) -> None:

@@ -28,7 +28,7 @@ def naming(checkout: Checkout, environ: Mapping[str, str] = os.environ) -> Calla
     def named(text: str) -> bool:
         if not texts:
             texts.extend(("", *_texts(checkout, environ)))
-        return any(text in each for each in texts)
+        return any(text in content for content in texts)
 
     return named
 
@@ -55,7 +55,7 @@ def _texts(checkout: Checkout, environ: Mapping[str, str]) -> Iterator[str]:
             if word.endswith(SUFFIX):
                 todo.append(path.parent / word)
             elif "/" not in word:
-                todo += [each / f"{word}{SUFFIX}" for each in directories]
+                todo += [directory / f"{word}{SUFFIX}" for directory in directories]
 
 
 def _text(path: str) -> str:

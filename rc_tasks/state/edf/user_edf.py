@@ -81,7 +81,7 @@ class UserEdf:
         Raise EdfError when a person's own value stands where ours has to be.
         """
         try:
-            wanted = "".join(
+            generated = "".join(
                 f"{key} = {toml_text.dump(_literal(value))}\n" for key, value in values.items()
             )
         except ValueError:
@@ -90,13 +90,15 @@ class UserEdf:
             ) from None
         text = self.text
         present = edf_values(text)
-        # `always` says of `image` when it is not wanted: remove it.
+        # Without a new `image`, `always` makes the merge remove the old one.
         always = {key for key in _WHAT_STARTS if key not in present}
         if text is not None and (self.force or not merge.generated_keys(text)):
             always |= {*_WHAT_STARTS, "workdir"}
             if "image" in present and "image" not in values:
                 text = toml_edit.with_value(text, ("image",), None)
-        merged = merge.merge(text, wanted, self.shown, always=frozenset(always), explanation=EXPLANATION)
+        merged = merge.merge(
+            text, generated, self.shown, always=frozenset(always), explanation=EXPLANATION
+        )
         present_values = edf_values(merged)
         for key in _WHAT_STARTS:
             ours = _literal(values[key]) if key in values else None
@@ -111,7 +113,7 @@ class UserEdf:
         return merged
 
     def write(self, text: str) -> bool:
-        """Put a text in place, where a symlink leads too; whether it is another one than before."""
+        """Write the text, through a symlink too. Return whether it differs from the previous text."""
         if text == self.text:
             return False
         # A symlink into somebody's collection of settings stays one.
@@ -140,7 +142,7 @@ def workdir(home: Path, environ: Mapping[str, str]) -> str:
 
 
 def _by_env_update(text: str, home: Path, project: str) -> bool:
-    """Return whether the file is as the old env_update.sh wrote it, which wrote it anew each time."""
+    """Return whether the old env_update.sh wrote the file, which it replaced at each run."""
     values = edf_values(text)
     return (
         "#" not in text
@@ -154,5 +156,5 @@ def _by_env_update(text: str, home: Path, project: str) -> bool:
 def _literal(value: object) -> object:
     """Escape `${…}` in a value, which the Container Engine would replace as a variable."""
     if isinstance(value, list):
-        return [_literal(each) for each in value]
+        return [_literal(item) for item in value]
     return value.replace("${", "$${") if isinstance(value, str) else value

@@ -85,7 +85,7 @@ class Verification:
             if record is not None and record.artifact is not None:
                 total += record.artifact.size_bytes if record.artifact.blocks_digest else 0
                 for store, image_id in self._chain(name, record):
-                    blobs |= {store.blob(each): size for each, size in _blobs(store, image_id).items()}
+                    blobs |= {store.blob(blob): size for blob, size in _blobs(store, image_id).items()}
         return total + sum(blobs.values())
 
     def verify(self, name: str) -> Verified:
@@ -267,7 +267,7 @@ class Verification:
                 shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
                 hint = _rebuild(having[0][0], name, path, *images)
                 what = f"{self._blobs[path]}; it is a part of {shown}"
-                yield {each for _, each in having}, Damage(self.checkout.shown(path), what, hint)
+                yield {image_id for _, image_id in having}, Damage(self.checkout.shown(path), what, hint)
 
     def _is_put_back(self, name: str, record: Record) -> bool:
         """Return whether an older image is published, so that a build would publish another one."""

@@ -60,7 +60,7 @@ class Splits:
 
 
 def _parse(known: Any) -> Source | None:
-    """The value of a cache's entry; None if it has none, or a damaged one."""
+    """Return the value of a cache's entry; None if the value is missing or damaged."""
     try:
         escape, rows = known
         return Source(

@@ -21,10 +21,10 @@ def threads() -> int:
 
 
 def blocks_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
-    """SHA-256, in hex, over the SHA-256s (32 bytes each) of a file's blocks of 64 MiB.
+    """Return the SHA-256, in hex, over the SHA-256s (32 bytes each) of a file's blocks of 64 MiB.
 
-    `read` is told the size of every piece that was read, by any thread. `at_once`: how many threads;
-    0: as many as are good here.
+    Any thread calls `read` with the size of each piece that it has read. `at_once` is the number of
+    threads; 0 chooses it for this host.
     """
     stop = threading.Event()
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Errors of a launcher whose container did not start, told apart from those of the program in it."""
+"""Errors of a launcher whose container did not start, as opposed to those of the program in it."""
 
 import re
 from collections.abc import Sequence

@@ -239,7 +239,7 @@ def private_directory(name: str, engine: Podman) -> Iterator[Path]:
 
 
 def podman_reference(image: str) -> str:
-    """`[USER@][REGISTRY#]IMAGE[:TAG]` as podman writes it; Docker Hub is the default registry."""
+    """Convert `[USER@][REGISTRY#]IMAGE[:TAG]` to podman's form; Docker Hub is the default registry."""
     registry, hash_sign, name = image.rpartition("#")
     first, slash, _ = name.partition("/")
     if hash_sign:

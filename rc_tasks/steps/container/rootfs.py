@@ -183,9 +183,9 @@ def _write(root: int, path: str, text: str) -> None:
 
 @contextlib.contextmanager
 def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
-    """The directory of `path`, made when missing, seen from a process whose / is `root`.
+    """Open the directory of `path`, as seen from a process whose / is `root`; make it when missing.
 
-    Yields its descriptor and the name of the last component (`last`), or the descriptor of the whole
+    Yield its descriptor and the name of the last component (`last`), or the descriptor of the whole
     path and "". The last component is absent, or no symlink, or an absolute symlink: Enroot reads
     these files from outside of the container, where an absolute one would lead to the host.
     """

@@ -80,9 +80,9 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
     through = f" through {programs[-1]}" if programs else ""
     place = Path(engine.root).parent if engine.root else "podman's own storage"
     yield Finding(Level.OK, f"podman {version}, storage driver {driver}{through} in {place}")
-    for each in podman_versions.dropped(version, host, engine.network):
+    for dropped in podman_versions.dropped(version, host, engine.network):
         yield Finding(
-            Level.WARNING, each.does, each.advice.format(podman=shlex.join(engine.command().argv))
+            Level.WARNING, dropped.does, dropped.advice.format(podman=shlex.join(engine.command().argv))
         )
     directory = storages.directory(checkout.settings.podman)
     warning = storages.driver(checkout.settings.podman, directory).warning if directory else ""
@@ -161,7 +161,7 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
         places.append(("temporary files", nodes.temporary_files()))
     except RcError as error:
         yield Finding(Level.PROBLEM, error.what, error.hint or "")
-    with contextlib.suppress(RcError):  # told when podman was looked at
+    with contextlib.suppress(RcError):  # the check of podman has reported it
         if root := nodes.storage(checkout.settings.podman).root:
             places.append(("podman's images", Path(root).parent))
     for what, place in places:
@@ -175,7 +175,7 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
 
 def _left(checkout: Checkout) -> Iterator[Finding]:
     if left := storages.dead(checkout.settings.podman):
-        jobs = ", ".join(sorted(each.name for each in left))
+        jobs = ", ".join(sorted(storage.name for storage in left))
         yield Finding(
             Level.WARNING,
             f"images of jobs that have ended are in this node's memory: {jobs} ({left[0].parent})",

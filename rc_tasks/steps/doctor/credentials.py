@@ -28,21 +28,21 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     )
     if not registries:
         return
-    found: set[str] = set()
+    known: set[str] = set()
     for path in _podman_files():
         if path.is_file():
-            found |= _podman_registries(path)
+            known |= _podman_registries(path)
             yield from _readable_by_others(path)
     enroot = _enroot_file()
     in_use = checkout.settings.squash.method is SquashMethod.ENROOT
     if enroot.is_file():
         yield from _readable_by_others(enroot)
         if in_use:
-            found |= _machines(enroot)
-    here = [name for name in registries if name in found]
+            known |= _machines(enroot)
+    here = [name for name in registries if name in known]
     if here:
         yield Finding(Level.OK, f"credentials for {', '.join(here)}")
-    if lacking := [name for name in registries if name not in found]:
+    if lacking := [name for name in registries if name not in known]:
         yield Finding(
             Level.OK,
             f"no credentials for {', '.join(lacking)}, and none needed for what everybody may pull",
@@ -66,7 +66,7 @@ def _podman_files() -> Iterator[Path]:
 
 
 def _enroot_file() -> Path:
-    """Enroot's netrc file (its doc/cmd/import.md)."""
+    """Return Enroot's netrc file (its doc/cmd/import.md)."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(os.environ.get("ENROOT_CONFIG_PATH") or Path(config) / "enroot") / ".credentials"
 

@@ -38,7 +38,7 @@ below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
 def directory(settings: PodmanSettings) -> Path | None:
     """Return our directory for podman's images on this node; None means podman's own storage.
 
-    Raise SettingsError when another user could have tampered with it.
+    Raise SettingsError when another user could have changed it.
     """
     setting = _expanded(settings.storage)
     if setting == _AUTO:

@@ -8,7 +8,7 @@ class Replacing:
     """Replaces words, such as secrets, in a text that comes in pieces; an empty piece ends the text."""
 
     def __init__(self, shown: Mapping[bytes, bytes]) -> None:
-        """`shown` maps each word to its replacement."""
+        """Take the replacement of each word from `shown`."""
         self._shown = shown
         # Match the longest first: a secret may be the beginning of another one.
         self._values = sorted(shown, key=len, reverse=True)

@@ -147,7 +147,9 @@ class Look:
             self._book(path, PackageKind.APK, place or "/")
         elif directory.endswith(_RPM_DIRECTORIES):
             place = next(
-                directory.removesuffix(each) for each in _RPM_DIRECTORIES if directory.endswith(each)
+                directory.removesuffix(suffix)
+                for suffix in _RPM_DIRECTORIES
+                if directory.endswith(suffix)
             )
             self._rpm(path, name, place or "/")
 
