@@ -41,12 +41,12 @@ def run(args: Namespace) -> int:
     if bool(names) == args.all:
         what = "either names or --all" if names else "which image?"
         raise UsageError(f"{what}", hint="doit verify NAME…, or doit verify --all")
-    wanted = verifiable(opened.checkout) if args.all else images(opened, names)
+    chosen = verifiable(opened.checkout) if args.all else images(opened, names)
     broken = opened.checkout.graph.broken
-    for name in [each for each in wanted if each in broken]:
+    for name in [name for name in chosen if name in broken]:
         sys.stderr.write(f"{name} is passed over: {broken[name]}\n")
-    known = [each for each in wanted if each not in broken]
-    began_s, read = time.monotonic(), _Sum()
+    known = [name for name in chosen if name not in broken]
+    began_s, read = time.monotonic(), _ByteCount()
     done: list[Verified] = []
     try:
         with _progress() as (begin, tell):
@@ -58,16 +58,16 @@ def run(args: Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {len(done)} of {len(known)} images were verified")
         return INTERRUPTED
-    damaged = [each for each in done if each.verdict is Verdict.DAMAGED]
+    damaged = [image for image in done if image.verdict is Verdict.DAMAGED]
     took = tables.duration(time.monotonic() - began_s)
-    count = sum(each.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for each in done)
+    count = sum(image.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for image in done)
     print(f"{_images(count)}, {len(damaged)} damaged; {tables.size(read.bytes)} read in {took}")
-    if damaged or len(known) < len(wanted):
+    if damaged or len(known) < len(chosen):
         return 1
-    return 3 if any(each.verdict is Verdict.UNREADABLE for each in done) else 0
+    return 3 if any(image.verdict is Verdict.UNREADABLE for image in done) else 0
 
 
-class _Sum:
+class _ByteCount:
     def __init__(self) -> None:
         self.bytes = 0
 
@@ -75,10 +75,10 @@ class _Sum:
         self.bytes += size_bytes
 
 
-def _both(*told: Callable[[int], None]) -> Callable[[int], None]:
+def _both(*listeners: Callable[[int], None]) -> Callable[[int], None]:
     def tell(size_bytes: int) -> None:
-        for each in told:
-            each(size_bytes)
+        for listener in listeners:
+            listener(size_bytes)
 
     return tell
 

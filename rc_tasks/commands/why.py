@@ -80,7 +80,7 @@ def _notes_on_edf(project: Project) -> list[str]:
     try:
         return list(schema.notes(read_text(project.edf), project.shown(EDF)))
     except (OSError, UnicodeDecodeError, EdfError):
-        # What is wrong in it is told above.
+        # The lines above report the error.
         return []
 
 
