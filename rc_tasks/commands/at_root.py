@@ -89,9 +89,10 @@ class AtRoot(DoitCmdBase):
 def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
     """The error for a task that does not exist, with the nearest names."""
     if name in COMMANDS:
-        # The program of an environment in which doit's own script has replaced ours.
+        # Options of a run stood before it, or doit's own script has replaced ours in an old environment.
         return InvalidCommand(
-            f"this is doit's own program, without `{name}`\n  next: ./bootstrap.sh setup"
+            f"`{name}` is a command: it comes first, and has options of its own\n"
+            f"  next: doit help {name}; if nothing stood before it, ./bootstrap.sh setup updates .venv"
         )
     step, colon, bare = name.partition(":")
     if not colon or step not in TASK_KINDS:
@@ -164,7 +165,17 @@ class List(AtRoot, DoitList):
     ) -> Any:
         if not subtasks:
             checked(self, pos_args)
-        return super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
+        try:
+            return super()._execute(
+                subtasks, quiet, status, private, list_deps, template, sort, pos_args
+            )
+        except (KeyError, ValueError, IndexError) as error:
+            if template is None:
+                raise
+            raise UsageError(
+                f"--template: {template!r} cannot be filled in: {error}",
+                hint="doit list --template '{status} {name} {doc}'",
+            ) from None
 
     @staticmethod
     def _list_filtered(
@@ -214,6 +225,11 @@ class Forget(AtRoot, DoitForget):
 
 class Ignore(AtRoot, DoitIgnore):
     """`doit ignore TASK`."""
+
+    def _execute(self, pos_args: list[str]) -> Any:
+        if not pos_args:
+            raise InvalidCommand("which task?\n  next: doit ignore build:NAME, or podman, enroot or env")
+        return super()._execute(steps_of(self, pos_args, ""))
 
 
 class Clean(AtRoot, DoitClean):

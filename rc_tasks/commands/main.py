@@ -4,6 +4,7 @@ import atexit
 import gc
 import getopt
 import io
+import os
 import sys
 
 from rc_tasks.commands.cli.errors import leave_closed_output, reported
@@ -15,6 +16,9 @@ def main() -> int:
     # once more at the end, takes a third of a run that has nothing to do.
     gc.set_threshold(500_000)
     atexit.register(gc.freeze)
+    # Python has no stream where the descriptor was closed, as by `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     # File names are any bytes, and a locale may lack an arrow: neither may end the program.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

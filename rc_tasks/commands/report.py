@@ -50,7 +50,13 @@ def write(opened: Session, path: Path) -> None:
     real = Path(os.path.realpath(path))
     if os.path.lexists(real) and not real.is_file():
         raise RcError("this is no file that a page could replace", where=path, hint="name another one")
-    write_atomically(real, page(opened))
+    text = page(opened)
+    try:
+        write_atomically(real, text)
+    except OSError as error:
+        raise RcError(
+            f"cannot be written: {error.strerror}", where=path, hint="name another file with -o"
+        ) from None
 
 
 def page(opened: Session) -> str:

@@ -232,3 +232,52 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
         assert name in script.read_text()
     require_tools(shell)
     subprocess.run([shell, "-n", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (
+            ("-n", "2", "list"),
+            "ERROR: `list` is a command: it comes first, and has options of its own\n"
+            "  next: doit help list; if nothing stood before it, ./bootstrap.sh setup updates .venv\n",
+        ),
+        (
+            ("list", "--template", "{foo}"),
+            "ERROR: --template: '{foo}' cannot be filled in: 'foo'\n"
+            "  next: doit list --template '{status} {name} {doc}'\n",
+        ),
+        (
+            ("ignore",),
+            "ERROR: which task?\n  next: doit ignore build:NAME, or podman, enroot or env\n",
+        ),
+        (
+            ("report", "-o", "/proc/page.html"),
+            "ERROR: /proc/page.html: cannot be written: No such file or directory\n"
+            "  next: name another file with -o\n",
+        ),
+    ],
+)
+def test_a_mistake_is_an_error_without_a_traceback(root: Path, argv: tuple[str, ...], text: str) -> None:
+    assert doit(root, *argv) == Ran(3, text)
+
+
+@pytest.mark.parametrize("name", ["list", "help", "why"])
+def test_a_closed_output_is_no_error(root: Path, name: str) -> None:
+    words = ["why", "app:1"] if name == "why" else [name]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", DOIT, *words],
+        cwd=root,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_group_is_ignored_with_its_versions(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path / "imgs", FILES, 'runner = "local"')
+    ran = doit(root, "ignore", "build:app")
+    assert ran.status == 0
+    for step in ("podman", "enroot", "env"):
+        assert f"ignoring {step}:app:1\n" in ran.text
