@@ -26,7 +26,7 @@ TOOLS=(podman:podman skopeo:skopeo mksquashfs:squashfs-tools busybox:busybox-sta
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs) # what rootless podman needs
 TEST_TOOLS=(slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge
     mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck
-    bash-completion:bash-completion zsh:zsh fish:fish chromium:chromium faketime:faketime)
+    bash-completion:bash-completion zsh:zsh fish:fish groff:groff-base chromium:chromium faketime:faketime)
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -80,7 +80,7 @@ install_tools() {
         "${as_root[@]}" apt-get update --quiet=2 &&
             "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}" --quiet=2
     } </dev/null >/dev/null ||
-        stop "apt-get failed, see above" "next: mend that, or as root" "apt-get update && ${install[*]}"
+        stop "apt-get failed, see above" "next: fix that, or as root" "apt-get update && ${install[*]}"
     # Debian's package starts a registry for everybody at once; the tests start their own.
     if [[ " ${missing[*]} " == *" docker-registry "* && -d /run/systemd/system ]]; then
         "${as_root[@]}" systemctl disable --now --quiet docker-registry
@@ -97,7 +97,7 @@ make_venv() {
     # An environment that was moved or copied still works on the old place.
     [[ $(.venv/bin/pip --version 2>/dev/null) == *" from $PWD/.venv/"* ]] || "$python" -m venv --clear .venv
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}" ||
-        stop "pip failed, see above" "next: mend that; a proxy is named by https_proxy, a mirror by PIP_INDEX_URL"
+        stop "pip failed, see above" "next: fix that; a proxy is named by https_proxy, a mirror by PIP_INDEX_URL"
     # man(1) looks beside each directory of PATH.
     .venv/bin/python -m rc_tasks.commands.cli.man .venv/share/man
     printf '%s\n' "$wanted" >"$stamp"

@@ -56,7 +56,7 @@ class AtRoot(DoitCmdBase):
             return UsageError(f"--{self._long(name)}: {value} is not of type {kind}", hint=hint)
         if no_choice := _NO_CHOICE.fullmatch(text):
             name, value, choices = no_choice.groups()
-            return UsageError(f"--{self._long(name)}: {value} is none of {choices}", hint=hint)
+            return UsageError(f"--{self._long(name)}: must be one of {choices}, not {value}", hint=hint)
         found = _NOISE.fullmatch(text)
         if found is None:
             return UsageError(text)

@@ -1,4 +1,4 @@
-"""`doit doctor`: what is missing or wrong on this host and on a compute node, and how to mend it."""
+"""`doit doctor`: what is missing or wrong on this host and on a compute node, and how to fix it."""
 
 import os
 import shlex
@@ -45,7 +45,7 @@ def run(_args: Namespace) -> int:
     heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
     problems += _tell(heading, _node(opened))
     if problems:
-        print(f"\n{problems} problem{'s' if problems > 1 else ''} to mend before images can be built")
+        print(f"\n{problems} problem{'s' if problems > 1 else ''} to fix before images can be built")
     else:
         print("\nready to build")
     return 1 if problems else 0

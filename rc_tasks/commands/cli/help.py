@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.parser import UsageError, parser_of
 from rc_tasks.commands.cli.table import COMMANDS
+from rc_tasks.engine.session import TASK_KINDS
 from rc_tasks.model.reference import near
 
 _HEAD = """\
@@ -26,7 +27,9 @@ def run(args: Namespace) -> int:
     """Print the help of a command, or that of all."""
     if not args.commands:
         print(overview(), end="")
-    for name in args.commands:
+    for word in args.commands:
+        # `doit build` and `doit podman:NAME` are runs.
+        name = "run" if word in TASK_KINDS else word
         if name not in COMMANDS:
             close = near(name, COMMANDS)
             raise UsageError(

@@ -32,7 +32,8 @@ class _Parser(ArgumentParser):
             choices = next(
                 action.choices for action in self._actions if option in "/".join(action.option_strings)
             )
-            message = f"{_long(option)}: {value} is none of {', '.join(map(repr, choices or ()))}"
+            known = ", ".join(map(repr, choices or ()))
+            message = f"{_long(option)}: must be one of {known}, not {value}"
         raise UsageError(message.removeprefix("argument "), hint=f"`doit help {name}`")
 
 

@@ -28,6 +28,7 @@ from rc_tasks.state.edf.values import entrypoint_is_news
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Failure, Step, Task, edition
 from rc_tasks.tools import command, git, slurm
+from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
 # A step needs longer than the grace that it gives its own tools: it cleans up after them.
@@ -329,7 +330,7 @@ class Dispatcher:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
-                output.write(f"$ {invocation}\n".encode())
+                output.write(f"$ {_by_hand(checkout.root, place, task)}\n".encode())
                 # Only srun can outlive its command.
                 hopeless = pulse.lost if place.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
@@ -406,6 +407,12 @@ class Dispatcher:
             if "`doit" not in text:
                 text += f"\n  run:  doit build:{task.name}"
         return StepFailed(text, log_path)
+
+
+def _by_hand(root: Path, place: Place, task: Task) -> Command:
+    """Return the command of a step without its edition, by which a second run finds the step done."""
+    invocation, _ = step_command(root, place, *map(str, task))
+    return invocation
 
 
 def _lost(place: Place) -> str:

@@ -1,7 +1,6 @@
 """What all commands share: arguments, help, manual pages, completion, and what is imported."""
 
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -156,8 +155,7 @@ def test_manual_pages_are_written_for_every_command(tmp_path: Path) -> None:
     assert pages == {"doit.1", *(f"doit-{name}.1" for name in COMMANDS)}
     history = (tmp_path / "man1/doit-history.1").read_text()
     assert "\\fB\\-n, \\-\\-limit N\\fR" in history and "doit history \\-\\-since 2d" in history
-    if shutil.which("groff") is None:
-        pytest.skip("not installed: groff")
+    require_tools("groff")
     for page in sorted((tmp_path / "man1").iterdir()):
         done = subprocess.run(
             ["groff", "-man", "-Tutf8", "-K", "utf8", "-ww", page],
@@ -281,3 +279,8 @@ def test_a_group_is_ignored_with_its_versions(tmp_path: Path) -> None:
     assert ran.status == 0
     for step in ("podman", "enroot", "env"):
         assert f"ignoring {step}:app:1\n" in ran.text
+
+
+@pytest.mark.parametrize("name", ["build", "podman", "enroot", "env"])
+def test_help_of_what_a_task_begins_with_is_that_of_a_run(root: Path, name: str) -> None:
+    assert doit(root, "help", name) == doit(root, "help", "run")

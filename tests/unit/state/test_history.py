@@ -360,6 +360,9 @@ def test_a_run_writes_down_what_became_of_its_steps(tmp_path: Path) -> None:
     assert failed.reason == "Dockerfile changed" and len(failed.image_id_before) == 64
     assert {done.run, failed.run} == {path.stem for path in (root / ".rc/history").iterdir()}
     assert not old.exists()
+    # So that it can be copied into a shell.
+    begins = (root / failed.log).read_text().splitlines()[0]
+    assert begins.endswith(" -m rc_tasks.steps podman app:2")
     ending = logs.ending(root / failed.log)
     assert ending.is_file()
     ending.unlink()
