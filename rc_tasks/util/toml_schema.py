@@ -71,9 +71,9 @@ def setting(default: object, help: str, parse: Parse | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def table(kind: type, shorthand: str | None = None) -> Any:
-    """Return a dataclass field that is a table; `shorthand` is the key that a plain value stands for."""
-    return field(default_factory=kind, metadata={"table": kind, "shorthand": shorthand})
+def table(kind: type) -> Any:
+    """Return a dataclass field that is a table with the keys of `kind`."""
+    return field(default_factory=kind, metadata={"table": kind})
 
 
 def overrides(kind: type) -> Any:
@@ -97,13 +97,9 @@ def leaves(schema: type) -> dict[KeyPath, Leaf]:
 
 
 @functools.cache
-def tables(schema: type) -> dict[KeyPath, str | None]:
-    """Return the tables of a schema, each with its shorthand key or None."""
-    return {
-        (item.name,): item.metadata.get("shorthand")
-        for item in fields(schema)
-        if "table" in item.metadata
-    }
+def tables(schema: type) -> frozenset[KeyPath]:
+    """Return the paths of a schema's tables."""
+    return frozenset((item.name,) for item in fields(schema) if "table" in item.metadata)
 
 
 def read(
@@ -123,20 +119,20 @@ def read(
             if path in inner and isinstance(value, dict):
                 walk(value, path)
                 continue
-            shorthand = inner.get(path)
-            target = (*path, shorthand) if shorthand else path
-            if target in known:
+            if path in known:
                 try:
-                    parsed = parse(known[target], value)
+                    parsed = parse(known[path], value)
                 except ValueError as error:
                     problems.append(Problem(place(path), f"{name(path)}: {error}"))
                     continue
                 if isinstance(parsed, dict):
-                    values.update({(*target, item_key): item for item_key, item in parsed.items()})
+                    values.update({(*path, item_key): item for item_key, item in parsed.items()})
                 else:
-                    values[target] = parsed
+                    values[path] = parsed
             elif path in inner:
-                problems.append(Problem(place(path), f"{name(path)}: {wrong('a table', value)}"))
+                keys = ", ".join(name(key) for key in known if key[: len(path)] == path)
+                what = f"{name(path)}: {wrong('a table', value)}"
+                problems.append(Problem(place(path), what, f"set one of its keys: {keys}"))
             else:
                 problems.append(unknown(path, [*known, *inner], place(path)))
 

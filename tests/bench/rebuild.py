@@ -77,7 +77,7 @@ def measure(root: Path, scratch: Path, instructions: int) -> None:
         "the squash of the child alone", root, scratch / "empty", "-a", "-s", "enroot:child"
     )
     dockerfile.write_text(child(instructions, "third"))
-    os.environ["RC_STORE"] = "false"
+    os.environ["RC_STORE_ENABLED"] = "false"
     plain_s = timed(
         "without the store, on an empty node", root, scratch / "storeless", "-a", "build:child"
     )

@@ -400,7 +400,7 @@ def test_without_the_store_a_family_stays_on_one_node(
     """An image is only where it was built, and its whole family with it."""
     root = write_checkout(tmp_path / "no store", {"base/Dockerfile": FILES["base/Dockerfile"]})
     shutil.copy("/bin/busybox", root / "base/busybox")
-    alone = Site(root, site.signs, {**site.environ, "RC_STORE": "false", "RC_SLURM_NODES": "3"})
+    alone = Site(root, site.signs, {**site.environ, "RC_STORE_ENABLED": "false", "RC_SLURM_NODES": "3"})
     for name in ("one:1", "two:1"):
         alone.image(name, "true")
     alone.image("three:1", "cat /made", base="one:1")

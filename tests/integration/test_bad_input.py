@@ -315,7 +315,13 @@ PODMAN_CASES = (
     ),
     Case("base-nearly-named-build", {**BASE, "projects/x/Dockerfile": "FROM bsae\n"}, {"build:x": 1}),
     Case("mksquashfs-missing", GOOD, {"build:good": 1}, without=("mksquashfs",)),
-    Case("enroot-missing", GOOD, {"build:good": 1}, settings='squash = "enroot"\n', without=("enroot",)),
+    Case(
+        "enroot-missing",
+        GOOD,
+        {"build:good": 1},
+        settings='squash.method = "enroot"\n',
+        without=("enroot",),
+    ),
 )
 
 
@@ -594,7 +600,7 @@ def test_a_full_disk_is_told_when_an_image_is_written(
 ) -> None:
     root = tmp_path / "checkout"
     with small_disk(root, 6):
-        write_checkout(root, GOOD, f"store = {str(store).lower()}\n")
+        write_checkout(root, GOOD, f"store.enabled = {str(store).lower()}\n")
         doit = Runner(root, {"RC_RUNNER": "local", **storage}, root)
         doit("build:good", 0)
         before = kept(root)

@@ -295,10 +295,10 @@ def test_without_a_store_a_base_that_is_not_on_the_node_is_built_again(
 ) -> None:
     one, other = nodes
     shutil.rmtree(one.root / ".rc/store")
-    log = other.step("child:1", status=1, RC_STORE="false")
+    log = other.step("child:1", status=1, RC_STORE_ENABLED="false")
     assert "of base is neither on" in log
-    one.step("base", RC_STORE="false")
-    one.step("child:1", RC_STORE="false")
+    one.step("base", RC_STORE_ENABLED="false")
+    one.step("child:1", RC_STORE_ENABLED="false")
     assert not (one.root / ".rc/store").exists()
 
 

@@ -150,7 +150,11 @@ def node(port: int, podman_storage: Podman, tmp_path: Path) -> Node:
     conf = tmp_path / "registries.conf"
     insecure = "[[registry]]\nlocation = '{}'\ninsecure = true\n"
     conf.write_text("".join(map(insecure.format, (f"127.0.0.1:{port}", "127.0.0.1:1"))))
-    environ = {"CONTAINERS_REGISTRIES_CONF": str(conf), "RC_RUNNER": "local", "RC_STORE": "false"}
+    environ = {
+        "CONTAINERS_REGISTRIES_CONF": str(conf),
+        "RC_RUNNER": "local",
+        "RC_STORE_ENABLED": "false",
+    }
     return Node(tmp_path / "checkout", port, environ | {"SLURMD_NODENAME": "nid001"})
 
 

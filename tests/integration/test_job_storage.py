@@ -48,7 +48,12 @@ class Job:
     def start(self, *step: str) -> "subprocess.Popen[str]":
         """`python -m rc_tasks.steps STEP…`, running in this job."""
         path = f"PATH={self.user.home}/bin:/usr/bin:/bin"
-        variables = (path, f"SLURM_JOB_ID={self.id}", "RC_PODMAN_ISOLATION=chroot", "RC_STORE=false")
+        variables = (
+            path,
+            f"SLURM_JOB_ID={self.id}",
+            "RC_PODMAN_ISOLATION=chroot",
+            "RC_STORE_ENABLED=false",
+        )
         in_job = (*self.user.argv, "env", f"--chdir={self.root}", *variables)
         return subprocess.Popen(
             (*in_job, *self.python, "-m", "rc_tasks.steps", *step),

@@ -68,9 +68,6 @@ def from_environment(
     """Return the settings in the variables that begin with `prefix`, except those in `reserved`."""
     known = toml_schema.leaves(schema)
     paths = {variable(prefix, path): path for path in known}
-    for path, shorthand in toml_schema.tables(schema).items():
-        if shorthand:
-            paths[variable(prefix, path)] = (*path, shorthand)
     values: dict[KeyPath, object] = {}
     origins: dict[KeyPath, str] = {}
     problems: list[Problem] = []
@@ -86,8 +83,10 @@ def from_environment(
             what = f"{toml_schema.name(free[0])} is a table and cannot be set from the environment"
             problems.append(Problem(name, what, "set it in pyproject.toml or your rc_tasks.toml"))
         elif name not in paths:
-            near = toml_schema.nearest(name, paths)
-            hint = f"did you mean {near}?" if near else "`doit settings` lists all; unset this one"
+            near = [path for path in paths if path.startswith(f"{name}_")]
+            near = near or list(filter(None, [toml_schema.nearest(name, paths)]))
+            hint = "`doit settings` lists all; unset this one"
+            hint = f"did you mean {' or '.join(near)}?" if near else hint
             problems.append(Problem(name, "no setting has this variable", hint))
         else:
             leaf = known[paths[name]]

@@ -114,7 +114,7 @@ def _skopeo(checkout: Checkout) -> Iterator[Finding]:
             Level.WARNING,
             "skopeo was not found: podman alone copies every layer of an image again, also those of its "
             "base, each time that one is put into the store",
-            "install skopeo, or set store = false",
+            "install skopeo, or set store.enabled = false",
         )
     else:
         yield Finding(Level.OK, "skopeo")

@@ -207,7 +207,7 @@ def test_a_step_is_wanted_where_its_images_are(checkout: Checkout) -> None:
 
 def test_only_without_the_store_families_stay_together(checkout: Checkout) -> None:
     assert expected(checkout, "top:1").groups == {}
-    without = open_checkout(checkout.root, {"RC_STORE": "false"})
+    without = open_checkout(checkout.root, {"RC_STORE_ENABLED": "false"})
     kept = expected(without, "top:1").groups
     assert len({kept[name] for name in ("base", "left:1", "right:1", "top:1")}) == 1
     assert kept["alone:1"] != kept["base"]
