@@ -1,6 +1,7 @@
 """Sizes, times and tables for people."""
 
 import io
+import re
 
 import pytest
 
@@ -43,3 +44,64 @@ def test_a_table_in_a_pipe_is_aligned_and_plain() -> None:
         "long         100",
         "ü\\n\\x1b[31m",
     ]
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is printed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+LIST = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
+NARROW = (("BUILT", 10), ("SIZE", 0), ("ALIASES", 0), ("BUILT", 0))
+REASON = "projects/reasoning/2025.1/Dockerfile changed, base:1 is built before"
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (
+            100,
+            """IMAGE             STATE    SIZE  BUILT             ALIASES    REASON
+reasoning:2025.1  stale  851 MB  2026-11-22 10:04  reasoning  projects/reasoning/2025.1/Dockerfile
+                                                              changed, base:1 is built before
+""",
+        ),
+        (
+            80,
+            """IMAGE             STATE    SIZE  BUILT       ALIASES    REASON
+reasoning:2025.1  stale  851 MB  2026-11-22  reasoning  projects/reasoning/2025…
+""",
+        ),
+        (
+            60,
+            """IMAGE             STATE  REASON
+reasoning:2025.1  stale  projects/reasoning/2025.1/Dockerfi…
+""",
+        ),
+        (
+            40,
+            """reasoning:2025.1
+  state: stale
+  size: 851 MB
+  built: 2026-11-22 10:04
+  aliases: reasoning
+  reason:
+projects/reasoning/2025.1/Dockerfile
+changed, base:1 is built before
+""",
+        ),
+    ],
+)
+def test_a_table_gives_up_columns_on_a_narrow_terminal(
+    width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    row = ("reasoning:2025.1", "stale", "851 MB", "2026-11-22 10:04", "reasoning", REASON)
+    tables.table(LIST, [row], right=frozenset({"SIZE"}), narrow=NARROW, out=out)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    printed = "".join(line.rstrip() + "\n" for line in plain.splitlines())
+    assert printed == expected
