@@ -82,7 +82,7 @@ class Judge:
             node = graph.resolve(name)
             if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
                 # Judge the bases first: recursion along a long chain would exceed Python's limit.
-                for base in graph.above(node.bases):
+                for base in graph.with_bases(node.bases):
                     self.step(step, base)
             find_causes = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[
                 step

@@ -77,7 +77,7 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
     before: dict[Task, list[Task]] = {}
     stale: set[Task] = set()
     kinds: dict[Step, list[float]] = {step: [] for step in Step}
-    for name in graph.above(names):
+    for name in graph.with_bases(names):
         earlier: list[Task] = []
         for step in Step:
             task = Task(step, name)

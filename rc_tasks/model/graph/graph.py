@@ -99,7 +99,7 @@ class ImageGraph:
                         f" from a registry; did you mean {' or '.join(close(name))}?"
                     )
 
-    def above(self, names: Iterable[str]) -> tuple[str, ...]:
+    def with_bases(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the named images with all their direct and indirect bases, bases first."""
         reached: set[str] = set()
         todo = list(names)
