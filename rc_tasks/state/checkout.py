@@ -11,7 +11,7 @@ from rc_tasks.model.config import project_toml
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
-from rc_tasks.model.graph.graph import ImageGraph, ImageNode, graph, link
+from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import RECIPE, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
@@ -164,7 +164,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         root,
         Path(settings.images_root) if settings.images_root else root,
         settings,
-        graph(nodes, aliases, broken, problems),
+        image_graph(nodes, aliases, broken, problems),
         Records(generated / "state"),
         Digests(root, generated / "cache" / "digests.json"),
         Digests(root, generated / "cache" / "outputs.json"),
@@ -195,7 +195,7 @@ def _node(
             hint=advice(error, "correct its permissions"),
         ) from None
     dockerfile = _parsed(project, options, text, architecture, split=splits.split)
-    return link(project, dockerfile, options, aliases, names)
+    return image_node(project, dockerfile, options, aliases, names)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:

@@ -122,7 +122,7 @@ def local_name(written: str, names: Container[str]) -> str | None:
     return next((candidate for candidate in (name, same) if candidate in names), None)
 
 
-def link(
+def image_node(
     project: Project,
     dockerfile: Dockerfile,
     recipe: Recipe,
@@ -150,7 +150,7 @@ def link(
     return ImageNode(project, dockerfile, recipe, local, tuple(remote))
 
 
-def graph(
+def image_graph(
     nodes: Iterable[ImageNode],
     aliases: Iterable[Alias] = (),
     broken: Mapping[str, RcError] | None = None,
