@@ -38,22 +38,22 @@ class Pulse:
         self._begun = False
         self._judge_at_s = 0.0
         self._released_at_s: float | None = None
-        # The last result of `lost`.
+        # The last result of `srun_hangs`.
         self.ended = False
 
-    def lost(self) -> bool:
+    def srun_hangs(self) -> bool:
         """Return whether srun waits for a step that has ended; called several times a second."""
-        self.ended = self._lost()
+        self.ended = self._srun_hangs()
         return self.ended
 
-    def _lost(self) -> bool:
+    def _srun_hangs(self) -> bool:
         now_s = time.monotonic()
         if self._held():
             self._released_at_s = None
             if now_s < self._judge_at_s:
                 return False
             self._judge_at_s = now_s + _JUDGE_S
-            return locks.lost(self._lock)
+            return locks.expired(self._lock)
         self._begun = self._begun or self._done()
         if not self._begun:
             return self._overdue(now_s)

@@ -48,7 +48,7 @@ from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
-# Causes that rebuild a frozen image too: the published image itself is lost or damaged.
+# Causes that rebuild a frozen image too: the published image itself is missing or damaged.
 _ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
 
 
@@ -284,8 +284,8 @@ class Judge:
         causes = differing + causes
         store = self._checkout.settings.store
         if record.adopted_from:
-            lost = self._not_official(node, record, record.facts.image_id)
-            causes += [Cause(GONE, lost)] if lost is not None else []
+            mismatch = self._not_official(node, record, record.facts.image_id)
+            causes += [Cause(GONE, mismatch)] if mismatch is not None else []
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
             causes.append(Cause(STORE, "the image is no longer in the store"))
         return causes
@@ -307,8 +307,8 @@ class Judge:
         if built_here and new == old and (words := doubtful(record.inputs, record.tools)):
             causes.append(Cause(CONTENT, words))
         # The file may be the official one although the image has been built here since.
-        lost = self._not_official(node, record, old) if record.adopted_from else None
-        damage = lost or self._damage(node, record)
+        mismatch = self._not_official(node, record, old) if record.adopted_from else None
+        damage = mismatch or self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
         elif (damage := self._public_damage(node)) is not None:

@@ -148,7 +148,7 @@ class Places:
                 pool.slots.drop(place.task)
             self._serve_all()
 
-    def lose(self, place: Place) -> None:
+    def drop_node(self, place: Place) -> None:
         """Note that the step's node or whole allocation has failed; call this before `leave`."""
         state = ""
         with contextlib.suppress(UnreachableError):
@@ -161,7 +161,7 @@ class Places:
                 pool.over = True
             # Keep the last node of an allocation that is not ours: no other node can retry the step.
             elif pool.ours or len(pool.slots.nodes) > 1:
-                pool.slots.lose(place.node)
+                pool.slots.drop_node(place.node)
                 pool.over = not pool.slots.nodes
 
     def await_controller(self, settings: Slurm, since_s: float, why: str) -> bool:

@@ -22,15 +22,15 @@ class Diagnosis:
     """Why a step failed, and what may be done about it.
 
     `needs` names an image that has to be built first. `locked`: another process is building the image.
-    `lost`: that process took the lock while this step was stopped. `elsewhere`: the node failed, not the
-    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0 and
-    reported no error, but its record is missing.
+    `lost_lock`: that process took the lock while this step was stopped. `elsewhere`: the node failed,
+    not the step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0
+    and reported no error, but its record is missing.
     """
 
     text: str
     needs: str = ""
     locked: bool = False
-    lost: bool = False
+    lost_lock: bool = False
     elsewhere: bool = False
     unreachable: bool = False
     unexplained: bool = False
@@ -57,7 +57,7 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosi
             _message(ending, own),
             needs=ending.needs,
             locked=ending.kind in {EndingKind.LOCKED, EndingKind.LOST_LOCK},
-            lost=ending.kind is EndingKind.LOST_LOCK,
+            lost_lock=ending.kind is EndingKind.LOST_LOCK,
         )
     if request is not None:
         error = slurm_words.explain(returncode, lines, request, guarded=True)

@@ -58,7 +58,7 @@ class StepFailed(TaskFailed):
 class _Attempt:
     """One attempt at a step. `verdict` is None when it succeeded; `inputs` are those at its start.
 
-    `entry` is its history entry without the outcome. `node_lost`: the node failed, perhaps after the
+    `entry` is its history entry without the outcome. `node_failed`: the node failed, perhaps after the
     step had succeeded.
     """
 
@@ -67,7 +67,7 @@ class _Attempt:
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
     log: Path | None = None
-    node_lost: bool = False
+    node_failed: bool = False
 
 
 class Dispatcher:
@@ -147,7 +147,7 @@ class Dispatcher:
     def _do(self, task: Task) -> TaskFailed | None:
         checkout = self._session.checkout
         settings = checkout.graph.resolve(task.name).recipe.slurm.apply(checkout.settings.slurm)
-        lost, missed, needed = 0, 0, set[str]()
+        node_failures, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:
             if self._wait_for_builder(task, locked=locked) and self._done_meanwhile(task):
@@ -161,7 +161,7 @@ class Dispatcher:
             first = diagnosis.text.partition("\n")[0]
             locked = diagnosis.locked
             if locked:
-                if diagnosis.lost:
+                if diagnosis.lost_lock:
                     self._note(attempt, Outcome.RETRIED)
                     self._tell(Event(EventKind.RETRY, task, first))
                 if self._done_meanwhile(task):
@@ -183,10 +183,10 @@ class Dispatcher:
                     self._note(attempt, Outcome.FAILED)
                     return self._failed(task, attempt)
                 self._note(attempt, Outcome.RETRIED)
-            elif diagnosis.elsewhere and lost < settings.retries:
-                lost += 1
+            elif diagnosis.elsewhere and node_failures < settings.retries:
+                node_failures += 1
                 self._note(attempt, Outcome.RETRIED)
-                retry = f"{first} (try {lost + 1} of {settings.retries + 1})"
+                retry = f"{first} (try {node_failures + 1} of {settings.retries + 1})"
                 self._tell(Event(EventKind.RETRY, task, retry))
             else:
                 self._note(attempt, Outcome.FAILED)
@@ -207,7 +207,7 @@ class Dispatcher:
             raise
 
     def _rebuild(self, name: str) -> TaskFailed | None:
-        """Rebuild an image that was lost after its build, and publish it if its ID changed."""
+        """Rebuild an image that has gone since its build, and publish it if its ID changed."""
         for task in (Task(Step.PODMAN, name), Task(Step.ENROOT, name)):
             if task.step is Step.PODMAN or not self._fresh(task):
                 failed = self._until_done(task)
@@ -262,8 +262,8 @@ class Dispatcher:
                 if attempt.verdict is not None and self._ended.is_set():
                     self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
-                if attempt.node_lost:
-                    self._places.lose(place)
+                if attempt.node_failed:
+                    self._places.drop_node(place)
                 elif attempt.verdict is not None and attempt.verdict.final and not self._keep_going:
                     # Close before the place is free, or another step would start in it.
                     self._places.close()
@@ -332,7 +332,7 @@ class Dispatcher:
                 logs.point(log.with_name(logs.LATEST), log)
                 output.write(f"$ {_by_hand(checkout.root, place, task)}\n".encode())
                 # Only srun can outlive its command.
-                hopeless = pulse.lost if place.job_id else None
+                hopeless = pulse.srun_hangs if place.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             if returncode == 0 and place.job_id and not done():
                 self._wait_for_record(done, log, request)
@@ -344,7 +344,7 @@ class Dispatcher:
             written = after is not None and records.version(*task) != version
             diagnosis = verdict(returncode, log, request) if returncode or not written else None
             if pulse.ended:
-                diagnosis = Diagnosis(_lost(place), elsewhere=True)
+                diagnosis = Diagnosis(_gone(place), elsewhere=True)
             # When the image was locked, another process has written the record.
             if written and not (diagnosis and diagnosis.locked):
                 remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
@@ -355,9 +355,9 @@ class Dispatcher:
                 session.remarks[task] = remark
                 if facts and entrypoint_is_news(checkout, task.name, facts, earlier):
                     session.entrypoints[task.name] = facts.entrypoint
-                lost = diagnosis is not None and diagnosis.elsewhere
-                return _Attempt(None, entry, took_s, inputs, log, lost)
-            if diagnosis and diagnosis.locked and not diagnosis.lost:
+                node_failed = diagnosis is not None and diagnosis.elsewhere
+                return _Attempt(None, entry, took_s, inputs, log, node_failed)
+            if diagnosis and diagnosis.locked and not diagnosis.lost_lock:
                 logs.remove(log)
         except RcError as error:
             diagnosis = Diagnosis(str(error))
@@ -415,7 +415,7 @@ def _by_hand(root: Path, place: Place, task: Task) -> Command:
     return invocation
 
 
-def _lost(place: Place) -> str:
+def _gone(place: Place) -> str:
     """Return the error of a step that has gone while its srun still waited."""
     return str(
         NodeError(

@@ -78,7 +78,7 @@ class Slots(Generic[T]):
                 return step, node
         return None
 
-    def lose(self, node: str) -> None:
+    def drop_node(self, node: str) -> None:
         """Remove a failed node: no more steps start there."""
         self._cpus.pop(node, None)
         self._free.pop(node, None)

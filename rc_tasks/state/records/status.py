@@ -22,7 +22,8 @@ class State(StrEnum):
 
 # The part of a cause that a run settles by adoption, without building.
 OFFICIAL = "official"
-# The parts of causes that an image was never built, is lost, or is not the official one any more.
+# The parts of causes that an image was never built, is no longer in the store, or is no longer the
+# official one.
 NEVER = ""
 STORE = "store"
 GONE = "gone"

@@ -40,7 +40,7 @@ def load_image(checkout: Checkout, podman: Podman, name: str) -> str:
     """Load the recorded image of this checkout into the node's podman; return its ID.
 
     Raise NeedsError when no node or store has it any more, CommandError when it was never built, and
-    RcError when a frozen image is lost and its inputs have changed.
+    RcError when a frozen image is gone and its inputs have changed.
     """
     image_id = _recorded(checkout, name)
     _load(checkout, podman, {image_id: name})

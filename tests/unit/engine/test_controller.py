@@ -143,7 +143,7 @@ def ran_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_step_that_waits_for_cpus_is_not_lost(tmp_path: Path, clock: list[float]) -> None:
     pulse = watch(tmp_path / "lock")
     for _ in range(5):
-        assert not pulse.lost()
+        assert not pulse.srun_hangs()
         after(clock, 1000)
 
 
@@ -153,25 +153,25 @@ def test_a_step_that_has_long_run_without_its_lock_is_lost(
     pulse = watch(tmp_path / "lock")
     ran_s[0] = 290
     after(clock, 301)
-    assert not pulse.lost()
+    assert not pulse.srun_hangs()
     ran_s[0] = 310
-    assert not pulse.lost(), "Slurm was asked just now"
+    assert not pulse.srun_hangs(), "Slurm was asked just now"
     after(clock, 61)
-    assert pulse.lost()
+    assert pulse.srun_hangs()
 
 
 def test_a_step_may_be_done_before_its_lock_is_seen(tmp_path: Path, clock: list[float]) -> None:
     pulse = watch(tmp_path / "lock", done=True)
-    assert not pulse.lost()
+    assert not pulse.srun_hangs()
     after(clock, 61)
-    assert pulse.lost()
+    assert pulse.srun_hangs()
 
 
 def test_a_lock_of_others_says_nothing_of_the_step(tmp_path: Path, clock: list[float]) -> None:
     leave(tmp_path / "lock", "6", age_s=1000)
     pulse = watch(tmp_path / "lock")
     for _ in range(5):
-        assert not pulse.lost()
+        assert not pulse.srun_hangs()
         after(clock, 1000)
 
 
@@ -180,26 +180,26 @@ def test_a_step_whose_lock_is_lost_is_lost(
 ) -> None:
     lock, answers = tmp_path / "lock", [False, True]
     # It watches a lock for a while before it says so: tests/unit/state/test_locks.py.
-    monkeypatch.setattr("rc_tasks.state.disk.locks.lost", lambda _lock: answers.pop(0))
+    monkeypatch.setattr("rc_tasks.state.disk.locks.expired", lambda _lock: answers.pop(0))
     pulse = watch(lock)
     leave(lock)
-    assert not pulse.lost()
-    assert not pulse.lost(), "just asked"
+    assert not pulse.srun_hangs()
+    assert not pulse.srun_hangs(), "just asked"
     after(clock, 11)
-    assert pulse.lost() and pulse.ended
+    assert pulse.srun_hangs() and pulse.ended
 
 
 def test_srun_has_a_minute_after_the_lock_was_released(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "lock"
-    monkeypatch.setattr("rc_tasks.state.disk.locks.lost", lambda _lock: False)
+    monkeypatch.setattr("rc_tasks.state.disk.locks.expired", lambda _lock: False)
     pulse = watch(lock)
     leave(lock)
-    assert not pulse.lost()
+    assert not pulse.srun_hangs()
     lock.unlink()
-    assert not pulse.lost()
+    assert not pulse.srun_hangs()
     after(clock, 59)
-    assert not pulse.lost()
+    assert not pulse.srun_hangs()
     after(clock, 2)
-    assert pulse.lost()
+    assert pulse.srun_hangs()

@@ -73,12 +73,12 @@ def test_a_group_stays_on_one_node_and_waits_for_it() -> None:
 def test_a_lost_node_gets_nothing_more_and_its_group_moves() -> None:
     slots = Slots[str]({"n1": 2, "n2": 2})
     assert filled(slots, [Wanted("a", group="g")]) == [("a", "n1")]
-    slots.lose("n1")
+    slots.drop_node("n1")
     assert slots.nodes == ("n2",)
     # What ran there comes back and is tried elsewhere.
     slots.drop("a")
     assert filled(slots, [Wanted("a", group="g"), Wanted("b", group="g")]) == [("a", "n2"), ("b", "n2")]
-    slots.lose("n2")
+    slots.drop_node("n2")
     assert not slots.nodes and filled(slots, [Wanted("c")]) == []
 
 

@@ -108,7 +108,7 @@ def test_a_lock_that_nobody_touches_for_a_minute_is_lost(
     path = tmp_path / "x.json"
     if age_s is not None:
         leave(path, pid=os.getppid(), age_s=age_s)
-    assert locks.lost(path) is expected
+    assert locks.expired(path) is expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', "\xff"])
@@ -189,9 +189,9 @@ def test_a_step_that_lost_its_lock_is_tried_again_and_keeps_its_log(tmp_path: Pa
         logs.ending(log)
     )
     found = verdict(1, log, None)
-    assert (found.locked, found.lost, found.final, found.text) == (True, True, False, why)
+    assert (found.locked, found.lost_lock, found.final, found.text) == (True, True, False, why)
     StepEnding.of(LockedError("somebody")).write(logs.ending(log))
-    assert (verdict(1, log, None).locked, verdict(1, log, None).lost) == (True, False)
+    assert (verdict(1, log, None).locked, verdict(1, log, None).lost_lock) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_lock_that_looks_old_is_watched_before_it_is_taken_over(
         sleep(0.001)
 
     monkeypatch.setattr(time, "sleep", touch)
-    assert not locks.lost(path) and not locks.abandoned(path)
+    assert not locks.expired(path) and not locks.abandoned(path)
     assert locks.holder(path) is None
     assert locks.living_holder(path) == locks.Holder(**json.loads(path.read_text()))
     with pytest.raises(LockedError, match="somebody has been running podman:x"):
