@@ -29,7 +29,7 @@ from rc_tasks.engine.session import (
     report_without_display,
     session,
 )
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.records.records import Task
@@ -163,10 +163,10 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
     """Who asks for an image by name learns why it is not built."""
     for name in names:
         node = opened.checkout.graph.images.get(name)
-        if node is not None and node.recipe.frozen:
+        if node is not None and node.options.frozen:
             held = [cause.words for cause in opened.judge.image(name).held]
             if held:
-                where, told = node.project.shown(RECIPE), printable_lines(briefly(name, held))
+                where, told = node.project.shown(PROJECT_TOML), printable_lines(briefly(name, held))
                 print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
 
 

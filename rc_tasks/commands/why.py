@@ -8,7 +8,7 @@ from rc_tasks.commands.cli.parser import UsageError, add_names
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
-from rc_tasks.model.graph.project import EDF, RECIPE, Project
+from rc_tasks.model.graph.project import EDF, PROJECT_TOML, Project
 from rc_tasks.state.adoption.official import OtherInputsError
 from rc_tasks.state.disk.trust import AbsentError
 from rc_tasks.state.records.records import Step
@@ -86,9 +86,9 @@ def _notes_on_edf(project: Project) -> list[str]:
 
 def _tell_frozen(opened: Session, status: ImageStatus) -> None:
     node = opened.checkout.graph.images[status.name]
-    if node.recipe.frozen:
+    if node.options.frozen:
         ending = ", although" if status.held else ", whatever changes"
-        _say(f"  note    frozen in {node.project.shown(RECIPE)}: it is not built again{ending}")
+        _say(f"  note    frozen in {node.project.shown(PROJECT_TOML)}: it is not built again{ending}")
         _say(*(f"          {_line(cause)}" for cause in status.held))
 
 

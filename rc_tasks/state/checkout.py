@@ -13,7 +13,7 @@ from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
-from rc_tasks.model.graph.project import RECIPE, Alias, Broken, Project, discover
+from rc_tasks.model.graph.project import PROJECT_TOML, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.records.digests import Digests
@@ -30,7 +30,7 @@ DODO = "dodo.py"
 GENERATED = reading.GENERATED
 TEMPLATE = "templates/env.toml.j2"
 
-_NO_RECIPE = project_toml.Recipe()
+_NO_OPTIONS = project_toml.ProjectOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,9 @@ def _node(
     project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str, splits: Splits
 ) -> ImageNode:
     # Check with one fast call: most projects have no project.toml, and every start checks all projects.
-    has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
-    options = project_toml.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
+    options = _NO_OPTIONS
+    if os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
+        options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
     try:
         text = read_bytes(f"{project.base}/{project.dockerfile_name}")
     except OSError as error:
@@ -200,12 +201,12 @@ def _node(
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of an image. Raise DockerfileError."""
-    return _parsed(node.project, node.recipe, text, architecture)
+    return _parsed(node.project, node.options, text, architecture)
 
 
 def _parsed(
     project: Project,
-    options: project_toml.Recipe,
+    options: project_toml.ProjectOptions,
     text: bytes,
     architecture: str,
     split: parser.Split = parser.split_text,

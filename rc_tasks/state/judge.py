@@ -88,7 +88,7 @@ class Judge:
                 step
             ]
             causes, held = find_causes(node), list[Cause]()
-            if node.recipe.frozen and step is not Step.ENV:
+            if node.options.frozen and step is not Step.ENV:
                 causes, held = _divided(causes)
             if causes and self.offers is not None and self.offers.covers(step, name):
                 words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
@@ -100,7 +100,7 @@ class Judge:
     def remembered(self, step: Step, name: str) -> Record | None:
         """Return a step's record as doit sees it: the inputs of a frozen image are the current ones."""
         record, node = self._checkout.records.get(step, name), self._checkout.graph.images.get(name)
-        if record is not None and node is not None and node.recipe.frozen:
+        if record is not None and node is not None and node.options.frozen:
             with contextlib.suppress(RcError):  # the step itself will report the error
                 if self.step(step, name).held:
                     return replace(record, inputs=self.inputs(step, name))
@@ -154,7 +154,7 @@ class Judge:
             words.append(f"adopted from {published.adopted_from}")
         elif self.rolled_back(name) and published is not None:
             words.append(f"rolled back to the image published {local_time(published.ended_at)}")
-        if self._checkout.graph.images[name].recipe.frozen:
+        if self._checkout.graph.images[name].options.frozen:
             held += dict.fromkeys(cause.words for status in steps for cause in status.held)
             words.append(f"frozen, though {held[0]}" if held else "frozen")
         closed = closed_files(self._checkout, name) if is_official(self._checkout) else []

@@ -146,7 +146,7 @@ class Dispatcher:
 
     def _do(self, task: Task) -> TaskFailed | None:
         checkout = self._session.checkout
-        settings = checkout.graph.resolve(task.name).recipe.slurm.apply(checkout.settings.slurm)
+        settings = checkout.graph.resolve(task.name).options.slurm.apply(checkout.settings.slurm)
         node_failures, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:

@@ -6,7 +6,7 @@ from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
-from rc_tasks.model.config.project_toml import Recipe
+from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECTS, Alias, Project
 from rc_tasks.model.reference import near
@@ -22,7 +22,7 @@ class ImageNode:
 
     project: Project
     dockerfile: Dockerfile
-    recipe: Recipe
+    options: ProjectOptions
     local: Mapping[str, str]
     remote: tuple[str, ...]
 
@@ -125,7 +125,7 @@ def local_name(written: str, names: Container[str]) -> str | None:
 def image_node(
     project: Project,
     dockerfile: Dockerfile,
-    recipe: Recipe,
+    options: ProjectOptions,
     aliases: Mapping[str, str],
     names: Set[str],
 ) -> ImageNode:
@@ -147,7 +147,7 @@ def image_node(
                 hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
             )
         remote[base.name] = None
-    return ImageNode(project, dockerfile, recipe, local, tuple(remote))
+    return ImageNode(project, dockerfile, options, local, tuple(remote))
 
 
 def image_graph(

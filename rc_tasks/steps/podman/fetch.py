@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
@@ -114,10 +114,10 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
         name = names[image_id]
         on_node = f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name}"
         message, node = f"{on_node} nor whole in the store", checkout.graph.images[name]
-        if node.recipe.frozen and _changed(checkout, name):
+        if node.options.frozen and _changed(checkout, name):
             raise RcError(
                 f"{message}, and what it was made from has changed since it was frozen",
-                where=node.project.shown(RECIPE),
+                where=node.project.shown(PROJECT_TOML),
                 hint=f"`doit why {name}` shows what changed: revert that,\n"
                 "or remove `frozen` to build it as it is now",
             )
