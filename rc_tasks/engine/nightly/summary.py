@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.engine.session import Session
 from rc_tasks.state import history
 from rc_tasks.state.history import HistoryEntry, Outcome
@@ -251,7 +251,7 @@ def _failed(current: Session, entry: HistoryEntry) -> FailedStep:
     if entry.log:
         with contextlib.suppress(OSError):
             log = current.checkout.root / entry.log
-            text = verdict(1, log, StepRequest(str(entry.task))).text
+            text = diagnose(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
     root = f"{current.checkout.root}/"
     return FailedStep(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)

@@ -41,7 +41,7 @@ class Diagnosis:
         return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
-def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
+def diagnose(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
     """Return why a step failed, from the ending that it left, else Slurm's words, else its last lines.
 
     Slurm's words come first where Slurm ended the step: it signals one process after the other, and a

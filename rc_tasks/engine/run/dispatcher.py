@@ -15,7 +15,7 @@ from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.pulse import Pulse
 from rc_tasks.engine.run.allocator import Place, Places
-from rc_tasks.engine.run.diagnosis import Diagnosis, verdict
+from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
@@ -56,13 +56,13 @@ class StepFailed(TaskFailed):
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One attempt at a step. `verdict` is None when it succeeded; `inputs` are those at its start.
+    """One attempt at a step. `diagnosis` is None when it succeeded; `inputs` are those at its start.
 
     `entry` is its history entry without the outcome. `node_failed`: the node failed, perhaps after the
     step had succeeded.
     """
 
-    verdict: Diagnosis | None
+    diagnosis: Diagnosis | None
     entry: HistoryEntry
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
@@ -154,7 +154,7 @@ class Dispatcher:
                 return None
             began_s = time.monotonic()
             attempt = self._try(task, settings, ready_s)
-            diagnosis = attempt.verdict
+            diagnosis = attempt.diagnosis
             if diagnosis is None:
                 self._note(attempt, Outcome.DONE)
                 return None
@@ -179,7 +179,7 @@ class Dispatcher:
                 try:
                     missed += not self._controller_back(attempt, settings, began_s)
                 except SlurmError as error:
-                    attempt = replace(attempt, verdict=Diagnosis(str(error)))
+                    attempt = replace(attempt, diagnosis=Diagnosis(str(error)))
                     self._note(attempt, Outcome.FAILED)
                     return self._failed(task, attempt)
                 self._note(attempt, Outcome.RETRIED)
@@ -198,7 +198,7 @@ class Dispatcher:
 
         Raise SlurmError when the allocation ends first.
         """
-        text = attempt.verdict.text if attempt.verdict is not None else ""
+        text = attempt.diagnosis.text if attempt.diagnosis is not None else ""
         why = next((line[4:] for line in text.splitlines() if line.startswith("  | ")), "")
         try:
             return self._places.await_controller(settings, began_s, why)
@@ -259,12 +259,12 @@ class Dispatcher:
                 log = logs.new(checkout.logs(*task))
                 self._tell(Event(EventKind.START, task, entry.reason, place.node, log, last_s))
                 attempt = self._run(task, place, entry, log)
-                if attempt.verdict is not None and self._ended.is_set():
+                if attempt.diagnosis is not None and self._ended.is_set():
                     self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
                 if attempt.node_failed:
                     self._places.drop_node(place)
-                elif attempt.verdict is not None and attempt.verdict.final and not self._keep_going:
+                elif attempt.diagnosis is not None and attempt.diagnosis.final and not self._keep_going:
                     # Close before the place is free, or another step would start in it.
                     self._places.close()
             finally:
@@ -305,7 +305,7 @@ class Dispatcher:
                 outcome=outcome,
                 duration_s=round(attempt.took_s, 3),
                 log=log,
-                error=attempt.verdict.text.partition("\n")[0] if attempt.verdict is not None else "",
+                error=attempt.diagnosis.text.partition("\n")[0] if attempt.diagnosis is not None else "",
             )
         )
 
@@ -342,7 +342,7 @@ class Dispatcher:
             after = records.get(*task)
             took_s = time.monotonic() - started
             written = after is not None and records.version(*task) != version
-            diagnosis = verdict(returncode, log, request) if returncode or not written else None
+            diagnosis = diagnose(returncode, log, request) if returncode or not written else None
             if pulse.ended:
                 diagnosis = Diagnosis(_gone(place), elsewhere=True)
             # When the image was locked, another process has written the record.
@@ -377,7 +377,7 @@ class Dispatcher:
 
         A network file system may answer from its cache, for a minute, that the record is missing or old.
         """
-        if not verdict(0, log, request).unexplained:
+        if not diagnose(0, log, request).unexplained:
             return
         until_s = time.monotonic() + _LATE_RECORD_S
         while not done() and time.monotonic() < until_s:
@@ -388,7 +388,7 @@ class Dispatcher:
 
     def _failed(self, task: Task, attempt: _Attempt) -> TaskFailed:
         checkout = self._session.checkout
-        text = attempt.verdict.text if attempt.verdict else ""
+        text = attempt.diagnosis.text if attempt.diagnosis else ""
         text = text.removeprefix(f"{checkout.root}/")
         log_path = ""
         if attempt.log is not None and attempt.log.exists():

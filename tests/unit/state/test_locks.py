@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.errors import RcError
 from rc_tasks.state import logs
 from rc_tasks.state.disk import files, locks, processes
@@ -188,10 +188,10 @@ def test_a_step_that_lost_its_lock_is_tried_again_and_keeps_its_log(tmp_path: Pa
     StepEnding.of(LostLockError("enroot:x lost its lock: why", where="/x.json", hint="wait")).write(
         logs.ending(log)
     )
-    found = verdict(1, log, None)
+    found = diagnose(1, log, None)
     assert (found.locked, found.lost_lock, found.final, found.text) == (True, True, False, why)
     StepEnding.of(LockedError("somebody")).write(logs.ending(log))
-    assert (verdict(1, log, None).locked, verdict(1, log, None).lost_lock) == (True, False)
+    assert (diagnose(1, log, None).locked, diagnose(1, log, None).lost_lock) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.errors import NodeError, SlurmError, UnreachableError
 from rc_tasks.state import logs
 from rc_tasks.steps.outcome import EndingKind, StepEnding
@@ -886,5 +886,5 @@ def test_a_run_that_died_because_slurm_ended_its_step_is_not_blamed(
     message = "podman build failed with exit status 143"
     log.write_text(f"{daemon}\n{failed}\n{message}\n")
     StepEnding(EndingKind.FAILED, message, after_tool=True).write(logs.ending(log))
-    found = verdict(1, log, StepRequest("podman:a"))
+    found = diagnose(1, log, StepRequest("podman:a"))
     assert (found.text.splitlines()[0], found.elsewhere) == (text, elsewhere)
