@@ -325,7 +325,7 @@ class Dispatcher:
             inputs = session.judge.inputs(*task)
             # The edition lets the step notice, once it has the lock, that another run has done it.
             invocation, request = step_command(
-                checkout.root, place, *map(str, task), edition(before), str(logs.ending(log))
+                checkout.root, place, *map(str, task), edition(before), str(logs.error_report(log))
             )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:

@@ -13,8 +13,8 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import STORE
+from rc_tasks.steps.error_report import NeedsError
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import NeedsError
 from rc_tasks.steps.podman.pull import pulled
 from rc_tasks.tools.podman import Podman
 

@@ -27,9 +27,9 @@ from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.records.status import SMOKE
 from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import ReportedError, StepEnding
 from rc_tasks.steps.podman.fetch import load_image
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
@@ -155,7 +155,7 @@ def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Pa
         inner = Command((sys.executable, *argv), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
-            raise ReportedError(status, StepEnding.read(contents_file))
+            raise ReportedError(status, ErrorReport.read(contents_file))
         return parse_contents(contents_file.read_bytes())
 
 

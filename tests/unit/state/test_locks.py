@@ -18,7 +18,7 @@ from rc_tasks.state import logs
 from rc_tasks.state.disk import files, locks, processes
 from rc_tasks.state.disk.files import put_in_place, write_atomically
 from rc_tasks.state.disk.locks import Holder, LockedError, LostLockError, held, holder
-from rc_tasks.steps.outcome import StepEnding
+from rc_tasks.steps.error_report import ErrorReport
 
 
 @pytest.fixture(autouse=True)
@@ -185,22 +185,22 @@ def test_a_lock_that_was_lost_during_the_rename_is_noticed_after_it(
 def test_a_step_that_lost_its_lock_is_tried_again_and_keeps_its_log(tmp_path: Path) -> None:
     log, why = tmp_path / "a.log", "/x.json: enroot:x lost its lock: why\n  next: wait"
     log.write_text(f"$ the command\n{why}\n")
-    StepEnding.of(LostLockError("enroot:x lost its lock: why", where="/x.json", hint="wait")).write(
-        logs.ending(log)
+    ErrorReport.of(LostLockError("enroot:x lost its lock: why", where="/x.json", hint="wait")).write(
+        logs.error_report(log)
     )
     found = diagnose(1, log, None)
     assert (found.locked, found.lost_lock, found.final, found.text) == (True, True, False, why)
-    StepEnding.of(LockedError("somebody")).write(logs.ending(log))
+    ErrorReport.of(LockedError("somebody")).write(logs.error_report(log))
     assert (diagnose(1, log, None).locked, diagnose(1, log, None).lost_lock) == (True, False)
 
 
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", '{"kind": "nosuch", "text": "x"}', '{"kind": "failed"}', "9" * 5000]
 )
-def test_an_ending_that_is_not_whole_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_error_report_counts_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    assert StepEnding.read(path) is None
+    assert ErrorReport.read(path) is None
 
 
 def test_a_lock_that_was_lost_and_given_back_meanwhile_is_lost(tmp_path: Path) -> None:
