@@ -111,7 +111,7 @@ class Run(AtRoot, DoitRun):
         if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):
             chosen = selection(tasks, found, expected.stale_s)
             self.sel_tasks, opened.fresh = list(chosen.tasks), chosen.fresh
-        # Every step that is ready gets a thread, in which it waits for its place. Where nothing is
+        # Every step that is ready gets a thread, in which it waits for its slot. Where nothing is
         # stale there is none, as a queue between threads would take a third of such a run.
         threads = min(expected.stale_images, _MOST_THREADS)
         kwargs |= {"num_process": threads, "par_type": "thread"}

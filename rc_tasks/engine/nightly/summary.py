@@ -160,7 +160,7 @@ def gather(
     """
     entries = _entries(current, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
-    # A step without a place does not count as failed: the time or the nodes were missing.
+    # A step without a slot does not count as failed: the time or the nodes were missing.
     unplaced = [entry for entry in last.values() if entry.outcome is Outcome.FAILED and not entry.node]
     failed = [
         _failed(current, entry)

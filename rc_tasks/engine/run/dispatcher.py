@@ -14,7 +14,7 @@ from doit.exceptions import TaskFailed
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.pulse import Pulse
-from rc_tasks.engine.run.allocator import Place, Places
+from rc_tasks.engine.run.allocator import Allocator, Slot
 from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
 from rc_tasks.engine.schedule.estimates import Order
@@ -74,12 +74,12 @@ class Dispatcher:
     """Runs the steps of one run of doit; called from as many threads as there are ready steps."""
 
     def __init__(self, session: Session, order: Order, at_once: int, *, keep_going: bool) -> None:
-        """Take `at_once` as `Places` does. Without `keep_going`, nothing starts after a failure."""
+        """Take `at_once` as `Allocator` does. Without `keep_going`, nothing starts after a failure."""
         self._session = session
         self._order = order
         self._keep_going = keep_going
         self._history = history.RunHistory(session.checkout.history)
-        self._places = Places(
+        self._allocator = Allocator(
             session.checkout,
             runner(session.checkout.settings.runner),
             at_once,
@@ -113,7 +113,7 @@ class Dispatcher:
                 self._active -= 1
                 self._idle.notify_all()
         if failed is not None and not self._keep_going:
-            self._places.close()
+            self._allocator.close()
         return failed
 
     def end(self) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ class Dispatcher:
         Return the IDs of jobs that may still run, as Slurm did not confirm their end.
         """
         self._ended.set()
-        self._places.close()
+        self._allocator.close()
         command.end_all(STEP_GRACE_S)
         with self._idle:
             # After Ctrl-C doit does not wait for its threads.
             self._idle.wait_for(lambda: not self._active, _LAST_WORDS_S)
-        unconfirmed = self._places.release()
+        unconfirmed = self._allocator.release()
         history.trim(self._history.directory, self._session.checkout.settings.history.days)
         return unconfirmed
 
@@ -201,7 +201,7 @@ class Dispatcher:
         text = attempt.diagnosis.text if attempt.diagnosis is not None else ""
         why = next((line[4:] for line in text.splitlines() if line.startswith("  | ")), "")
         try:
-            return self._places.await_controller(settings, began_s, why)
+            return self._allocator.await_controller(settings, began_s, why)
         except ClosedError:
             self._note(attempt, Outcome.INTERRUPTED)
             raise
@@ -227,7 +227,7 @@ class Dispatcher:
             if other != reported:
                 reported = other
                 self._tell(Event(EventKind.WAIT, task, _describe(other)))
-            if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
+            if self._ended.wait(_LOCK_POLL_S) or self._allocator.closed:
                 raise ClosedError
         return reported is not None
 
@@ -247,34 +247,34 @@ class Dispatcher:
 
     def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
         checkout = self._session.checkout
-        ready, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
+        ready, last_s = self._order.ready_step(checkout, task), self._order.last_s.get(task)
         self._tell(Event(EventKind.READY, task))
         try:
             try:
-                place = self._places.take(ready, settings, last_s)
+                slot = self._allocator.take(ready, settings, last_s)
             except RcError as error:
                 return _Attempt(Diagnosis(str(error)), self._entry(task, ready_s))
             try:
-                entry = self._entry(task, ready_s, place)
+                entry = self._entry(task, ready_s, slot)
                 log = logs.new(checkout.logs(*task))
-                self._tell(Event(EventKind.START, task, entry.reason, place.node, log, last_s))
-                attempt = self._run(task, place, entry, log)
+                self._tell(Event(EventKind.START, task, entry.reason, slot.node, log, last_s))
+                attempt = self._run(task, slot, entry, log)
                 if attempt.diagnosis is not None and self._ended.is_set():
                     self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
                 if attempt.node_failed:
-                    self._places.drop_node(place)
+                    self._allocator.drop_node(slot)
                 elif attempt.diagnosis is not None and attempt.diagnosis.final and not self._keep_going:
-                    # Close before the place is free, or another step would start in it.
-                    self._places.close()
+                    # Close before the slot is free, or another step would start in it.
+                    self._allocator.close()
             finally:
-                self._places.leave(place)
+                self._allocator.free(slot)
         finally:
             self._tell(Event(EventKind.LEFT, task))
         return attempt
 
-    def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> HistoryEntry:
-        """Return the history entry of a step that starts now, or cannot start (no `place`)."""
+    def _entry(self, task: Task, ready_s: float, slot: Slot | None = None) -> HistoryEntry:
+        """Return the history entry of a step that starts now, or cannot start (no `slot`)."""
         return HistoryEntry(
             run=self._history.id,
             image=task.name,
@@ -283,8 +283,8 @@ class Dispatcher:
             started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             duration_s=0.0,
             queued_s=round(time.monotonic() - ready_s, 3),
-            node=(place.node or os.uname().nodename) if place is not None else "",
-            job_id=(place.job_id if place is not None else "") or slurm.job_id() or "",
+            node=(slot.node or os.uname().nodename) if slot is not None else "",
+            job_id=(slot.job_id if slot is not None else "") or slurm.job_id() or "",
             image_id_before=history.image_id(self._session.checkout.records.get(*task)),
             reason=reason(self._session, task) or "asked for",
         )
@@ -309,7 +309,7 @@ class Dispatcher:
             )
         )
 
-    def _run(self, task: Task, place: Place, entry: HistoryEntry, log: Path) -> _Attempt:
+    def _run(self, task: Task, slot: Slot, entry: HistoryEntry, log: Path) -> _Attempt:
         session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
         # Read the inputs before the step starts: a failure belongs to the files as they were then.
@@ -319,22 +319,22 @@ class Dispatcher:
         def done() -> bool:
             return records.version(*task) not in {None, version}
 
-        pulse = Pulse(checkout.lock(task.name), place.job_id, str(task), done)
+        pulse = Pulse(checkout.lock(task.name), slot.job_id, str(task), done)
         try:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
             # The edition lets the step notice, once it has the lock, that another run has done it.
             invocation, request = step_command(
-                checkout.root, place, *map(str, task), edition(before), str(logs.error_report(log))
+                checkout.root, slot, *map(str, task), edition(before), str(logs.error_report(log))
             )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
-                output.write(f"$ {_by_hand(checkout.root, place, task)}\n".encode())
+                output.write(f"$ {_by_hand(checkout.root, slot, task)}\n".encode())
                 # Only srun can outlive its command.
-                hopeless = pulse.srun_hangs if place.job_id else None
+                hopeless = pulse.srun_hangs if slot.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
-            if returncode == 0 and place.job_id and not done():
+            if returncode == 0 and slot.job_id and not done():
                 self._wait_for_record(done, log, request)
             session.judge.done(*task)
             # The record proves success, the exit status does not: srun 22.05 returns 0 when the node
@@ -344,10 +344,10 @@ class Dispatcher:
             written = after is not None and records.version(*task) != version
             diagnosis = diagnose(returncode, log, request) if returncode or not written else None
             if pulse.ended:
-                diagnosis = Diagnosis(_gone(place), elsewhere=True)
+                diagnosis = Diagnosis(_gone(slot), elsewhere=True)
             # When the image was locked, another process has written the record.
             if written and not (diagnosis and diagnosis.locked):
-                remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
+                remark = f"{took_s:.1f} s{f' on {slot.node}' if slot.node else ''}"
                 facts = after.facts if after else None
                 earlier = before.facts if before else None
                 if facts and earlier and facts.image_id == earlier.image_id:
@@ -409,17 +409,17 @@ class Dispatcher:
         return StepFailed(text, log_path)
 
 
-def _by_hand(root: Path, place: Place, task: Task) -> Command:
+def _by_hand(root: Path, slot: Slot, task: Task) -> Command:
     """Return the command of a step without its edition, by which a second run finds the step done."""
-    invocation, _ = step_command(root, place, *map(str, task))
+    invocation, _ = step_command(root, slot, *map(str, task))
     return invocation
 
 
-def _gone(place: Place) -> str:
+def _gone(slot: Slot) -> str:
     """Return the error of a step that has gone while its srun still waited."""
     return str(
         NodeError(
-            f"the step is gone from {place.node}, and srun did not notice",
+            f"the step is gone from {slot.node}, and srun did not notice",
             hint="its slurmstepd may have been killed, see `sinfo --list-reasons`. Run `doit` again:\n"
             "finished steps are kept",
         )
