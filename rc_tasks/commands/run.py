@@ -164,9 +164,9 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
     for name in names:
         node = opened.checkout.graph.images.get(name)
         if node is not None and node.options.frozen:
-            held = [cause.words for cause in opened.judge.image(name).held]
-            if held:
-                where, told = node.project.shown(PROJECT_TOML), printable_lines(briefly(name, held))
+            ignored = [cause.words for cause in opened.judge.image(name).ignored]
+            if ignored:
+                where, told = node.project.shown(PROJECT_TOML), printable_lines(briefly(name, ignored))
                 print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
 
 

@@ -71,7 +71,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
             cause.part.removeprefix("base/")
             for step in status.steps
             if step.step is Step.PODMAN
-            for cause in (*step.causes, *step.held)
+            for cause in (*step.causes, *step.ignored)
             if cause.part.startswith("base/")
         ]
 
@@ -87,9 +87,9 @@ def _notes_on_edf(project: Project) -> list[str]:
 def _tell_frozen(opened: Session, status: ImageStatus) -> None:
     node = opened.checkout.graph.images[status.name]
     if node.options.frozen:
-        ending = ", although" if status.held else ", whatever changes"
+        ending = ", although" if status.ignored else ", whatever changes"
         _say(f"  note    frozen in {node.project.shown(PROJECT_TOML)}: it is not built again{ending}")
-        _say(*(f"          {_line(cause)}" for cause in status.held))
+        _say(*(f"          {_line(cause)}" for cause in status.ignored))
 
 
 def _tell_official(opened: Session, status: ImageStatus) -> None:

@@ -49,7 +49,7 @@ from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
 # Causes that rebuild a frozen image too: the published image itself is missing or damaged.
-_ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
+_DAMAGED_OUTPUT = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
 
 
 class Judge:
@@ -87,14 +87,14 @@ class Judge:
             find_causes = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[
                 step
             ]
-            causes, held = find_causes(node), list[Cause]()
+            causes, ignored = find_causes(node), list[Cause]()
             if node.options.frozen and step is not Step.ENV:
-                causes, held = _divided(causes)
+                causes, ignored = _split_for_frozen(causes)
             if causes and self.offers is not None and self.offers.covers(step, name):
                 words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
                 causes = [Cause(OFFICIAL, words)]
-            # Under `-n` another thread may forget everything at any moment: see `done`.
-            status = self._steps[key] = StepStatus(step, tuple(causes), tuple(held))
+            # Under `-n` another thread may forget everything at any moment: see `step_has_run`.
+            status = self._steps[key] = StepStatus(step, tuple(causes), tuple(ignored))
         return status
 
     def remembered(self, step: Step, name: str) -> Record | None:
@@ -102,11 +102,11 @@ class Judge:
         record, node = self._checkout.records.get(step, name), self._checkout.graph.images.get(name)
         if record is not None and node is not None and node.options.frozen:
             with contextlib.suppress(RcError):  # the step itself will report the error
-                if self.step(step, name).held:
+                if self.step(step, name).ignored:
                     return replace(record, inputs=self.inputs(step, name))
         return record
 
-    def done(self, step: Step, name: str) -> None:
+    def step_has_run(self, step: Step, name: str) -> None:
         """Forget all judgements, as a step has run, perhaps in another process."""
         # The podman step may end a rollback, which changes the record of the enroot step.
         for changed_step in (step, Step.ENROOT):
@@ -149,18 +149,18 @@ class Judge:
     def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> tuple[str, ...]:
         """Return remarks on a fresh image, and what else changed if it is frozen."""
         published = self._checkout.records.get(Step.ENROOT, name)
-        words, held = list[str](), list[str]()
+        words, ignored = list[str](), list[str]()
         if published is not None and published.adopted_from:
             words.append(f"adopted from {published.adopted_from}")
         elif self.rolled_back(name) and published is not None:
             words.append(f"rolled back to the image published {local_time(published.ended_at)}")
         if self._checkout.graph.images[name].options.frozen:
-            held += dict.fromkeys(cause.words for status in steps for cause in status.held)
-            words.append(f"frozen, though {held[0]}" if held else "frozen")
+            ignored += dict.fromkeys(cause.words for status in steps for cause in status.ignored)
+            words.append(f"frozen, though {ignored[0]}" if ignored else "frozen")
         closed = closed_files(self._checkout, name) if is_official(self._checkout) else []
         if closed:
             words.append(f"nobody but the owner may read {', '.join(path.name for path in closed)}")
-        return (", ".join(words), *held[1:]) if words else ()
+        return (", ".join(words), *ignored[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:
         """Return whether an older image is published in place of the newest."""
@@ -421,12 +421,12 @@ class Judge:
         return failure if comparable(failure.inputs, now, pins) == now else None
 
 
-def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
+def _split_for_frozen(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
     """Return the causes that rebuild a frozen image, and those that do not count."""
     if any(cause.part == NEVER for cause in causes):
         return causes, []
-    held = [cause for cause in causes if cause.part not in _ITSELF]
-    return [cause for cause in causes if cause.part in _ITSELF], held
+    ignored = [cause for cause in causes if cause.part not in _DAMAGED_OUTPUT]
+    return [cause for cause in causes if cause.part in _DAMAGED_OUTPUT], ignored
 
 
 def _with_one_dockerfile(causes: list[Cause], recorded: Mapping[str, str], name: str) -> list[Cause]:

@@ -99,11 +99,11 @@ class Dispatcher:
         with self._idle:
             self._active += 1
         try:
-            failed = self._until_done(task)
+            failed = self._run_once(task)
         except ClosedError:
             return NotTried("the run was ending")
         except OSError as error:
-            # The state cannot be read; `_run` reports the errors of the step itself.
+            # The state cannot be read; `_run_process` reports the errors of the step itself.
             reported = refused(error)
             if reported is None:
                 raise
@@ -135,16 +135,17 @@ class Dispatcher:
         # Look it up each time: the reporter sets it after this object is made.
         self._session.tell(event)
 
-    def _until_done(self, task: Task) -> TaskFailed | None:
-        """Do a step unless another thread does it first."""
+    def _run_once(self, task: Task) -> TaskFailed | None:
+        """Run a step unless another thread runs it first."""
         records = self._session.checkout.records
         seen = records.get(*task)
         with self._busy.setdefault(task, threading.Lock()):
             if records.get(*task) != seen and self._fresh(task):
                 return None
-            return self._do(task)
+            return self._run_with_retries(task)
 
-    def _do(self, task: Task) -> TaskFailed | None:
+    def _run_with_retries(self, task: Task) -> TaskFailed | None:
+        """Attempt a step until it succeeds or no other attempt would help."""
         checkout = self._session.checkout
         settings = checkout.graph.resolve(task.name).options.slurm.apply(checkout.settings.slurm)
         node_failures, missed, needed = 0, 0, set[str]()
@@ -153,7 +154,7 @@ class Dispatcher:
             if self._wait_for_builder(task, locked=locked) and self._done_meanwhile(task):
                 return None
             began_s = time.monotonic()
-            attempt = self._try(task, settings, ready_s)
+            attempt = self._attempt_in_slot(task, settings, ready_s)
             diagnosis = attempt.diagnosis
             if diagnosis is None:
                 self._note(attempt, Outcome.DONE)
@@ -210,7 +211,7 @@ class Dispatcher:
         """Rebuild an image that has gone since its build, and publish it if its ID changed."""
         for task in (Task(Step.PODMAN, name), Task(Step.ENROOT, name)):
             if task.step is Step.PODMAN or not self._fresh(task):
-                failed = self._until_done(task)
+                failed = self._run_once(task)
                 if failed is not None:
                     return failed
                 self._tell(Event(EventKind.DONE, task, self._session.remarks.get(task, "")))
@@ -233,7 +234,7 @@ class Dispatcher:
 
     def _done_meanwhile(self, task: Task) -> bool:
         """Return whether another run has done the step, so that nothing is left to do."""
-        self._session.judge.done(*task)
+        self._session.judge.step_has_run(*task)
         fresh = self._fresh(task)
         if fresh:
             self._session.remarks[task] = "by another run"
@@ -245,7 +246,8 @@ class Dispatcher:
         except RcError:
             return False  # the step itself will report the error
 
-    def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
+    def _attempt_in_slot(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
+        """Wait for a slot, and run a step in it."""
         checkout = self._session.checkout
         ready, last_s = self._order.ready_step(checkout, task), self._order.last_s.get(task)
         self._tell(Event(EventKind.READY, task))
@@ -258,7 +260,7 @@ class Dispatcher:
                 entry = self._entry(task, ready_s, slot)
                 log = logs.new(checkout.logs(*task))
                 self._tell(Event(EventKind.START, task, entry.reason, slot.node, log, last_s))
-                attempt = self._run(task, slot, entry, log)
+                attempt = self._run_process(task, slot, entry, log)
                 if attempt.diagnosis is not None and self._ended.is_set():
                     self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
@@ -309,7 +311,8 @@ class Dispatcher:
             )
         )
 
-    def _run(self, task: Task, slot: Slot, entry: HistoryEntry, log: Path) -> _Attempt:
+    def _run_process(self, task: Task, slot: Slot, entry: HistoryEntry, log: Path) -> _Attempt:
+        """Run the process of a step, and diagnose its failure."""
         session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
         # Read the inputs before the step starts: a failure belongs to the files as they were then.
@@ -336,7 +339,7 @@ class Dispatcher:
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             if returncode == 0 and slot.job_id and not done():
                 self._wait_for_record(done, log, request)
-            session.judge.done(*task)
+            session.judge.step_has_run(*task)
             # The record proves success, the exit status does not: srun 22.05 returns 0 when the node
             # fails, and a step that has written its record may be killed before it ends.
             after = records.get(*task)
@@ -355,8 +358,9 @@ class Dispatcher:
                 session.remarks[task] = remark
                 if facts and entrypoint_is_news(checkout, task.name, facts, earlier):
                     session.entrypoints[task.name] = facts.entrypoint
-                node_failed = diagnosis is not None and diagnosis.elsewhere
-                return _Attempt(None, entry, took_s, inputs, log, node_failed)
+                return _Attempt(
+                    None, entry, took_s, inputs, log, node_failed=bool(diagnosis and diagnosis.elsewhere)
+                )
             if diagnosis and diagnosis.locked and not diagnosis.lost_lock:
                 logs.remove(log)
         except RcError as error:
@@ -367,7 +371,7 @@ class Dispatcher:
                 raise
             diagnosis = Diagnosis(str(reported))
         finally:
-            session.judge.done(*task)
+            session.judge.step_has_run(*task)
             logs.settle(log.parent, checkout.settings.logs)
         took_s = time.monotonic() - started
         return _Attempt(diagnosis, entry, took_s, inputs, log, bool(diagnosis and diagnosis.elsewhere))

@@ -125,8 +125,8 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
 
 
 def _changed(checkout: Checkout, name: str) -> bool:
-    held = Judge(checkout).step(Step.PODMAN, name).held
-    return any(cause.part != STORE for cause in held)
+    ignored = Judge(checkout).step(Step.PODMAN, name).ignored
+    return any(cause.part != STORE for cause in ignored)
 
 
 def _labelled(node: ImageNode) -> set[str]:
