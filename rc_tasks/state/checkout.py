@@ -16,10 +16,10 @@ from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
+from rc_tasks.state.records.comparisons import ComparisonCache
 from rc_tasks.state.records.digests import Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
-from rc_tasks.state.records.unchanged import Unchanged
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.safe_read import advice, read_bytes
 
@@ -49,7 +49,7 @@ class Checkout:
     records: Records
     digests: Digests
     output_digests: Digests
-    unchanged: Unchanged
+    comparisons: ComparisonCache
     splits: Splits
     store: Store
     architecture: str
@@ -102,7 +102,7 @@ class Checkout:
 
     def remember(self) -> None:
         """Save the caches of digests, comparisons and split Dockerfiles."""
-        for cache in (self.digests, self.output_digests, self.unchanged, self.splits):
+        for cache in (self.digests, self.output_digests, self.comparisons, self.splits):
             cache.save()
 
     def shown(self, path: Path) -> str:
@@ -168,7 +168,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         Records(generated / "state"),
         Digests(root, generated / "cache" / "digests.json"),
         Digests(root, generated / "cache" / "outputs.json"),
-        Unchanged(generated / "cache" / "unchanged.json"),
+        ComparisonCache(generated / "cache" / "unchanged.json"),
         splits,
         Store(generated / "store"),
         architecture,
@@ -209,7 +209,7 @@ def _parsed(
     options: project_toml.ProjectOptions,
     text: bytes,
     architecture: str,
-    split: parser.Split = parser.split_text,
+    split: parser.Splitter = parser.split_text,
 ) -> parser.Dockerfile:
     return parser.parse(
         text,

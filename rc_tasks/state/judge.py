@@ -185,8 +185,8 @@ class Judge:
 
     def _miswritten(self, image_id: str) -> Mapping[str, str]:
         """Return what earlier versions wrote wrongly of an image; empty when the store lacks it."""
-        unchanged = self._checkout.unchanged
-        if not image_id or unchanged.written_right(image_id):
+        comparisons = self._checkout.comparisons
+        if not image_id or comparisons.settings_are_right(image_id):
             return {}
         try:
             config = self._checkout.store.config(image_id)
@@ -195,7 +195,7 @@ class Judge:
             return {}
         wrong = miswritten(config) if config is not None else {}
         if config is not None and not wrong:
-            unchanged.remember_written_right(image_id)
+            comparisons.remember_settings_are_right(image_id)
         return wrong
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
@@ -263,7 +263,7 @@ class Judge:
         files = self._listing(node)
         version = self._checkout.records.version_read(Step.PODMAN, name)
         now, recorded = self._other_inputs(node, self._facts), record.inputs
-        unchanged = self._checkout.unchanged.holds(name, files, version)
+        unchanged = self._checkout.comparisons.is_unchanged(name, files, version)
         if unchanged:
             recorded = {part: value for part, value in recorded.items() if not is_file(part)}
             self._as_recorded.add(node.project.path)
@@ -280,7 +280,7 @@ class Judge:
         ]
         differing = _with_one_dockerfile(differing, recorded, node.project.dockerfile_name)
         if not unchanged and not any(is_file(cause.part) for cause in differing):
-            self._checkout.unchanged.remember(name, files, version)
+            self._checkout.comparisons.remember(name, files, version)
         causes = differing + causes
         store = self._checkout.settings.store
         if record.adopted_from:

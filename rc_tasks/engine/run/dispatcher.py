@@ -26,7 +26,7 @@ from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.edf.values import entrypoint_is_news
 from rc_tasks.state.history import HistoryEntry, Outcome
-from rc_tasks.state.records.records import Failure, Step, Task, edition
+from rc_tasks.state.records.records import Failure, Step, Task, record_digest
 from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
@@ -326,14 +326,14 @@ class Dispatcher:
         try:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
-            # The edition lets the step notice, once it has the lock, that another run has done it.
+            # The digest lets the step notice, once it has the lock, that another run has done it.
             invocation, request = step_command(
-                checkout.root, slot, *map(str, task), edition(before), str(logs.error_report(log))
+                checkout.root, slot, *map(str, task), record_digest(before), str(logs.error_report(log))
             )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
-                output.write(f"$ {_by_hand(checkout.root, slot, task)}\n".encode())
+                output.write(f"$ {_repeatable_command(checkout.root, slot, task)}\n".encode())
                 # Only srun can outlive its command.
                 hopeless = pulse.srun_hangs if slot.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
@@ -413,8 +413,11 @@ class Dispatcher:
         return StepFailed(text, log_path)
 
 
-def _by_hand(root: Path, slot: Slot, task: Task) -> Command:
-    """Return the command of a step without its edition, by which a second run finds the step done."""
+def _repeatable_command(root: Path, slot: Slot, task: Task) -> Command:
+    """Return the command of a step, to be run again.
+
+    It lacks the digest of the record, by which a second run would find the step done.
+    """
     invocation, _ = step_command(root, slot, *map(str, task))
     return invocation
 
