@@ -13,12 +13,12 @@ from doit.exceptions import TaskFailed
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.pulse import Pulse
 from rc_tasks.engine.run.allocator import Allocator, Slot
 from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
+from rc_tasks.engine.srun_watch import SrunWatch
 from rc_tasks.errors import NodeError, RcError, SlurmError
 from rc_tasks.model.config.settings import Slurm
 from rc_tasks.state import history, logs
@@ -322,7 +322,7 @@ class Dispatcher:
         def done() -> bool:
             return records.version(*task) not in {None, version}
 
-        pulse = Pulse(checkout.lock(task.name), slot.job_id, str(task), done)
+        watch = SrunWatch(checkout.lock(task.name), slot.job_id, str(task), done)
         try:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
@@ -335,7 +335,7 @@ class Dispatcher:
                 logs.point(log.with_name(logs.LATEST), log)
                 output.write(f"$ {_repeatable_command(checkout.root, slot, task)}\n".encode())
                 # Only srun can outlive its command.
-                hopeless = pulse.srun_hangs if slot.job_id else None
+                hopeless = watch.srun_hangs if slot.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
             if returncode == 0 and slot.job_id and not done():
                 self._wait_for_record(done, log, request)
@@ -346,7 +346,7 @@ class Dispatcher:
             took_s = time.monotonic() - started
             written = after is not None and records.version(*task) != version
             diagnosis = diagnose(returncode, log, request) if returncode or not written else None
-            if pulse.ended:
+            if watch.hung:
                 diagnosis = Diagnosis(_gone(slot), elsewhere=True)
             # When the image was locked, another process has written the record.
             if written and not (diagnosis and diagnosis.locked):

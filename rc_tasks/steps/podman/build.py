@@ -26,7 +26,7 @@ from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
 from rc_tasks.steps.podman.prepared import PreparedBuild, prepare
-from rc_tasks.steps.podman.replacing import Replacing
+from rc_tasks.steps.podman.replacer import Replacer
 from rc_tasks.steps.podman.secrets import Secrets, find
 from rc_tasks.steps.podman.syntax import require_known
 from rc_tasks.tools import command
@@ -119,7 +119,7 @@ def _made(
     """
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
-    images_made = cache.Made()
+    layers = cache.LayerImages()
     # Find the secrets before an hour of pulling bases is lost.
     secrets = find(node)
     try:
@@ -130,10 +130,10 @@ def _made(
         # None stands for the whole image, which comes last.
         for stage in (*prepared.mounted, None):
             prepared = prepared.with_stages(stages)
-            images_made.keys = cache.keys(node, prepared.dockerfile.text, bases.ids)
+            layers.keys = cache.keys(node, prepared.dockerfile.text, bases.ids)
             if stores and prepared.cached:
-                load_cache(checkout, podman, name, itertools.chain(*images_made.keys))
-            image = _build(checkout, podman, node, bases, prepared, secrets, images_made, stage)
+                load_cache(checkout, podman, name, itertools.chain(*layers.keys))
+            image = _build(checkout, podman, node, bases, prepared, secrets, layers, stage)
             if stage is not None:
                 stages[stage] = image.id
         prepared.check(image)
@@ -141,13 +141,13 @@ def _made(
         if stores:
             # Keep the layers that succeeded, so that the next attempt on any node resumes there.
             with contextlib.suppress(RcError, OSError):
-                _put_cache(checkout, podman, name, images_made, failed=True)
+                _put_cache(checkout, podman, name, layers, failed=True)
         # The name of a local base may be misspelt: then podman looked for it in a registry.
         notes = checkout.graph.notes([node])
         raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
     if stores:
         store.put(podman, image, beside=_beside(checkout))
-        _put_cache(checkout, podman, name, images_made)
+        _put_cache(checkout, podman, name, layers)
     return image, bases.digests
 
 
@@ -158,10 +158,10 @@ def _beside(checkout: Checkout) -> Store | None:
 
 
 def _put_cache(
-    checkout: Checkout, podman: Podman, name: str, made: cache.Made, *, failed: bool = False
+    checkout: Checkout, podman: Podman, name: str, layers: cache.LayerImages, *, failed: bool = False
 ) -> None:
     store, beside = checkout.store, _beside(checkout)
-    cached = made.images(podman)
+    cached = layers.images(podman)
     # Start with the last image of each stage, which holds all layers of those before it.
     new = [
         cached_image.image_id
@@ -181,7 +181,7 @@ def _build(
     bases: BuildBases,
     prepared: PreparedBuild,
     secrets: Secrets,
-    made: cache.Made,
+    layers: cache.LayerImages,
     stage: int | None,
 ) -> Image:
     """Build the image, or only one of its stages, which gets no name. Raise CommandError."""
@@ -217,9 +217,9 @@ def _build(
 
         def see(line: str) -> None:
             lines.append(line)
-            made.see(line)
+            layers.read_line(line)
 
-        returncode = command.watch(invocation, see, Replacing(prepared.shown | secrets.shown))
+        returncode = command.watch(invocation, see, Replacer(prepared.shown | secrets.shown))
         if returncode != 0:
             raise failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""

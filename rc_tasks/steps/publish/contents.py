@@ -34,7 +34,7 @@ class _FullError(Exception):
     """The image has more than `_MOST_PACKAGES` packages."""
 
 
-class Look:
+class ContentsWalk:
     """A walk through an image: `run` it in a thread, then read `contents`."""
 
     def __init__(self) -> None:

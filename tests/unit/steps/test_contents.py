@@ -11,7 +11,7 @@ import pytest
 
 from rc_tasks.model.manifest.manifest import Contents, PackageKind
 from rc_tasks.steps.publish import contents
-from rc_tasks.steps.publish.contents import Look
+from rc_tasks.steps.publish.contents import ContentsWalk
 from tests.unit.model.test_packages import NAMED, header
 
 SITE = "usr/lib/python3/dist-packages"
@@ -20,7 +20,7 @@ STATUS = "Package: {}\nStatus: install ok installed\nVersion: {}\n"
 
 
 def look(root: Path) -> Contents:
-    seen = Look()
+    seen = ContentsWalk()
     seen.run(root, threading.Event())
     return seen.contents
 
@@ -244,7 +244,7 @@ def test_it_stops_when_it_is_told(tmp_path: Path) -> None:
     write(tmp_path, "a/b")
     stop = threading.Event()
     stop.set()
-    seen = Look()
+    seen = ContentsWalk()
     seen.run(tmp_path, stop)
     assert seen.contents.files == 0
 
