@@ -39,7 +39,7 @@ _NETWORK = FailureCause(
 )
 _MACHINE = FailureCause(
     r"exec format error",
-    "a program is for another machine, or is none",
+    "a file is for another machine, or is not a program",
     "a base for another machine (FROM --platform) runs only where the site has set up qemu with\n"
     "binfmt_misc; a script needs a first line such as #!/bin/sh",
 )

@@ -453,7 +453,7 @@ def test_a_night_that_was_taken_without_an_answer_is_not_submitted_twice(
 
     def submit(*_: object) -> str:
         asked.append("submit")
-        raise UnreachableError("Slurm cannot be reached for the night's job")
+        raise UnreachableError("Slurm cannot be reached for the nightly job")
 
     monkeypatch.setattr("rc_tasks.tools.slurm.POLL_S", 0.01)
     monkeypatch.setattr("rc_tasks.tools.slurm.answers", lambda: True)

@@ -172,7 +172,9 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert packages(found) == {f"python a 1 /{SITE}", f"python b 1 /{SITE}"}
     assert len(found.unread) == 4
-    assert {each.why for each in found.unread} == {"it is no regular file, and no symlink is followed"}
+    assert {each.why for each in found.unread} == {
+        "it is not a regular file, and no symlink is followed"
+    }
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
