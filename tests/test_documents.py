@@ -11,7 +11,7 @@ import pytest
 
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.commands.store import Stored
-from rc_tasks.model.config.project_toml import Recipe
+from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.config.settings import reference_markdown
 from rc_tasks.model.manifest.diff import Changes
 from rc_tasks.state.history import HistoryEntry
@@ -62,7 +62,7 @@ def test_the_page_of_commands_describes_each() -> None:
 
 def test_the_page_of_project_toml_has_each_key() -> None:
     page = (SOURCE / "docs/reference/project-toml.md").read_text()
-    assert not [field.name for field in fields(Recipe) if f"| `{field.name}` |" not in page]
+    assert not [field.name for field in fields(ProjectOptions) if f"| `{field.name}` |" not in page]
 
 
 @pytest.mark.parametrize(

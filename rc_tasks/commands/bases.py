@@ -95,7 +95,7 @@ def _chosen(
             wanted |= same
             continue
         try:
-            under = set(graph.above(images(opened, [name])))
+            under = set(graph.with_bases(images(opened, [name])))
         except ProjectError as error:
             if name in graph.broken:
                 raise
@@ -273,7 +273,7 @@ def _as_json(base: RegistryBase, answer: str | RcError | None) -> dict[str, Any]
         "pinned_at": (base.pin.pinned_at or None) if base.pin else None,
         "previous": (base.pin.previous or None) if base.pin else None,
         "images": list(base.images),
-        "built_on": list(base.above),
+        "built_on": list(base.dependents),
         "served": answer if isinstance(answer, str) else None,
         "moved": _has_moved(base, answer) if isinstance(answer, str) else None,
         "error": str(answer) if isinstance(answer, RcError) else None,

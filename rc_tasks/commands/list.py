@@ -91,7 +91,7 @@ def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str
         "built_at": enroot.ended_at if enroot else None,
         "adopted_from": (enroot.adopted_from or None) if enroot else None,
         "rolled_back": opened.judge.rolled_back(name),
-        "frozen": node.recipe.frozen if node else False,
+        "frozen": node.options.frozen if node else False,
         "bases": [*node.bases, *node.remote] if node else [],
         "aliases": aliases.get(name, []),
         "log": status.failure.log if status.failure else None,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from rc_tasks.commands.cli.parser import UsageError, add_flag
 from rc_tasks.engine.nightly import job
-from rc_tasks.engine.nightly.summary import Begun, Ending, Summary, as_json, gather, load_begun
+from rc_tasks.engine.nightly.summary import Begun, NightlyEnding, Summary, as_json, gather, load_begun
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.config.settings import RESERVED
@@ -130,7 +130,7 @@ def _finish(opened: Session, status: int, ending: str, after: str) -> int:
 
 def _resubmitted(checkout: Checkout, summary: Summary) -> Summary:
     wanted = checkout.settings.nightly.resubmit and not summary.begun.after
-    if summary.ending is not Ending.TIME or not wanted:
+    if summary.ending is not NightlyEnding.TIME or not wanted:
         return summary
     try:
         submitted = job.resubmit(checkout, summary.begun.job_id)

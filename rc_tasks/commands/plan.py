@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
     rows, known_s, unknown = [], 0.0, 0
     adoptable: dict[str, None] = {}
     broken = {name: graph.broken[name] for name in wanted if name in graph.broken}
-    for name in graph.above(wanted):
+    for name in graph.with_bases(wanted):
         for step in Step:
             try:
                 status = opened.judge.step(step, name)

@@ -29,7 +29,7 @@ from rc_tasks.engine.session import (
     report_without_display,
     session,
 )
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.records.records import Task
@@ -111,7 +111,7 @@ class Run(AtRoot, DoitRun):
         if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):
             chosen = selection(tasks, found, expected.stale_s)
             self.sel_tasks, opened.fresh = list(chosen.tasks), chosen.fresh
-        # Every step that is ready gets a thread, in which it waits for its place. Where nothing is
+        # Every step that is ready gets a thread, in which it waits for its slot. Where nothing is
         # stale there is none, as a queue between threads would take a third of such a run.
         threads = min(expected.stale_images, _MOST_THREADS)
         kwargs |= {"num_process": threads, "par_type": "thread"}
@@ -163,10 +163,10 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
     """Who asks for an image by name learns why it is not built."""
     for name in names:
         node = opened.checkout.graph.images.get(name)
-        if node is not None and node.recipe.frozen:
-            held = [cause.words for cause in opened.judge.image(name).held]
-            if held:
-                where, told = node.project.shown(RECIPE), printable_lines(briefly(name, held))
+        if node is not None and node.options.frozen:
+            ignored = [cause.words for cause in opened.judge.image(name).ignored]
+            if ignored:
+                where, told = node.project.shown(PROJECT_TOML), printable_lines(briefly(name, ignored))
                 print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
 
 

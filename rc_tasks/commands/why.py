@@ -8,7 +8,7 @@ from rc_tasks.commands.cli.parser import UsageError, add_names
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
-from rc_tasks.model.graph.project import EDF, RECIPE, Project
+from rc_tasks.model.graph.project import EDF, PROJECT_TOML, Project
 from rc_tasks.state.adoption.official import OtherInputsError
 from rc_tasks.state.disk.trust import AbsentError
 from rc_tasks.state.records.records import Step
@@ -71,7 +71,7 @@ def _explain(opened: Session, start: str, told: set[str]) -> None:
             cause.part.removeprefix("base/")
             for step in status.steps
             if step.step is Step.PODMAN
-            for cause in (*step.causes, *step.held)
+            for cause in (*step.causes, *step.ignored)
             if cause.part.startswith("base/")
         ]
 
@@ -86,10 +86,10 @@ def _notes_on_edf(project: Project) -> list[str]:
 
 def _tell_frozen(opened: Session, status: ImageStatus) -> None:
     node = opened.checkout.graph.images[status.name]
-    if node.recipe.frozen:
-        ending = ", although" if status.held else ", whatever changes"
-        _say(f"  note    frozen in {node.project.shown(RECIPE)}: it is not built again{ending}")
-        _say(*(f"          {_line(cause)}" for cause in status.held))
+    if node.options.frozen:
+        ending = ", although" if status.ignored else ", whatever changes"
+        _say(f"  note    frozen in {node.project.shown(PROJECT_TOML)}: it is not built again{ending}")
+        _say(*(f"          {_line(cause)}" for cause in status.ignored))
 
 
 def _tell_official(opened: Session, status: ImageStatus) -> None:

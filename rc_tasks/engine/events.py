@@ -27,9 +27,9 @@ class EventKind(StrEnum):
     SLURM = "slurm"
     INTERRUPTED = "interrupted:"
 
-    # A step is ready and has no place yet.
+    # A step is ready and has no slot yet.
     READY = "(ready)"
-    # It has left its place, or no longer waits for one.
+    # It has left its slot, or no longer waits for one.
     LEFT = "(left)"
     # It has nothing to do, or cannot start.
     SETTLED = "(settled)"

@@ -11,15 +11,15 @@ from rc_tasks.model.config import project_toml
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
-from rc_tasks.model.graph.graph import ImageGraph, ImageNode, graph, link
+from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
-from rc_tasks.model.graph.project import RECIPE, Alias, Broken, Project, discover
+from rc_tasks.model.graph.project import PROJECT_TOML, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
+from rc_tasks.state.records.comparisons import ComparisonCache
 from rc_tasks.state.records.digests import Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
-from rc_tasks.state.records.unchanged import Unchanged
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.safe_read import advice, read_bytes
 
@@ -30,7 +30,7 @@ DODO = "dodo.py"
 GENERATED = reading.GENERATED
 TEMPLATE = "templates/env.toml.j2"
 
-_NO_RECIPE = project_toml.Recipe()
+_NO_OPTIONS = project_toml.ProjectOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Checkout:
     records: Records
     digests: Digests
     output_digests: Digests
-    unchanged: Unchanged
+    comparisons: ComparisonCache
     splits: Splits
     store: Store
     architecture: str
@@ -102,7 +102,7 @@ class Checkout:
 
     def remember(self) -> None:
         """Save the caches of digests, comparisons and split Dockerfiles."""
-        for cache in (self.digests, self.output_digests, self.unchanged, self.splits):
+        for cache in (self.digests, self.output_digests, self.comparisons, self.splits):
             cache.save()
 
     def shown(self, path: Path) -> str:
@@ -164,11 +164,11 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         root,
         Path(settings.images_root) if settings.images_root else root,
         settings,
-        graph(nodes, aliases, broken, problems),
+        image_graph(nodes, aliases, broken, problems),
         Records(generated / "state"),
         Digests(root, generated / "cache" / "digests.json"),
         Digests(root, generated / "cache" / "outputs.json"),
-        Unchanged(generated / "cache" / "unchanged.json"),
+        ComparisonCache(generated / "cache" / "unchanged.json"),
         splits,
         Store(generated / "store"),
         architecture,
@@ -184,8 +184,9 @@ def _node(
     project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str, splits: Splits
 ) -> ImageNode:
     # Check with one fast call: most projects have no project.toml, and every start checks all projects.
-    has_recipe = os.path.lexists(f"{project.base}/{RECIPE}")
-    options = project_toml.load(project.recipe, project.shown(RECIPE)) if has_recipe else _NO_RECIPE
+    options = _NO_OPTIONS
+    if os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
+        options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
     try:
         text = read_bytes(f"{project.base}/{project.dockerfile_name}")
     except OSError as error:
@@ -195,20 +196,20 @@ def _node(
             hint=advice(error, "correct its permissions"),
         ) from None
     dockerfile = _parsed(project, options, text, architecture, split=splits.split)
-    return link(project, dockerfile, options, aliases, names)
+    return image_node(project, dockerfile, options, aliases, names)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of an image. Raise DockerfileError."""
-    return _parsed(node.project, node.recipe, text, architecture)
+    return _parsed(node.project, node.options, text, architecture)
 
 
 def _parsed(
     project: Project,
-    options: project_toml.Recipe,
+    options: project_toml.ProjectOptions,
     text: bytes,
     architecture: str,
-    split: parser.Split = parser.split_text,
+    split: parser.Splitter = parser.split_text,
 ) -> parser.Dockerfile:
     return parser.parse(
         text,

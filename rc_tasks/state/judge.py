@@ -48,8 +48,8 @@ from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
-# Causes that rebuild a frozen image too: the published image itself is lost or damaged.
-_ITSELF = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
+# Causes that rebuild a frozen image too: the published image itself is missing or damaged.
+_DAMAGED_OUTPUT = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
 
 
 class Judge:
@@ -82,31 +82,31 @@ class Judge:
             node = graph.resolve(name)
             if step is Step.PODMAN and any((step, base) not in self._steps for base in node.bases):
                 # Judge the bases first: recursion along a long chain would exceed Python's limit.
-                for base in graph.above(node.bases):
+                for base in graph.with_bases(node.bases):
                     self.step(step, base)
             find_causes = {Step.PODMAN: self._podman, Step.ENROOT: self._enroot, Step.ENV: self._env}[
                 step
             ]
-            causes, held = find_causes(node), list[Cause]()
-            if node.recipe.frozen and step is not Step.ENV:
-                causes, held = _divided(causes)
+            causes, ignored = find_causes(node), list[Cause]()
+            if node.options.frozen and step is not Step.ENV:
+                causes, ignored = _split_for_frozen(causes)
             if causes and self.offers is not None and self.offers.covers(step, name):
                 words = f"can be adopted from {self.offers.official.root}: doit build:{name}"
                 causes = [Cause(OFFICIAL, words)]
-            # Under `-n` another thread may forget everything at any moment: see `done`.
-            status = self._steps[key] = StepStatus(step, tuple(causes), tuple(held))
+            # Under `-n` another thread may forget everything at any moment: see `step_has_run`.
+            status = self._steps[key] = StepStatus(step, tuple(causes), tuple(ignored))
         return status
 
     def remembered(self, step: Step, name: str) -> Record | None:
         """Return a step's record as doit sees it: the inputs of a frozen image are the current ones."""
         record, node = self._checkout.records.get(step, name), self._checkout.graph.images.get(name)
-        if record is not None and node is not None and node.recipe.frozen:
+        if record is not None and node is not None and node.options.frozen:
             with contextlib.suppress(RcError):  # the step itself will report the error
-                if self.step(step, name).held:
+                if self.step(step, name).ignored:
                     return replace(record, inputs=self.inputs(step, name))
         return record
 
-    def done(self, step: Step, name: str) -> None:
+    def step_has_run(self, step: Step, name: str) -> None:
         """Forget all judgements, as a step has run, perhaps in another process."""
         # The podman step may end a rollback, which changes the record of the enroot step.
         for changed_step in (step, Step.ENROOT):
@@ -149,18 +149,18 @@ class Judge:
     def _remarks(self, name: str, steps: tuple[StepStatus, ...]) -> tuple[str, ...]:
         """Return remarks on a fresh image, and what else changed if it is frozen."""
         published = self._checkout.records.get(Step.ENROOT, name)
-        words, held = list[str](), list[str]()
+        words, ignored = list[str](), list[str]()
         if published is not None and published.adopted_from:
             words.append(f"adopted from {published.adopted_from}")
         elif self.rolled_back(name) and published is not None:
             words.append(f"rolled back to the image published {local_time(published.ended_at)}")
-        if self._checkout.graph.images[name].recipe.frozen:
-            held += dict.fromkeys(cause.words for status in steps for cause in status.held)
-            words.append(f"frozen, though {held[0]}" if held else "frozen")
+        if self._checkout.graph.images[name].options.frozen:
+            ignored += dict.fromkeys(cause.words for status in steps for cause in status.ignored)
+            words.append(f"frozen, though {ignored[0]}" if ignored else "frozen")
         closed = closed_files(self._checkout, name) if is_official(self._checkout) else []
         if closed:
             words.append(f"nobody but the owner may read {', '.join(path.name for path in closed)}")
-        return (", ".join(words), *held[1:]) if words else ()
+        return (", ".join(words), *ignored[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:
         """Return whether an older image is published in place of the newest."""
@@ -185,8 +185,8 @@ class Judge:
 
     def _miswritten(self, image_id: str) -> Mapping[str, str]:
         """Return what earlier versions wrote wrongly of an image; empty when the store lacks it."""
-        unchanged = self._checkout.unchanged
-        if not image_id or unchanged.written_right(image_id):
+        comparisons = self._checkout.comparisons
+        if not image_id or comparisons.settings_are_right(image_id):
             return {}
         try:
             config = self._checkout.store.config(image_id)
@@ -195,7 +195,7 @@ class Judge:
             return {}
         wrong = miswritten(config) if config is not None else {}
         if config is not None and not wrong:
-            unchanged.remember_written_right(image_id)
+            comparisons.remember_settings_are_right(image_id)
         return wrong
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
@@ -263,7 +263,7 @@ class Judge:
         files = self._listing(node)
         version = self._checkout.records.version_read(Step.PODMAN, name)
         now, recorded = self._other_inputs(node, self._facts), record.inputs
-        unchanged = self._checkout.unchanged.holds(name, files, version)
+        unchanged = self._checkout.comparisons.is_unchanged(name, files, version)
         if unchanged:
             recorded = {part: value for part, value in recorded.items() if not is_file(part)}
             self._as_recorded.add(node.project.path)
@@ -280,12 +280,12 @@ class Judge:
         ]
         differing = _with_one_dockerfile(differing, recorded, node.project.dockerfile_name)
         if not unchanged and not any(is_file(cause.part) for cause in differing):
-            self._checkout.unchanged.remember(name, files, version)
+            self._checkout.comparisons.remember(name, files, version)
         causes = differing + causes
         store = self._checkout.settings.store
         if record.adopted_from:
-            lost = self._not_official(node, record, record.facts.image_id)
-            causes += [Cause(GONE, lost)] if lost is not None else []
+            mismatch = self._not_official(node, record, record.facts.image_id)
+            causes += [Cause(GONE, mismatch)] if mismatch is not None else []
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
             causes.append(Cause(STORE, "the image is no longer in the store"))
         return causes
@@ -307,8 +307,8 @@ class Judge:
         if built_here and new == old and (words := doubtful(record.inputs, record.tools)):
             causes.append(Cause(CONTENT, words))
         # The file may be the official one although the image has been built here since.
-        lost = self._not_official(node, record, old) if record.adopted_from else None
-        damage = lost or self._damage(node, record)
+        mismatch = self._not_official(node, record, old) if record.adopted_from else None
+        damage = mismatch or self._damage(node, record)
         if damage is not None:
             causes.append(Cause("image.sqsh", damage))
         elif (damage := self._public_damage(node)) is not None:
@@ -421,12 +421,12 @@ class Judge:
         return failure if comparable(failure.inputs, now, pins) == now else None
 
 
-def _divided(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
+def _split_for_frozen(causes: list[Cause]) -> tuple[list[Cause], list[Cause]]:
     """Return the causes that rebuild a frozen image, and those that do not count."""
     if any(cause.part == NEVER for cause in causes):
         return causes, []
-    held = [cause for cause in causes if cause.part not in _ITSELF]
-    return [cause for cause in causes if cause.part in _ITSELF], held
+    ignored = [cause for cause in causes if cause.part not in _DAMAGED_OUTPUT]
+    return [cause for cause in causes if cause.part in _DAMAGED_OUTPUT], ignored
 
 
 def _with_one_dockerfile(causes: list[Cause], recorded: Mapping[str, str], name: str) -> list[Cause]:

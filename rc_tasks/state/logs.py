@@ -32,15 +32,15 @@ def new(directory: Path) -> Path:
     return directory / f"{stamp(datetime.now(UTC))}.{secrets.randbelow(1 << 31)}.log"
 
 
-def ending(log: Path) -> Path:
-    """Return where the step of a log writes how it ended."""
+def error_report(log: Path) -> Path:
+    """Return the path of the error report that a step writes beside its log."""
     return log.with_suffix(".json")
 
 
 def remove(log: Path) -> None:
-    """Remove a log, with the ending beside it."""
+    """Remove a log, with the error report beside it."""
     log.unlink()
-    ending(log).unlink(missing_ok=True)
+    error_report(log).unlink(missing_ok=True)
 
 
 def newest(directory: Path) -> Path | None:

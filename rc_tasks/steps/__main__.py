@@ -19,17 +19,17 @@ from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_umask
 from rc_tasks.state.disk.locks import LockedError, held
-from rc_tasks.state.records.records import Step, Task, edition
+from rc_tasks.state.records.records import Step, Task, record_digest
+from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import ReportedError, StepEnding
 from rc_tasks.tools import command, interrupt
 
 
 def run(checkout: Checkout, task: Task, seen: str = "") -> None:
     """Run one step while holding the image's lock.
 
-    `seen` is the `edition` of the record that the caller knows. Raise LockedError when the record has
-    another one, as another process has done the step, and RcError when the step fails.
+    `seen` is the `record_digest` of the record that the caller knows. Raise LockedError when the record
+    has another digest, as another process has done the step, and RcError when the step fails.
     """
     require_own(checkout)
     node = checkout.graph.resolve(task.name)
@@ -44,7 +44,7 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
             hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
         )
     with held(checkout.lock(project.name), str(task)):
-        if seen and seen != edition(checkout.records.get(*task)):
+        if seen and seen != record_digest(checkout.records.get(*task)):
             raise LockedError(f"another process has just done {task}")
         for file in (project.image_json, project.edf, *checkout.records.files(*task)):
             sweep_temporaries(file.parent, file.name)
@@ -102,8 +102,8 @@ def main(argv: list[str]) -> int:
         with nodes.prepared(checkout.settings.podman):
             run(checkout, task, seen)
     except ReportedError as error:
-        if error.ending is not None:
-            _leave(error.ending, argv)
+        if error.report is not None:
+            _leave(error.report, argv)
         return error.status
     except RcError as error:
         return _failed(error, argv)
@@ -122,15 +122,15 @@ def main(argv: list[str]) -> int:
 def _failed(error: RcError, argv: list[str]) -> int:
     sys.stdout.flush()
     print(error, file=sys.stderr, flush=True)
-    _leave(StepEnding.of(error), argv)
+    _leave(ErrorReport.of(error), argv)
     return 1
 
 
-def _leave(ending: StepEnding, argv: list[str]) -> None:
+def _leave(report: ErrorReport, argv: list[str]) -> None:
     # A full disk must not hide the message, which is in the log.
     with contextlib.suppress(RcError):
         for path in argv[3:4]:
-            ending.write(Path(path))
+            report.write(Path(path))
 
 
 if __name__ == "__main__":

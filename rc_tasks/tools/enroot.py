@@ -59,7 +59,7 @@ def exports(env: Iterable[str]) -> str:
     return "".join(lines)
 
 
-def lost(env: Iterable[str]) -> tuple[str, ...]:
+def misread(env: Iterable[str]) -> tuple[str, ...]:
     """Return the names of variables that Enroot reads wrongly when it writes them itself."""
     env = tuple(env)
     pairs = (variable.partition("=") for variable in env)

@@ -16,9 +16,9 @@ from rc_tasks.tools.podman_versions import OLDEST
 
 @dataclass(frozen=True, slots=True)
 class FailureCause:
-    """One cause of a failure: the tool's message (a pattern), our message, and what to do next."""
+    """One cause of a failure: a pattern for the tool's message, our message, and what to do next."""
 
-    words: str
+    pattern: str
     what: str
     hint: str
 
@@ -184,6 +184,6 @@ def find(
 ) -> FailureCause | None:
     """Return the first cause that a tool's last lines name; `returncode` as in `subprocess`."""
     text = "\n".join(lines)
-    named = next((cause for cause in causes if re.search(cause.words, text, re.IGNORECASE)), None)
+    named = next((cause for cause in causes if re.search(cause.pattern, text, re.IGNORECASE)), None)
     killed = returncode in (-SIGKILL, 128 + SIGKILL)
     return named or (KILLED if killed else None)

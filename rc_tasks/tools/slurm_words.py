@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Cause:
-    """One failure of Slurm: its message (a pattern), our message, and what to do next.
+    """One failure of Slurm: a pattern for its message, our message, and what to do next.
 
     `elsewhere`: the step may be retried on another node or in another allocation. `unreachable`: the
     controller did not answer, and may answer soon.
     """
 
-    words: str
+    pattern: str
     what: str
     hint: str
     elsewhere: bool = False
@@ -275,4 +275,6 @@ def explain(
 
 
 def _first(causes: Sequence[_Cause], lines: Sequence[str]) -> _Cause | None:
-    return next((cause for cause in causes if any(re.search(cause.words, line) for line in lines)), None)
+    return next(
+        (cause for cause in causes if any(re.search(cause.pattern, line) for line in lines)), None
+    )

@@ -62,7 +62,7 @@ def as_json(view: GraphView) -> str:
             }
             for node in view.nodes
         ],
-        "edges": [{"from": edge.above, "to": edge.below, "kind": edge.link} for edge in view.edges],
+        "edges": [{"from": edge.above, "to": edge.below, "kind": edge.kind} for edge in view.edges],
     }
     return json.dumps(json_object, indent=2) + "\n"
 
@@ -85,7 +85,7 @@ def as_dot(view: GraphView) -> str:
             # Without constraint=false, this edge would turn the whole drawing upside down.
             EdgeKind.CIRCULAR: f' [style=bold, color="{COLOURS[State.FAILED].line}", constraint=false]',
             EdgeKind.ALIAS: " [style=dotted]",
-        }[edge.link]
+        }[edge.kind]
         lines.append(f"n{numbers[edge.above]} -> n{numbers[edge.below]}{attributes}")
     return "\n".join(["digraph images {", *(f"  {line}" for line in lines), "}"]) + "\n"
 
@@ -99,7 +99,7 @@ def as_mermaid(view: GraphView) -> str:
         lines.append(f'n{numbers[node.name]}["{text}"]:::{node.state or node.kind}')
     arrows = {EdgeKind.BASE: "-->", EdgeKind.CIRCULAR: "-. circular .->", EdgeKind.ALIAS: "-.-"}
     for edge in view.edges:
-        lines.append(f"n{numbers[edge.above]} {arrows[edge.link]} n{numbers[edge.below]}")
+        lines.append(f"n{numbers[edge.above]} {arrows[edge.kind]} n{numbers[edge.below]}")
     styles: dict[str, tuple[Colours, str]] = {
         state: (colours_of_state, "") for state, colours_of_state in COLOURS.items()
     }

@@ -56,7 +56,7 @@ def svg(view: GraphView, links: Mapping[str, str] | None = None) -> str:
     layout = _Layout(view)
     nodes = {node.name: node for node in view.nodes}
     drawn = [_path(layout, above, below, nodes) for above, below in layout.segments]
-    drawn += [_back(layout, edge) for edge in view.edges if edge.link is EdgeKind.CIRCULAR]
+    drawn += [_back(layout, edge) for edge in view.edges if edge.kind is EdgeKind.CIRCULAR]
     drawn += [_linked(_box(layout, node), (links or {}).get(node.name)) for node in view.nodes]
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
     lines = (
@@ -107,7 +107,7 @@ class _Layout:
         self.y = self._down()
         self.width = max(self.right, default=0) + _MARGIN
         self.height = max((y + _BOX / 2 for y in self.y.values()), default=0) + _MARGIN
-        if any(edge.link is EdgeKind.CIRCULAR for edge in view.edges):
+        if any(edge.kind is EdgeKind.CIRCULAR for edge in view.edges):
             self.height += _BOW
 
     def is_box(self, point: _Point) -> bool:
@@ -116,7 +116,7 @@ class _Layout:
     def _segments(self, view: GraphView) -> dict[tuple[_Point, _Point], None]:
         segments: dict[tuple[_Point, _Point], None] = {}
         for edge in view.edges:
-            if edge.link is EdgeKind.CIRCULAR:
+            if edge.kind is EdgeKind.CIRCULAR:
                 continue
             first, last = self.level[edge.above], self.level[edge.below]
             points = [(edge.above, level) for level in range(first, last)] + [(edge.below, last)]

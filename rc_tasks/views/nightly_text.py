@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from rc_tasks.engine.nightly.summary import Ending, FailedStep, Summary
+from rc_tasks.engine.nightly.summary import FailedStep, NightlyEnding, Summary
 from rc_tasks.views import tables
 
 # The PATH that cron sets (crontab(5)).
 _CRON_PATH = ("/usr/bin", "/bin")
 _SHORT_COMMIT = 12
 _ENDINGS = {
-    Ending.FINISHED: "",
-    Ending.TIME: "time ran out",
-    Ending.CANCELLED: "cancelled",
-    Ending.REFUSED: "not run",
+    NightlyEnding.FINISHED: "",
+    NightlyEnding.TIME: "time ran out",
+    NightlyEnding.CANCELLED: "cancelled",
+    NightlyEnding.REFUSED: "not run",
 }
 
 
@@ -31,7 +31,7 @@ def subject(summary: Summary) -> str:
         (len(summary.left), "left"),
     )
     parts = [f"{count} {words}" for count, words in counts if count] or ["nothing to do"]
-    if summary.ending is Ending.REFUSED:
+    if summary.ending is NightlyEnding.REFUSED:
         parts = []
     ending = _ENDINGS[summary.ending]
     return f"{Path(summary.root).name}: {', '.join([*([ending] if ending else []), *parts])}"
@@ -58,7 +58,7 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield ""
     if summary.resubmitted_as:
         yield f"goes on as job {summary.resubmitted_as}"
-    elif summary.ending is Ending.TIME:
+    elif summary.ending is NightlyEnding.TIME:
         yield "no job follows: run `doit nightly` again, or raise nightly.time_limit_min"
     for name, path in (("report", summary.report), ("log", summary.log)):
         if path:

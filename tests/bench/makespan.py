@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rc_tasks.engine.schedule.slots import Slots, Wanted, critical_paths
+from rc_tasks.engine.schedule.scheduler import ReadyStep, Scheduler, critical_paths
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
@@ -64,14 +64,14 @@ def simulate(
     for task, earlier in before.items():
         for each in earlier:
             after[each].append(task)
-    free = Slots[str]({f"node{number}": slots // nodes for number in range(nodes)})
+    free = Scheduler[str]({f"node{number}": slots // nodes for number in range(nodes)})
     for task in seconds:
         if not left[task]:
-            free.want(Wanted(task, priority_s=order[task]))
+            free.queue(ReadyStep(task, priority_s=order[task]))
     ends: list[tuple[float, str]] = []
     now = 0.0
     while True:
-        while (found := free.place()) is not None:
+        while (found := free.start_next()) is not None:
             heapq.heappush(ends, (now + seconds[found[0].task], found[0].task))
         if not ends:
             return now
@@ -80,7 +80,7 @@ def simulate(
         for task in after[ended]:
             left[task] -= 1
             if not left[task]:
-                free.want(Wanted(task, priority_s=order[task]))
+                free.queue(ReadyStep(task, priority_s=order[task]))
 
 
 def steps(bases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

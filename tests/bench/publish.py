@@ -20,7 +20,7 @@ from pathlib import Path
 from rc_tasks.model.config.settings import Squash
 from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.steps.publish import squash
-from rc_tasks.steps.publish.contents import Look
+from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.storage import own_storage
@@ -111,7 +111,13 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
         made = squash.temporary(final)
         with (scratch / "log").open("wb") as log:
             squash.squash(
-                podman, image, made, settings=settings, provenance=("bench",), log=log, look=Look()
+                podman,
+                image,
+                made,
+                settings=settings,
+                provenance=("bench",),
+                log=log,
+                walk=ContentsWalk(),
             )
         squash.check(made)
         blocks_digest(str(made))

@@ -208,7 +208,7 @@ class Reporter:
         for name in [*names, *self._skipped]:
             if name in failed or name not in graph.images:
                 continue
-            below = {base for parent in graph.above([name]) for base in graph.images[parent].bases}
+            below = {base for parent in graph.with_bases([name]) for base in graph.images[parent].bases}
             task = next((task for image, task in failed.items() if image in below), "")
             if name not in by_task.setdefault(task, []):
                 by_task[task].append(name)

@@ -76,7 +76,7 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
     stem.parent.mkdir(parents=True, exist_ok=True)
     nightly, default = checkout.settings.nightly, checkout.settings.slurm
     request = StepRequest(
-        "the night's job",
+        "the nightly job",
         account=nightly.account or default.account,
         partition=nightly.partition or default.partition,
         time_limit_min=time_limit_min(checkout),
@@ -118,21 +118,21 @@ def script(checkout: Checkout, stem: Path | None = None, after: str = "") -> str
     for option in options:
         if "\n" in option:
             raise SettingsError(
-                f"this cannot stand in a batch script: {option!r}",
+                f"a batch script cannot hold this option: {option!r}",
                 where="[nightly]",
                 hint="take out the line break; `doit settings` shows where it comes from",
             )
     limit_s = 60 * time_limit_min(checkout)
     if limit_s and nightly.signal_s >= limit_s:
         raise SettingsError(
-            f"nightly.signal_s: {nightly.signal_s} s before the time limit, the night has not begun",
+            f"nightly.signal_s is {nightly.signal_s} s, which is not less than the time limit",
             hint=f"make it much less than the limit of {limit_s} s, or raise nightly.time_limit_min",
         )
     try:
         text = (checkout.root / TEMPLATE).read_text(encoding="utf-8")
     except OSError as error:
         raise ProjectError(
-            f"the template of the night's job cannot be read: {error.strerror}",
+            f"the template of the nightly job cannot be read: {error.strerror}",
             where=TEMPLATE,
             hint=f"`git checkout -- {TEMPLATE}` brings it back",
         ) from None
@@ -241,18 +241,18 @@ def require_ready(checkout: Checkout) -> None:
 
 
 def _not_ready(checkout: Checkout, what: str, *, hint: str, quote: tuple[str, ...] = ()) -> CommandError:
-    hint += "\n`nightly.allow_dirty = true` lets the night run all the same" * (
+    hint += "\n`nightly.allow_dirty = true` starts the nightly run all the same" * (
         not checkout.settings.nightly.pull
     )
     return CommandError(what, where=checkout.root, quote=quote, hint=hint)
 
 
 def _require_alone(checkout: Checkout, *states: str) -> None:
-    """Raise SlurmError when another night of this checkout is in one of these states."""
+    """Raise SlurmError when another nightly run of this checkout is in one of these states."""
     for job in sbatch.jobs(job_name(checkout.root)):
         if job.state in states and job.id != slurm.job_id():
             raise SlurmError(
-                f"a night of this checkout is {job.state.lower()}: job {job.id} of {job.user}",
+                f"a nightly run of this checkout is {job.state.lower()}: job {job.id} of {job.user}",
                 where=checkout.root,
                 hint=f"wait for it, or end it: scancel {job.id}",
             )
@@ -267,7 +267,7 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
     """Begin the job that we run in: check and pull, and write down what it begins with.
 
     Raise RcError when it must not run. One that goes on, after another or on another node, has been
-    checked: what differs by now are files that the night itself wrote.
+    checked: what differs by now are files that the nightly run itself wrote.
     """
     path = begun_path(checkout, job_id)
     # Without that, the file is of another job: their IDs are given out again one day.

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.engine.session import Session
 from rc_tasks.state import history
 from rc_tasks.state.history import HistoryEntry, Outcome
@@ -23,7 +23,7 @@ SCHEMA = 1
 _SKEW = timedelta(minutes=5)
 
 
-class Ending(StrEnum):
+class NightlyEnding(StrEnum):
     """How the run of a job ended.
 
     `time`: its job's time was over, or too little was left to start a step. `cancelled`: by scancel or
@@ -100,7 +100,7 @@ class Summary:
     root: str
     begun: Begun
     ended_at: str
-    ending: Ending
+    ending: NightlyEnding
     status: int
     nodes: tuple[str, ...]
     images: int
@@ -124,7 +124,7 @@ class Summary:
     @property
     def is_good(self) -> bool:
         """Whether nothing failed, and another job continues with the remaining images."""
-        stopped = self.ending in {Ending.CANCELLED, Ending.REFUSED}
+        stopped = self.ending in {NightlyEnding.CANCELLED, NightlyEnding.REFUSED}
         unfinished = (self.left or self.status) and not self.resubmitted_as
         return not (self.failed or stopped or unfinished)
 
@@ -155,12 +155,12 @@ def gather(
 ) -> Summary:
     """Return the summary of a nightly run. `first` is its first job, often the same one.
 
-    `ending` is the ending that the script saw, perhaps a value of Ending. `status` is doit's exit
+    `ending` is the ending that the script saw, perhaps a value of NightlyEnding. `status` is doit's exit
     status. `nodes` are those of the job that ends now.
     """
     entries = _entries(current, begun, first)
     last = {(entry.image, entry.step): entry for entry in entries if entry.outcome != Outcome.RETRIED}
-    # A step without a place does not count as failed: the time or the nodes were missing.
+    # A step without a slot does not count as failed: the time or the nodes were missing.
     unplaced = [entry for entry in last.values() if entry.outcome is Outcome.FAILED and not entry.node]
     failed = [
         _failed(current, entry)
@@ -212,16 +212,16 @@ def gather(
 
 def _ending(
     begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], remaining: Iterable[Left]
-) -> Ending:
+) -> NightlyEnding:
     if begun.error:
-        return Ending.REFUSED
-    if seen == Ending.CANCELLED:
-        return Ending.CANCELLED
+        return NightlyEnding.REFUSED
+    if seen == NightlyEnding.CANCELLED:
+        return NightlyEnding.CANCELLED
     # Another job is of use only if images remain, and a step never started or the time signal stopped
     # the run. A signal after the last step leaves status 0.
-    if remaining and (any(unplaced) or (seen == Ending.TIME and status != 0)):
-        return Ending.TIME
-    return Ending.FINISHED
+    if remaining and (any(unplaced) or (seen == NightlyEnding.TIME and status != 0)):
+        return NightlyEnding.TIME
+    return NightlyEnding.FINISHED
 
 
 def _entries(current: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
@@ -251,7 +251,7 @@ def _failed(current: Session, entry: HistoryEntry) -> FailedStep:
     if entry.log:
         with contextlib.suppress(OSError):
             log = current.checkout.root / entry.log
-            text = verdict(1, log, StepRequest(str(entry.task))).text
+            text = diagnose(1, log, StepRequest(str(entry.task))).text
             lines = [line[4:] for line in text.splitlines() if line.startswith("  | ")]
     root = f"{current.checkout.root}/"
     return FailedStep(entry.image, entry.step, entry.error.removeprefix(root), tuple(lines), entry.log)

@@ -139,7 +139,7 @@ class Live(Display):
         return lines
 
     def _queue(self, width: int) -> str:
-        """Return how many steps wait for a place, and those that are next."""
+        """Return how many steps wait for a slot, and those that are next."""
         if not self._queued:
             return ""
         tasks = list(self._queued)

@@ -78,7 +78,7 @@ def warnings(session: Session, names: Iterable[str]) -> list[RcError]:
 
 def _needed(session: Session, names: Iterable[str]) -> tuple[str, ...]:
     graph = session.checkout.graph
-    return graph.above(graph.aliases.get(name, name) for name in names)
+    return graph.with_bases(graph.aliases.get(name, name) for name in names)
 
 
 def _adoptable(session: Session, name: str) -> tuple[Step, ...]:

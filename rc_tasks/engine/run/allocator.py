@@ -1,4 +1,4 @@
-"""Allocator of places for steps: slots on this host, or on the nodes of an allocation.
+"""Allocator of slots for steps, on this host, or on the nodes of an allocation.
 
 On a login node a run requests the allocation when the first step needs it, and releases it at the end.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError, Controller
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.schedule.slots import Slots, Wanted
+from rc_tasks.engine.schedule.scheduler import ReadyStep, Scheduler
 from rc_tasks.errors import RcError, SlurmError, UnreachableError
 from rc_tasks.model.config.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout
@@ -47,7 +47,7 @@ Tell = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """Room for one step. `node` and `job_id` are empty on this host."""
 
     task: Task
@@ -59,22 +59,22 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A step that waits for `place` or `error`."""
+    """A step that waits for `slot` or `error`."""
 
-    step: Wanted[Task]
+    step: ReadyStep[Task]
     settings: Slurm
     expected_s: float | None
-    place: Place | None = None
+    slot: Slot | None = None
     error: BaseException | None = None
     answered: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True)
-class _Pool:
-    """The slots of one allocation, or of this host; `slots` is None until they are known."""
+class _SlotPool:
+    """The slots of one allocation, or of this host; `scheduler` is None until they are known."""
 
     waiting: dict[Task, _Waiting] = field(default_factory=dict)
-    slots: Slots[Task] | None = None
+    scheduler: Scheduler[Task] | None = None
     granted: slurm.Granted | None = None
     allocation: slurm.Allocation | None = None
     name: str = ""
@@ -97,16 +97,16 @@ class _Pool:
         return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     def answer(
-        self, task: Task, *, place: Place | None = None, error: BaseException | None = None
+        self, task: Task, *, slot: Slot | None = None, error: BaseException | None = None
     ) -> None:
         """End the waiting of a step."""
         waiting = self.waiting.pop(task)
-        waiting.place, waiting.error = place, error
+        waiting.slot, waiting.error = slot, error
         waiting.answered.set()
 
 
-class Places:
-    """Gives the steps of a run their places; called from as many threads as there are ready steps."""
+class Allocator:
+    """Gives the steps of a run their slots; called from as many threads as there are ready steps."""
 
     def __init__(self, checkout: Checkout, where: Runner, at_once: int, tell: Tell) -> None:
         """Run at most `at_once` steps at the same time; 0 means as many as there is room for."""
@@ -115,7 +115,7 @@ class Places:
         self._at_once = at_once
         self._tell = tell
         self._turn = threading.Lock()
-        self._pools: dict[Slurm, _Pool] = {}
+        self._pools: dict[Slurm, _SlotPool] = {}
         self._closing = threading.Event()
         self._controller = Controller(tell, self._closing)
         self._unreleased: dict[str, None] = {}
@@ -125,8 +125,8 @@ class Places:
         """Whether the run is ending."""
         return self._closing.is_set()
 
-    def take(self, step: Wanted[Task], settings: Slurm, expected_s: float | None) -> Place:
-        """Wait for a place. Raise SlurmError when there can be none, ClosedError at the run's end.
+    def take(self, step: ReadyStep[Task], settings: Slurm, expected_s: float | None) -> Slot:
+        """Wait for a slot. Raise SlurmError when there can be none, ClosedError at the run's end.
 
         A step that took `expected_s` last time does not start where less time is left.
         """
@@ -136,33 +136,33 @@ class Places:
             pool.waiting[step.task] = waiting
             self._serve(pool)
         waiting.answered.wait()
-        if waiting.place is None:
+        if waiting.slot is None:
             raise waiting.error or ClosedError
-        return waiting.place
+        return waiting.slot
 
-    def leave(self, place: Place) -> None:
-        """Free the place of a step that has ended."""
+    def free(self, slot: Slot) -> None:
+        """Free the slot of a step that has ended."""
         with self._turn:
-            pool = self._pool(place.settings)
-            if pool.slots is not None:
-                pool.slots.drop(place.task)
+            pool = self._pool(slot.settings)
+            if pool.scheduler is not None:
+                pool.scheduler.drop(slot.task)
             self._serve_all()
 
-    def lose(self, place: Place) -> None:
-        """Note that the step's node or whole allocation has failed; call this before `leave`."""
+    def drop_node(self, slot: Slot) -> None:
+        """Note that the step's node or whole allocation has failed; call this before `free`."""
         state = ""
         with contextlib.suppress(UnreachableError):
-            state, _ = slurm.state(place.job_id)
+            state, _ = slurm.state(slot.job_id)
         with self._turn:
-            pool = self._pool(place.settings)
-            if pool.granted is None or pool.granted.job_id != place.job_id or pool.slots is None:
+            pool = self._pool(slot.settings)
+            if pool.granted is None or pool.granted.job_id != slot.job_id or pool.scheduler is None:
                 return
             if state not in {"RUNNING", ""}:
                 pool.over = True
             # Keep the last node of an allocation that is not ours: no other node can retry the step.
-            elif pool.ours or len(pool.slots.nodes) > 1:
-                pool.slots.lose(place.node)
-                pool.over = not pool.slots.nodes
+            elif pool.ours or len(pool.scheduler.nodes) > 1:
+                pool.scheduler.drop_node(slot.node)
+                pool.over = not pool.scheduler.nodes
 
     def await_controller(self, settings: Slurm, since_s: float, why: str) -> bool:
         """Wait for Slurm's controller, which did not answer a step; return whether it was absent.
@@ -178,7 +178,7 @@ class Places:
             with self._turn:
                 self._serve_all()
 
-    def _await(self, pool: _Pool, since_s: float, why: str) -> bool:
+    def _await(self, pool: _SlotPool, since_s: float, why: str) -> bool:
         granted = pool.granted
         deadline_s = pool.deadline_s if granted is not None else time.monotonic() + slurm.PATIENCE_S
         nodes = granted.cpus if granted is not None else ()
@@ -197,7 +197,7 @@ class Places:
             self._release(pool)
         return tuple(self._unreleased)
 
-    def _release(self, pool: _Pool) -> None:
+    def _release(self, pool: _SlotPool) -> None:
         """Release an allocation. If Slurm does not confirm that, leave a note for the next run."""
         if pool.allocation is not None and not pool.allocation.release():
             job_id = pool.granted.job_id if pool.granted is not None else ""
@@ -215,7 +215,7 @@ class Places:
         for pool in self._pools.values():
             self._serve(pool)
 
-    def _serve(self, pool: _Pool) -> None:
+    def _serve(self, pool: _SlotPool) -> None:
         """Answer waiting steps as far as possible. Call it after every change, with the lock held."""
         ended = ClosedError() if self.closed else pool.refused
         if ended is not None:
@@ -227,7 +227,7 @@ class Places:
             timer.daemon = True
             timer.start()
 
-    def _settled(self, pool: _Pool) -> None:
+    def _settled(self, pool: _SlotPool) -> None:
         with self._turn:
             pool.settling = False
             if pool.waiting and not pool.asking and not self.closed:
@@ -237,24 +237,24 @@ class Places:
     def _full(self) -> bool:
         # An allocation that is being requested counts as well: a step will run there.
         taken = sum(
-            pool.asking + (pool.slots.running if pool.slots is not None else 0)
+            pool.asking + (pool.scheduler.running if pool.scheduler is not None else 0)
             for pool in self._pools.values()
         )
         return bool(self._at_once) and taken >= self._at_once
 
-    def _assign(self, pool: _Pool) -> None:
+    def _assign(self, pool: _SlotPool) -> None:
         # Without Slurm's controller no step can start.
         if self._full or self._controller.absent:
             return
-        if pool.slots is not None and not self._over(pool):
-            self._place(pool, pool.slots)
-        if pool.waiting and not self._full and (pool.slots is None or not pool.slots.running):
+        if pool.scheduler is not None and not self._over(pool):
+            self._start_waiting(pool, pool.scheduler)
+        if pool.waiting and not self._full and (pool.scheduler is None or not pool.scheduler.running):
             # Nothing may start in the old allocation any more.
             pool.over = pool.asking = True
             settings = next(iter(pool.waiting.values())).settings
             threading.Thread(target=self._ask, args=(settings, pool), daemon=True).start()
 
-    def _place(self, pool: _Pool, slots: Slots[Task]) -> None:
+    def _start_waiting(self, pool: _SlotPool, scheduler: Scheduler[Task]) -> None:
         job_id = pool.granted.job_id if pool.granted is not None else ""
         for task, waiting in list(pool.waiting.items()):
             try:
@@ -263,21 +263,21 @@ class Places:
                 pool.answer(task, error=error)
                 late = True
             if late:
-                slots.drop(task)
+                scheduler.drop(task)
             else:
-                slots.want(replace(waiting.step, cpus=_share(pool, waiting.settings)))
-        while not self._full and (started := slots.place()) is not None:
+                scheduler.queue(replace(waiting.step, cpus=_share(pool, waiting.settings)))
+        while not self._full and (started := scheduler.start_next()) is not None:
             step, node = started
             settings = pool.waiting[step.task].settings
-            place = Place(step.task, settings, node, job_id, step.cpus if job_id else 0)
-            pool.answer(step.task, place=place)
+            slot = Slot(step.task, settings, node, job_id, step.cpus if job_id else 0)
+            pool.answer(step.task, slot=slot)
 
-    def _over(self, pool: _Pool) -> bool:
+    def _over(self, pool: _SlotPool) -> bool:
         if pool.allocation is not None and pool.allocation.ended:
             pool.over = True
         return pool.over
 
-    def _too_late(self, task: Task, pool: _Pool, expected_s: float | None) -> bool:
+    def _too_late(self, task: Task, pool: _SlotPool, expected_s: float | None) -> bool:
         """Return whether too little time is left for the step. Raise SlurmError if it can never fit."""
         left_s = pool.left_s
         if left_s is None or expected_s is None or expected_s <= left_s or pool.granted is None:
@@ -299,18 +299,18 @@ class Places:
             )
         return True
 
-    def _pool(self, settings: Slurm) -> _Pool:
+    def _pool(self, settings: Slurm) -> _SlotPool:
         # Settings that do not concern the allocation itself share one pool.
         key = replace(settings, cpus=0, retries=0)
         if self._where is Runner.LOCAL or slurm.job_id() is not None:
             key = Slurm()
-        return self._pools.setdefault(key, _Pool())
+        return self._pools.setdefault(key, _SlotPool())
 
-    def _ask(self, settings: Slurm, pool: _Pool) -> None:
+    def _ask(self, settings: Slurm, pool: _SlotPool) -> None:
         """Find the slots of this host or job, or request an allocation; runs in its own thread."""
         try:
             if self._where is Runner.LOCAL:
-                pool.slots, pool.over = Slots({"": self._at_once or 1}), False
+                pool.scheduler, pool.over = Scheduler({"": self._at_once or 1}), False
             elif slurm.job_id() is not None:
                 self._enter(pool, slurm.current_allocation())
             else:
@@ -326,7 +326,7 @@ class Places:
                     self._assign(pool)
                 self._serve_all()
 
-    def _take(self, settings: Slurm, pool: _Pool) -> None:
+    def _take(self, settings: Slurm, pool: _SlotPool) -> None:
         if pool.allocation is not None and pool.granted is not None:
             self._release_for_another(pool.granted.job_id, pool)
         pool.granted = None
@@ -356,7 +356,7 @@ class Places:
         granted_text = f"job {granted.job_id}: {nodes}{f', until {until}' if until else ''}{waited}"
         self._tell(Event(EventKind.GRANTED, words=granted_text))
 
-    def _request(self, settings: Slurm, pool: _Pool) -> slurm.Granted:
+    def _request(self, settings: Slurm, pool: _SlotPool) -> slurm.Granted:
         """Request an allocation, and wait for it."""
         pool.name = f"rc_tasks.{secrets.token_hex(4)}"
         # Should this run be killed, the next one finds the allocation by this note.
@@ -377,7 +377,7 @@ class Places:
             pool.allocation = slurm.Allocation(request, settings.nodes, pool.name)
         return pool.allocation.wait(self._queued)
 
-    def _release_for_another(self, job_id: str, pool: _Pool) -> None:
+    def _release_for_another(self, job_id: str, pool: _SlotPool) -> None:
         """Release an allocation before another one. Raise SlurmError when it was ended on purpose."""
         state = self._state(job_id, pool)
         while state == "COMPLETING" and not self.closed:
@@ -392,7 +392,7 @@ class Places:
         words = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
         self._tell(Event(EventKind.AGAIN, words=words))
 
-    def _state(self, job_id: str, pool: _Pool) -> str:
+    def _state(self, job_id: str, pool: _SlotPool) -> str:
         """Return the state of our allocation, once the controller answers."""
         while True:
             since_s = time.monotonic()
@@ -401,14 +401,14 @@ class Places:
             except UnreachableError as error:
                 self._await(pool, since_s, error.quote[-1] if error.quote else "")
 
-    def _enter(self, pool: _Pool, granted: slurm.Granted) -> None:
+    def _enter(self, pool: _SlotPool, granted: slurm.Granted) -> None:
         limit_s = slurm.time_left_s(granted.job_id)
         with self._turn:
             pool.granted = granted
             pool.limit_s = limit_s
             pool.deadline_s = None if limit_s is None else time.monotonic() + limit_s
             pool.over = False
-            pool.slots = Slots(granted.cpus)
+            pool.scheduler = Scheduler(granted.cpus)
 
     def _queued(self, job_id: str) -> None:
         reason = ""
@@ -438,7 +438,7 @@ def release_abandoned(checkout: Checkout) -> list[str]:
     return job_ids
 
 
-def _share(pool: _Pool, settings: Slurm) -> int:
+def _share(pool: _SlotPool, settings: Slurm) -> int:
     """Return the CPUs of a step; on this host, only `-n` counts."""
     if pool.granted is None:
         return 1

@@ -1,4 +1,4 @@
-"""Diagnosis of a failed step: the ending that it left, else Slurm's lines or the last of its log."""
+"""Diagnosis of a failed step: its error report, else Slurm's lines or the last of its log."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -7,7 +7,7 @@ from textwrap import shorten
 
 from rc_tasks.errors import NodeError, UnreachableError
 from rc_tasks.state import logs
-from rc_tasks.steps.outcome import EndingKind, StepEnding
+from rc_tasks.steps.error_report import ErrorKind, ErrorReport
 from rc_tasks.tools import command, podman, slurm_words
 from rc_tasks.tools.slurm_request import StepRequest
 from rc_tasks.util.text import log_line
@@ -22,15 +22,15 @@ class Diagnosis:
     """Why a step failed, and what may be done about it.
 
     `needs` names an image that has to be built first. `locked`: another process is building the image.
-    `lost`: that process took the lock while this step was stopped. `elsewhere`: the node failed, not the
-    step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0 and
-    reported no error, but its record is missing.
+    `lost_lock`: that process took the lock while this step was stopped. `elsewhere`: the node failed,
+    not the step. `unreachable`: Slurm's controller did not answer. `unexplained`: the step exited with 0
+    and reported no error, but its record is missing.
     """
 
     text: str
     needs: str = ""
     locked: bool = False
-    lost: bool = False
+    lost_lock: bool = False
     elsewhere: bool = False
     unreachable: bool = False
     unexplained: bool = False
@@ -41,23 +41,23 @@ class Diagnosis:
         return not (self.needs or self.locked or self.elsewhere or self.unreachable)
 
 
-def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
-    """Return why a step failed, from the ending that it left, else Slurm's words, else its last lines.
+def diagnose(returncode: int, log: Path, request: StepRequest | None) -> Diagnosis:
+    """Return why a step failed, by its error report, else Slurm's words, else its last lines.
 
     Slurm's words come first where Slurm ended the step: it signals one process after the other, and a
     RUN may end before the step gets its signal.
     """
     lines = _tail(log)
-    ending = StepEnding.read(logs.ending(log))
+    report = ErrorReport.read(logs.error_report(log))
     ended = request is not None and any(map(slurm_words.reports_cancellation, lines))
-    if ending is not None and not (ended and ending.kind is EndingKind.FAILED):
+    if report is not None and not (ended and report.kind is ErrorKind.FAILED):
         # Slurm's own lines can stand anywhere among those of the step.
         own = [line for line in lines if request is None or not slurm_words.is_slurm_line(line)]
         return Diagnosis(
-            _message(ending, own),
-            needs=ending.needs,
-            locked=ending.kind in {EndingKind.LOCKED, EndingKind.LOST_LOCK},
-            lost=ending.kind is EndingKind.LOST_LOCK,
+            _message(report, own),
+            needs=report.needs,
+            locked=report.kind in {ErrorKind.LOCKED, ErrorKind.LOST_LOCK},
+            lost_lock=report.kind is ErrorKind.LOST_LOCK,
         )
     if request is not None:
         error = slurm_words.explain(returncode, lines, request, guarded=True)
@@ -71,9 +71,9 @@ def verdict(returncode: int, log: Path, request: StepRequest | None) -> Diagnosi
     return Diagnosis("\n".join((f"the step {what}", *_quote(lines))), unexplained=not returncode)
 
 
-def _message(ending: StepEnding, lines: list[str]) -> str:
-    first, *rest = [log_line(line.encode(errors="backslashreplace")) for line in ending.text.split("\n")]
-    if not ending.after_tool:
+def _message(report: ErrorReport, lines: list[str]) -> str:
+    first, *rest = [log_line(line.encode(errors="backslashreplace")) for line in report.text.split("\n")]
+    if not report.after_tool:
         return "\n".join((first, *rest))
     # The tool's lines end where the message begins.
     at = max((number for number, line in enumerate(lines) if line == first), default=len(lines))

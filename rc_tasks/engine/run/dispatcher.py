@@ -13,12 +13,12 @@ from doit.exceptions import TaskFailed
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.pulse import Pulse
-from rc_tasks.engine.run.allocator import Place, Places
-from rc_tasks.engine.run.diagnosis import Diagnosis, verdict
+from rc_tasks.engine.run.allocator import Allocator, Slot
+from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
+from rc_tasks.engine.srun_watch import SrunWatch
 from rc_tasks.errors import NodeError, RcError, SlurmError
 from rc_tasks.model.config.settings import Slurm
 from rc_tasks.state import history, logs
@@ -26,7 +26,7 @@ from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.edf.values import entrypoint_is_news
 from rc_tasks.state.history import HistoryEntry, Outcome
-from rc_tasks.state.records.records import Failure, Step, Task, edition
+from rc_tasks.state.records.records import Failure, Step, Task, record_digest
 from rc_tasks.tools import command, git, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
@@ -56,30 +56,30 @@ class StepFailed(TaskFailed):
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One attempt at a step. `verdict` is None when it succeeded; `inputs` are those at its start.
+    """One attempt at a step. `diagnosis` is None when it succeeded; `inputs` are those at its start.
 
-    `entry` is its history entry without the outcome. `node_lost`: the node failed, perhaps after the
+    `entry` is its history entry without the outcome. `node_failed`: the node failed, perhaps after the
     step had succeeded.
     """
 
-    verdict: Diagnosis | None
+    diagnosis: Diagnosis | None
     entry: HistoryEntry
     took_s: float = 0.0
     inputs: Mapping[str, str] | None = None
     log: Path | None = None
-    node_lost: bool = False
+    node_failed: bool = False
 
 
 class Dispatcher:
     """Runs the steps of one run of doit; called from as many threads as there are ready steps."""
 
     def __init__(self, session: Session, order: Order, at_once: int, *, keep_going: bool) -> None:
-        """Take `at_once` as `Places` does. Without `keep_going`, nothing starts after a failure."""
+        """Take `at_once` as `Allocator` does. Without `keep_going`, nothing starts after a failure."""
         self._session = session
         self._order = order
         self._keep_going = keep_going
         self._history = history.RunHistory(session.checkout.history)
-        self._places = Places(
+        self._allocator = Allocator(
             session.checkout,
             runner(session.checkout.settings.runner),
             at_once,
@@ -99,11 +99,11 @@ class Dispatcher:
         with self._idle:
             self._active += 1
         try:
-            failed = self._until_done(task)
+            failed = self._run_once(task)
         except ClosedError:
             return NotTried("the run was ending")
         except OSError as error:
-            # The state cannot be read; `_run` reports the errors of the step itself.
+            # The state cannot be read; `_run_process` reports the errors of the step itself.
             reported = refused(error)
             if reported is None:
                 raise
@@ -113,7 +113,7 @@ class Dispatcher:
                 self._active -= 1
                 self._idle.notify_all()
         if failed is not None and not self._keep_going:
-            self._places.close()
+            self._allocator.close()
         return failed
 
     def end(self) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ class Dispatcher:
         Return the IDs of jobs that may still run, as Slurm did not confirm their end.
         """
         self._ended.set()
-        self._places.close()
+        self._allocator.close()
         command.end_all(STEP_GRACE_S)
         with self._idle:
             # After Ctrl-C doit does not wait for its threads.
             self._idle.wait_for(lambda: not self._active, _LAST_WORDS_S)
-        unconfirmed = self._places.release()
+        unconfirmed = self._allocator.release()
         history.trim(self._history.directory, self._session.checkout.settings.history.days)
         return unconfirmed
 
@@ -135,33 +135,34 @@ class Dispatcher:
         # Look it up each time: the reporter sets it after this object is made.
         self._session.tell(event)
 
-    def _until_done(self, task: Task) -> TaskFailed | None:
-        """Do a step unless another thread does it first."""
+    def _run_once(self, task: Task) -> TaskFailed | None:
+        """Run a step unless another thread runs it first."""
         records = self._session.checkout.records
         seen = records.get(*task)
         with self._busy.setdefault(task, threading.Lock()):
             if records.get(*task) != seen and self._fresh(task):
                 return None
-            return self._do(task)
+            return self._run_with_retries(task)
 
-    def _do(self, task: Task) -> TaskFailed | None:
+    def _run_with_retries(self, task: Task) -> TaskFailed | None:
+        """Attempt a step until it succeeds or no other attempt would help."""
         checkout = self._session.checkout
-        settings = checkout.graph.resolve(task.name).recipe.slurm.apply(checkout.settings.slurm)
-        lost, missed, needed = 0, 0, set[str]()
+        settings = checkout.graph.resolve(task.name).options.slurm.apply(checkout.settings.slurm)
+        node_failures, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:
             if self._wait_for_builder(task, locked=locked) and self._done_meanwhile(task):
                 return None
             began_s = time.monotonic()
-            attempt = self._try(task, settings, ready_s)
-            diagnosis = attempt.verdict
+            attempt = self._attempt_in_slot(task, settings, ready_s)
+            diagnosis = attempt.diagnosis
             if diagnosis is None:
                 self._note(attempt, Outcome.DONE)
                 return None
             first = diagnosis.text.partition("\n")[0]
             locked = diagnosis.locked
             if locked:
-                if diagnosis.lost:
+                if diagnosis.lost_lock:
                     self._note(attempt, Outcome.RETRIED)
                     self._tell(Event(EventKind.RETRY, task, first))
                 if self._done_meanwhile(task):
@@ -179,14 +180,14 @@ class Dispatcher:
                 try:
                     missed += not self._controller_back(attempt, settings, began_s)
                 except SlurmError as error:
-                    attempt = replace(attempt, verdict=Diagnosis(str(error)))
+                    attempt = replace(attempt, diagnosis=Diagnosis(str(error)))
                     self._note(attempt, Outcome.FAILED)
                     return self._failed(task, attempt)
                 self._note(attempt, Outcome.RETRIED)
-            elif diagnosis.elsewhere and lost < settings.retries:
-                lost += 1
+            elif diagnosis.elsewhere and node_failures < settings.retries:
+                node_failures += 1
                 self._note(attempt, Outcome.RETRIED)
-                retry = f"{first} (try {lost + 1} of {settings.retries + 1})"
+                retry = f"{first} (try {node_failures + 1} of {settings.retries + 1})"
                 self._tell(Event(EventKind.RETRY, task, retry))
             else:
                 self._note(attempt, Outcome.FAILED)
@@ -198,19 +199,19 @@ class Dispatcher:
 
         Raise SlurmError when the allocation ends first.
         """
-        text = attempt.verdict.text if attempt.verdict is not None else ""
+        text = attempt.diagnosis.text if attempt.diagnosis is not None else ""
         why = next((line[4:] for line in text.splitlines() if line.startswith("  | ")), "")
         try:
-            return self._places.await_controller(settings, began_s, why)
+            return self._allocator.await_controller(settings, began_s, why)
         except ClosedError:
             self._note(attempt, Outcome.INTERRUPTED)
             raise
 
     def _rebuild(self, name: str) -> TaskFailed | None:
-        """Rebuild an image that was lost after its build, and publish it if its ID changed."""
+        """Rebuild an image that has gone since its build, and publish it if its ID changed."""
         for task in (Task(Step.PODMAN, name), Task(Step.ENROOT, name)):
             if task.step is Step.PODMAN or not self._fresh(task):
-                failed = self._until_done(task)
+                failed = self._run_once(task)
                 if failed is not None:
                     return failed
                 self._tell(Event(EventKind.DONE, task, self._session.remarks.get(task, "")))
@@ -227,13 +228,13 @@ class Dispatcher:
             if other != reported:
                 reported = other
                 self._tell(Event(EventKind.WAIT, task, _describe(other)))
-            if self._ended.wait(_LOCK_POLL_S) or self._places.closed:
+            if self._ended.wait(_LOCK_POLL_S) or self._allocator.closed:
                 raise ClosedError
         return reported is not None
 
     def _done_meanwhile(self, task: Task) -> bool:
         """Return whether another run has done the step, so that nothing is left to do."""
-        self._session.judge.done(*task)
+        self._session.judge.step_has_run(*task)
         fresh = self._fresh(task)
         if fresh:
             self._session.remarks[task] = "by another run"
@@ -245,36 +246,37 @@ class Dispatcher:
         except RcError:
             return False  # the step itself will report the error
 
-    def _try(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
+    def _attempt_in_slot(self, task: Task, settings: Slurm, ready_s: float) -> _Attempt:
+        """Wait for a slot, and run a step in it."""
         checkout = self._session.checkout
-        ready, last_s = self._order.wanted(checkout, task), self._order.last_s.get(task)
+        ready, last_s = self._order.ready_step(checkout, task), self._order.last_s.get(task)
         self._tell(Event(EventKind.READY, task))
         try:
             try:
-                place = self._places.take(ready, settings, last_s)
+                slot = self._allocator.take(ready, settings, last_s)
             except RcError as error:
                 return _Attempt(Diagnosis(str(error)), self._entry(task, ready_s))
             try:
-                entry = self._entry(task, ready_s, place)
+                entry = self._entry(task, ready_s, slot)
                 log = logs.new(checkout.logs(*task))
-                self._tell(Event(EventKind.START, task, entry.reason, place.node, log, last_s))
-                attempt = self._run(task, place, entry, log)
-                if attempt.verdict is not None and self._ended.is_set():
+                self._tell(Event(EventKind.START, task, entry.reason, slot.node, log, last_s))
+                attempt = self._run_process(task, slot, entry, log)
+                if attempt.diagnosis is not None and self._ended.is_set():
                     self._note(attempt, Outcome.INTERRUPTED)
                     raise ClosedError
-                if attempt.node_lost:
-                    self._places.lose(place)
-                elif attempt.verdict is not None and attempt.verdict.final and not self._keep_going:
-                    # Close before the place is free, or another step would start in it.
-                    self._places.close()
+                if attempt.node_failed:
+                    self._allocator.drop_node(slot)
+                elif attempt.diagnosis is not None and attempt.diagnosis.final and not self._keep_going:
+                    # Close before the slot is free, or another step would start in it.
+                    self._allocator.close()
             finally:
-                self._places.leave(place)
+                self._allocator.free(slot)
         finally:
             self._tell(Event(EventKind.LEFT, task))
         return attempt
 
-    def _entry(self, task: Task, ready_s: float, place: Place | None = None) -> HistoryEntry:
-        """Return the history entry of a step that starts now, or cannot start (no `place`)."""
+    def _entry(self, task: Task, ready_s: float, slot: Slot | None = None) -> HistoryEntry:
+        """Return the history entry of a step that starts now, or cannot start (no `slot`)."""
         return HistoryEntry(
             run=self._history.id,
             image=task.name,
@@ -283,8 +285,8 @@ class Dispatcher:
             started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             duration_s=0.0,
             queued_s=round(time.monotonic() - ready_s, 3),
-            node=(place.node or os.uname().nodename) if place is not None else "",
-            job_id=(place.job_id if place is not None else "") or slurm.job_id() or "",
+            node=(slot.node or os.uname().nodename) if slot is not None else "",
+            job_id=(slot.job_id if slot is not None else "") or slurm.job_id() or "",
             image_id_before=history.image_id(self._session.checkout.records.get(*task)),
             reason=reason(self._session, task) or "asked for",
         )
@@ -305,11 +307,12 @@ class Dispatcher:
                 outcome=outcome,
                 duration_s=round(attempt.took_s, 3),
                 log=log,
-                error=attempt.verdict.text.partition("\n")[0] if attempt.verdict is not None else "",
+                error=attempt.diagnosis.text.partition("\n")[0] if attempt.diagnosis is not None else "",
             )
         )
 
-    def _run(self, task: Task, place: Place, entry: HistoryEntry, log: Path) -> _Attempt:
+    def _run_process(self, task: Task, slot: Slot, entry: HistoryEntry, log: Path) -> _Attempt:
+        """Run the process of a step, and diagnose its failure."""
         session, started = self._session, time.monotonic()
         checkout, records = session.checkout, session.checkout.records
         # Read the inputs before the step starts: a failure belongs to the files as they were then.
@@ -319,35 +322,35 @@ class Dispatcher:
         def done() -> bool:
             return records.version(*task) not in {None, version}
 
-        pulse = Pulse(checkout.lock(task.name), place.job_id, str(task), done)
+        watch = SrunWatch(checkout.lock(task.name), slot.job_id, str(task), done)
         try:
             before = records.get(*task)
             inputs = session.judge.inputs(*task)
-            # The edition lets the step notice, once it has the lock, that another run has done it.
+            # The digest lets the step notice, once it has the lock, that another run has done it.
             invocation, request = step_command(
-                checkout.root, place, *map(str, task), edition(before), str(logs.ending(log))
+                checkout.root, slot, *map(str, task), record_digest(before), str(logs.error_report(log))
             )
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as output:
                 logs.point(log.with_name(logs.LATEST), log)
-                output.write(f"$ {_by_hand(checkout.root, place, task)}\n".encode())
+                output.write(f"$ {_repeatable_command(checkout.root, slot, task)}\n".encode())
                 # Only srun can outlive its command.
-                hopeless = pulse.lost if place.job_id else None
+                hopeless = watch.srun_hangs if slot.job_id else None
                 returncode = command.stream(invocation, output, grace_s=STEP_GRACE_S, hopeless=hopeless)
-            if returncode == 0 and place.job_id and not done():
+            if returncode == 0 and slot.job_id and not done():
                 self._wait_for_record(done, log, request)
-            session.judge.done(*task)
+            session.judge.step_has_run(*task)
             # The record proves success, the exit status does not: srun 22.05 returns 0 when the node
             # fails, and a step that has written its record may be killed before it ends.
             after = records.get(*task)
             took_s = time.monotonic() - started
             written = after is not None and records.version(*task) != version
-            diagnosis = verdict(returncode, log, request) if returncode or not written else None
-            if pulse.ended:
-                diagnosis = Diagnosis(_lost(place), elsewhere=True)
+            diagnosis = diagnose(returncode, log, request) if returncode or not written else None
+            if watch.hung:
+                diagnosis = Diagnosis(_gone(slot), elsewhere=True)
             # When the image was locked, another process has written the record.
             if written and not (diagnosis and diagnosis.locked):
-                remark = f"{took_s:.1f} s{f' on {place.node}' if place.node else ''}"
+                remark = f"{took_s:.1f} s{f' on {slot.node}' if slot.node else ''}"
                 facts = after.facts if after else None
                 earlier = before.facts if before else None
                 if facts and earlier and facts.image_id == earlier.image_id:
@@ -355,9 +358,10 @@ class Dispatcher:
                 session.remarks[task] = remark
                 if facts and entrypoint_is_news(checkout, task.name, facts, earlier):
                     session.entrypoints[task.name] = facts.entrypoint
-                lost = diagnosis is not None and diagnosis.elsewhere
-                return _Attempt(None, entry, took_s, inputs, log, lost)
-            if diagnosis and diagnosis.locked and not diagnosis.lost:
+                return _Attempt(
+                    None, entry, took_s, inputs, log, node_failed=bool(diagnosis and diagnosis.elsewhere)
+                )
+            if diagnosis and diagnosis.locked and not diagnosis.lost_lock:
                 logs.remove(log)
         except RcError as error:
             diagnosis = Diagnosis(str(error))
@@ -367,7 +371,7 @@ class Dispatcher:
                 raise
             diagnosis = Diagnosis(str(reported))
         finally:
-            session.judge.done(*task)
+            session.judge.step_has_run(*task)
             logs.settle(log.parent, checkout.settings.logs)
         took_s = time.monotonic() - started
         return _Attempt(diagnosis, entry, took_s, inputs, log, bool(diagnosis and diagnosis.elsewhere))
@@ -377,7 +381,7 @@ class Dispatcher:
 
         A network file system may answer from its cache, for a minute, that the record is missing or old.
         """
-        if not verdict(0, log, request).unexplained:
+        if not diagnose(0, log, request).unexplained:
             return
         until_s = time.monotonic() + _LATE_RECORD_S
         while not done() and time.monotonic() < until_s:
@@ -388,7 +392,7 @@ class Dispatcher:
 
     def _failed(self, task: Task, attempt: _Attempt) -> TaskFailed:
         checkout = self._session.checkout
-        text = attempt.verdict.text if attempt.verdict else ""
+        text = attempt.diagnosis.text if attempt.diagnosis else ""
         text = text.removeprefix(f"{checkout.root}/")
         log_path = ""
         if attempt.log is not None and attempt.log.exists():
@@ -409,17 +413,20 @@ class Dispatcher:
         return StepFailed(text, log_path)
 
 
-def _by_hand(root: Path, place: Place, task: Task) -> Command:
-    """Return the command of a step without its edition, by which a second run finds the step done."""
-    invocation, _ = step_command(root, place, *map(str, task))
+def _repeatable_command(root: Path, slot: Slot, task: Task) -> Command:
+    """Return the command of a step, to be run again.
+
+    It lacks the digest of the record, by which a second run would find the step done.
+    """
+    invocation, _ = step_command(root, slot, *map(str, task))
     return invocation
 
 
-def _lost(place: Place) -> str:
+def _gone(slot: Slot) -> str:
     """Return the error of a step that has gone while its srun still waited."""
     return str(
         NodeError(
-            f"the step is gone from {place.node}, and srun did not notice",
+            f"the step is gone from {slot.node}, and srun did not notice",
             hint="its slurmstepd may have been killed, see `sinfo --list-reasons`. Run `doit` again:\n"
             "finished steps are kept",
         )

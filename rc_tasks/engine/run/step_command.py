@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rc_tasks.engine.run.allocator import Place
+from rc_tasks.engine.run.allocator import Slot
 from rc_tasks.model.config.settings import Runner
 from rc_tasks.tools import slurm
 from rc_tasks.tools.command import Command
@@ -16,21 +16,21 @@ def step_process(root: Path, action: str, *arguments: str) -> Command:
 
 
 def step_command(
-    root: Path, place: Place, action: str, *arguments: str
+    root: Path, slot: Slot, action: str, *arguments: str
 ) -> tuple[Command, StepRequest | None]:
-    """Return the command that runs a step in its place, and its request to Slurm, if any."""
+    """Return the command that runs a step in its slot, and its request to Slurm, if any."""
     inner = step_process(root, action, *arguments)
-    if not place.job_id:
+    if not slot.job_id:
         return inner, None
     request = StepRequest(
         job_name=":".join((action, *arguments[:1])),
-        time_limit_min=place.settings.time_limit_min,
-        cpus=place.cpus,
-        node=place.node,
+        time_limit_min=slot.settings.time_limit_min,
+        cpus=slot.cpus,
+        node=slot.node,
         # Of an allocation of ours they are part already.
-        extra=place.settings.extra if slurm.job_id() is not None else (),
+        extra=slot.settings.extra if slurm.job_id() is not None else (),
     )
-    return slurm.srun(inner, request, allocation=None if slurm.job_id() else place.job_id), request
+    return slurm.srun(inner, request, allocation=None if slurm.job_id() else slot.job_id), request
 
 
 def runner(setting: Runner) -> Runner:

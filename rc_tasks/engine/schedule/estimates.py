@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from rc_tasks.engine.schedule.slots import Wanted, critical_paths, groups
+from rc_tasks.engine.schedule.scheduler import ReadyStep, critical_paths, groups
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
@@ -36,14 +36,14 @@ class Order:
         """How many images have stale steps."""
         return len({task.name for task in self.stale_s})
 
-    def wanted(self, checkout: Checkout, task: Task) -> Wanted[Task]:
+    def ready_step(self, checkout: Checkout, task: Task) -> ReadyStep[Task]:
         """Return a step that is ready to start."""
         step, name = task
         # The node that built the image, or its bases, still has them in podman.
         images = [name] if step is Step.ENROOT else checkout.graph.images[name].bases
         records = (checkout.records.get(Step.PODMAN, image) for image in images)
         near = frozenset(record.node for record in records if record is not None)
-        return Wanted(
+        return ReadyStep(
             task,
             priority_s=self.paths_s.get(task, 0.0),
             turn=self.turns.get(task, 0),
@@ -77,7 +77,7 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
     before: dict[Task, list[Task]] = {}
     stale: set[Task] = set()
     kinds: dict[Step, list[float]] = {step: [] for step in Step}
-    for name in graph.above(names):
+    for name in graph.with_bases(names):
         earlier: list[Task] = []
         for step in Step:
             task = Task(step, name)

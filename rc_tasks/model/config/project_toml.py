@@ -89,7 +89,7 @@ def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ProjectOptions:
     """A parsed project.toml; `apply` of `slurm` and `edf` overrides the settings.
 
     `smoke` is None when the key is missing; an empty one turns off inherited tests.
@@ -107,12 +107,12 @@ class Recipe:
     edf: Overrides[EdfSettings] = overrides(EdfSettings)
 
 
-def load(path: Path, where: str) -> Recipe:
-    """Return the recipe in a project.toml, or the default recipe when the file is missing.
+def load(path: Path, where: str) -> ProjectOptions:
+    """Return the options in a project.toml, or the defaults when the file is missing.
 
     Raise one SettingsError for all problems; `where` is the path as errors show it.
     """
-    source = sources.from_file(Recipe, path, where)
+    source = sources.from_file(ProjectOptions, path, where)
     if source.problems:
         raise toml_schema.failure(SettingsError, source.problems, where)
-    return toml_schema.build(Recipe, source.values)
+    return toml_schema.build(ProjectOptions, source.values)

@@ -41,7 +41,7 @@ def expand(word: str, escape: str, lookup: Callable[[str], ExpandedText | None])
         raise WordError("its variables are nested too deeply") from None
 
 
-def split(value: str, escape: str) -> list[str]:
+def split_words(value: str, escape: str) -> list[str]:
     """Return the words of a value, with their quotes and escapes kept."""
     if not any(special in value for special in ("'", '"', escape)):
         return value.split()

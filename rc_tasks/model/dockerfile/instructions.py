@@ -52,7 +52,7 @@ class Source:
 
 
 def instructions(text: bytes, *, where: str) -> Source:
-    """Split a Dockerfile. Raise DockerfileError for what cannot be split.
+    """Return the instructions of a Dockerfile. Raise DockerfileError for text that cannot be split.
 
     Names of instructions are not checked here. Bytes that are not UTF-8 may stand in comments and in
     the text of heredocs.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rc_tasks.errors import DockerfileError
-from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split
+from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split_words
 from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions
 from rc_tasks.model.reference import ImageReference, near
 
@@ -38,8 +38,8 @@ EXPANDED = frozenset(
     {"ADD", "COPY", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"}
 )
 _VARIABLE_NAME = re.compile(r"\$\{?([A-Za-z_]\w*)")
-# Splits a text into instructions; the place is for errors.
-Split = Callable[[bytes, str], Source]
+# Splits the bytes of a Dockerfile into instructions; the string is its path in errors.
+Splitter = Callable[[bytes, str], Source]
 _NOT_ON_BUILD = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
 
 
@@ -133,7 +133,7 @@ class Dockerfile:
 
 
 def split_text(text: bytes, where: str) -> Source:
-    """Split a Dockerfile into instructions. Raises DockerfileError."""
+    """Return the instructions of a Dockerfile. Raise DockerfileError. `where` is its path in errors."""
     return instructions(text, where=where)
 
 
@@ -144,7 +144,7 @@ def parse(
     build_args: Mapping[str, str],
     architecture: str,
     target: str | None = None,
-    split: Split = split_text,
+    split: Splitter = split_text,
 ) -> Dockerfile:
     """Parse a Dockerfile; `architecture` is the machine as uname(2) names it.
 
@@ -254,7 +254,7 @@ class _LineReader:
             )
 
     def read_global_arg(self, instruction: Instruction) -> None:
-        words = split(instruction.value, self.escape)
+        words = split_words(instruction.value, self.escape)
         if not words:
             raise self.error(
                 instruction.line, "ARG names no variable", "write ARG NAME or ARG NAME=VALUE"

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from rc_tasks.model.dockerfile.expansion import split
+from rc_tasks.model.dockerfile.expansion import split_words
 from rc_tasks.model.dockerfile.instructions import (
     Instruction,
     Source,
@@ -181,7 +181,7 @@ class _Writer:
         self.lines.insert(below[0].line - 1 if below else len(self.lines), f"LABEL {' '.join(pairs)}")
 
     def read_arg(self, instruction: Instruction, scope: dict[str, str]) -> None:
-        for word in split(instruction.value, self.escape):
+        for word in split_words(instruction.value, self.escape):
             name, has_default, default = word.partition("=")
             if name in self.build_args:
                 scope[name] = _digest(self.build_args[name])

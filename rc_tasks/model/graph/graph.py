@@ -6,7 +6,7 @@ from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
-from rc_tasks.model.config.project_toml import Recipe
+from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECTS, Alias, Project
 from rc_tasks.model.reference import near
@@ -22,7 +22,7 @@ class ImageNode:
 
     project: Project
     dockerfile: Dockerfile
-    recipe: Recipe
+    options: ProjectOptions
     local: Mapping[str, str]
     remote: tuple[str, ...]
 
@@ -99,7 +99,7 @@ class ImageGraph:
                         f" from a registry; did you mean {' or '.join(close(name))}?"
                     )
 
-    def above(self, names: Iterable[str]) -> tuple[str, ...]:
+    def with_bases(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the named images with all their direct and indirect bases, bases first."""
         reached: set[str] = set()
         todo = list(names)
@@ -122,10 +122,10 @@ def local_name(written: str, names: Container[str]) -> str | None:
     return next((candidate for candidate in (name, same) if candidate in names), None)
 
 
-def link(
+def image_node(
     project: Project,
     dockerfile: Dockerfile,
-    recipe: Recipe,
+    options: ProjectOptions,
     aliases: Mapping[str, str],
     names: Set[str],
 ) -> ImageNode:
@@ -147,10 +147,10 @@ def link(
                 hint=partial(_nearest, base.name.removeprefix("localhost/"), names),
             )
         remote[base.name] = None
-    return ImageNode(project, dockerfile, recipe, local, tuple(remote))
+    return ImageNode(project, dockerfile, options, local, tuple(remote))
 
 
-def graph(
+def image_graph(
     nodes: Iterable[ImageNode],
     aliases: Iterable[Alias] = (),
     broken: Mapping[str, RcError] | None = None,

@@ -17,7 +17,7 @@ DOCKERFILES = ("Containerfile", DOCKERFILE)
 ARTIFACT = "image.sqsh"
 IMAGE_JSON = "image.json"
 EDF = "env.toml"
-RECIPE = "project.toml"
+PROJECT_TOML = "project.toml"
 # git leaves these files when it switches to a branch without the project.
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
 
@@ -50,9 +50,9 @@ class Project:
         return self.directory / self.dockerfile_name
 
     @property
-    def recipe(self) -> Path:
+    def options_file(self) -> Path:
         """The optional project.toml."""
-        return self.directory / RECIPE
+        return self.directory / PROJECT_TOML
 
     @property
     def artifact(self) -> Path:

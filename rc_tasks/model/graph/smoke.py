@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 
 _WIDTH = 120
 
@@ -41,13 +41,13 @@ def smoke_tests(graph: ImageGraph, node: ImageNode) -> tuple[SmokeTest, ...]:
         levels.append(at)
         base = at.dockerfile.final_base
         # An empty list turns off the tests of the bases.
-        inherits = at.recipe.smoke != () and base is not None
+        inherits = at.options.smoke != () and base is not None
         at = graph.images.get(at.local.get(base.name, "")) if inherits and base is not None else None
     tests: dict[tuple[str, ...], SmokeTest] = {}
     for level in reversed(levels):
-        for argv in level.recipe.smoke or ():
-            where = level.project.shown(RECIPE)
-            tests[argv] = SmokeTest(argv, level.recipe.smoke_timeout_s, where)
+        for argv in level.options.smoke or ():
+            where = level.project.shown(PROJECT_TOML)
+            tests[argv] = SmokeTest(argv, level.options.smoke_timeout_s, where)
     return tuple(tests.values())
 
 

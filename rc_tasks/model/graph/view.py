@@ -51,7 +51,7 @@ class Edge:
 
     above: str
     below: str
-    link: EdgeKind = EdgeKind.BASE
+    kind: EdgeKind = EdgeKind.BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,14 @@ class GraphView:
     def bases(self, name: str) -> list[str]:
         """Return the bases of an image."""
         return [
-            edge.above for edge in self.edges if edge.below == name and edge.link is not EdgeKind.ALIAS
+            edge.above for edge in self.edges if edge.below == name and edge.kind is not EdgeKind.ALIAS
         ]
 
     def aliases(self) -> dict[str, list[str]]:
         """Return the aliases of each image that has any."""
         aliases = defaultdict(list)
         for edge in self.edges:
-            if edge.link is EdgeKind.ALIAS:
+            if edge.kind is EdgeKind.ALIAS:
                 aliases[edge.above].append(edge.below)
         return dict(aliases)
 
@@ -129,7 +129,7 @@ def levels(view: GraphView) -> dict[str, int]:
     """Return the length of the longest path from a root to each node."""
     above: dict[str, list[str]] = {node.name: [] for node in view.nodes}
     for edge in view.edges:
-        if edge.link is not EdgeKind.CIRCULAR:
+        if edge.kind is not EdgeKind.CIRCULAR:
             above[edge.below].append(edge.above)
     level_of: dict[str, int] = {}
     for name in TopologicalSorter(above).static_order():
@@ -143,9 +143,9 @@ def tree(view: GraphView) -> Iterator[TreeRow]:
     home: dict[str, str] = {}
     below: dict[str, list[Edge]] = defaultdict(list)
     for edge in view.edges:
-        if edge.link is not EdgeKind.ALIAS:
+        if edge.kind is not EdgeKind.ALIAS:
             below[edge.above].append(edge)
-        if edge.link is EdgeKind.BASE:
+        if edge.kind is EdgeKind.BASE:
             home.setdefault(edge.below, edge.above)
     roots = [node for node in view.nodes if node.kind is not NodeKind.ALIAS and node.name not in home]
     # A chain of images can be longer than Python's recursion limit, so this uses a stack.
@@ -156,9 +156,9 @@ def tree(view: GraphView) -> Iterator[TreeRow]:
         if row.again is None:
             edges = sorted(below[row.node.name], key=lambda edge: edge.below)
             for number, edge in reversed(list(enumerate(edges, 1))):
-                here = edge.link is EdgeKind.BASE and home[edge.below] == edge.above
+                here = edge.kind is EdgeKind.BASE and home[edge.below] == edge.above
                 lasts = (*row.lasts, number == len(edges))
-                todo.append(TreeRow(nodes[edge.below], lasts, None if here else edge.link))
+                todo.append(TreeRow(nodes[edge.below], lasts, None if here else edge.kind))
 
 
 def _reached(names: Iterable[str], edges: Mapping[str, Sequence[str]]) -> set[str]:

@@ -87,7 +87,7 @@ class Offers:
         return offer
 
     def _offer(self, node: ImageNode) -> Offer:
-        frozen = node.recipe.frozen
+        frozen = node.options.frozen
         for base in () if frozen else node.bases:
             if base in self._checkout.graph.broken or not self._status(Step.PODMAN, base).settled:
                 raise NotOfferedError(f"its base {base} has to be built here")

@@ -136,7 +136,7 @@ class Official:
         directory = self.store.directory
         try:
             self._file(f"{directory}/images/{image_id}/manifest.json")
-            # A lost blob is noticed when the image is loaded.
+            # A missing blob is noticed when the image is loaded.
             with contextlib.suppress(FileNotFoundError):
                 self._directory(f"{directory}/blobs/sha256")
         except FileNotFoundError:

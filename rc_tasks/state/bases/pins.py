@@ -62,11 +62,12 @@ class Pins:
 def comparable(
     recorded: Mapping[str, str], now: Mapping[str, str], pins: Mapping[str, Pin]
 ) -> dict[str, str]:
-    """Recorded inputs as they are to be compared with those of now: only a moved pin is a change.
+    """Return recorded inputs so that only real changes differ from the inputs `now`.
 
-    What was recorded before its base was pinned counts as built from the first pin. Where the pin was
-    taken out, what was built from it is as good as ever. What podman's cache overlooks is no reason of
-    its own where the Dockerfile has changed.
+    - A base that was pinned after the record was written counts as built from its first pin.
+    - A pin that was removed counts as unchanged.
+    - What podman's cache overlooks counts as unchanged when the Dockerfile has changed, which is a cause
+      of its own.
     """
     parts = {
         part: value

@@ -22,13 +22,16 @@ class BaseKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RegistryBase:
-    """A base by its reference. `images` name it in their Dockerfiles; `above` are built on these."""
+    """A base by its reference.
+
+    `images` name it in their Dockerfiles; `dependents` are built on these images.
+    """
 
     reference: str
     kind: BaseKind
     pin: Pin | None
     images: tuple[str, ...] = ()
-    above: tuple[str, ...] = ()
+    dependents: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str | None:
@@ -46,7 +49,7 @@ class RegistryBase:
 def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[RegistryBase, ...]:
     """Return every base that comes from a registry, and every pin, sorted by reference."""
     users: dict[str, list[str]] = defaultdict(list)
-    above: dict[str, list[str]] = defaultdict(list)
+    dependents: dict[str, list[str]] = defaultdict(list)
     pinned: set[str] = set()
     # The registry bases of each image with those of what it is built on, which comes before it.
     reached: dict[str, set[str]] = {}
@@ -58,7 +61,7 @@ def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[Registry
         for reference in own:
             users[reference].append(name)
         for reference in reached[name] - own:
-            above[reference].append(name)
+            dependents[reference].append(name)
     return tuple(
         RegistryBase(
             reference,
@@ -66,7 +69,7 @@ def registry_bases(graph: ImageGraph, pins: Mapping[str, Pin]) -> tuple[Registry
             # One that is left to podman in one image may be taken by its pin in another.
             pins.get(reference) if reference in pinned or reference not in users else None,
             tuple(users.get(reference, ())),
-            tuple(above.get(reference, ())),
+            tuple(dependents.get(reference, ())),
         )
         for reference in sorted({*users, *pins})
     )

@@ -37,7 +37,7 @@ from rc_tasks.util.safe_read import open_regular, read_bytes
 
 _TOUCH_S = 5.0
 _LOOK_S = 0.5
-_LOST_S = 60.0
+_EXPIRED_S = 60.0
 # How long a lock that looks old is watched: its holder's clock may be behind, or this host was asleep.
 _WATCH_S = 2.5 * _TOUCH_S
 _TRIES = 10
@@ -138,33 +138,33 @@ def holder(path: Path) -> Holder | None:
     Raise PermissionError when this user may not read the lock.
     """
     lock_seen = _look(path)
-    if lock_seen is None or lock_seen.holder.ended or _untouched_s(path, lock_seen) > _LOST_S:
+    if lock_seen is None or lock_seen.holder.ended or _untouched_s(path, lock_seen) > _EXPIRED_S:
         return None
     return lock_seen.holder
 
 
 def living_holder(path: Path) -> Holder | None:
-    """Return who holds the lock now, as `holder` does, but watch a lock that looks old, as in `lost`."""
+    """Return who holds the lock now, as `holder` does, but watch a lock that looks old (`expired`)."""
     lock_seen = _look(path)
-    return None if lock_seen is None or lock_seen.holder.ended or lost(path) else lock_seen.holder
+    return None if lock_seen is None or lock_seen.holder.ended or expired(path) else lock_seen.holder
 
 
 def abandoned(path: Path) -> bool:
-    """Return whether the lock exists and its holder has ended, or is `lost`."""
+    """Return whether the lock exists and its holder has ended, or it has `expired`."""
     lock_seen = _look(path)
-    return lock_seen is not None and (lock_seen.holder.ended or lost(path))
+    return lock_seen is not None and (lock_seen.holder.ended or expired(path))
 
 
-def lost(path: Path) -> bool:
+def expired(path: Path) -> bool:
     """Return whether the lock exists and its holder has not touched it for a minute.
 
     The process that holds such a lock is dead, stopped, or cut off from the file server. A lock that
     looks old is watched for 12 s before the result is True: after this host was suspended, and when the
     clock of its holder's node is behind, a healthy lock looks old until its holder touches it again. A
-    lock that is free, or that a living process reclaimed, is not lost. Each call writes a small file.
+    lock that is free, or that a living process reclaimed, is not expired. Each call writes a small file.
     """
     seen = _look(path)
-    if seen is None or _untouched_s(path, seen) <= _LOST_S:
+    if seen is None or _untouched_s(path, seen) <= _EXPIRED_S:
         return False
     until_s = time.monotonic() + _WATCH_S
     while time.monotonic() < until_s:
@@ -203,7 +203,7 @@ class _Lock:
             now = f"{other.user} has it now for {other.step} (on {other.node}, process {other.pid})"
         return LostLockError(
             f"{self.holder.step} lost its lock: this process was stopped or cut off from the file server"
-            f" for over {_LOST_S:.0f} s, and another process took the lock; {now}",
+            f" for over {_EXPIRED_S:.0f} s, and another process took the lock; {now}",
             where=self.path,
             hint="what the other process published stays; run the same command again for what is left",
         )
@@ -351,7 +351,7 @@ def _clear(path: Path) -> bool:
     if dead is None:
         return False
     theirs = dead.holder
-    if not theirs.ended and not lost(path):
+    if not theirs.ended and not expired(path):
         job = f", job {theirs.job_id}" if theirs.job_id else ""
         raise LockedError(
             f"{theirs.user} has been running {theirs.step} since {theirs.since}"
@@ -385,5 +385,5 @@ def _sweep_claims(path: Path) -> None:
     for claim in path.parent.glob(f"{glob.escape(_claims(path))}*"):
         with contextlib.suppress(OSError):
             # Use the ctime: an older version made links to the dead lock, which share its other times.
-            if server_time_s(path.parent) - claim.stat().st_ctime > _LOST_S:
+            if server_time_s(path.parent) - claim.stat().st_ctime > _EXPIRED_S:
                 claim.unlink()

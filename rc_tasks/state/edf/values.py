@@ -13,7 +13,7 @@ from rc_tasks.state.records.records import Facts
 
 def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
     """Return the values of the env.toml template."""
-    edf = node.recipe.edf.apply(checkout.settings.edf)
+    edf = node.options.edf.apply(checkout.settings.edf)
     entrypoint = {
         Entrypoint.TRUE: True,
         Entrypoint.FALSE: False,
@@ -41,7 +41,7 @@ def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Fac
     behaviour = facts.entrypoint
     if behaviour is Behaviour.NOT_TRIED or (behaviour is Behaviour.BECOMES and earlier is not None):
         return False
-    edf = checkout.graph.images[name].recipe.edf.apply(checkout.settings.edf)
+    edf = checkout.graph.images[name].options.edf.apply(checkout.settings.edf)
     return edf.entrypoint is Entrypoint.AUTO and (earlier is None or earlier.entrypoint is not behaviour)
 
 

@@ -47,8 +47,8 @@ def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: 
         return
     origin = Origin(
         dockerfile=dockerfile,
-        build_args=dict(node.recipe.build_args),
-        target=node.recipe.target or "",
+        build_args=dict(node.options.build_args),
+        target=node.options.target or "",
         bases=bases(node, record),
         files={
             part.removeprefix(CONTEXT): value

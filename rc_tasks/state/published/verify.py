@@ -279,7 +279,7 @@ class Verification:
         checkout = self.checkout
         official = official_of(checkout)
         chain: dict[tuple[Store, str], None] = {}
-        for image in reversed(checkout.graph.above([name])):
+        for image in reversed(checkout.graph.with_bases([name])):
             built = checkout.records.get(Step.PODMAN, image)
             # It may have been rebuilt since, so use the published record.
             record = published if image == name else built

@@ -75,10 +75,10 @@ def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str
     `base_ids` maps the local bases that are built to their image IDs.
     """
     parts = {}
-    for key, value in node.recipe.build_args.items():
+    for key, value in node.options.build_args.items():
         parts[f"build_args.{key}"] = text_digest(value)
-    if node.recipe.target is not None:
-        parts["target"] = node.recipe.target
+    if node.options.target is not None:
+        parts["target"] = node.options.target
     for name in node.bases:
         parts[BASE + name] = base_ids.get(name, "")
     parts["architecture"] = architecture

@@ -41,10 +41,10 @@ def miswritten(config: bytes) -> Mapping[str, str]:
     try:
         settings = json.loads(config).get("config") or {}
         env, entrypoint = settings.get("Env") or (), settings.get("Entrypoint")
-        lost = enroot.lost(env)
+        misread = enroot.misread(env)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
     wrong = {}
     if entrypoint == [""]:
         wrong["entrypoint"] = 'ENTRYPOINT [""] was written into /etc/rc as a command'
-    return wrong | {f"env/{name}": f"Enroot reads another value of ENV {name}" for name in lost}
+    return wrong | {f"env/{name}": f"Enroot reads another value of ENV {name}" for name in misread}

@@ -240,8 +240,8 @@ def as_text(record: Record, task: Task) -> str:
     return json.dumps({"schema": SCHEMA, "task": str(task), **asdict(record)}, indent=1) + "\n"
 
 
-def edition(record: Record | None) -> str:
-    """Return a short digest that differs for each record that a step writes."""
+def record_digest(record: Record | None) -> str:
+    """Return a short digest of a record; each record that a step writes has another one."""
     return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
 
 

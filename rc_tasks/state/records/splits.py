@@ -1,7 +1,7 @@
-"""Cache of Dockerfiles split into instructions, by the digest of their text.
+"""Cache of Dockerfiles that were split into instructions, by the digest of their text.
 
-A look at a thousand images splits a thousand Dockerfiles, of which none has changed. Builds do not
-use it.
+`doit list` needs the instructions of all Dockerfiles, of which few have changed since the last command.
+Builds do not use the cache.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from rc_tasks.util.safe_read import read_bytes
 
 
 class Splits:
-    """Splits Dockerfiles; losing `file` costs only time."""
+    """Splits Dockerfiles into instructions, and keeps the result."""
 
     def __init__(self, file: Path) -> None:
-        """Remember in `file` what was split by this version of the code."""
+        """Keep the results of this version of the code in `file`; losing the file costs only time."""
         self._file = file
         self._version = os.stat(instructions.__file__).st_mtime_ns
         self._known: dict[str, Any] | None = None
@@ -30,7 +30,10 @@ class Splits:
         self._changed = False
 
     def split(self, text: bytes, where: str) -> Source:
-        """Split a Dockerfile. Raises DockerfileError."""
+        """Return the instructions of a Dockerfile, from the cache if it has them. Raise DockerfileError.
+
+        `where` is its path in errors.
+        """
         key = bytes_digest(text)
         known = self._load().get(key)
         source = _parse(known)
@@ -43,7 +46,7 @@ class Splits:
         return source
 
     def save(self) -> None:
-        """Write down what was split; not being able to (a read-only checkout) is no error."""
+        """Save the cache; failing to (in a read-only checkout) is no error."""
         if self._changed:
             with contextlib.suppress(OSError, RcError):
                 write_atomically(self._file, json.dumps([self._version, self._used]))

@@ -22,7 +22,8 @@ class State(StrEnum):
 
 # The part of a cause that a run settles by adoption, without building.
 OFFICIAL = "official"
-# The parts of causes that an image was never built, is lost, or is not the official one any more.
+# The parts of causes that an image was never built, is no longer in the store, or is no longer the
+# official one.
 NEVER = ""
 STORE = "store"
 GONE = "gone"
@@ -54,11 +55,11 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class StepStatus:
-    """Why a step has to run; without causes it is fresh. A frozen image ignores the causes in `held`."""
+    """Why a step has to run; without causes it is fresh. A frozen image ignores those in `ignored`."""
 
     step: Step
     causes: tuple[Cause, ...]
-    held: tuple[Cause, ...] = ()
+    ignored: tuple[Cause, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -92,9 +93,9 @@ class ImageStatus:
     failure: Failure | None = None
 
     @property
-    def held(self) -> tuple[Cause, ...]:
+    def ignored(self) -> tuple[Cause, ...]:
         """The causes that a frozen image ignores."""
-        return tuple(cause for status in self.steps for cause in status.held)
+        return tuple(cause for status in self.steps for cause in status.ignored)
 
 
 def leading_causes(steps: tuple[StepStatus, ...]) -> list[Cause]:

@@ -25,8 +25,8 @@ from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
-from rc_tasks.steps.podman.recipe import BuildRecipe, recipe_for
-from rc_tasks.steps.podman.replacing import Replacing
+from rc_tasks.steps.podman.prepared import PreparedBuild, prepare
+from rc_tasks.steps.podman.replacer import Replacer
 from rc_tasks.steps.podman.secrets import Secrets, find
 from rc_tasks.steps.podman.syntax import require_known
 from rc_tasks.tools import command
@@ -119,35 +119,35 @@ def _made(
     """
     name, store = node.project.name, checkout.store
     stores = checkout.settings.store.enabled
-    images_made = cache.Made()
+    layers = cache.LayerImages()
     # Find the secrets before an hour of pulling bases is lost.
     secrets = find(node)
     try:
         bases = load_bases(checkout, podman, node)
         labels = _labels(checkout, node, bases)
-        recipe = recipe_for(checkout, podman, node, text, bases.ids, inputs, before, labels)
+        prepared = prepare(checkout, podman, node, text, bases.ids, inputs, before, labels)
         stages: dict[int, str] = {}
         # None stands for the whole image, which comes last.
-        for stage in (*recipe.mounted, None):
-            recipe = recipe.with_stages(stages)
-            images_made.keys = cache.keys(node, recipe.dockerfile.text, bases.ids)
-            if stores and recipe.cached:
-                load_cache(checkout, podman, name, itertools.chain(*images_made.keys))
-            image = _build(checkout, podman, node, bases, recipe, secrets, images_made, stage)
+        for stage in (*prepared.mounted, None):
+            prepared = prepared.with_stages(stages)
+            layers.keys = cache.keys(node, prepared.dockerfile.text, bases.ids)
+            if stores and prepared.cached:
+                load_cache(checkout, podman, name, itertools.chain(*layers.keys))
+            image = _build(checkout, podman, node, bases, prepared, secrets, layers, stage)
             if stage is not None:
                 stages[stage] = image.id
-        recipe.check(image)
+        prepared.check(image)
     except CommandError as error:
         if stores:
             # Keep the layers that succeeded, so that the next attempt on any node resumes there.
             with contextlib.suppress(RcError, OSError):
-                _put_cache(checkout, podman, name, images_made, failed=True)
+                _put_cache(checkout, podman, name, layers, failed=True)
         # The name of a local base may be misspelt: then podman looked for it in a registry.
         notes = checkout.graph.notes([node])
         raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
     if stores:
         store.put(podman, image, beside=_beside(checkout))
-        _put_cache(checkout, podman, name, images_made)
+        _put_cache(checkout, podman, name, layers)
     return image, bases.digests
 
 
@@ -158,10 +158,10 @@ def _beside(checkout: Checkout) -> Store | None:
 
 
 def _put_cache(
-    checkout: Checkout, podman: Podman, name: str, made: cache.Made, *, failed: bool = False
+    checkout: Checkout, podman: Podman, name: str, layers: cache.LayerImages, *, failed: bool = False
 ) -> None:
     store, beside = checkout.store, _beside(checkout)
-    cached = made.images(podman)
+    cached = layers.images(podman)
     # Start with the last image of each stage, which holds all layers of those before it.
     new = [
         cached_image.image_id
@@ -179,9 +179,9 @@ def _build(
     podman: Podman,
     node: ImageNode,
     bases: BuildBases,
-    recipe: BuildRecipe,
+    prepared: PreparedBuild,
     secrets: Secrets,
-    made: cache.Made,
+    layers: cache.LayerImages,
     stage: int | None,
 ) -> Image:
     """Build the image, or only one of its stages, which gets no name. Raise CommandError."""
@@ -194,32 +194,32 @@ def _build(
         )
         ignorefile.write_text(context.ignore_text(project.directory, project.dockerfile_name))
         # Write bytes: text mode would change line ends.
-        dockerfile.write_bytes(encode(recipe.dockerfile.text))
+        dockerfile.write_bytes(encode(prepared.dockerfile.text))
         invocation = podman.build(
-            recipe.context(Path(scratch)),
+            prepared.context(Path(scratch)),
             dockerfile,
             tag=f"localhost/{project.name}" if whole else "",
             iidfile=iidfile,
             ignorefile=ignorefile,
-            sources=recipe.sources,
-            build_args=node.recipe.build_args,
+            sources=prepared.sources,
+            build_args=node.options.build_args,
             # Spell it as the Dockerfile does: --target of podman 4.3 is case-sensitive.
             target=(target.name or str(target.index))
-            if node.recipe.target is not None or not whole
+            if node.options.target is not None or not whole
             else None,
             secrets=secrets.sources(Path(scratch)),
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
-            cached=recipe.cached,
+            cached=prepared.cached,
             limits={"nofile": nodes.open_files(), "nproc": nodes.processes()},
         )
         lines: deque[str] = deque(maxlen=failure.LINES)
 
         def see(line: str) -> None:
             lines.append(line)
-            made.see(line)
+            layers.read_line(line)
 
-        returncode = command.watch(invocation, see, Replacing(recipe.shown | secrets.shown))
+        returncode = command.watch(invocation, see, Replacer(prepared.shown | secrets.shown))
         if returncode != 0:
             raise failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""

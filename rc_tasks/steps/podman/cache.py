@@ -46,14 +46,14 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str]) -> Keys:
 
 
 @dataclass(slots=True)
-class Made:
+class LayerImages:
     """The images that a build used or made, parsed from podman's output line by line."""
 
     keys: Keys = ()
     _key: str = ""
-    _found: dict[str, str] = field(default_factory=dict)
+    _keys_by_id: dict[str, str] = field(default_factory=dict)
 
-    def see(self, line: str) -> None:
+    def read_line(self, line: str) -> None:
         """Parse the next line. A line of a RUN may look like podman's; then one image more is kept."""
         if step := _STEP.match(line):
             stage, number, total = int(step[1] or 1), int(step[2]), int(step[3])
@@ -61,16 +61,14 @@ class Made:
             # ONBUILD triggers of a base add instructions that the Dockerfile lacks.
             self._key = known[number - 1] if 0 < number <= total == len(known) else ""
         elif made := _MADE.fullmatch(line.rstrip("\r")):
-            self._found[made[1]] = self._key
+            self._keys_by_id[made[1]] = self._key
 
     def images(self, podman: Podman) -> tuple[Cached, ...]:
         """Return the images that podman's storage still holds, in the order of the instructions."""
-        held = dict.fromkeys(podman.held(self._found))
+        ids = self._keys_by_id.items()
         return tuple(
-            Cached(
-                image_id, next(key for short, key in self._found.items() if image_id.startswith(short))
-            )
-            for image_id in held
+            Cached(image_id, next(key for short, key in ids if image_id.startswith(short)))
+            for image_id in dict.fromkeys(podman.held(self._keys_by_id))
         )
 
 

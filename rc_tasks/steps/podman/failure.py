@@ -12,20 +12,21 @@ from rc_tasks.tools.failures import FailureCause, node_name
 LINES = 50
 
 # The lines of buildah and the runtime among those of a RUN (buildah's run_common.go and chroot).
-_OWN = re.compile(
+_RUNTIME_LINE = re.compile(
     r"error running container: |error chdir|process failed to start with error"
     r"|subprocess exited |exec \S+: exec format error"
 )
-# Those of podman too. Any program may print them: they are podman's unless a RUN ended by itself.
-_SIGNED = re.compile(rf"Error: |time=\"|{_OWN.pattern}")
-# The parts of those lines that quote the Dockerfile.
+# The lines of podman too. Any program may print such lines: they are podman's unless a RUN ended by
+# itself.
+_PODMAN_LINE = re.compile(rf"Error: |time=\"|{_RUNTIME_LINE.pattern}")
+# The parts of lines of podman that quote the Dockerfile.
 _DOCKERFILES = (
     r'building at STEP ".*": (?=(while running runtime: )?exit status \d+$)',
     r'building at STEP ".*?": ',
     r"creating container for \[.*\]: ",
     r"for step \{.*\}: ",
 )
-_RAN = re.compile(r"(?:^|: )(?:while running runtime: )?exit status \d+$")
+_EXIT_STATUS = re.compile(r"(?:^|: )(?:while running runtime: )?exit status \d+$")
 
 _NETWORK = FailureCause(
     r"could(n't| not) resolve (host|proxy|')|temporary failure (in name resolution|resolving)"
@@ -38,7 +39,7 @@ _NETWORK = FailureCause(
 )
 _MACHINE = FailureCause(
     r"exec format error",
-    "a program is for another machine, or is none",
+    "a file is for another machine, or is not a program",
     "a base for another machine (FROM --platform) runs only where the site has set up qemu with\n"
     "binfmt_misc; a script needs a first line such as #!/bin/sh",
 )
@@ -63,23 +64,24 @@ _MISTAKES = re.compile(
 
 def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandError:
     """Return the error of a `podman build` that ended with `returncode` after printing `lines`."""
-    own, ran = _parted(lines)
-    last = own[-1] if own else ""
+    podman_lines, run_lines = _split_output(lines)
+    last = podman_lines[-1] if podman_lines else ""
     # When buildah reports an exit status, the command was started, or its runtime failed.
-    by_itself = any(_RAN.search(line) for line in own) or last.startswith("subprocess exited")
-    cause = failures.find(own, (*failures.PODMAN, *failures.LIMITS), 1 if by_itself else returncode)
+    by_itself = _report_exit_status(podman_lines) or last.startswith("subprocess exited")
+    status = 1 if by_itself else returncode
+    cause = failures.find(podman_lines, (*failures.PODMAN, *failures.LIMITS), status)
     if cause is not None:
         return cause.error("podman build")
     what, where = f"podman build {command.ending(returncode)}", project.shown_dockerfile
     correct = f"correct it and run `doit build:{project.name}`: it resumes there"
-    if any(_MISTAKES.search(line) for line in own):
+    if any(_MISTAKES.search(line) for line in podman_lines):
         return CommandError(what, where=where, hint=correct)
-    if any(re.search(_RUNTIME.words, line) for line in own):
+    if any(re.search(_RUNTIME.pattern, line) for line in podman_lines):
         return _RUNTIME.error("podman build")
     if by_itself:
         # The RUN's output only suggests a cause: it may be about anything.
-        probable = failures.find(own, (_MACHINE, failures.KILLED)) or failures.find(
-            ran, (*failures.LIMITS, _NETWORK), returncode
+        probable = failures.find(podman_lines, (_MACHINE, failures.KILLED)) or failures.find(
+            run_lines, (*failures.LIMITS, _NETWORK), returncode
         )
         if probable is None:
             return CommandError(what, where=where, hint=correct)
@@ -90,7 +92,7 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
             hint=f"on {node_name()}, {probable.what}, by the lines above:\n"
             f"{probable.hint};\n{otherwise}",
         )
-    if probable := failures.find(own, (_NETWORK, _MACHINE)):
+    if probable := failures.find(podman_lines, (_NETWORK, _MACHINE)):
         return probable.error("podman build")
     return CommandError(
         what,
@@ -100,16 +102,20 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
     )
 
 
-def _parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_output(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split lines into those of podman and its runtime, without the Dockerfile's text, and a RUN's."""
     steps = [number for number, line in enumerate(lines) if re.match(r"(\[\d+/\d+\] )?STEP ", line)]
     last = lines[steps[-1] + 1 :] if steps else lines
     # An error of several lines continues to the end.
     ends = [number for number, line in enumerate(last) if line.startswith("Error: ")]
     end = ends[-1] if ends else len(last)
-    sign = _OWN if any(_RAN.search(line) for line in last[end:]) else _SIGNED
-    own = [line for line in last[:end] if sign.match(line)] + list(last[end:])
-    ran = [line for line in last[:end] if not sign.match(line)]
+    podman_line = _RUNTIME_LINE if _report_exit_status(last[end:]) else _PODMAN_LINE
+    podman_lines = [line for line in last[:end] if podman_line.match(line)] + list(last[end:])
+    run_lines = [line for line in last[:end] if not podman_line.match(line)]
     for pattern in _DOCKERFILES:
-        own = [re.sub(pattern, "STEP: ", line) for line in own]
-    return own, ran
+        podman_lines = [re.sub(pattern, "STEP: ", line) for line in podman_lines]
+    return podman_lines, run_lines
+
+
+def _report_exit_status(lines: Sequence[str]) -> bool:
+    return any(_EXIT_STATUS.search(line) for line in lines)

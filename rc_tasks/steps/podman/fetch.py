@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import STORE
+from rc_tasks.steps.error_report import NeedsError
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import NeedsError
 from rc_tasks.steps.podman.pull import pulled
 from rc_tasks.tools.podman import Podman
 
@@ -40,7 +40,7 @@ def load_image(checkout: Checkout, podman: Podman, name: str) -> str:
     """Load the recorded image of this checkout into the node's podman; return its ID.
 
     Raise NeedsError when no node or store has it any more, CommandError when it was never built, and
-    RcError when a frozen image is lost and its inputs have changed.
+    RcError when a frozen image is gone and its inputs have changed.
     """
     image_id = _recorded(checkout, name)
     _load(checkout, podman, {image_id: name})
@@ -114,10 +114,10 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
         name = names[image_id]
         on_node = f"image {image_id[:12]} of {name} is neither on {nodes.this_node().name}"
         message, node = f"{on_node} nor whole in the store", checkout.graph.images[name]
-        if node.recipe.frozen and _changed(checkout, name):
+        if node.options.frozen and _changed(checkout, name):
             raise RcError(
                 f"{message}, and what it was made from has changed since it was frozen",
-                where=node.project.shown(RECIPE),
+                where=node.project.shown(PROJECT_TOML),
                 hint=f"`doit why {name}` shows what changed: revert that,\n"
                 "or remove `frozen` to build it as it is now",
             )
@@ -125,8 +125,8 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
 
 
 def _changed(checkout: Checkout, name: str) -> bool:
-    held = Judge(checkout).step(Step.PODMAN, name).held
-    return any(cause.part != STORE for cause in held)
+    ignored = Judge(checkout).step(Step.PODMAN, name).ignored
+    return any(cause.part != STORE for cause in ignored)
 
 
 def _labelled(node: ImageNode) -> set[str]:

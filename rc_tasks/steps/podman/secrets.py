@@ -9,7 +9,7 @@ from rc_tasks.errors import ProjectError
 from rc_tasks.model.config.project_toml import Secret
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import RECIPE
+from rc_tasks.model.graph.project import PROJECT_TOML
 
 # Shorter words are not masked: they occur in too many unrelated lines.
 _SHORTEST = 8
@@ -53,14 +53,16 @@ def find(node: ImageNode) -> Secrets:
     """
     files: dict[str, Path] = {}
     values: list[bytes] = []
-    for secret in node.recipe.secrets:
+    for secret in node.options.secrets:
         if secret.variable:
             values.append(os.fsencode(_variable(node, secret)))
         else:
             files[secret.id] = path = _file(node, secret)
             values.append(_content(node, secret, path))
     lines = (line.strip() for value in values for line in (value, *value.splitlines()))
-    return Secrets(node.recipe.secrets, files, tuple({line for line in lines if len(line) >= _SHORTEST}))
+    return Secrets(
+        node.options.secrets, files, tuple({line for line in lines if len(line) >= _SHORTEST})
+    )
 
 
 def _variable(node: ImageNode, secret: Secret) -> str:
@@ -68,7 +70,7 @@ def _variable(node: ImageNode, secret: Secret) -> str:
     if not value:
         raise ProjectError(
             f"the secret {secret.id} is to come from {secret.variable}, which is not set here",
-            where=node.project.shown(RECIPE),
+            where=node.project.shown(PROJECT_TOML),
             hint=f"set it where you call doit: read -rs {secret.variable}; export {secret.variable}",
         )
     return value
@@ -82,7 +84,7 @@ def _file(node: ImageNode, secret: Secret) -> Path:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ProjectError(
                 f"the secret {secret.id} is to come from {secret.file}, which is not a file",
-                where=project.shown(RECIPE),
+                where=project.shown(PROJECT_TOML),
                 hint="name a file there",
             )
     except OSError as error:
@@ -110,6 +112,6 @@ def _content(node: ImageNode, secret: Secret, path: Path) -> bytes:
 def _unreadable(node: ImageNode, secret: Secret, error: OSError) -> ProjectError:
     return ProjectError(
         f"the secret {secret.id} is to come from {secret.file}, which cannot be read: {error.strerror}",
-        where=node.project.shown(RECIPE),
+        where=node.project.shown(PROJECT_TOML),
         hint="write the file, readable for you alone (chmod 600); a relative path begins at the project",
     )

@@ -34,7 +34,7 @@ class _FullError(Exception):
     """The image has more than `_MOST_PACKAGES` packages."""
 
 
-class Look:
+class ContentsWalk:
     """A walk through an image: `run` it in a thread, then read `contents`."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Look:
                     if books:
                         self._in_file(directory, entry.name)
                 elif books and (directory, entry.name) in _FIXED:
-                    self._miss(path, "it is no regular file, and no symlink is followed")
+                    self._miss(path, "it is not a regular file, and no symlink is followed")
             except OSError as error:
                 self._miss(path, error.strerror)
 
@@ -219,7 +219,7 @@ class Look:
         """Open a regular file; no directory on its way may be a symlink. Raise OSError or ValueError."""
         # Check it first: a device is one of this host, and opening some devices has an effect.
         if not stat.S_ISREG(os.lstat(self._root + path).st_mode):
-            raise ValueError("it is no regular file, and no symlink is followed")
+            raise ValueError("it is not a regular file, and no symlink is followed")
         return os.fdopen(os.open(self._root + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
     @contextlib.contextmanager

@@ -27,13 +27,13 @@ from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.records.status import SMOKE
 from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.outcome import ReportedError, StepEnding
 from rc_tasks.steps.podman.fetch import load_image
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
-from rc_tasks.steps.publish.contents import Look
+from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.tools import command, podman, squashfs
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
@@ -103,7 +103,7 @@ def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Content
     built = checkout.records.get(Step.PODMAN, name)
     if built is None or built.facts is None:
         raise CommandError(f"{name} was not built yet", hint=f"doit build:{name}")
-    engine, look = nodes.storage(checkout.settings.podman), Look()
+    engine, walk = nodes.storage(checkout.settings.podman), ContentsWalk()
     squash.squash(
         engine,
         engine.inspect(built.facts.image_id),
@@ -111,9 +111,9 @@ def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Content
         settings=checkout.settings.squash,
         provenance=_provenance(node, built),
         log=None,
-        look=look,
+        walk=walk,
     )
-    return look.contents
+    return walk.contents
 
 
 def _squash(
@@ -155,7 +155,7 @@ def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Pa
         inner = Command((sys.executable, *argv), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
-            raise ReportedError(status, StepEnding.read(contents_file))
+            raise ReportedError(status, ErrorReport.read(contents_file))
         return parse_contents(contents_file.read_bytes())
 
 

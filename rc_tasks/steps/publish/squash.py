@@ -22,7 +22,7 @@ from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.state.disk.files import put_in_place, refused, umask
 from rc_tasks.steps.container import rootfs
-from rc_tasks.steps.publish.contents import Look
+from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.command import Command, Completed
 from rc_tasks.tools.podman import Image, Podman
@@ -69,12 +69,12 @@ def squash(
     settings: Squash,
     provenance: tuple[str, ...],
     log: IO[bytes] | None,
-    look: Look | None = None,
+    walk: ContentsWalk | None = None,
 ) -> None:
     """Write the image to `destination`, a name that does not exist; leave nothing on failure.
 
     `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
-    tools' output goes to `log` (None: to our own output). `look` walks through the image meanwhile.
+    tools' output goes to `log` (None: to our own output). `walk` walks through the image meanwhile.
     Rootless, run it in `podman unshare`.
     Raise ArtifactError when the disk is full or the tool fails.
     """
@@ -94,7 +94,7 @@ def squash(
             options += avoiding
             with podman.mounted(image.id, name=container_name(destination)) as root:
                 rootfs.require_contained(root, image.workdir)
-                with _beside(look, root):
+                with _beside(walk, root):
                     _enroot(podman, image, destination, options, processors, log)
             return
         with podman.mounted(image.id, name=container_name(destination)) as root:
@@ -112,7 +112,7 @@ def squash(
                 actions=rootfs.ACTIONS,
                 options=avoiding,
             )
-            with _beside(look, root):
+            with _beside(walk, root):
                 done = _draw(make(), log)
                 if done.returncode != 0 and squashfs.failed_comparing(done.stdout):
                     # A second attempt with the same files may fail again, so do not compare them.
@@ -193,19 +193,19 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(look: Look | None, root: Path) -> Iterator[None]:
-    """Let `look` walk through a mounted image while the body runs; wait for its end."""
-    if look is None:
+def _beside(walk: ContentsWalk | None, root: Path) -> Iterator[None]:
+    """Let `walk` walk through a mounted image while the body runs; wait for its end."""
+    if walk is None:
         yield
         return
     stop = threading.Event()
     # mksquashfs reads the same directories in a process of its own: each finds those that the other has
     # read in the cache.
     with ThreadPoolExecutor(1) as pool:
-        walk = pool.submit(look.run, root, stop)
+        running = pool.submit(walk.run, root, stop)
         try:
             yield
-            walk.result()
+            running.result()
         finally:
             stop.set()
 

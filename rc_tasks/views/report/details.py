@@ -64,7 +64,7 @@ def facts(image: ImageOverview, overview: Overview) -> Iterator[tuple[str, str]]
     for test in image.smoke:
         how = f"{tables.duration(test.duration_s)}, {test.launcher}"
         yield "Smoke test", f"{shlex.join(test.argv)} passed ({how})"
-    bases = [base for base in overview.bases if image.name in (*base.images, *base.above)]
+    bases = [base for base in overview.bases if image.name in (*base.images, *base.dependents)]
     for base in bases[:_BASES]:
         name, pin = bases_text.words(base)
         yield (

@@ -74,7 +74,7 @@ def in_script(value: object) -> str:
 def _links(overview: Overview) -> dict[str, str]:
     """Return for each node of the graph the link to its row in the table."""
     targets = {node.name: node.name for node in overview.graph_view.nodes if node.kind is NodeKind.IMAGE}
-    aliases = {e.below: e.above for e in overview.graph_view.edges if e.link is EdgeKind.ALIAS}
+    aliases = {e.below: e.above for e in overview.graph_view.edges if e.kind is EdgeKind.ALIAS}
     return {name: f"#{quote(_row_id(image))}" for name, image in {**targets, **aliases}.items()}
 
 

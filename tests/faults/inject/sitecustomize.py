@@ -9,8 +9,8 @@ if "TEST_LOST_S" in os.environ:
     from rc_tasks.state.disk import locks
 
     # In the same proportions as they are.
-    _shorter = float(os.environ["TEST_LOST_S"]) / locks._LOST_S
-    for _name in ("_LOST_S", "_TOUCH_S", "_WATCH_S"):
+    _shorter = float(os.environ["TEST_LOST_S"]) / locks._EXPIRED_S
+    for _name in ("_EXPIRED_S", "_TOUCH_S", "_WATCH_S"):
         setattr(locks, _name, _shorter * getattr(locks, _name))
 
 if "TEST_FAULT" in os.environ and "rc_tasks.steps" in sys.orig_argv and _step:

@@ -11,7 +11,7 @@ import pytest
 
 from rc_tasks.engine.controller import ClosedError, Controller
 from rc_tasks.engine.events import Event, EventKind
-from rc_tasks.engine.pulse import Pulse
+from rc_tasks.engine.srun_watch import SrunWatch
 from rc_tasks.errors import SlurmError, UnreachableError
 from rc_tasks.tools import slurm
 
@@ -110,9 +110,9 @@ def test_patience_ends(site: Site) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time as a Pulse sees it, to be set."""
+    """The time as a SrunWatch sees it, to be set."""
     now = [1000.0]
-    monkeypatch.setattr("rc_tasks.engine.pulse.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rc_tasks.engine.srun_watch.time.monotonic", lambda: now[0])
     return now
 
 
@@ -128,8 +128,8 @@ def after(clock: list[float], seconds: float) -> None:
     clock[0] += seconds
 
 
-def watch(lock: Path, *, done: bool = False) -> Pulse:
-    return Pulse(lock, "7", "podman:a", lambda: done)
+def watch(lock: Path, *, done: bool = False) -> SrunWatch:
+    return SrunWatch(lock, "7", "podman:a", lambda: done)
 
 
 @pytest.fixture(autouse=True)
@@ -141,37 +141,37 @@ def ran_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_step_that_waits_for_cpus_is_not_lost(tmp_path: Path, clock: list[float]) -> None:
-    pulse = watch(tmp_path / "lock")
+    srun = watch(tmp_path / "lock")
     for _ in range(5):
-        assert not pulse.lost()
+        assert not srun.srun_hangs()
         after(clock, 1000)
 
 
 def test_a_step_that_has_long_run_without_its_lock_is_lost(
     tmp_path: Path, clock: list[float], ran_s: list[float]
 ) -> None:
-    pulse = watch(tmp_path / "lock")
+    srun = watch(tmp_path / "lock")
     ran_s[0] = 290
     after(clock, 301)
-    assert not pulse.lost()
+    assert not srun.srun_hangs()
     ran_s[0] = 310
-    assert not pulse.lost(), "Slurm was asked just now"
+    assert not srun.srun_hangs(), "Slurm was asked just now"
     after(clock, 61)
-    assert pulse.lost()
+    assert srun.srun_hangs()
 
 
 def test_a_step_may_be_done_before_its_lock_is_seen(tmp_path: Path, clock: list[float]) -> None:
-    pulse = watch(tmp_path / "lock", done=True)
-    assert not pulse.lost()
+    srun = watch(tmp_path / "lock", done=True)
+    assert not srun.srun_hangs()
     after(clock, 61)
-    assert pulse.lost()
+    assert srun.srun_hangs()
 
 
 def test_a_lock_of_others_says_nothing_of_the_step(tmp_path: Path, clock: list[float]) -> None:
     leave(tmp_path / "lock", "6", age_s=1000)
-    pulse = watch(tmp_path / "lock")
+    srun = watch(tmp_path / "lock")
     for _ in range(5):
-        assert not pulse.lost()
+        assert not srun.srun_hangs()
         after(clock, 1000)
 
 
@@ -180,26 +180,26 @@ def test_a_step_whose_lock_is_lost_is_lost(
 ) -> None:
     lock, answers = tmp_path / "lock", [False, True]
     # It watches a lock for a while before it says so: tests/unit/state/test_locks.py.
-    monkeypatch.setattr("rc_tasks.state.disk.locks.lost", lambda _lock: answers.pop(0))
-    pulse = watch(lock)
+    monkeypatch.setattr("rc_tasks.state.disk.locks.expired", lambda _lock: answers.pop(0))
+    srun = watch(lock)
     leave(lock)
-    assert not pulse.lost()
-    assert not pulse.lost(), "just asked"
+    assert not srun.srun_hangs()
+    assert not srun.srun_hangs(), "just asked"
     after(clock, 11)
-    assert pulse.lost() and pulse.ended
+    assert srun.srun_hangs() and srun.hung
 
 
 def test_srun_has_a_minute_after_the_lock_was_released(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "lock"
-    monkeypatch.setattr("rc_tasks.state.disk.locks.lost", lambda _lock: False)
-    pulse = watch(lock)
+    monkeypatch.setattr("rc_tasks.state.disk.locks.expired", lambda _lock: False)
+    srun = watch(lock)
     leave(lock)
-    assert not pulse.lost()
+    assert not srun.srun_hangs()
     lock.unlink()
-    assert not pulse.lost()
+    assert not srun.srun_hangs()
     after(clock, 59)
-    assert not pulse.lost()
+    assert not srun.srun_hangs()
     after(clock, 2)
-    assert pulse.lost()
+    assert srun.srun_hangs()

@@ -15,7 +15,15 @@ import pytest
 
 from rc_tasks.commands import nightly
 from rc_tasks.engine.nightly import job
-from rc_tasks.engine.nightly.summary import Begun, Ending, FailedStep, Left, Summary, as_json, gather
+from rc_tasks.engine.nightly.summary import (
+    Begun,
+    FailedStep,
+    Left,
+    NightlyEnding,
+    Summary,
+    as_json,
+    gather,
+)
 from rc_tasks.engine.session import Session
 from rc_tasks.errors import RcError, UnreachableError
 from rc_tasks.state import logs
@@ -24,7 +32,7 @@ from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
-from rc_tasks.steps.outcome import EndingKind, StepEnding
+from rc_tasks.steps.error_report import ErrorKind, ErrorReport
 from rc_tasks.tools import sbatch
 from rc_tasks.views import nightly_text
 from tests.support.checkouts import pretend_built, write_checkout
@@ -312,8 +320,8 @@ def night_of(checkout: Checkout) -> Summary:
         "$ python\nSTEP 1/2: FROM base\nSTEP 2/2: RUN make\nmake: \x1b[31m*** no rule\n"
         "podman build failed with exit status 2\n"
     )
-    failed = StepEnding(EndingKind.FAILED, "podman build failed with exit status 2", after_tool=True)
-    failed.write(logs.ending(log))
+    failed = ErrorReport(ErrorKind.FAILED, "podman build failed with exit status 2", after_tool=True)
+    failed.write(logs.error_report(log))
     error = f"{checkout.root}/projects/b:1/Dockerfile: RUN make failed"
     return gathered(
         checkout,
@@ -346,7 +354,7 @@ def test_the_summary_says_what_became_of_each_image(checkout: Checkout) -> None:
     assert (broken.name, broken.step) == ("wrong:1", "")
     assert [(each.name, each.because_of) for each in found.not_tried] == [("c:1", "b:1"), ("d:1", "b:1")]
     assert found.left == (Left("e:1", State.MISSING, ("e:1 was not started: too late", "never built")),)
-    assert found.ending is Ending.TIME, "too little time was left to start a step"
+    assert found.ending is NightlyEnding.TIME, "too little time was left to start a step"
     assert found.nodes == ("n1", "n3", "n2")
     assert (found.images, found.fresh) == (7, 2)
     assert not found.is_good
@@ -373,18 +381,18 @@ def test_the_summary_for_people_and_for_programs(
 @pytest.mark.parametrize(
     ("seen", "status", "outcome", "expected"),
     [
-        ("none", 0, Outcome.DONE, Ending.FINISHED),
-        ("none", 2, Outcome.FAILED, Ending.FINISHED),
-        ("time", 130, Outcome.INTERRUPTED, Ending.TIME),
-        ("cancelled", 130, Outcome.INTERRUPTED, Ending.CANCELLED),
+        ("none", 0, Outcome.DONE, NightlyEnding.FINISHED),
+        ("none", 2, Outcome.FAILED, NightlyEnding.FINISHED),
+        ("time", 130, Outcome.INTERRUPTED, NightlyEnding.TIME),
+        ("cancelled", 130, Outcome.INTERRUPTED, NightlyEnding.CANCELLED),
     ],
 )
 def test_how_it_ended(
-    checkout: Checkout, seen: str, status: int, outcome: Outcome, expected: Ending
+    checkout: Checkout, seen: str, status: int, outcome: Outcome, expected: NightlyEnding
 ) -> None:
     found = gathered(checkout, [entry("a:1", Step.PODMAN, outcome)], ending=seen, status=status)
     assert found.ending is expected
-    if expected is Ending.TIME:
+    if expected is NightlyEnding.TIME:
         assert ("a:1", "interrupted") in [(each.name, each.reasons[0]) for each in found.left]
 
 
@@ -392,7 +400,7 @@ def test_a_signal_that_comes_when_all_is_done_changes_nothing(tmp_path: Path) ->
     root = write_checkout(tmp_path / "imgs", {"a/Dockerfile": "FROM debian\n"})
     pretend_built(root)
     found = gathered(open_checkout(root, {}), [], ending="time", status=0)
-    assert (found.ending, found.is_good, found.left) == (Ending.FINISHED, True, ())
+    assert (found.ending, found.is_good, found.left) == (NightlyEnding.FINISHED, True, ())
     assert nightly_text.subject(found) == "imgs: nothing to do"
 
 
@@ -404,7 +412,7 @@ def test_a_refused_night_says_why(tmp_path: Path) -> None:
     found = gather(
         opened, begun, begun, ending="none", status=3, ended_at=BEGAN.isoformat(), nodes=["n1"]
     )
-    assert found.ending is Ending.REFUSED
+    assert found.ending is NightlyEnding.REFUSED
     assert not found.is_good
     assert nightly_text.subject(found) == "imgs: not run"
     assert "1 file differs\n  next: commit it\n" in nightly_text.text(found)
@@ -418,7 +426,15 @@ def test_no_summary_breaks_lines_or_terminals() -> None:
         ("nodes", "built", "env_only", "adopted", "not_tried", "left"), ()
     )
     found = Summary(
-        "/r", begun, BEGAN.isoformat(), Ending.FINISHED, 1, images=1, fresh=0, failed=(failed,), **empty
+        "/r",
+        begun,
+        BEGAN.isoformat(),
+        NightlyEnding.FINISHED,
+        1,
+        images=1,
+        fresh=0,
+        failed=(failed,),
+        **empty,
     )
     text = nightly_text.text(found)
     assert text.replace("\n", "").isprintable()
@@ -437,7 +453,7 @@ def test_a_night_that_was_taken_without_an_answer_is_not_submitted_twice(
 
     def submit(*_: object) -> str:
         asked.append("submit")
-        raise UnreachableError("Slurm cannot be reached for the night's job")
+        raise UnreachableError("Slurm cannot be reached for the nightly job")
 
     monkeypatch.setattr("rc_tasks.tools.slurm.POLL_S", 0.01)
     monkeypatch.setattr("rc_tasks.tools.slurm.answers", lambda: True)

@@ -34,7 +34,7 @@ def test_edges_come_from_every_stage_copy_and_mount(tmp_path: Path) -> None:
     assert checkout.graph.images["tools:1"].remote == ("docker.io/library/debian:12",)
     order = list(checkout.graph.images)
     assert order.index("app:2") > max(order.index(base) for base in node.bases)
-    assert checkout.graph.above(["app:2"]) == tuple(order)
+    assert checkout.graph.with_bases(["app:2"]) == tuple(order)
 
 
 def test_an_alias_and_a_missing_tag_name_the_project(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_long_chain_is_no_problem(tmp_path: Path) -> None:
     dockerfiles = {f"i{number}": f"FROM i{number + 1}\n" for number in range(1500)}
     checkout = opened(tmp_path, {**dockerfiles, "i1500": "FROM scratch\n"})
     assert next(iter(checkout.graph.images)) == "i1500"
-    assert len(checkout.graph.above(["i0"])) == 1501
+    assert len(checkout.graph.with_bases(["i0"])) == 1501
 
 
 def test_an_unknown_name_gets_the_nearest(tmp_path: Path) -> None:

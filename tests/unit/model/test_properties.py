@@ -32,7 +32,7 @@ from rc_tasks.state.history import HistoryEntry
 from rc_tasks.state.records import records
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Records, Step
 from rc_tasks.state.store.catalogue import Catalogue
-from rc_tasks.steps.podman.replacing import Replacing
+from rc_tasks.steps.podman.replacer import Replacer
 from rc_tasks.util import toml_text
 from rc_tasks.util.text import log_line, printable
 from tests.support.checkouts import TEMPLATES
@@ -170,9 +170,9 @@ SECRETS = st.lists(st.text("ab\n.(é", min_size=1, max_size=6).map(str.encode), 
 @example([b"hf_user00", b"hf_user00:ThePassword1"], [b"hf_user00:Th", b"ePassword1\n"])
 @example([b"aab", b"abb"], [b"aa", b"bb"])
 def test_masked_however_it_comes_in_pieces(values: list[bytes], pieces: list[bytes]) -> None:
-    whole = Replacing(dict.fromkeys(values, b"***"))
+    whole = Replacer(dict.fromkeys(values, b"***"))
     wanted = whole(b"".join(pieces)) + whole(b"")
-    mask = Replacing(dict.fromkeys(values, b"***"))
+    mask = Replacer(dict.fromkeys(values, b"***"))
     shown = b"".join(map(mask, filter(None, pieces))) + mask(b"")
     assert shown == wanted
     assert not any(value in shown for value in values)
@@ -351,7 +351,7 @@ def damaged(whole: dict[str, object]) -> st.SearchStrategy[bytes]:
 @given(damaged(KNOWN))
 def test_any_record(data: bytes) -> None:
     found = records.parse(data, "podman:a:1")
-    assert found is None or records.edition(found)
+    assert found is None or records.record_digest(found)
 
 
 @given(st.text(max_size=20), st.dictionaries(SENSIBLE, SENSIBLE))

@@ -363,9 +363,9 @@ def test_a_run_writes_down_what_became_of_its_steps(tmp_path: Path) -> None:
     # So that it can be copied into a shell.
     begins = (root / failed.log).read_text().splitlines()[0]
     assert begins.endswith(" -m rc_tasks.steps podman app:2")
-    ending = logs.ending(root / failed.log)
-    assert ending.is_file()
-    ending.unlink()
+    report = logs.error_report(root / failed.log)
+    assert report.is_file()
+    report.unlink()
     for entry, links in ((done, {"latest.log"}), (failed, {"latest.log", "failed.log"})):
         log = root / entry.log
         assert {path.name for path in log.parent.iterdir()} == {log.name, *links}

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.errors import RcError
 from rc_tasks.state import logs
 from rc_tasks.state.disk import files, locks, processes
 from rc_tasks.state.disk.files import put_in_place, write_atomically
 from rc_tasks.state.disk.locks import Holder, LockedError, LostLockError, held, holder
-from rc_tasks.steps.outcome import StepEnding
+from rc_tasks.steps.error_report import ErrorReport
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_lock_that_nobody_touches_for_a_minute_is_lost(
     path = tmp_path / "x.json"
     if age_s is not None:
         leave(path, pid=os.getppid(), age_s=age_s)
-    assert locks.lost(path) is expected
+    assert locks.expired(path) is expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', "\xff"])
@@ -185,22 +185,22 @@ def test_a_lock_that_was_lost_during_the_rename_is_noticed_after_it(
 def test_a_step_that_lost_its_lock_is_tried_again_and_keeps_its_log(tmp_path: Path) -> None:
     log, why = tmp_path / "a.log", "/x.json: enroot:x lost its lock: why\n  next: wait"
     log.write_text(f"$ the command\n{why}\n")
-    StepEnding.of(LostLockError("enroot:x lost its lock: why", where="/x.json", hint="wait")).write(
-        logs.ending(log)
+    ErrorReport.of(LostLockError("enroot:x lost its lock: why", where="/x.json", hint="wait")).write(
+        logs.error_report(log)
     )
-    found = verdict(1, log, None)
-    assert (found.locked, found.lost, found.final, found.text) == (True, True, False, why)
-    StepEnding.of(LockedError("somebody")).write(logs.ending(log))
-    assert (verdict(1, log, None).locked, verdict(1, log, None).lost) == (True, False)
+    found = diagnose(1, log, None)
+    assert (found.locked, found.lost_lock, found.final, found.text) == (True, True, False, why)
+    ErrorReport.of(LockedError("somebody")).write(logs.error_report(log))
+    assert (diagnose(1, log, None).locked, diagnose(1, log, None).lost_lock) == (True, False)
 
 
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", '{"kind": "nosuch", "text": "x"}', '{"kind": "failed"}', "9" * 5000]
 )
-def test_an_ending_that_is_not_whole_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_error_report_counts_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    assert StepEnding.read(path) is None
+    assert ErrorReport.read(path) is None
 
 
 def test_a_lock_that_was_lost_and_given_back_meanwhile_is_lost(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_lock_that_looks_old_is_watched_before_it_is_taken_over(
         sleep(0.001)
 
     monkeypatch.setattr(time, "sleep", touch)
-    assert not locks.lost(path) and not locks.abandoned(path)
+    assert not locks.expired(path) and not locks.abandoned(path)
     assert locks.holder(path) is None
     assert locks.living_holder(path) == locks.Holder(**json.loads(path.read_text()))
     with pytest.raises(LockedError, match="somebody has been running podman:x"):

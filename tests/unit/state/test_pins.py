@@ -262,7 +262,7 @@ def test_which_bases_a_pin_stands_for(root: Path) -> None:
         "r.example/tools:2": (BaseKind.NOT_PINNED, None),
     }
     (app,) = [base for base in found if base.reference == BASE]
-    assert (app.images, app.above) == (("app:1",), ("top:1",))
+    assert (app.images, app.dependents) == (("app:1",), ("top:1",))
     (own,) = [base for base in found if base.kind is BaseKind.IN_DOCKERFILE]
     assert own.whole == f"r.example/own@{A}"
 

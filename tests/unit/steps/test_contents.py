@@ -11,7 +11,7 @@ import pytest
 
 from rc_tasks.model.manifest.manifest import Contents, PackageKind
 from rc_tasks.steps.publish import contents
-from rc_tasks.steps.publish.contents import Look
+from rc_tasks.steps.publish.contents import ContentsWalk
 from tests.unit.model.test_packages import NAMED, header
 
 SITE = "usr/lib/python3/dist-packages"
@@ -20,7 +20,7 @@ STATUS = "Package: {}\nStatus: install ok installed\nVersion: {}\n"
 
 
 def look(root: Path) -> Contents:
-    seen = Look()
+    seen = ContentsWalk()
     seen.run(root, threading.Event())
     return seen.contents
 
@@ -172,7 +172,9 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert packages(found) == {f"python a 1 /{SITE}", f"python b 1 /{SITE}"}
     assert len(found.unread) == 4
-    assert {each.why for each in found.unread} == {"it is no regular file, and no symlink is followed"}
+    assert {each.why for each in found.unread} == {
+        "it is not a regular file, and no symlink is followed"
+    }
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -244,7 +246,7 @@ def test_it_stops_when_it_is_told(tmp_path: Path) -> None:
     write(tmp_path, "a/b")
     stop = threading.Event()
     stop.set()
-    seen = Look()
+    seen = ContentsWalk()
     seen.run(tmp_path, stop)
     assert seen.contents.files == 0
 

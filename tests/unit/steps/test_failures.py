@@ -230,7 +230,7 @@ MET = {
     "Temporary failure resolving 'mirror.example'": "a host on the network could not be reached",
     "curl: (60) SSL certificate problem: self-signed certificate": "a host on the network could not be reached",
     "subprocess exited on killed": "it was killed, as happens when memory runs out",
-    "exec /x: exec format error": "a program is for another machine, or is none",
+    "exec /x: exec format error": "a file is for another machine, or is not a program",
 }
 
 

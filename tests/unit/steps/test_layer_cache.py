@@ -92,9 +92,9 @@ Successfully tagged localhost/app:latest
 
 def test_each_image_has_the_key_of_its_instruction(tmp_path: Path) -> None:
     known = keys(tmp_path)
-    made = cache.Made(known)
+    made = cache.LayerImages(known)
     for line in OUTPUT.split("\n"):
-        made.see(line)
+        made.read_line(line)
     assert made.images(Holding()) == (
         Cached("a" * 64, known[0][1]),
         Cached("b" * 64, known[0][2]),
@@ -103,18 +103,18 @@ def test_each_image_has_the_key_of_its_instruction(tmp_path: Path) -> None:
 
 
 def test_what_a_run_prints_like_podman_does_no_harm(tmp_path: Path) -> None:
-    made = cache.Made(keys(tmp_path))
+    made = cache.LayerImages(keys(tmp_path))
     for step in ("9/3", "0/3", f"1/{'9' * 5000}", f"{'9' * 5000}/3"):
         for stage in ("", "[1/2] ", "[0/2] ", "[9/2] ", f"[{'9' * 5000}/2] "):
-            made.see(f"{stage}STEP {step}: x")
+            made.read_line(f"{stage}STEP {step}: x")
             for letter in "abc":
-                made.see(f"--> {letter * 11}")
+                made.read_line(f"--> {letter * 11}")
             assert [image.key for image in made.images(Holding())] == ["", "", ""]
 
 
 def test_when_podman_counts_otherwise_no_key_is_claimed(tmp_path: Path) -> None:
     """ONBUILD of a base adds instructions: then every image counts as useful."""
-    made = cache.Made(keys(tmp_path))
+    made = cache.LayerImages(keys(tmp_path))
     for line in OUTPUT.replace("/3: ", "/4: ").split("\n"):
-        made.see(line)
+        made.read_line(line)
     assert [image.key for image in made.images(Holding())][:2] == ["", ""]

@@ -10,10 +10,10 @@ from textwrap import dedent
 
 import pytest
 
-from rc_tasks.engine.run.diagnosis import verdict
+from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.errors import NodeError, SlurmError, UnreachableError
 from rc_tasks.state import logs
-from rc_tasks.steps.outcome import EndingKind, StepEnding
+from rc_tasks.steps.error_report import ErrorKind, ErrorReport
 from rc_tasks.tools import sbatch, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm import Granted, granted, srun
@@ -885,6 +885,6 @@ def test_a_run_that_died_because_slurm_ended_its_step_is_not_blamed(
     failed = 'STEP 3/9: RUN pip\nError: building at STEP "RUN pip": exit status 143'
     message = "podman build failed with exit status 143"
     log.write_text(f"{daemon}\n{failed}\n{message}\n")
-    StepEnding(EndingKind.FAILED, message, after_tool=True).write(logs.ending(log))
-    found = verdict(1, log, StepRequest("podman:a"))
+    ErrorReport(ErrorKind.FAILED, message, after_tool=True).write(logs.error_report(log))
+    found = diagnose(1, log, StepRequest("podman:a"))
     assert (found.text.splitlines()[0], found.elsewhere) == (text, elsewhere)

@@ -1,6 +1,6 @@
-"""How a step ended without doing its work: the file that it leaves beside its log.
+"""Report of a step that failed: the file that it leaves beside its log.
 
-A log holds whatever a Dockerfile prints, so nothing in it can say how the step ended. A step that did
+A log holds whatever a Dockerfile prints, so nothing in it can say why the step failed. A step that did
 its work leaves its record instead, and one that was killed leaves nothing.
 """
 
@@ -16,8 +16,8 @@ from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.disk.locks import LockedError, LostLockError
 
 
-class EndingKind(StrEnum):
-    """What may be done about it."""
+class ErrorKind(StrEnum):
+    """Kinds of errors, by what the caller can do next."""
 
     FAILED = "failed"
     # Another process builds the image: nothing was done, and everything may be tried again.
@@ -29,34 +29,34 @@ class EndingKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class StepEnding:
-    """How a step ended: `text` is the whole message, and stands at the end of the log as well.
+class ErrorReport:
+    """The error of a step: `text` is the whole message, and stands at the end of the log as well.
 
     `after_tool`: the lines of a tool just above the message in the log say why.
     """
 
-    kind: EndingKind
+    kind: ErrorKind
     text: str
     needs: str = ""
     after_tool: bool = False
 
     @classmethod
     def of(cls, error: RcError) -> Self:
-        """Return the ending of a step that raised an error."""
+        """Return the report of an error that a step raised."""
         match error:
             case LostLockError():
-                return cls(EndingKind.LOST_LOCK, str(error))
+                return cls(ErrorKind.LOST_LOCK, str(error))
             case LockedError():
-                return cls(EndingKind.LOCKED, str(error))
+                return cls(ErrorKind.LOCKED, str(error))
             case NeedsError(name=name):
-                return cls(EndingKind.NEEDS, str(error), needs=name)
+                return cls(ErrorKind.NEEDS, str(error), needs=name)
             case _:
                 after_tool = isinstance(error, CommandError) and not error.quote
-                return cls(EndingKind.FAILED, str(error), after_tool=after_tool)
+                return cls(ErrorKind.FAILED, str(error), after_tool=after_tool)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Return what a step left, or None where it left nothing, or not all of it.
+        """Return the report of a step, or None when it is missing or incomplete.
 
         A network file system shows the file at once, as nobody has looked for its name before.
         """
@@ -64,7 +64,7 @@ class StepEnding:
         try:
             values = json.loads(text or b"null")
             return cls(
-                EndingKind(values["kind"]),
+                ErrorKind(values["kind"]),
                 str(values["text"]),
                 str(values["needs"]),
                 values["after_tool"] is True,
@@ -73,20 +73,20 @@ class StepEnding:
             return None
 
     def write(self, path: Path) -> None:
-        """Leave it at `path`. Raises RcError where nothing can be written."""
+        """Write it to `path`. Raise RcError when nothing can be written."""
         write_atomically(path, json.dumps(asdict(self)) + "\n")
 
 
 class ReportedError(RcError):
     """A part of the step, in a process of its own, has printed its error and ended with `status`.
 
-    `ending` is what it left, and None when it was killed.
+    `report` is what it left, or None when it was killed.
     """
 
-    def __init__(self, status: int, ending: StepEnding | None) -> None:
-        super().__init__(ending.text if ending is not None else "the step was ended")
+    def __init__(self, status: int, report: ErrorReport | None) -> None:
+        super().__init__(report.text if report is not None else "the step was ended")
         self.status = status
-        self.ending = ending
+        self.report = report
 
 
 class NeedsError(RcError):

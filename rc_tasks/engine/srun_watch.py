@@ -1,4 +1,4 @@
-"""Detection of steps that srun waits for but that have ended, by the lock of their image."""
+"""Detection of an srun that waits for ever, although its step has ended, by the lock of the image."""
 
 import os
 import time
@@ -18,8 +18,8 @@ _BEGIN_S = 300.0
 _ASK_S = 60.0
 
 
-class Pulse:
-    """Watches one step of a job: when its slurmstepd is killed, srun never ends (Slurm 22.05 to 26.05).
+class SrunWatch:
+    """Watches the srun of one step, which never ends when slurmstepd is killed (Slurm 22.05 to 26.05).
 
     The step's command may end with its slurmstepd, or go on and finish. A step without the lock may
     still wait for CPUs, which only Slurm knows.
@@ -38,22 +38,22 @@ class Pulse:
         self._begun = False
         self._judge_at_s = 0.0
         self._released_at_s: float | None = None
-        # The last result of `lost`.
-        self.ended = False
+        # The last result of `srun_hangs`.
+        self.hung = False
 
-    def lost(self) -> bool:
+    def srun_hangs(self) -> bool:
         """Return whether srun waits for a step that has ended; called several times a second."""
-        self.ended = self._lost()
-        return self.ended
+        self.hung = self._srun_hangs()
+        return self.hung
 
-    def _lost(self) -> bool:
+    def _srun_hangs(self) -> bool:
         now_s = time.monotonic()
         if self._held():
             self._released_at_s = None
             if now_s < self._judge_at_s:
                 return False
             self._judge_at_s = now_s + _JUDGE_S
-            return locks.lost(self._lock)
+            return locks.expired(self._lock)
         self._begun = self._begun or self._done()
         if not self._begun:
             return self._overdue(now_s)

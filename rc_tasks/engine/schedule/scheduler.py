@@ -10,7 +10,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted(Generic[T]):
+class ReadyStep(Generic[T]):
     """A step that is ready to start.
 
     `priority_s` is its value in `critical_paths`; among equals the lower `turn` goes first. `near` are
@@ -25,16 +25,16 @@ class Wanted(Generic[T]):
     group: str = ""
 
 
-class Slots(Generic[T]):
-    """The CPUs of some nodes, given to the steps that wait for them."""
+class Scheduler(Generic[T]):
+    """Gives the CPUs of some nodes to the steps that wait for them."""
 
     def __init__(self, cpus: Mapping[str, int]) -> None:
         self._cpus = dict(cpus)
         self._free = dict(cpus)
         # The waiting steps in the order of their start, and all known tasks, as hundreds of threads ask.
-        self._waiting: list[Wanted[T]] = []
+        self._waiting: list[ReadyStep[T]] = []
         self._known: set[T] = set()
-        self._running: dict[T, tuple[Wanted[T], str]] = {}
+        self._running: dict[T, tuple[ReadyStep[T], str]] = {}
         self._homes: dict[str, str] = {}
 
     @property
@@ -47,7 +47,7 @@ class Slots(Generic[T]):
         """The nodes that have not failed."""
         return tuple(self._cpus)
 
-    def want(self, step: Wanted[T]) -> None:
+    def queue(self, step: ReadyStep[T]) -> None:
         """Queue a step; a repeated call changes nothing."""
         if step.task in self._known:
             return
@@ -63,7 +63,7 @@ class Slots(Generic[T]):
         if step is not None and node in self._free:
             self._free[node] += self._share(step, node)
 
-    def place(self) -> tuple[Wanted[T], str] | None:
+    def start_next(self) -> tuple[ReadyStep[T], str] | None:
         """Start the next step that fits; return it with its node, or None when none fits."""
         if not any(self._free.values()):
             return None
@@ -78,13 +78,13 @@ class Slots(Generic[T]):
                 return step, node
         return None
 
-    def lose(self, node: str) -> None:
+    def drop_node(self, node: str) -> None:
         """Remove a failed node: no more steps start there."""
         self._cpus.pop(node, None)
         self._free.pop(node, None)
         self._homes = {group: home for group, home in self._homes.items() if home != node}
 
-    def _node(self, step: Wanted[T]) -> str | None:
+    def _node(self, step: ReadyStep[T]) -> str | None:
         home = self._homes.get(step.group)
         open_ = [
             node
@@ -93,7 +93,7 @@ class Slots(Generic[T]):
         ]
         return max(open_, key=lambda node: (node in step.near, self._free[node]), default=None)
 
-    def _share(self, step: Wanted[T], node: str) -> int:
+    def _share(self, step: ReadyStep[T], node: str) -> int:
         # A step that asks for more than a node has gets all of it; Slurm reports its own error.
         return min(step.cpus, self._cpus[node])
 

@@ -6,20 +6,20 @@ import pytest
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import project_toml
-from rc_tasks.model.config.project_toml import Recipe, Secret
+from rc_tasks.model.config.project_toml import ProjectOptions, Secret
 from rc_tasks.model.config.settings import EdfSettings, Entrypoint, Slurm
 
 WHERE = "projects/a:1/project.toml"
 
 
-def load(tmp_path: Path, text: str) -> Recipe:
+def load(tmp_path: Path, text: str) -> ProjectOptions:
     (tmp_path / "project.toml").write_text(text)
     return project_toml.load(tmp_path / "project.toml", WHERE)
 
 
 def test_missing_file_is_the_default(tmp_path: Path) -> None:
     found = project_toml.load(tmp_path / "project.toml", WHERE)
-    assert found == Recipe()
+    assert found == ProjectOptions()
     assert found.slurm.apply(Slurm(account="a")) == Slurm(account="a")
 
 

@@ -1,4 +1,4 @@
-"""Cache of comparisons: files that equal their record, and image settings that were written right.
+"""Cache of comparisons: images whose files equal their record, and images without wrong settings.
 
 The key of an image's files is a signature of the lstat results of all of them.
 """
@@ -15,7 +15,7 @@ from rc_tasks.state.records.records import Version
 from rc_tasks.util.safe_read import read_bytes
 
 
-class Unchanged:
+class ComparisonCache:
     """Saves the comparison of an image's files while neither they nor the record change.
 
     Comparing 240,000 files takes three times as long as listing them.
@@ -27,7 +27,7 @@ class Unchanged:
         self._known: dict[str, object] | None = None
         self._changed = False
 
-    def holds(self, name: str, files: Listing, version: Version | None) -> bool:
+    def is_unchanged(self, name: str, files: Listing, version: Version | None) -> bool:
         """Return whether files with this listing are known to equal this version of the record."""
         return version is not None and self._load().get(name) == [files.signature, *version]
 
@@ -37,11 +37,11 @@ class Unchanged:
             self._load()[name] = [files.signature, *version]
             self._changed = True
 
-    def written_right(self, image_id: str) -> bool:
+    def settings_are_right(self, image_id: str) -> bool:
         """Return whether an image is known to have no setting that earlier versions wrote wrongly."""
         return self._load().get(image_id) is True
 
-    def remember_written_right(self, image_id: str) -> None:
+    def remember_settings_are_right(self, image_id: str) -> None:
         """Note that no setting of this image was written wrongly; the ID is a digest, so it stays so."""
         self._load()[image_id] = self._changed = True
 

@@ -13,9 +13,9 @@ import pytest
 
 from rc_tasks.engine.controller import ClosedError
 from rc_tasks.engine.events import Event
-from rc_tasks.engine.run.allocator import Place, Places, release_abandoned
+from rc_tasks.engine.run.allocator import Allocator, Slot, release_abandoned
 from rc_tasks.engine.schedule.estimates import Order, order
-from rc_tasks.engine.schedule.slots import Wanted
+from rc_tasks.engine.schedule.scheduler import ReadyStep
 from rc_tasks.model.config.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.disk.processes import space
@@ -41,8 +41,8 @@ def checkout(tmp_path: Path) -> Checkout:
     return open_checkout(root, {})
 
 
-def here(checkout: Checkout, at_once: int) -> Places:
-    return Places(checkout, Runner.LOCAL, at_once, lambda _event: None)
+def here(checkout: Checkout, at_once: int) -> Allocator:
+    return Allocator(checkout, Runner.LOCAL, at_once, lambda _event: None)
 
 
 def until(happened: Callable[[], object]) -> None:
@@ -53,51 +53,51 @@ def until(happened: Callable[[], object]) -> None:
 
 
 def test_on_this_host_slurms_settings_do_not_count(checkout: Checkout) -> None:
-    places = here(checkout, 2)
+    allocator = here(checkout, 2)
     greedy = Slurm(cpus=64, time_limit_min=1)
-    first = places.take(Wanted(Task(Step.PODMAN, "a")), greedy, 9e9)
-    assert places.take(Wanted(Task(Step.PODMAN, "b")), Slurm(partition="other"), None) == Place(
+    first = allocator.take(ReadyStep(Task(Step.PODMAN, "a")), greedy, 9e9)
+    assert allocator.take(ReadyStep(Task(Step.PODMAN, "b")), Slurm(partition="other"), None) == Slot(
         Task(Step.PODMAN, "b"), Slurm(partition="other")
     )
-    assert first == Place(Task(Step.PODMAN, "a"), greedy)
+    assert first == Slot(Task(Step.PODMAN, "a"), greedy)
 
 
 def test_those_that_wait_start_in_order_as_others_leave(checkout: Checkout) -> None:
-    places = here(checkout, 1)
+    allocator = here(checkout, 1)
     started: list[Task] = []
     lock = threading.Lock()
 
-    def run(wanted: Wanted[Task]) -> None:
-        place = places.take(wanted, Slurm(), None)
+    def run(wanted: ReadyStep[Task]) -> None:
+        slot = allocator.take(wanted, Slurm(), None)
         with lock:
             started.append(wanted.task)
-        places.leave(place)
+        allocator.free(slot)
 
-    held = places.take(Wanted(Task(Step.PODMAN, "first")), Slurm(), None)
+    held = allocator.take(ReadyStep(Task(Step.PODMAN, "first")), Slurm(), None)
     with ThreadPoolExecutor(40) as threads:
         for number in range(30):
-            threads.submit(run, Wanted(Task(Step.PODMAN, str(number)), priority_s=number))
-        (pool,) = places._pools.values()
+            threads.submit(run, ReadyStep(Task(Step.PODMAN, str(number)), priority_s=number))
+        (pool,) = allocator._pools.values()
         until(lambda: len(pool.waiting) == 30)
-        places.leave(held)
+        allocator.free(held)
     assert [task.name for task in started] == [str(number) for number in reversed(range(30))]
 
 
 def test_the_end_of_a_run_is_told_to_all_that_wait(checkout: Checkout) -> None:
-    places = here(checkout, 1)
-    places.take(Wanted(Task(Step.PODMAN, "first")), Slurm(), None)
+    allocator = here(checkout, 1)
+    allocator.take(ReadyStep(Task(Step.PODMAN, "first")), Slurm(), None)
     with ThreadPoolExecutor() as threads:
-        waiting: list[Future[Place]] = [
-            threads.submit(places.take, Wanted(Task(Step.PODMAN, str(number))), Slurm(), None)
+        waiting: list[Future[Slot]] = [
+            threads.submit(allocator.take, ReadyStep(Task(Step.PODMAN, str(number))), Slurm(), None)
             for number in range(3)
         ]
-        places.close()
+        allocator.close()
         for each in waiting:
             with pytest.raises(ClosedError):
                 each.result(30)
     with pytest.raises(ClosedError):
-        places.take(Wanted(Task(Step.PODMAN, "late")), Slurm(), None)
-    places.release()
+        allocator.take(ReadyStep(Task(Step.PODMAN, "late")), Slurm(), None)
+    allocator.release()
 
 
 class Site:
@@ -127,11 +127,13 @@ def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(
     checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(monkeypatch)
-    places = Places(checkout, Runner.SLURM, 1, lambda _event: None)
+    allocator = Allocator(checkout, Runner.SLURM, 1, lambda _event: None)
     kinds = [Slurm(time_limit_min=number + 1) for number in range(3)]
-    with ThreadPoolExecutor() as threads, closing(places):
+    with ThreadPoolExecutor() as threads, closing(allocator):
         waiting = {
-            threads.submit(places.take, Wanted(Task(Step.PODMAN, str(kind.time_limit_min))), kind, None)
+            threads.submit(
+                allocator.take, ReadyStep(Task(Step.PODMAN, str(kind.time_limit_min))), kind, None
+            )
             for kind in kinds
         }
         while waiting:
@@ -139,7 +141,7 @@ def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(
             time.sleep(0.1)
             assert not more and not any(each.done() for each in waiting)
             assert len(site.jobs) == len(kinds) - len(waiting), "only then is there another one"
-            places.leave(done.result())
+            allocator.free(done.result())
 
 
 def test_an_allocation_that_slurm_has_forgotten_is_worth_another_one(
@@ -147,24 +149,24 @@ def test_an_allocation_that_slurm_has_forgotten_is_worth_another_one(
 ) -> None:
     site = Site(monkeypatch)
     told: list[Event] = []
-    places = Places(checkout, Runner.SLURM, 0, told.append)
-    places.leave(places.take(Wanted(Task(Step.PODMAN, "a")), Slurm(), None))
+    allocator = Allocator(checkout, Runner.SLURM, 0, told.append)
+    allocator.free(allocator.take(ReadyStep(Task(Step.PODMAN, "a")), Slurm(), None))
     site.ended = True
     site.states["1"] = ""
-    assert places.take(Wanted(Task(Step.PODMAN, "b")), Slurm(), None).job_id == "2"
+    assert allocator.take(ReadyStep(Task(Step.PODMAN, "b")), Slurm(), None).job_id == "2"
     assert "job 1 is over: asking for another one" in [event.words for event in told]
-    places.release()
+    allocator.release()
 
 
 def test_an_allocation_whose_release_was_not_confirmed_is_noted(
     checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(monkeypatch)
-    places = Places(checkout, Runner.SLURM, 0, lambda _event: None)
-    places.leave(places.take(Wanted(Task(Step.PODMAN, "a")), Slurm(), None))
+    allocator = Allocator(checkout, Runner.SLURM, 0, lambda _event: None)
+    allocator.free(allocator.take(ReadyStep(Task(Step.PODMAN, "a")), Slurm(), None))
     (lock,) = checkout.allocations.glob("*.json")
     site.released = False
-    assert places.release() == ("1",)
+    assert allocator.release() == ("1",)
     (note,) = checkout.allocations.iterdir()
     assert note == lock.with_suffix(".left")
     monkeypatch.setattr("rc_tasks.tools.slurm.cancel", lambda _name: ["1"])
@@ -199,10 +201,10 @@ def test_a_stale_base_has_the_longest_way_before_it(checkout: Checkout) -> None:
 
 def test_a_step_is_wanted_where_its_images_are(checkout: Checkout) -> None:
     found = expected(checkout, "top:1")
-    assert found.wanted(checkout, Task(Step.PODMAN, "top:1")).near == {"node1"}
-    assert found.wanted(checkout, Task(Step.ENROOT, "top:1")).near == {"node1"}
-    assert found.wanted(checkout, Task(Step.ENV, "top:1")).near == frozenset()
-    assert found.wanted(checkout, Task(Step.PODMAN, "base")).near == frozenset()
+    assert found.ready_step(checkout, Task(Step.PODMAN, "top:1")).near == {"node1"}
+    assert found.ready_step(checkout, Task(Step.ENROOT, "top:1")).near == {"node1"}
+    assert found.ready_step(checkout, Task(Step.ENV, "top:1")).near == frozenset()
+    assert found.ready_step(checkout, Task(Step.PODMAN, "base")).near == frozenset()
 
 
 def test_only_without_the_store_families_stay_together(checkout: Checkout) -> None:

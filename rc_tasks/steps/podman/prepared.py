@@ -1,4 +1,4 @@
-"""Recipe of a podman build: the rewritten Dockerfile, the bases and the build context."""
+"""Preparation of a podman build: the rewritten Dockerfile, the bases and the build context."""
 
 import os
 import re
@@ -22,8 +22,8 @@ _GLOB = re.compile(r"[][*?\\]")
 
 
 @dataclass(frozen=True, slots=True)
-class BuildRecipe:
-    """The recipe that podman builds an image from.
+class PreparedBuild:
+    """What podman builds an image from.
 
     `rewritten` returns the Dockerfile for image IDs of mounted stages; `dockerfile` is the one to build.
     `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
@@ -58,8 +58,8 @@ class BuildRecipe:
         )
         return tuple(sorted({stage.index for stage in stages if stage is not None}))
 
-    def with_stages(self, stages: Mapping[int, str]) -> "BuildRecipe":
-        """Return the recipe with the image IDs of stages that a RUN mounts, by index."""
+    def with_stages(self, stages: Mapping[int, str]) -> "PreparedBuild":
+        """Return the build with the image IDs of stages that a RUN mounts, by index."""
         sources = {mounted_name(index): image_id for index, image_id in stages.items()}
         return replace(self, dockerfile=self.rewritten(stages), sources={**self.sources, **sources})
 
@@ -115,7 +115,7 @@ class BuildRecipe:
             )
 
 
-def recipe_for(
+def prepare(
     checkout: Checkout,
     podman: Podman,
     node: ImageNode,
@@ -124,8 +124,8 @@ def recipe_for(
     inputs: Mapping[str, str],
     before: Signatures,
     labels: Mapping[str, str],
-) -> BuildRecipe:
-    """Return the recipe of `node`.
+) -> PreparedBuild:
+    """Prepare the build of `node`.
 
     `text` are the bytes of its Dockerfile, `ids` the image IDs of its bases in this podman, `inputs` its
     inputs by part, `before` the signatures of its files when they were digested, `labels` the labels of
@@ -165,7 +165,7 @@ def recipe_for(
             dockerfile,
             architecture=checkout.architecture,
             ids=ids,
-            build_args=node.recipe.build_args,
+            build_args=node.options.build_args,
             context_digest=lambda path: digest_below(inputs, path),
             stages=stages,
             labels=labels,
@@ -173,7 +173,7 @@ def recipe_for(
 
     sources = {base.name: ids[base.name] for base in used_bases if base.via is not Via.FROM}
     final = dockerfile.final_base
-    return BuildRecipe(
+    return PreparedBuild(
         node,
         rewritten,
         rewritten({}),
