@@ -141,7 +141,7 @@ def test_a_night_that_runs_out_of_time_goes_on_in_one_more_job(site: Site, clust
     job = submit(site, RC_NIGHTLY_MAIL_TYPE="END,FAIL", RC_NIGHTLY_MAIL_USER="team@site", **limits)
     until(lambda: jobs(cluster, site).get(job) == "RUNNING")
     refused = site.run("nightly", status=3)
-    assert f"a night of this checkout is running: job {job} of " in refused
+    assert f"a nightly run of this checkout is running: job {job} of " in refused
     assert f"next: wait for it, or end it: scancel {job}" in refused
 
     until(lambda: len(jobs(cluster, site)) > 1, lambda: log(site, job))
@@ -240,7 +240,7 @@ def test_a_checkout_that_is_dirty_or_has_diverged_is_refused(site: Site, cluster
     told = site.run("nightly", status=3)
     assert "1 file differs from what is committed" in told
     assert "  | ?? " in told
-    assert "`nightly.allow_dirty = true` lets the night run all the same" in told
+    assert "`nightly.allow_dirty = true` allows the nightly run all the same" in told
 
     other = with_origin(site.root)
     commit(site.root)
@@ -270,7 +270,7 @@ def test_two_at_once_make_one_job(site: Site, cluster: Cluster) -> None:
         ran = list(pool.map(lambda _: doit(site.root, "nightly", environ=environ), range(2)))
     assert sorted(each.status for each in ran) == [0, 3], "\n".join(each.text for each in ran)
     (job,) = jobs(cluster, site)
-    assert any(f"a night of this checkout is pending: job {job} of " in each.text for each in ran)
+    assert any(f"a nightly run of this checkout is pending: job {job} of " in each.text for each in ran)
 
 
 def test_what_slurm_refuses_is_told_with_the_nights_own_settings(site: Site) -> None:

@@ -24,7 +24,6 @@ from rc_tasks.util import template
 
 TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
-# What the hints on `slurm` settings say of a job that has settings of its own.
 # The states of a nightly run that is not over.
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
@@ -59,7 +58,7 @@ def submit(checkout: Checkout) -> Submitted:
         git.fetch(checkout.root)
     require_ready(checkout)
     # Another user may submit on another login node at the same time.
-    with locks.held(checkout.nights / "submission.lock", "nightly", wait=True):
+    with locks.held(checkout.nightly_records / "submission.lock", "nightly", wait=True):
         slurm.patiently(lambda: _require_alone(checkout, *_ALIVE), _say)
         return _submit(checkout)
 
@@ -76,7 +75,7 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
     stem.parent.mkdir(parents=True, exist_ok=True)
     nightly, default = checkout.settings.nightly, checkout.settings.slurm
     request = StepRequest(
-        "the night's job",
+        "the nightly job",
         account=nightly.account or default.account,
         partition=nightly.partition or default.partition,
         time_limit_min=time_limit_min(checkout),
@@ -125,14 +124,14 @@ def script(checkout: Checkout, stem: Path | None = None, after: str = "") -> str
     limit_s = 60 * time_limit_min(checkout)
     if limit_s and nightly.signal_s >= limit_s:
         raise SettingsError(
-            f"nightly.signal_s: {nightly.signal_s} s before the time limit, the night has not begun",
-            hint=f"make it much less than the limit of {limit_s} s, or raise nightly.time_limit_min",
+            f"nightly.signal_s is {nightly.signal_s} s, and the time limit of the job is {limit_s} s",
+            hint="make nightly.signal_s much less than that, or raise nightly.time_limit_min",
         )
     try:
         text = (checkout.root / TEMPLATE).read_text(encoding="utf-8")
     except OSError as error:
         raise ProjectError(
-            f"the template of the night's job cannot be read: {error.strerror}",
+            f"the template of the nightly job cannot be read: {error.strerror}",
             where=TEMPLATE,
             hint=f"`git checkout -- {TEMPLATE}` brings it back",
         ) from None
@@ -188,7 +187,7 @@ def _say(line: str) -> None:
 
 
 def _new_log(checkout: Checkout) -> Path:
-    return checkout.night_logs / history.stamp(datetime.now(UTC))
+    return checkout.nightly_logs / history.stamp(datetime.now(UTC))
 
 
 def _require_path(root: str) -> None:
@@ -241,18 +240,18 @@ def require_ready(checkout: Checkout) -> None:
 
 
 def _not_ready(checkout: Checkout, what: str, *, hint: str, quote: tuple[str, ...] = ()) -> CommandError:
-    hint += "\n`nightly.allow_dirty = true` lets the night run all the same" * (
+    hint += "\n`nightly.allow_dirty = true` allows the nightly run all the same" * (
         not checkout.settings.nightly.pull
     )
     return CommandError(what, where=checkout.root, quote=quote, hint=hint)
 
 
 def _require_alone(checkout: Checkout, *states: str) -> None:
-    """Raise SlurmError when another night of this checkout is in one of these states."""
+    """Raise SlurmError when another nightly run of this checkout is in one of these states."""
     for job in sbatch.jobs(job_name(checkout.root)):
         if job.state in states and job.id != slurm.job_id():
             raise SlurmError(
-                f"a night of this checkout is {job.state.lower()}: job {job.id} of {job.user}",
+                f"a nightly run of this checkout is {job.state.lower()}: job {job.id} of {job.user}",
                 where=checkout.root,
                 hint=f"wait for it, or end it: scancel {job.id}",
             )
@@ -260,14 +259,14 @@ def _require_alone(checkout: Checkout, *states: str) -> None:
 
 def begun_path(checkout: Checkout, job_id: str) -> Path:
     """Return the file with what a job began with, and later its summary."""
-    return checkout.nights / f"{job_id}.json"
+    return checkout.nightly_records / f"{job_id}.json"
 
 
 def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], None]) -> Begun:
     """Begin the job that we run in: check and pull, and write down what it begins with.
 
-    Raise RcError when it must not run. One that goes on, after another or on another node, has been
-    checked: what differs by now are files that the night itself wrote.
+    Raise RcError when it must not run. A job that continues another one, or was requeued, is not checked
+    again: the files that differ by now were written by the nightly run itself.
     """
     path = begun_path(checkout, job_id)
     # Without that, the file is of another job: their IDs are given out again one day.
@@ -312,13 +311,13 @@ def _commit(checkout: Checkout) -> str:
 
 def log_of(checkout: Checkout, job_id: str) -> Path | None:
     """Return the log of a job, if there is one."""
-    return next(iter(sorted(checkout.night_logs.glob(f"*.{job_id}.log"), reverse=True)), None)
+    return next(iter(sorted(checkout.nightly_logs.glob(f"*.{job_id}.log"), reverse=True)), None)
 
 
 def tidy(checkout: Checkout) -> None:
     """Remove what is too old of logs and of what is known of jobs."""
-    logs.settle(checkout.night_logs, checkout.settings.logs)
-    history.trim(checkout.nights, checkout.settings.history.days, ".json")
+    logs.settle(checkout.nightly_logs, checkout.settings.logs)
+    history.trim(checkout.nightly_records, checkout.settings.history.days, ".json")
 
 
 def our_nodes() -> list[str]:
@@ -345,7 +344,7 @@ def scrontab_directives(checkout: Checkout) -> str:
             "--time=10",
             "--mail-type=FAIL",
             "--open-mode=append",
-            f"--output={sbatch.file_pattern(checkout.night_logs, '/scrontab.log')}",
+            f"--output={sbatch.file_pattern(checkout.nightly_logs, '/scrontab.log')}",
         ]
     )
 
