@@ -1,4 +1,4 @@
-"""`doit bases [NAME…]`: registry bases, what they are pinned to, and whether their tags have moved."""
+"""`doit bases [NAME…]`: registry bases, their pins, and whether their tags have moved."""
 
 import json
 import sys
@@ -24,78 +24,80 @@ from rc_tasks.tools.registry import Refusal, RegistryError
 from rc_tasks.views import tables
 from rc_tasks.views.bases_text import _short, age, words
 
-# How long one registry may take to answer, and how many are asked at a time.
-_ASK_S = 30.0
-_AT_ONCE = 8
+# How long one registry may take to answer, and how many requests run at a time.
+_ANSWER_TIMEOUT_S = 30.0
+_MOST_REQUESTS = 8
 _MOVED = 1
-_NOT_ASKED = 2
+_NO_ANSWER = 2
 _MOVABLE = (BaseKind.PINNED, BaseKind.NOT_PINNED)
 
-# What a registry serves under a reference, or why that is not known.
+# The digest that a registry has for a reference, or why it is not known, by reference.
 Answers = dict[str, str | RcError]
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        f"A base is pinned in {LOCK} when it is first built on: builds take that digest until the pin is"
-        " moved. A name is a base as a Dockerfile writes it, or an image, which means all registry bases"
-        " under it. The exit status of --check is 0 when no tag has moved, 1 when one has, and 2 when"
-        " none has but a registry gave no answer; of --update, 0, or 2 when a registry gave no answer."
+        f"A base is pinned in {LOCK} by the first build on it. Builds take that digest until --update"
+        " moves the pin. NAME is a base as a Dockerfile writes it, or an image, which means all registry"
+        " bases under it. --check exits with 0 when no tag has moved, 1 when a tag has moved, and 2 when"
+        " none has but a registry gave no answer. --update exits with 0, or 2 when a registry gave no"
+        " answer."
     )
     add_names(parser, "[BASE|NAME ...]")
-    add_flag(
-        parser, "--check", help="ask the registries whether the tags stand for something else by now"
-    )
+    add_flag(parser, "--check", help="ask the registries whether the tags have moved")
     add_flag(
         parser,
         "--update",
-        help="pin to what the tags stand for now; the images on what moved become stale",
+        help="pin the digests that the tags have now; images on a base that moves become stale",
     )
     add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Show, check or move pins."""
-    opened = session()
+    current = session()
     if args.check and args.update:
         raise UsageError("--check and --update cannot be combined", hint="give one of them")
-    checkout = opened.checkout
-    found = _chosen(opened, registry_bases(checkout.graph, checkout.pins.read()), args.names)
+    checkout = current.checkout
+    bases = _chosen(current, registry_bases(checkout.graph, checkout.pins.read()), args.names)
     if args.update:
-        # All means all that have a pin to move; a base that is named is told about.
-        wanted = found if args.names else tuple(base for base in found if base.kind in _MOVABLE)
-        return _update(checkout, wanted, as_json=args.json)
-    answers = _ask(found) if args.check else {}
+        if not args.names:
+            # The output explains why a base has no pin to move only when the user names the base.
+            bases = tuple(base for base in bases if base.kind in _MOVABLE)
+        return _update(checkout, bases, as_json=args.json)
+    answers = _ask_registries(bases) if args.check else {}
     if args.json:
-        _print_json([_as_json(base, answers.get(base.reference)) for base in found])
-    elif found:
-        _table(found, answers if args.check else None)
+        _print_json([_as_json(base, answers.get(base.reference)) for base in bases])
+    elif bases:
+        _table(bases, answers if args.check else None)
     else:
-        print("no image here is built on one from a registry")
-    _complain(answers)
-    if any(_has_moved(base, answers.get(base.reference)) for base in found):
+        print("no image of this checkout uses a registry base")
+    _print_errors(answers)
+    if any(_has_moved(base, answers.get(base.reference)) for base in bases):
         return _MOVED
     return _status(answers)
 
 
 def _chosen(
-    opened: Session, known: tuple[RegistryBase, ...], names: list[str]
+    current: Session, known: tuple[RegistryBase, ...], names: list[str]
 ) -> tuple[RegistryBase, ...]:
-    """The bases that arguments mean."""
+    """Return the bases that arguments mean. Raise ProjectError for an unknown name."""
     if not names:
         return known
-    graph = opened.checkout.graph
-    wanted: set[str] = set()
+    graph = current.checkout.graph
+    selected: set[str] = set()
     references = {base.reference for base in known}
     for name in names:
-        # The table shows a digest in a Dockerfile in a column of its own.
-        same = {each for each in references if name in (each, each.partition("@")[0])}
+        # The table shows the name without a digest that a Dockerfile gives.
+        same = {
+            reference for reference in references if name in (reference, reference.partition("@")[0])
+        }
         if same:
-            wanted |= same
+            selected |= same
             continue
         try:
-            under = set(graph.with_bases(images(opened, [name])))
+            under = set(graph.with_bases(images(current, [name])))
         except ProjectError as error:
             if name in graph.broken:
                 raise
@@ -104,23 +106,26 @@ def _chosen(
                 f"{name!r} is neither a registry base nor an image of this checkout",
                 hint=f"did you mean {' or '.join(close)}?" if close else "`doit bases` shows all bases",
             ) from error
-        wanted |= {base.reference for base in known if not under.isdisjoint(base.images)}
-    return tuple(base for base in known if base.reference in wanted)
+        selected |= {base.reference for base in known if not under.isdisjoint(base.images)}
+    return tuple(base for base in known if base.reference in selected)
 
 
-def _ask(bases: Iterable[RegistryBase]) -> Answers:
-    """What the registries serve; those of pins that no image needs are left alone."""
-    asked = [base for base in bases if base.kind is not BaseKind.UNUSED]
-    if not asked:
+def _ask_registries(bases: Iterable[RegistryBase]) -> Answers:
+    """Return the answers of the registries by reference, without pins that no image needs.
+
+    Raise ToolNotFoundError without skopeo.
+    """
+    used = [base for base in bases if base.kind is not BaseKind.UNUSED]
+    if not used:
         return {}
     command.require(
         "skopeo",
-        "install skopeo, or run this in a clone on a machine that has it, and take over its"
-        f" {LOCK}.\nBuilds pin and pull without it",
+        "install skopeo, or run this command in a clone on a machine that has it and copy its"
+        f" {LOCK}.\nBuilds pin and pull without skopeo",
     )
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    pool = ThreadPoolExecutor(_MOST_REQUESTS)
     try:
-        return dict(zip((base.reference for base in asked), pool.map(_served, asked), strict=True))
+        return dict(zip((base.reference for base in used), pool.map(_served_digest, used), strict=True))
     except KeyboardInterrupt:
         command.end_all()
         raise
@@ -128,14 +133,14 @@ def _ask(bases: Iterable[RegistryBase]) -> Answers:
         pool.shutdown(cancel_futures=True)
 
 
-def _served(base: RegistryBase) -> str | RcError:
+def _served_digest(base: RegistryBase) -> str | RcError:
     try:
-        return skopeo.served(base.whole, timeout_s=_ASK_S)
+        return skopeo.served(base.whole, timeout_s=_ANSWER_TIMEOUT_S)
     except RegistryError as error:
         if error.refusal is Refusal.UNKNOWN and base.pin is not None:
             return error.with_hint(
-                "builds go on with the pinned digest as long as the store or the registry has it;\n"
-                "name another tag in the Dockerfile"
+                "name another tag in the Dockerfile;\n"
+                "builds take the pinned digest as long as the store or the registry has it"
             )
         return error
     except RcError as error:
@@ -147,11 +152,11 @@ def _has_moved(base: RegistryBase, answer: str | RcError | None) -> bool:
 
 
 def _status(answers: Answers) -> int:
-    return _NOT_ASKED if any(isinstance(answer, RcError) for answer in answers.values()) else 0
+    return _NO_ANSWER if any(isinstance(answer, RcError) for answer in answers.values()) else 0
 
 
-def _complain(answers: Answers) -> None:
-    """Say which registries gave no answer, and what to do next once for all that it helps."""
+def _print_errors(answers: Answers) -> None:
+    """Print the errors of registries, those with the same hint together and the hint once."""
     sys.stdout.flush()
     hints: dict[str | None, list[RcError]] = {}
     for answer in answers.values():
@@ -165,45 +170,42 @@ def _complain(answers: Answers) -> None:
 
 
 def _update(checkout: Checkout, bases: tuple[RegistryBase, ...], *, as_json: bool) -> int:
-    wanted = tuple(base for base in bases if base.kind in _MOVABLE)
-    answers = _ask(wanted)
+    movable = tuple(base for base in bases if base.kind in _MOVABLE)
+    answers = _ask_registries(movable)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     moved: dict[str, Pin] = {}
-    for base in wanted:
+    for base in movable:
         answer = answers[base.reference]
         if isinstance(answer, str) and answer != base.digest:
             known = checkout.store.catalogue.base(base.reference, checkout.architecture)
             before = base.digest or (known.digest if known is not None else "")
             name = base.pin.name if base.pin is not None else ""
-            # As it stands in the store, it may be damaged.
+            # The store's record may be damaged.
             previous = before if before != answer and is_digest(before) else ""
             moved[base.reference] = Pin(answer, now, previous, name)
     if moved:
         checkout.pins.move(moved)
     stale = _stale(checkout, moved)
     if as_json:
-        found = [
-            {
-                **_as_json(base, answers.get(base.reference)),
-                "updated": base.reference in moved,
-            }
+        entries = [
+            {**_as_json(base, answers.get(base.reference)), "updated": base.reference in moved}
             for base in bases
         ]
-        _print_json({"bases": found, "stale": stale})
+        _print_json({"bases": entries, "stale": stale})
     else:
-        _tell_update(bases, answers, moved, stale)
-    _complain(answers)
+        _print_update(bases, answers, moved, stale)
+    _print_errors(answers)
     return _status(answers)
 
 
-_WHY_NONE = {
+_WHY_NO_PIN = {
     BaseKind.IN_DOCKERFILE: "its digest is written in the Dockerfile",
     BaseKind.FOREIGN: "podman pulls it itself, for another platform",
-    BaseKind.UNUSED: f"no image needs it; its entry in {LOCK} can go",
+    BaseKind.UNUSED: f"no image needs it; remove its entry from {LOCK}",
 }
 
 
-def _tell_update(
+def _print_update(
     bases: tuple[RegistryBase, ...], answers: Answers, moved: dict[str, Pin], stale: list[str]
 ) -> None:
     for base in bases:
@@ -215,11 +217,11 @@ def _tell_update(
         elif isinstance(answer, RcError):
             print(f"{name}  no answer: {'the pin stays' if base.pin else 'not pinned'}")
         elif answer is None:
-            print(f"{name}  has no pin to move: {_WHY_NONE[base.kind]}")
+            print(f"{name}  has no pin to move: {_WHY_NO_PIN[base.kind]}")
         else:
             print(f"{name}  {_short(answer)}, as before")
     if not bases:
-        print("no image here is built on one from a registry")
+        print("no image of this checkout uses a registry base")
     if stale:
         print(f"stale now: {', '.join(stale)}")
     if moved:
@@ -227,19 +229,19 @@ def _tell_update(
 
 
 def _stale(checkout: Checkout, moved: Iterable[str]) -> list[str]:
-    """The images that these pins make stale, and those that are built on them."""
+    """Return the images that these pins make stale, and those that are built on them."""
     judge, parts = Judge(checkout), {PIN + reference for reference in moved}
-    found = list[str]()
+    stale = list[str]()
     for name in checkout.graph.images:
         try:
             causes = judge.step(Step.PODMAN, name).causes
         except RcError:
-            continue  # `doit list` tells what is wrong with it
+            continue  # `doit list` shows the error
         if any(cause.part in parts for cause in causes):
-            found.append(name)
-            # Bases come first, and a frozen one stops it.
+            stale.append(name)
+            # Bases come first. A frozen base does not become stale, and neither do images on it.
             parts.add(f"base/{name}")
-    return found
+    return stale
 
 
 def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:
@@ -248,12 +250,12 @@ def _table(bases: tuple[RegistryBase, ...], answers: Answers | None) -> None:
     for base in bases:
         row = [*words(base), age(base.pin.pinned_at) if base.pin else ""]
         if answers is not None:
-            row.append(_told(base, answers.get(base.reference)))
+            row.append(_answer_text(base, answers.get(base.reference)))
         rows.append([*row, ", ".join(base.images) or base.kind])
     tables.table(headings, rows, right=frozenset({"AGE"}))
 
 
-def _told(base: RegistryBase, answer: str | RcError | None) -> str:
+def _answer_text(base: RegistryBase, answer: str | RcError | None) -> str:
     if answer is None:
         return "not asked"
     if isinstance(answer, RcError):

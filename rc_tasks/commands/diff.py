@@ -1,4 +1,4 @@
-"""`doit diff NAME [OLD] [NEW]`: what is different between two builds of an image, in words."""
+"""`doit diff NAME [OLD] [NEW]`: differences between two builds of an image."""
 
 import json
 import re
@@ -16,91 +16,93 @@ from rc_tasks.model.manifest.diff import Changes, compared
 from rc_tasks.model.manifest.manifest import Manifest
 from rc_tasks.state.published import manifests
 from rc_tasks.state.published.manifests import Build
-from rc_tasks.views import tables
-from rc_tasks.views.diff_text import _SHORT_ID, lines
+from rc_tasks.views import diff_text, tables
+from rc_tasks.views.diff_text import _SHORT_ID
 
 _SHORTEST_ID = 4
 _AGO = re.compile(r"-(\d+)")
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([ T]\d\d(:\d\d)?)?")
-# A cell of rich's for a line of a diff, by its first character.
+# The rich style of a line of a diff, by its first character.
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "OLD and NEW name builds by the beginning of their image ID, by a date such as 2026-11-22, or by"
-        " their place: -1 is the one before the present one. Without them the present build is compared"
-        " with the one before it; with OLD alone, with that. `doit diff NAME --list` shows the builds."
+        "OLD and NEW are builds: the beginning of an image ID, a date such as 2026-11-22, or a number"
+        " such as -1, the build before the present one. NEW is the present build when it is not given,"
+        " and OLD the build before it. `doit diff NAME --list` shows the builds."
     )
-    add_names(parser, "NAME [OLD] [NEW]")
+    add_names(parser, "NAME [OLD] [NEW]", help="an image, such as reasoning:2025.2, and its builds")
     add_json(parser)
     add_flag(parser, "--list", help="show the builds that can be compared")
 
 
 def run(args: Namespace) -> int:
     """Compare two builds of an image."""
-    opened = session()
+    current = session()
     names: list[str] = args.names
     if not 1 <= len(names) <= 3:
-        what = "which image?" if not names else "an image and at most two builds are wanted"
-        raise UsageError(f"{what}", hint="doit diff NAME [OLD] [NEW]")
-    name = one_image(opened, names[0])
-    builds = manifests.builds(opened.checkout, name)
+        what = f"expected an image and at most two builds, not {len(names)} names"
+        raise UsageError(what if names else "no image given", hint="doit diff NAME [OLD] [NEW]")
+    name = one_image(current, names[0])
+    builds = manifests.builds(current.checkout, name)
     if args.list:
         _list(builds)
         return 0
-    new = chosen(builds, names[2]) if len(names) == 3 else present(opened, name)
+    new = chosen(builds, names[2]) if len(names) == 3 else present(current, name)
     old = chosen(builds, names[1]) if len(names) > 1 else _previous(builds, name)
     changes = compared(old, new)
     if args.json:
         json.dump(_json(changes), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        _print(lines(changes))
+        _print(diff_text.lines(changes))
     return 0
 
 
 def chosen(builds: tuple[Build, ...], argument: str) -> Manifest:
-    """The build that an argument means. Raises RcError with the builds that there are."""
+    """Return the build that an argument means. Raise RcError, which lists the builds."""
     ago = _AGO.fullmatch(argument)
     if ago is not None:
         number = int(ago[1]) if len(ago[1]) < 9 else len(builds)
-        # Without a present one among them, the first is the newest of the past.
+        # Without a present build, the first one is the newest earlier build, -1.
         at = number if builds and builds[0].present else number - 1
-        found = [builds[at]] if 0 <= at < len(builds) else []
+        matches = [builds[at]] if 0 <= at < len(builds) else []
     elif _DATE.fullmatch(argument):
-        wanted = argument.replace("T", " ")
-        found = [each for each in builds if tables.when(each.manifest.published_at).startswith(wanted)]
-        # Of several on that day the last one stood at its end.
-        found = sorted(found, key=lambda each: each.manifest.published_at)[-1:]
+        date = argument.replace("T", " ")
+        matches = [
+            build for build in builds if tables.when(build.manifest.published_at).startswith(date)
+        ]
+        # A date means the last build of that day.
+        matches = sorted(matches, key=lambda build: build.manifest.published_at)[-1:]
     else:
         prefix = argument.removeprefix("sha256:").lower()
-        found = [each for each in builds if each.manifest.image_id.startswith(prefix)]
-        found = found if len(prefix) >= _SHORTEST_ID else []
-    if len(found) == 1:
-        return found[0].manifest
-    what = "means several builds" if found else "is none of the builds that are kept"
+        matches = [build for build in builds if build.manifest.image_id.startswith(prefix)]
+        matches = matches if len(prefix) >= _SHORTEST_ID else []
+    if len(matches) == 1:
+        return matches[0].manifest
+    what = "matches several builds" if matches else "matches no build that is kept"
     raise RcError(
         f"{argument!r} {what}",
         quote=tuple(" ".join(row).rstrip() for row in _columns(builds)),
-        hint="choose one by the beginning of its image ID, its date, or its place such as -1",
+        hint="choose one by the beginning of its image ID, its date, or its number such as -1",
     )
 
 
 def _previous(builds: tuple[Build, ...], name: str) -> Manifest:
-    others = [each for each in builds if not each.present]
-    if not others:
+    previous = next((build for build in builds if not build.present), None)
+    if previous is None:
         raise RcError(
             f"no other build of {name} is kept to compare with",
-            hint="the next rebuild can be compared with the present build",
+            hint="change and rebuild the image, then run the command again",
         )
-    return others[0].manifest
+    return previous.manifest
 
 
 def _list(builds: tuple[Build, ...]) -> None:
     if not builds:
-        print("no build is kept: the next one is")
+        print("no build is kept yet; the next build will be")
         return
     rows = list(_columns(builds))
     tables.table(("", "IMAGE", "PUBLISHED", "SIZE", "COMMIT", ""), rows, right=frozenset({"SIZE"}))
@@ -123,7 +125,7 @@ def _columns(builds: tuple[Build, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _json(changes: Changes) -> dict[str, Any]:
-    def told(manifest: Manifest) -> dict[str, Any]:
+    def summary(manifest: Manifest) -> dict[str, Any]:
         return {
             "image_id": manifest.image_id,
             "published_at": manifest.published_at,
@@ -131,13 +133,17 @@ def _json(changes: Changes) -> dict[str, Any]:
             "image_size_bytes": manifest.image_size_bytes,
         }
 
-    found = asdict(changes)
-    return {**found, "name": changes.new.name, "old": told(changes.old), "new": told(changes.new)}
+    return {
+        **asdict(changes),
+        "name": changes.new.name,
+        "old": summary(changes.old),
+        "new": summary(changes.new),
+    }
 
 
-def _print(found: Iterator[str]) -> None:
+def _print(lines: Iterator[str]) -> None:
     if not sys.stdout.isatty():
-        for line in found:
+        for line in lines:
             print(tables.printable(line))
         return
     from rich.console import Console
@@ -145,7 +151,7 @@ def _print(found: Iterator[str]) -> None:
 
     console = Console(highlight=False)
     in_dockerfile = False
-    for line in found:
+    for line in lines:
         in_dockerfile = line == "Dockerfile" or (in_dockerfile and line.startswith("  "))
         style = _COLOURS.get(line[2:3], "") if in_dockerfile else ""
         console.print(Text(tables.printable(line), style=style), soft_wrap=True)

@@ -28,22 +28,22 @@ _MOST_REFUSALS = 3
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.description = "Exits with 1 when something would keep images from being built."
+    parser.description = "The exit status is 1 when a problem keeps images from being built."
 
 
 def run(_args: Namespace) -> int:
-    """Check the host, then a node as a step would find it."""
+    """Check this host, then a node under the conditions of a step."""
     try:
-        opened = session()
+        current = session()
     except SettingsError as error:
         if error.where is not None:
-            raise  # one problem, which names its file
+            raise  # A single problem names its file.
         raise RcError(f"the settings cannot be used\n{error}") from None
-    rights.require_readable(opened.checkout)
-    problems = _tell("this host", host_findings(opened))
-    where = runner(opened.checkout.settings.runner)
+    rights.require_readable(current.checkout)
+    problems = _print_findings("this host", host_findings(current))
+    where = runner(current.checkout.settings.runner)
     heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
-    problems += _tell(heading, _node(opened))
+    problems += _print_findings(heading, _node(current))
     if problems:
         print(f"\n{problems} problem{'s' if problems > 1 else ''} to fix before images can be built")
     else:
@@ -51,7 +51,7 @@ def run(_args: Namespace) -> int:
     return 1 if problems else 0
 
 
-def _tell(heading: str, findings: Iterator[Finding]) -> int:
+def _print_findings(heading: str, findings: Iterator[Finding]) -> int:
     print(heading)
     problems = 0
     for finding in findings:
@@ -63,9 +63,9 @@ def _tell(heading: str, findings: Iterator[Finding]) -> int:
     return problems
 
 
-def host_findings(opened: Session) -> Iterator[Finding]:
-    """What there is to say of this host and checkout, without a step."""
-    checkout = opened.checkout
+def host_findings(current: Session) -> Iterator[Finding]:
+    """Yield the findings on this host and checkout that need no step."""
+    checkout = current.checkout
     yield Finding(Level.OK, f"python {sys.version.split()[0]}")
     if command.which("git") is None:
         yield Finding(Level.PROBLEM, "git was not found", "install git")
@@ -88,18 +88,18 @@ def host_findings(opened: Session) -> Iterator[Finding]:
         yield Finding(
             Level.WARNING,
             f"images_root {checkout.images_root} does not exist here",
-            "env.toml files will name images there: set images_root if that is not meant",
+            "set images_root if env.toml files must not name images there",
         )
-    yield from _official(opened)
-    yield from _closed(opened)
-    yield from _slurm(opened)
-    yield from _bases(opened)
-    yield _launcher(opened)
+    yield from _official(current)
+    yield from _owner_only(current)
+    yield from _slurm(current)
+    yield from _bases(current)
+    yield _launcher(current)
 
 
-def _official(opened: Session) -> Iterator[Finding]:
-    """Whether clones, this one or others, can believe what lies in the official checkout."""
-    checkout = opened.checkout
+def _official(current: Session) -> Iterator[Finding]:
+    """Yield what keeps clones from adopting images of the official checkout, or that nothing does."""
+    checkout = current.checkout
     root = os.path.realpath(checkout.images_root)
     if not checkout.settings.images_root or not os.path.isdir(root):
         return
@@ -115,36 +115,36 @@ def _official(opened: Session) -> Iterator[Finding]:
         yield Finding(Level.OK, f"clones can adopt what {root} has built")
 
 
-def _closed(opened: Session) -> Iterator[Finding]:
-    """What in the official checkout its owner alone may read."""
-    checkout = opened.checkout
+def _owner_only(current: Session) -> Iterator[Finding]:
+    """Yield the paths of the official checkout that only its owner may read."""
+    checkout = current.checkout
     paths = rights.closed(checkout) if rights.is_official(checkout) else []
     if paths:
         named = [rights.shown(path, checkout.shown(path)) for path in paths[:_MOST_REFUSALS]]
         more = f" and {len(paths) - len(named)} more" if len(paths) > len(named) else ""
         yield Finding(
             Level.WARNING,
-            f"nobody but the owner may read {', '.join(named)}{more}: jobs and clones of others fail",
+            f"only the owner may read {', '.join(named)}{more}: jobs and clones of other users fail",
             f"chmod -R go+rX {shlex.quote(str(checkout.root))}, and `umask 022` before the next build"
             " (002 where a group shares it)",
         )
 
 
-def _bases(opened: Session) -> Iterator[Finding]:
-    """Whether bases.lock can be read, and what a login node would show to a registry."""
-    checkout = opened.checkout
+def _bases(current: Session) -> Iterator[Finding]:
+    """Yield whether bases.lock can be read, and findings on this host's credentials for registries."""
+    checkout = current.checkout
     try:
         checkout.pins.read()
     except RcError as error:
-        told = str(error).split("\n", 1)
-        yield Finding(Level.PROBLEM, told[0], told[-1] if len(told) > 1 else "")
+        what, _, hint = str(error).partition("\n")
+        yield Finding(Level.PROBLEM, what, hint)
     if runner(checkout.settings.runner) is Runner.SLURM:
-        # Else it is the node that is checked below.
+        # Without Slurm, the check of the node reports them.
         yield from credentials.findings(checkout)
 
 
-def _launcher(opened: Session) -> Finding:
-    settings = opened.checkout.settings
+def _launcher(current: Session) -> Finding:
+    settings = current.checkout.settings
     through_slurm = runner(settings.runner) is Runner.SLURM
     try:
         launcher, why = launch.choose(settings.launcher, through_slurm=through_slurm)
@@ -153,8 +153,8 @@ def _launcher(opened: Session) -> Finding:
     return Finding(Level.OK, f"launcher {launcher}: {why}")
 
 
-def _slurm(opened: Session) -> Iterator[Finding]:
-    settings = opened.checkout.settings
+def _slurm(current: Session) -> Iterator[Finding]:
+    settings = current.checkout.settings
     where = runner(settings.runner)
     if where is Runner.LOCAL:
         why = "runner = local" if settings.runner is Runner.LOCAL else "no Slurm here"
@@ -167,18 +167,20 @@ def _slurm(opened: Session) -> Iterator[Finding]:
             "log in to a node of the cluster, or set runner = local",
         )
         return
-    account = settings.slurm.account or "your default one"
-    partition = settings.slurm.partition or "the default one"
-    yield Finding(Level.OK, f"Slurm: account {account}, partition {partition}")
+    account = f"account {settings.slurm.account}" if settings.slurm.account else "your default account"
+    partition = (
+        f"partition {settings.slurm.partition}" if settings.slurm.partition else "the default partition"
+    )
+    yield Finding(Level.OK, f"Slurm: {account}, {partition}")
 
 
-def _node(opened: Session) -> Iterator[Finding]:
+def _node(current: Session) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
         log = Path(scratch) / "log"
         try:
-            wanted, request = _check(opened)
+            check_command, request = _check_command(current)
             with log.open("wb") as output:
-                returncode = command.stream(wanted, output)
+                returncode = command.stream(check_command, output)
         except RcError as error:
             yield Finding(Level.PROBLEM, error.what, error.hint or "")
             return
@@ -195,12 +197,12 @@ def _node(opened: Session) -> Iterator[Finding]:
             yield Finding(Level.PROBLEM, f"the check of a node {command.ending(returncode)}", tail)
 
 
-def _check(opened: Session) -> tuple[Command, StepRequest | None]:
-    """The check where a step would run; outside an allocation as a job of its own."""
-    checkout = opened.checkout
-    wanted = step_process(checkout.root, "check")
+def _check_command(current: Session) -> tuple[Command, StepRequest | None]:
+    """Return the check as a command that runs where a step would, and the request of its job, if any."""
+    checkout = current.checkout
+    check_command = step_process(checkout.root, "check")
     if runner(checkout.settings.runner) is Runner.LOCAL:
-        return wanted, None
+        return check_command, None
     settings = checkout.settings.slurm
     request = StepRequest(
         "check",
@@ -209,4 +211,4 @@ def _check(opened: Session) -> tuple[Command, StepRequest | None]:
         cpus=settings.cpus,
         extra=settings.extra,
     )
-    return slurm.srun(wanted, request), request
+    return slurm.srun(check_command, request), request

@@ -1,4 +1,4 @@
-"""`doit gc`: removes what nothing needs any more, after it has said what and how much."""
+"""`doit gc`: removal of files that nothing needs any more."""
 
 import os
 import sys
@@ -21,18 +21,18 @@ from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.disk.locks import LockedError, LostLockError, held
 from rc_tasks.views import tables
 
-# More than a screen of lines tells less than their number.
+# More lines would push the table off the screen.
 _MOST_LEFT = 10
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Nothing is removed that an image of this checkout, an image kept for `doit rollback`, or an EDF"
-        " in reach needs, nor what is younger than a day: a step may just be about to refer to it. It"
-        " can run beside builds."
+        "It keeps what an image of this checkout, an image kept for `doit rollback`, or an EDF in reach"
+        " needs. It also keeps what is younger than a day, because a running step may need it next. It"
+        " can run while images are built."
     )
-    add_flag(parser, "-n", "--dry-run", help="only say what would be removed")
+    add_flag(parser, "-n", "--dry-run", help="print what would be removed, and remove nothing")
     add_flag(parser, "-v", "--verbose", help="name every file and directory")
 
 
@@ -41,66 +41,66 @@ def run(args: Namespace) -> int:
     return collect(session(), dry_run=args.dry_run, verbose=args.verbose)
 
 
-def collect(opened: Session, *, dry_run: bool, verbose: bool) -> int:
-    """Say what can go, and remove it unless it is a dry run."""
-    require_own(opened.checkout)
-    collector = Collector(opened.checkout)
+def collect(current: Session, *, dry_run: bool, verbose: bool) -> int:
+    """Print what can be removed, and remove it unless it is a dry run. Raise RcError."""
+    require_own(current.checkout)
+    collector = Collector(current.checkout)
     if dry_run:
-        found = collector.find()
-        _tell(opened, found, measure(found.items), verbose=verbose)
+        garbage = collector.find()
+        _print_garbage(current, garbage, measure(garbage.items), verbose=verbose)
         return 0
     try:
         with held(collector.lock, "gc"):
-            found = collector.find()
-            measured = measure(found.items)
-            _tell(opened, found, measured, verbose=verbose)
-            told = len(found.left)
-            removed = collector.remove(found)
+            garbage = collector.find()
+            measured = measure(garbage.items)
+            _print_garbage(current, garbage, measured, verbose=verbose)
+            printed = len(garbage.left)
+            removed = collector.remove(garbage)
     except LostLockError:
         raise
     except LockedError as error:
-        raise RcError("another doit gc is at work", where=collector.lock, hint=error.hint) from None
-    if found.items:
+        raise RcError("another doit gc is running", where=collector.lock, hint=error.hint) from None
+    if garbage.items:
         print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
-    _tell_left(found.left[told:])
+    _print_left(garbage.left[printed:])
     return 0
 
 
-def _tell(
-    opened: Session,
-    found: Garbage,
+def _print_garbage(
+    current: Session,
+    garbage: Garbage,
     measured: Mapping[Item, tuple[os.stat_result, ...]],
     *,
     verbose: bool,
 ) -> None:
-    """Say what can go, and what stays though it looks so."""
-    if found.items:
-        sizes = freed_bytes(measured, found.items)
+    """Print what can be removed, and what is kept though nothing needs it."""
+    if garbage.items:
+        sizes = freed_bytes(measured, garbage.items)
         rows = [
             (str(count), tables.size(sizes[kind]), str(kind))
             for kind in GarbageKind
-            if (count := found.count(kind))
+            if (count := garbage.count(kind))
         ]
         rows.append(("", tables.size(sum(sizes.values())), "in all"))
         tables.table(("COUNT", "SIZE", "WHAT"), rows, right=frozenset({"COUNT", "SIZE"}))
     else:
         print("nothing to remove")
-    for item in found.items if verbose else ():
-        print(f"  {tables.printable(opened.checkout.shown(item.path))}")
-    gone = {item.image for item in found.items if item.kind is GarbageKind.GONE}
+    for item in garbage.items if verbose else ():
+        print(f"  {tables.printable(current.checkout.shown(item.path))}")
+    gone = {item.image for item in garbage.items if item.kind is GarbageKind.GONE}
     if gone:
         print(f"projects that are gone: {tables.printable(', '.join(sorted(gone)))}")
-    soon = sorted(set(found.gone) - gone)
+    soon = sorted(set(garbage.gone) - gone)
     if soon:
-        print(f"not here, and kept for {GONE_DAYS} days: {tables.printable(', '.join(soon))}")
-    if found.young:
-        print(f"images of the store that nothing refers to, younger than a day: {found.young}")
-    _tell_left(found.left)
+        print(f"projects that are gone, kept for {GONE_DAYS} days: {tables.printable(', '.join(soon))}")
+    if garbage.young:
+        print(f"images of the store that nothing refers to, younger than a day: {garbage.young}")
+    _print_left(garbage.left)
     sys.stdout.flush()
 
 
-def _tell_left(left: list[str]) -> None:
-    for line in left[:_MOST_LEFT]:
+def _print_left(notes: list[str]) -> None:
+    for line in notes[:_MOST_LEFT]:
         sys.stderr.write(f"left alone: {tables.printable(line)}\n")
-    if len(left) > _MOST_LEFT:
-        sys.stderr.write(f"left alone: {len(left) - _MOST_LEFT} more\n")
+    if len(notes) > _MOST_LEFT:
+        sys.stderr.write(f"left alone: {len(notes) - _MOST_LEFT} more\n")

@@ -15,8 +15,8 @@ from rc_tasks.views.graph_svg import svg
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "With names: these images, what is built on them, and all that these need. An image with several"
-        " bases stands below its first one; at the others it is only named, behind an arrow."
+        "With names, it shows these images, the images built on them, and all that these need. An image"
+        " with several bases stands below its first base; the other bases only name it, behind an arrow."
     )
     add_names(parser)
     parser.add_argument(
@@ -29,27 +29,28 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the graph in one of the formats."""
-    opened = session()
-    shown = judged(opened, images(opened, args.names))
+    current = session()
+    view = judged(current, images(current, args.names))
     if args.format != "tree":
-        sys.stdout.write(_FORMATS[args.format](shown))
-    elif shown.nodes:
-        print_tree(shown, sys.stdout)
+        sys.stdout.write(_FORMATS[args.format](view))
+    elif view.nodes:
+        print_tree(view, sys.stdout)
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
     if not args.names:
-        for problem in opened.checkout.graph.problems:
+        for problem in current.checkout.graph.problems:
             sys.stderr.write(f"{problem}\n")
     return 0
 
 
-def judged(opened: Session, names: list[str]) -> GraphView:
-    """The picture around these images, with their states."""
-    graph = opened.checkout.graph
-    statuses = [opened.judge.image(name) for name in around(graph, names)]
-    rolled_back = opened.judge.rolled_back
+def judged(current: Session, names: list[str]) -> GraphView:
+    """Return the view of the graph around these images, with their states."""
+    graph = current.checkout.graph
+    statuses = [current.judge.image(name) for name in around(graph, names)]
+    rolled_back = current.judge.rolled_back
     return graph_view(
-        graph, {each.name: (each.state, each.reasons, rolled_back(each.name)) for each in statuses}
+        graph,
+        {status.name: (status.state, status.reasons, rolled_back(status.name)) for status in statuses},
     )
 
 

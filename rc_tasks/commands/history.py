@@ -1,4 +1,4 @@
-"""`doit history [NAME…]`: what past runs did, step by step."""
+"""`doit history [NAME…]`: the steps of past runs."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.status import State
 from rc_tasks.views import tables
 
-# What fits on a large screen.
+# A table of this many lines fits on a large screen.
 _USUAL_LIMIT = 50
 _SHORT_ID = 12
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -28,7 +28,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
         "The newest step comes last. OUTCOME is done, failed, interrupted, or retried (its node failed"
-        " or its base was lost, and it was tried again). QUEUED is the time between being ready and"
+        " or its base was lost, and it ran again). QUEUED is the time between being ready and"
         " starting. The setting history.days says how far back it goes."
     )
     add_names(parser)
@@ -51,38 +51,38 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Show past steps."""
-    opened = session()
+    current = session()
     limit: int | None = args.limit
     if limit is not None and limit < 1:
-        raise UsageError(f"-n {limit} shows nothing", hint="-n 1 shows the newest step")
+        raise UsageError(f"-n must be at least 1, not {limit}", hint="-n 1 shows the newest step")
     if limit is None and not args.since and not args.json:
         limit = _USUAL_LIMIT
-    wanted = frozenset(images(opened, args.names)) if args.names else None
+    names = frozenset(images(current, args.names)) if args.names else None
     since = _since(args.since) if args.since else None
-    found = (
+    entries = (
         entry
-        for entry in _newer(history.entries(opened.checkout.history), since)
-        if (wanted is None or entry.image in wanted)
+        for entry in _newer(history.entries(current.checkout.history), since)
+        if (names is None or entry.image in names)
         and (not args.failed or entry.outcome is Outcome.FAILED)
     )
-    shown = list(islice(found, limit))[::-1]
+    newest = list(islice(entries, limit))[::-1]
     if args.json:
-        json.dump([asdict(entry) for entry in shown], sys.stdout, indent=2)
+        json.dump([asdict(entry) for entry in newest], sys.stdout, indent=2)
         sys.stdout.write("\n")
-    elif shown:
-        if args.limit is None and next(found, None) is not None:
+    elif newest:
+        if args.limit is None and next(entries, None) is not None:
             sys.stderr.write(f"the newest {limit} steps; -n and --since show more\n")
-        _table(shown)
+        _table(newest)
     else:
         which = "no such step is in the history" if args.failed or since or args.names else ""
         print(which or "no step has run yet")
     return 0
 
 
-def _table(shown: list[HistoryEntry]) -> None:
+def _table(entries: list[HistoryEntry]) -> None:
     headings = ("WHEN", "STEP", "OUTCOME", "TOOK", "QUEUED", "NODE", "IMAGE", "REASON")
-    styles = [_STYLES.get(entry.outcome, "") for entry in shown]
-    tables.table(headings, [_row(entry) for entry in shown], styles=styles, right=_RIGHT)
+    styles = [_STYLES.get(entry.outcome, "") for entry in entries]
+    tables.table(headings, [_row(entry) for entry in entries], styles=styles, right=_RIGHT)
 
 
 _RIGHT = frozenset({"TOOK", "QUEUED"})
@@ -102,16 +102,16 @@ def _row(entry: HistoryEntry) -> tuple[str, ...]:
     )
 
 
-def _newer(found: Iterator[HistoryEntry], since: datetime | None) -> Iterator[HistoryEntry]:
-    for entry in found:
+def _newer(entries: Iterator[HistoryEntry], since: datetime | None) -> Iterator[HistoryEntry]:
+    for entry in entries:
         if since is not None and entry.began < since:
-            # They come newest first.
+            # Entries come newest first.
             return
         yield entry
 
 
 def _since(text: str) -> datetime:
-    """The moment that an option means: so long ago, or a local date or time."""
+    """Return the time that `12h` ago or a local date or time means. Raise UsageError."""
     ago = re.fullmatch(r"(\d+)([mhdw])", text.strip(), re.ASCII)
     try:
         if ago is not None:
@@ -119,6 +119,6 @@ def _since(text: str) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
         raise UsageError(
-            f"--since {text!r} is no time",
-            hint="--since 12h, --since 2d, or a date such as --since 2026-11-01",
+            f"--since {text!r} is not a time",
+            hint="give --since 12h, --since 2d, or a date such as --since 2026-11-01",
         ) from None

@@ -19,7 +19,7 @@ from rc_tasks.views import tables
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.description = "States: fresh, stale, missing, failed, building. `doit why NAME` tells more."
+    parser.description = "States: fresh, stale, missing, failed, building. `doit why NAME` explains one."
     add_names(parser)
     add_json(parser)
     doits = parser.add_argument_group("doit's own list, of tasks")
@@ -30,7 +30,7 @@ def arguments(parser: ArgumentParser) -> None:
     doits.add_argument("--deps", action="store_true", help="the files that tasks depend on, too")
     doits.add_argument("--template", metavar="TEXT", help="how to print a task: '{name} {doc}'")
     doits.add_argument("--sort", choices=("name", "definition"), help="the order of tasks")
-    # What doit takes as well, and its older completion scripts give.
+    # doit takes these too, and its older completion scripts pass them.
     for option in ("--db-file", "--backend", "--check_file_uptodate"):
         parser.add_argument(option, help=SUPPRESS)
     parser.add_argument("-f", "--file", help=SUPPRESS)
@@ -39,21 +39,21 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Show our table, or doit's list of tasks when one of doit's options asks for it."""
+    """Show the table of images, or doit's list of tasks when one of its options is given."""
     if any((args.all, args.quiet, args.status, args.private, args.deps, args.template, args.sort)):
         from rc_tasks.commands.doit_main import doit
 
         # doit looks for options in front of names.
         names = set(args.names)
         return doit([*(word for word in args.words if word not in names), *args.names])
-    opened = session()
-    statuses = [opened.judge.image(name) for name in images(opened, args.names)]
-    aliases = opened.checkout.graph.aliases_of()
+    current = session()
+    statuses = [current.judge.image(name) for name in images(current, args.names)]
+    aliases = current.checkout.graph.aliases_of()
     if args.json:
-        json.dump([as_json(opened, status, aliases) for status in statuses], sys.stdout, indent=2)
+        json.dump([as_json(current, status, aliases) for status in statuses], sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
-    rows = [_row(opened, status, aliases) for status in statuses]
+    rows = [_row(current, status, aliases) for status in statuses]
     headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
     if rows:
         styles = [tables.STYLES[status.state] for status in statuses]
@@ -61,14 +61,14 @@ def run(args: Namespace) -> int:
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
     if not args.names:
-        for problem in opened.checkout.graph.problems:
+        for problem in current.checkout.graph.problems:
             sys.stderr.write(f"{problem}\n")
     return 0
 
 
-def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
-    """An image for programs; the keys are part of the contract with people's scripts."""
-    checkout, name = opened.checkout, status.name
+def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return an image for programs; users' scripts depend on the keys."""
+    checkout, name = current.checkout, status.name
     node = checkout.graph.images.get(name)
     podman, enroot = (
         (checkout.records.get(Step.PODMAN, name), checkout.records.get(Step.ENROOT, name))
@@ -77,7 +77,7 @@ def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str
     )
     published = f"{node.project.base}/{ARTIFACT}" if node else ""
     size_bytes = None
-    # An adopted image may lie where we may not look.
+    # An adopted image may lie in a directory that this user may not search.
     with contextlib.suppress(OSError):
         size_bytes = os.stat(published).st_size
     return {
@@ -90,7 +90,7 @@ def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str
         "size_bytes": size_bytes,
         "built_at": enroot.ended_at if enroot else None,
         "adopted_from": (enroot.adopted_from or None) if enroot else None,
-        "rolled_back": opened.judge.rolled_back(name),
+        "rolled_back": current.judge.rolled_back(name),
         "frozen": node.options.frozen if node else False,
         "bases": [*node.bases, *node.remote] if node else [],
         "aliases": aliases.get(name, []),
@@ -98,13 +98,13 @@ def as_json(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str
     }
 
 
-def _row(opened: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> tuple[str, ...]:
-    found = as_json(opened, status, aliases)
+def _row(current: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> tuple[str, ...]:
+    facts = as_json(current, status, aliases)
     return (
         status.name,
         status.state,
-        tables.size(found["size_bytes"]),
-        tables.when(found["built_at"]),
-        ", ".join(found["aliases"]),
+        tables.size(facts["size_bytes"]),
+        tables.when(facts["built_at"]),
+        ", ".join(facts["aliases"]),
         briefly(status.name, status.reasons) if status.reasons else "",
     )

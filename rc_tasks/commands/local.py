@@ -25,34 +25,34 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Start an interactive job from this checkout's image."""
-    opened = session()
-    checkout = opened.checkout
+    current = session()
+    checkout = current.checkout
     name = one_name(args, "local NAME [-- CMD ...]")
     project = find_project(checkout, name) or checkout.graph.resolve(name).project
-    _require_image(opened, project)
+    _require_image(current, project)
     entry = prepare(checkout, project.name, args, "local")
     status = entry.start(entry.write(project, project.artifact))
     if not args.print:
-        tell(f"next, when it works: {_back_to_the_team(checkout, project)}")
+        tell(f"next, when it works: {_share_commands(checkout, project)}")
     return status
 
 
-def _require_image(opened: Session, project: Project) -> None:
-    """Raise ArtifactError when there is nothing to start, and say so when it is not the newest."""
+def _require_image(current: Session, project: Project) -> None:
+    """Raise ArtifactError when the image is not built, and warn when it is not fresh."""
     build = f"doit build:{project.name}"
     if not os.path.exists(project.artifact) or not os.path.exists(project.edf):
         raise ArtifactError(
             f"{project.name} is not built here yet", where=project.path, hint=f"build it: {build}"
         )
-    if project.name in opened.checkout.graph.broken:
-        return  # told already
-    status = opened.judge.image(project.name)
+    if project.name in current.checkout.graph.broken:
+        return  # find_project has printed the error.
+    status = current.judge.image(project.name)
     if status.state is not State.FRESH:
         reason = f": {status.reasons[0]}" if status.reasons else ""
         tell(f"warning: {project.name} is {status.state}{reason}; `{build}` brings it up to date")
 
 
-def _back_to_the_team(checkout: Checkout, project: Project) -> str:
+def _share_commands(checkout: Checkout, project: Project) -> str:
     add = f"git add {shlex.quote(project.path)} && git commit && git push origin HEAD"
     try:
         origin = git.remote_url(checkout.root, "origin")
@@ -62,6 +62,6 @@ def _back_to_the_team(checkout: Checkout, project: Project) -> str:
         checkout.images_root
     ):
         source = checkout.settings.source or "URL"
-        # A clone of the official checkout, as the old instructions had it.
+        # Old instructions had people clone the official checkout, not the repository.
         return f"git remote set-url --push origin {source} && {add}, then open a pull request"
     return f"{add}, then open a pull request"

@@ -25,35 +25,35 @@ from rc_tasks.tools.command import Command
 from rc_tasks.views import tables
 from rc_tasks.views.tables import readable
 
-# -R: less would otherwise ask about a log that it takes for a binary file's.
+# Without -R, less asks before it shows a log that it takes for a binary file.
 _PAGER = ("less", "-R")
-# How often a log that grows is looked at.
+# How often a growing log is read.
 _POLL_S = 0.5
-# A step takes so long until it has its lock: Python starts, on a busy node.
+# On a busy node, a step may take this long to start Python and take its lock.
 _STARTING_S = 15.0
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "On a terminal the log is shown by $PAGER, or by less. All logs lie in .rc/logs/NAME/STEP, where"
-        " latest.log and failed.log lead to the newest ones; the settings logs.keep and logs.days say"
-        " which are kept."
+        "On a terminal the log is shown by $PAGER, or by less. All logs are in .rc/logs/NAME/STEP, where"
+        " latest.log and failed.log are links to the newest ones. The settings logs.keep and logs.days"
+        " say which logs are kept."
     )
-    add_names(parser, "NAME [podman|enroot|env]")
+    add_names(parser, "NAME [podman|enroot|env]", help="an image, such as reasoning:2025.2, and a step")
     add_flag(parser, "-f", "--follow", help="print the log as it grows, until its step ends")
-    add_flag(parser, "--failed", help="the log of the newest failure")
+    add_flag(parser, "--failed", help="show the log of the newest failure")
 
 
 def run(args: Namespace) -> int:
     """Show the newest log of an image."""
-    opened = session()
-    wanted, steps = _wanted(opened, args.names)
-    checkout = opened.checkout
-    found = _newest(checkout, wanted, steps, failed=args.failed)
-    if found is None:
-        raise _none(wanted, steps, failed=args.failed)
-    path, step, name = found
+    current = session()
+    names, steps = _names_and_steps(current, args.names)
+    checkout = current.checkout
+    newest = _newest(checkout, names, steps, failed=args.failed)
+    if newest is None:
+        raise _no_log(names, steps, failed=args.failed)
+    path, step, name = newest
     sys.stderr.write(f"{tables.printable(checkout.shown(path))}\n")
     sys.stderr.flush()
     with path.open("rb") as log:
@@ -67,18 +67,21 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _wanted(opened: Session, words: list[str]) -> tuple[list[str], tuple[Step, ...]]:
-    """The images and steps that arguments mean; `podman:NAME` means that step."""
+def _names_and_steps(current: Session, words: list[str]) -> tuple[list[str], tuple[Step, ...]]:
+    """Return the images and steps that arguments mean; `podman:NAME` means that step.
+
+    Raise UsageError.
+    """
     if not words:
-        raise UsageError("which image?", hint="doit log NAME; `doit list` shows all images")
+        raise UsageError("no image given", hint="doit log NAME; `doit list` shows all images")
     name, *rest = words
     kind = name.partition(":")[0]
-    if not rest and kind in set(Step) and name not in opened.checkout.graph.names():
+    if not rest and kind in set(Step) and name not in current.checkout.graph.names():
         rest = [kind]
-    found = images(opened, [name])
+    names = images(current, [name])
     if len(rest) > 1:
         raise UsageError(
-            f"one image and one step are wanted: {' '.join(words)}", hint="doit log NAME STEP"
+            f"expected one image and at most one step: {' '.join(words)}", hint="doit log NAME STEP"
         )
     for word in rest:
         if word not in set(Step):
@@ -86,36 +89,36 @@ def _wanted(opened: Session, words: list[str]) -> tuple[list[str], tuple[Step, .
             raise UsageError(
                 f"there is no step named {word!r}", hint=f"doit log {name} {' or '.join(close)}"
             )
-    return found, tuple(map(Step, rest)) or tuple(Step)
+    return names, tuple(map(Step, rest)) or tuple(Step)
 
 
 def _newest(
     checkout: Checkout, names: list[str], steps: tuple[Step, ...], *, failed: bool
 ) -> tuple[Path, Step, str] | None:
-    found = []
+    candidates = []
     for name in names:
         for step in steps:
             directory = checkout.logs(step, name)
             path = logs.failed(directory) if failed else logs.newest(directory)
             if path is not None:
-                found.append((path, step, name))
-    return max(found, key=lambda each: each[0].name, default=None)
+                candidates.append((path, step, name))
+    return max(candidates, key=lambda candidate: candidate[0].name, default=None)
 
 
-def _none(names: list[str], steps: tuple[Step, ...], *, failed: bool) -> RcError:
+def _no_log(names: list[str], steps: tuple[Step, ...], *, failed: bool) -> RcError:
     name = names[0] if len(names) == 1 else names[0].partition(":")[0]
     task = f"{steps[0] if len(steps) == 1 else 'build'}:{name}"
     if failed:
-        return RcError(f"there is no log of a failure of {task}", hint=f"doit history {name}")
-    return RcError(f"{task} has no log yet", hint=f"`doit {task}` makes one; `doit why {name}`")
+        return RcError(f"{task} has no log of a failure", hint=f"doit history {name}")
+    return RcError(f"{task} has no log yet", hint=f"doit {task}, or see `doit why {name}`")
 
 
 def _paged(log: BinaryIO, name: str) -> bool:
-    """Show a log in the user's pager; whether there is one."""
+    """Show a log in the user's pager. Return whether there is one."""
     argv = _pager()
     if not argv:
         return False
-    # A file and not a pipe: of a long log the end is wanted most.
+    # From a pipe, a pager would read all of a long log before it shows the end.
     with tempfile.TemporaryDirectory() as directory:
         clean = Path(directory) / name
         with clean.open("w", encoding="utf-8") as file:
@@ -137,20 +140,20 @@ def _pager() -> tuple[str, ...]:
 
 
 def _follow(log: BinaryIO, lock: Path, task: str) -> None:
-    """Print a log as it grows until nobody is at its step any more."""
+    """Print a log as it grows, until no process runs its step."""
     quiet_since_s = time.monotonic()
-    # What was written long ago is no log of a step that is just starting.
+    # An old log does not belong to a step that is just starting.
     begun = time.time() - os.fstat(log.fileno()).st_mtime > _STARTING_S
     rest = b""
     while True:
-        # Asked before reading: what is written before the step's end is read then.
+        # Look before reading, else lines that the step writes in between would be lost.
         holder = locks.holder(lock)
         running = holder is not None and holder.step in {task, "?"}
         begun = begun or running
         read = log.read()
         lines, newline, tail = (rest + read).rpartition(b"\n")
         if newline:
-            # Not splitlines: a carriage return ends no line.
+            # splitlines would also split at a carriage return.
             for line in lines.split(b"\n"):
                 sys.stdout.write(readable(line))
             sys.stdout.flush()

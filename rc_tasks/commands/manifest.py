@@ -1,4 +1,4 @@
-"""`doit manifest NAME`: what is inside a published image; of a file image.sqsh, where it comes from."""
+"""`doit manifest NAME`: contents of a published image, or the origin of an image.sqsh."""
 
 import json
 import re
@@ -24,8 +24,9 @@ _MOST_UNREAD = 5
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Packages of dpkg, apk, rpm, conda and Python, as they were found when the image was published."
-        " For the path of an image.sqsh: its commit, bases, builder and tools, read from its /etc/rc."
+        "It shows the packages of dpkg, apk, rpm, conda and Python that the image had when it was"
+        " published. For the path of an image.sqsh, it shows the commit, bases, builder and tools from"
+        " /etc/rc in the image."
     )
     add_names(parser, "NAME|FILE.sqsh")
     add_json(parser)
@@ -34,34 +35,37 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Show what is inside an image."""
-    opened = session()
-    argument = one_name(args, "manifest TASK | PATH.sqsh")
+    current = session()
+    argument = one_name(args, "manifest NAME | FILE.sqsh")
     if argument.endswith(".sqsh") or "/" in argument:
-        return _show_file(opened, Path(argument), args)
-    return _show(present(opened, one_image(opened, argument)), args)
+        return _show_file(current, Path(argument), args)
+    return _show(present(current, one_image(current, argument)), args)
 
 
-def one_image(opened: Session, argument: str) -> str:
-    """The only image that an argument means; raises RcError when it means several."""
-    found = images(opened, [argument])
-    if len(found) > 1:
-        raise RcError(f"{argument} means {len(found)} images", hint=f"choose one: {', '.join(found)}")
-    if found[0] in opened.checkout.graph.broken:
-        raise opened.checkout.graph.broken[found[0]]
-    return found[0]
+def one_image(current: Session, argument: str) -> str:
+    """Return the only image that an argument means. Raise RcError when it means several."""
+    name, *others = images(current, [argument])
+    if others:
+        raise RcError(
+            f"{argument} means {1 + len(others)} images",
+            hint=f"choose one: {', '.join([name, *others])}",
+        )
+    if name in current.checkout.graph.broken:
+        raise current.checkout.graph.broken[name]
+    return name
 
 
-def present(opened: Session, name: str) -> Manifest:
-    """The manifest of the published image. Raises RcError."""
-    found = manifests.builds(opened.checkout, name)
-    if found and found[0].present:
-        return found[0].manifest
-    image_id = manifests.present_id(opened.checkout, name)
+def present(current: Session, name: str) -> Manifest:
+    """Return the manifest of the published image. Raise RcError when there is none."""
+    builds = manifests.builds(current.checkout, name)
+    if builds and builds[0].present:
+        return builds[0].manifest
+    image_id = manifests.present_id(current.checkout, name)
     if not image_id:
-        raise RcError(f"{name} was not published yet", hint=f"doit build:{name}")
+        raise RcError(f"{name} is not published yet", hint=f"doit build:{name}")
     raise RcError(
-        f"no manifest of {name} ({image_id[:_SHORT_ID]}) is kept: it is older than manifests are",
-        hint="the next build makes one; to squash the image again now:\n"
+        f"no manifest of {name} ({image_id[:_SHORT_ID]}) is kept: an older version published it",
+        hint="the next build writes one; to squash the image again now:\n"
         f"doit forget enroot:{name} && doit build:{name}",
     )
 
@@ -97,16 +101,16 @@ def _summary(manifest: Manifest) -> None:
         _line("system", contents.distribution.title)
     for key, text in _origin(manifest.origin):
         _line(key, text)
-    for number, ((kind, place), found) in enumerate(groups(contents.packages).items()):
+    for number, ((kind, place), packages) in enumerate(groups(contents.packages).items()):
         where = (
             ""
             if kind in (PackageKind.DPKG, PackageKind.APK, PackageKind.RPM) and place == "/"
             else f" in {place}"
         )
-        _line("packages" if number == 0 else "", f"{len(found)} {kind}{where}")
+        _line("packages" if number == 0 else "", f"{len(packages)} {kind}{where}")
     if not contents.packages:
         _line("packages", "none were found")
-    largest = sorted(contents.sizes_bytes.items(), key=lambda each: -each[1])
+    largest = sorted(contents.sizes_bytes.items(), key=lambda item: -item[1])
     for number, (path, size_bytes) in enumerate(largest[:_MOST_DIRECTORIES]):
         _line("directories" if number == 0 else "", f"{tables.size(size_bytes):>8}  {path}")
     for number, unread in enumerate(contents.unread[:_MOST_UNREAD]):
@@ -127,28 +131,27 @@ def _origin(origin: Origin | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _show_file(opened: Session, path: Path, args: Namespace) -> int:
-    told = provenance(squashfs.read_text(path, "/etc/rc"))
-    known = re.fullmatch(r"(\S+) \(([0-9a-f]{64})\)", next(iter(told.get("image", ())), ""))
+def _show_file(current: Session, path: Path, args: Namespace) -> int:
+    origin = provenance(squashfs.read_text(path, "/etc/rc"))
+    known = re.fullmatch(r"(\S+) \(([0-9a-f]{64})\)", next(iter(origin.get("image", ())), ""))
     if args.json:
-        json.dump(told, sys.stdout, indent=2)
+        json.dump(origin, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
+    kept = _kept(current, *known.groups()) if known is not None else None
     if args.cyclonedx:
-        found = _kept(opened, *known.groups()) if known is not None else None
-        if found is None:
+        if kept is None:
             raise RcError(
                 "no manifest of this image is kept in this checkout",
                 where=path,
-                hint="ask in the checkout in which it was built: doit manifest NAME --cyclonedx",
+                hint="run this in the checkout that built it: doit manifest NAME --cyclonedx",
             )
-        return _show(found.manifest, args)
-    if "image" not in told:
-        print('not published by this tool, or with squash = "enroot": labels are all that is known')
-    for key, values in told.items():
+        return _show(kept.manifest, args)
+    if "image" not in origin:
+        print('only labels are known: another tool made this file, or squash = "enroot"')
+    for key, values in origin.items():
         for value in values:
             _line(key, value)
-    kept = _kept(opened, *known.groups()) if known is not None else None
     if kept is not None:
         name, short = kept.manifest.name, kept.manifest.image_id[:_SHORT_ID]
         what = f"manifest {name}" if kept.present else f"diff {name} {short}"
@@ -156,23 +159,26 @@ def _show_file(opened: Session, path: Path, args: Namespace) -> int:
     return 0
 
 
-def _kept(opened: Session, name: str, image_id: str) -> Build | None:
-    # The file may be anybody's, and so the name in it.
-    if name not in opened.checkout.graph.images:
+def _kept(current: Session, name: str, image_id: str) -> Build | None:
+    # Anybody may have written the file and the name in it.
+    if name not in current.checkout.graph.images:
         return None
-    found = manifests.builds(opened.checkout, name)
-    return next((each for each in found if each.manifest.image_id == image_id), None)
+    builds = manifests.builds(current.checkout, name)
+    return next((build for build in builds if build.manifest.image_id == image_id), None)
 
 
 def provenance(rc: str) -> dict[str, list[str]]:
-    """What the comments at the beginning of an /etc/rc say: ours end in a colon, labels do not."""
-    told: dict[str, list[str]] = {}
+    """Return the values of the comments at the beginning of an /etc/rc, by key.
+
+    Keys of this program end in a colon there, labels do not.
+    """
+    origin: dict[str, list[str]] = {}
     for line in rc.splitlines():
         if not line.startswith("# "):
             break
         key, _, value = line[2:].partition(" ")
-        told.setdefault(key.removesuffix(":"), []).append(value)
-    return told
+        origin.setdefault(key.removesuffix(":"), []).append(value)
+    return origin
 
 
 def _line(key: str, text: str) -> None:

@@ -25,8 +25,8 @@ SCRATCH = "scratch"
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.description = "The templates are in templates/new. A name is such as reasoning:2025.2."
-    add_names(parser, "NAME")
+    parser.description = "The templates are in templates/new."
+    add_names(parser, "NAME", help="the name of the new image, such as reasoning:2025.2")
     parser.add_argument(
         "--from",
         dest="base",
@@ -37,10 +37,10 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Make a project directory."""
-    opened = session()
+    """Create a project directory."""
+    current = session()
     name = one_name(args, "new NAME [--from BASE]")
-    project = create(opened.checkout, name, args.base)
+    project = create(current.checkout, name, args.base)
     print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
     print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
     return 0
@@ -48,16 +48,16 @@ def run(args: Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a new project is built on. `project` is None for an image of a registry."""
+    """Base of a new project. `project` is None for an image of a registry."""
 
     written: str
     project: Project | None
 
 
 def create(checkout: Checkout, name: str, base: str = "") -> Project:
-    """Make the directory of a new project, whole or not at all.
+    """Create the directory of a new project, complete or not at all.
 
-    Raises ProjectError when the name cannot be used, or is in use.
+    Raise ProjectError when the name cannot be used or is in use, EdfError for a wrong template.
     """
     project = unused(checkout, name)
     chosen = find_base(checkout, base)
@@ -71,7 +71,7 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
     scratch: str | None = None
     try:
         parent.mkdir(exist_ok=True)
-        # A name with a dot is no project's, should we be killed.
+        # After a kill, a leftover whose name begins with a dot is not taken for a project.
         scratch = tempfile.mkdtemp(prefix=".new.", dir=parent)
         for file, text in files.items():
             if text:
@@ -89,7 +89,7 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
 
 
 def unused(checkout: Checkout, name: str) -> Project:
-    """The project that a name would make; raises ProjectError when it cannot be made."""
+    """Return the project that a name would make. Raise ProjectError when it cannot be made."""
     problem = name_problem(name)
     if problem is not None:
         raise ProjectError(
@@ -98,7 +98,7 @@ def unused(checkout: Checkout, name: str) -> Project:
         )
     for path in (f"{PROJECTS}/{name}", name):
         place = checkout.root / path
-        # A directory of a project's name beside projects/ is one only with a Dockerfile in it.
+        # Beside projects/, a directory without a Dockerfile is not a project.
         has_dockerfile = (place / dockerfile_name(place)).exists()
         if not os.path.lexists(place) or (path == name and not has_dockerfile):
             continue
@@ -109,21 +109,24 @@ def unused(checkout: Checkout, name: str) -> Project:
         elif has_dockerfile:
             what, hint = "is a project already", f"doit build:{name}"
         else:
-            what, hint = "is in the way", "move it away, or write a Dockerfile into it"
+            what, hint = "exists and has no Dockerfile", "move it away, or write a Dockerfile into it"
         raise ProjectError(what, where=path, hint=f"{hint}, or choose another name")
     return Project(name, checkout.root, f"{PROJECTS}/{name}")
 
 
 def find_base(checkout: Checkout, written: str = "") -> Base:
-    """The base that is meant by a name, or without one the only base of the checkout."""
+    """Return the base that a name means, or the only base of the checkout without a name.
+
+    Raise ProjectError.
+    """
     graph = checkout.graph
     projects = {name: node.project for name, node in graph.images.items()}
     if not written:
         bases = [name for name, project in projects.items() if "/" not in project.path]
         if len(bases) != 1:
-            told = f"the bases are {', '.join(bases)}" if bases else "there is no base in this checkout"
+            which = f"several: {', '.join(bases)}" if bases else "none"
             raise ProjectError(
-                f"it is not clear what to build on: {told}",
+                f"no base given, and this checkout has {which}",
                 hint="name one, or an image of a registry: doit new NAME --from BASE",
             )
         (written,) = bases
@@ -143,7 +146,10 @@ def find_base(checkout: Checkout, written: str = "") -> Base:
 
 
 def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
-    """The env.toml of a project whose image is not built yet; empty when there is nothing to start."""
+    """Return the env.toml of a project whose image is not built yet; empty for the base `scratch`.
+
+    Raise ProjectError or EdfError for a wrong template.
+    """
     if base.project is None and base.written == SCRATCH:
         return ""
     official = f"{checkout.images_root}/{base.project.path}/{EDF}" if base.project else ""
@@ -163,12 +169,12 @@ def first_edf(checkout: Checkout, project: Project, base: Base) -> str:
             where=f"{TEMPLATES}/{EDF}.j2",
             quote=(f"{error.where}: {error.what}", *error.quote),
         ) from None
-    # The env step takes out again what is noted as generated here.
+    # merge marks the generated lines, which the env step removes again.
     return merge.merge(None, rendered, project.shown(EDF))
 
 
 def _edf_image(reference: ImageReference) -> str:
-    """A registry reference as an EDF has it: `nvcr.io#nvidia/pytorch:25.01-py3`."""
+    """Return a registry reference in the form of an EDF: `nvcr.io#nvidia/pytorch:25.01-py3`."""
     written = str(reference)
     if reference.registry is None:
         return written

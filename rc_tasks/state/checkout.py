@@ -91,12 +91,12 @@ class Checkout:
         return self.root / GENERATED / "history"
 
     @property
-    def nights(self) -> Path:
+    def nightly_records(self) -> Path:
         """The directory of the records of jobs of `doit nightly`."""
         return self.root / GENERATED / "nightly"
 
     @property
-    def night_logs(self) -> Path:
+    def nightly_logs(self) -> Path:
         """The directory of the logs of jobs of `doit nightly`."""
         return self.root / GENERATED / "logs" / "nightly"
 

@@ -90,10 +90,12 @@ def unknown_argument(name: str, word: str, options: Iterable[str]) -> UsageError
     )
 
 
-def add_names(parser: ArgumentParser, usage: str = "[NAME ...]") -> None:
+def add_names(
+    parser: ArgumentParser, usage: str = "[NAME ...]", help: str = "an image, alias, group or task"
+) -> None:
     """Declare names of images, groups of versions, aliases and tasks; `usage` says how many."""
     parser.usage = f"%(prog)s [OPTION ...] {usage}"
-    parser.add_argument("names", nargs="*", metavar="NAME", help="an image, alias, group or task")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=help)
 
 
 def add_flag(parser: ArgumentParser, *options: str, help: str) -> None:

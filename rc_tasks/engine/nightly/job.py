@@ -24,7 +24,6 @@ from rc_tasks.util import template
 
 TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
-# What the hints on `slurm` settings say of a job that has settings of its own.
 # The states of a nightly run that is not over.
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
@@ -59,7 +58,7 @@ def submit(checkout: Checkout) -> Submitted:
         git.fetch(checkout.root)
     require_ready(checkout)
     # Another user may submit on another login node at the same time.
-    with locks.held(checkout.nights / "submission.lock", "nightly", wait=True):
+    with locks.held(checkout.nightly_records / "submission.lock", "nightly", wait=True):
         slurm.patiently(lambda: _require_alone(checkout, *_ALIVE), _say)
         return _submit(checkout)
 
@@ -125,8 +124,8 @@ def script(checkout: Checkout, stem: Path | None = None, after: str = "") -> str
     limit_s = 60 * time_limit_min(checkout)
     if limit_s and nightly.signal_s >= limit_s:
         raise SettingsError(
-            f"nightly.signal_s is {nightly.signal_s} s, which is not less than the time limit",
-            hint=f"make it much less than the limit of {limit_s} s, or raise nightly.time_limit_min",
+            f"nightly.signal_s is {nightly.signal_s} s, and the time limit of the job is {limit_s} s",
+            hint="make nightly.signal_s much less than that, or raise nightly.time_limit_min",
         )
     try:
         text = (checkout.root / TEMPLATE).read_text(encoding="utf-8")
@@ -188,7 +187,7 @@ def _say(line: str) -> None:
 
 
 def _new_log(checkout: Checkout) -> Path:
-    return checkout.night_logs / history.stamp(datetime.now(UTC))
+    return checkout.nightly_logs / history.stamp(datetime.now(UTC))
 
 
 def _require_path(root: str) -> None:
@@ -260,14 +259,14 @@ def _require_alone(checkout: Checkout, *states: str) -> None:
 
 def begun_path(checkout: Checkout, job_id: str) -> Path:
     """Return the file with what a job began with, and later its summary."""
-    return checkout.nights / f"{job_id}.json"
+    return checkout.nightly_records / f"{job_id}.json"
 
 
 def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], None]) -> Begun:
     """Begin the job that we run in: check and pull, and write down what it begins with.
 
-    Raise RcError when it must not run. One that goes on, after another or on another node, has been
-    checked: what differs by now are files that the nightly run itself wrote.
+    Raise RcError when it must not run. A job that continues another one, or was requeued, is not checked
+    again: the files that differ by now were written by the nightly run itself.
     """
     path = begun_path(checkout, job_id)
     # Without that, the file is of another job: their IDs are given out again one day.
@@ -312,13 +311,13 @@ def _commit(checkout: Checkout) -> str:
 
 def log_of(checkout: Checkout, job_id: str) -> Path | None:
     """Return the log of a job, if there is one."""
-    return next(iter(sorted(checkout.night_logs.glob(f"*.{job_id}.log"), reverse=True)), None)
+    return next(iter(sorted(checkout.nightly_logs.glob(f"*.{job_id}.log"), reverse=True)), None)
 
 
 def tidy(checkout: Checkout) -> None:
     """Remove what is too old of logs and of what is known of jobs."""
-    logs.settle(checkout.night_logs, checkout.settings.logs)
-    history.trim(checkout.nights, checkout.settings.history.days, ".json")
+    logs.settle(checkout.nightly_logs, checkout.settings.logs)
+    history.trim(checkout.nightly_records, checkout.settings.history.days, ".json")
 
 
 def our_nodes() -> list[str]:
@@ -345,7 +344,7 @@ def scrontab_directives(checkout: Checkout) -> str:
             "--time=10",
             "--mail-type=FAIL",
             "--open-mode=append",
-            f"--output={sbatch.file_pattern(checkout.night_logs, '/scrontab.log')}",
+            f"--output={sbatch.file_pattern(checkout.nightly_logs, '/scrontab.log')}",
         ]
     )
 

@@ -228,14 +228,14 @@ def _entries(current: Session, begun: Begun, first: Begun) -> list[HistoryEntry]
     """Return the history entries of the jobs of a nightly run, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
-    of_night = []
+    of_run = []
     for entry in history.entries(current.checkout.history):
         if entry.began < since:
             # Entries come newest first.
             break
         if entry.job_id in jobs:
-            of_night.append(entry)
-    return of_night[::-1]
+            of_run.append(entry)
+    return of_run[::-1]
 
 
 def _built(name: str, done: Iterable[HistoryEntry]) -> BuiltImage:

@@ -220,7 +220,7 @@ def test_manifest_for_people(root: Path) -> None:
         ((), "which one?"),
         (("app",), "app means 2 images"),
         (("nope",), "there is no image named 'nope'"),
-        (("app:2",), "app:2 was not published yet"),
+        (("app:2",), "app:2 is not published yet"),
         ((NAME, "app:2"), "one name is wanted"),
         (("nowhere.sqsh",), "cannot be read: No such file"),
         (("projects/app:1",), "cannot be read: Is a directory"),

@@ -154,13 +154,13 @@ def test_the_newest_log_is_printed(checkout: Path, argv: tuple[str, ...], path: 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ((), "which image?"),
+        ((), "no image given"),
         (("wörkk",), "wörk"),
-        (("wörk",), "build:wörk has no log yet\n  next: `doit build:wörk` makes one"),
+        (("wörk",), "build:wörk has no log yet\n  next: doit build:wörk, or see `doit why wörk`"),
         (("app:1", "env"), "env:app:1 has no log yet"),
-        (("app:1", "--failed"), "there is no log of a failure of build:app:1"),
+        (("app:1", "--failed"), "build:app:1 has no log of a failure"),
         (("app:1", "enrot"), "there is no step named 'enrot'\n  next: doit log app:1 enroot"),
-        (("app:1", "podman", "enroot"), "one image and one step are wanted"),
+        (("app:1", "podman", "enroot"), "expected one image and at most one step: app:1 podman enroot"),
         (("app:1", "--all"), "--all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -251,7 +251,7 @@ def test_projects_that_are_gone_stay_for_a_month(tmp_path: Path) -> None:
     nightly.write_text("a night's")
     wanted = content_digest(str(opened.root / "projects/app:1/Dockerfile"))
     ran = gc(opened)
-    assert "not here, and kept for 30 days: gone:1\n" in ran.text
+    assert "projects that are gone, kept for 30 days: gone:1\n" in ran.text
     notes = opened.root / ".rc/gone.json"
     assert list(json.loads(notes.read_text())) == ["gone:1"]
     assert (directory / "image.sqsh").exists()
@@ -403,7 +403,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     opened = checkout(tmp_path)
     with locks.held(Collector(opened).lock, "gc"):
         ran = doit(opened.root, "gc")
-    assert ran.status == 3 and "another doit gc is at work" in ran.text
+    assert ran.status == 3 and "another doit gc is running" in ran.text
     assert opened.store.has(digest("e"))
 
 
@@ -435,7 +435,7 @@ def test_damaged_notes_only_cost_time(tmp_path: Path, damage: Callable[[Path], o
     ran = gc(opened)
     assert ran.status == 0
     # As if it had been missed for the first time.
-    assert "not here, and kept for 30 days: gone:1\n" in ran.text
+    assert "projects that are gone, kept for 30 days: gone:1\n" in ran.text
     assert (opened.root / "projects/gone:1/image.sqsh").exists()
 
 

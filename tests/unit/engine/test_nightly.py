@@ -109,7 +109,7 @@ def test_the_script_is_what_it_was(checkout: Checkout, monkeypatch: pytest.Monke
     monkeypatch.setattr(job, "program", lambda: "/venv/bin/doit")
     before = os.umask(0o002)
     try:
-        found = job.script(checkout, checkout.night_logs / "TIME", after="17")
+        found = job.script(checkout, checkout.nightly_logs / "TIME", after="17")
     finally:
         os.umask(before)
     name = job.job_name(checkout.root)

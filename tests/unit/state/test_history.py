@@ -314,10 +314,10 @@ def test_json_has_every_field(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (("--since", "soon"), "--since 'soon' is no time"),
-        (("--since", "99999999999d"), "is no time"),
-        (("--since", "2026-13-01"), "is no time"),
-        (("-n", "0"), "-n 0 shows nothing"),
+        (("--since", "soon"), "--since 'soon' is not a time"),
+        (("--since", "99999999999d"), "is not a time"),
+        (("--since", "2026-13-01"), "is not a time"),
+        (("-n", "0"), "-n must be at least 1, not 0"),
         (("-n", "many"), "is not of type int"),
         (("wörkk",), "wörk"),
     ],

@@ -290,7 +290,7 @@ def test_the_table_of_bases_and_its_json(root: Path) -> None:
     found = json.loads(doit(root, "bases", "top:1", "--json").text)
     assert [(base["base"], base["digest"], base["built_on"]) for base in found] == [(BASE, A, ["top:1"])]
     assert json.loads(doit(root, "bases", "--json", "alone:1").text) == []
-    assert doit(root, "bases", "alone:1").text == "no image here is built on one from a registry\n"
+    assert doit(root, "bases", "alone:1").text == "no image of this checkout uses a registry base\n"
 
 
 @pytest.mark.parametrize(

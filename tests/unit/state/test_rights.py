@@ -104,7 +104,7 @@ def test_an_official_image_that_others_cannot_read_is_named(
     artifact = official / "base/image.sqsh"
     artifact.chmod(mode)
     session = opened(official)
-    words = "nobody but the owner may read image.sqsh"
+    words = "only the owner may read image.sqsh"
     assert session.judge.image("base").reasons == ((words,) if closed else ())
     notes = Verification(session.checkout, lambda _size: None, 1).verify("base").notes
     shown = f"base/image.sqsh (owner {ME}, mode {mode:04o})"
@@ -113,12 +113,12 @@ def test_an_official_image_that_others_cannot_read_is_named(
     found = [
         finding
         for finding in doctor.host_findings(session)
-        if finding.what.startswith("nobody but the owner may read")
+        if finding.what.startswith("only the owner may read")
     ]
     assert bool(found) is closed
     if closed:
         assert found[0].level is Level.WARNING
-        assert found[0].what.endswith(f"may read {shown}: jobs and clones of others fail")
+        assert found[0].what.endswith(f"may read {shown}: jobs and clones of other users fail")
         assert found[0].hint == (
             f"chmod -R go+rX '{official}', and `umask 022` before the next build"
             " (002 where a group shares it)"
@@ -145,7 +145,7 @@ def test_state_of_the_official_checkout_that_is_closed_is_named(official: Path) 
     (official / ".rc").chmod(0o700)
     told = [each.what for each in doctor.host_findings(opened(official)) if "nobody but" in each.what]
     assert told == [
-        f"nobody but the owner may read .rc (owner {ME}, mode 0700): jobs and clones of others fail"
+        f"only the owner may read .rc (owner {ME}, mode 0700): jobs and clones of other users fail"
     ]
 
 
