@@ -44,7 +44,7 @@ def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, 
     if not (trust.owns(status.st_uid) or status.st_uid == top.st_uid or in_group):
         name = user(status.st_uid)
         raise RcError(
-            f"belongs to {name}, who could have tampered with it",
+            f"belongs to {name}, who could have changed it",
             where=shown,
             hint=f"move it away: what is needed is made again\n"
             f'or, if you trust {name}: images_owners = ["{name}"] in pyproject.toml',

@@ -60,7 +60,7 @@ def test_written_by_everybody(root: Path, path: str) -> None:
 @needs_root
 def test_of_a_stranger(root: Path) -> None:
     os.chown(root / ".rc/state", NOBODY, NOBODY)
-    with pytest.raises(RcError, match=r"\.rc/state: belongs to nobody, who could have tampered"):
+    with pytest.raises(RcError, match=r"\.rc/state: belongs to nobody, who could have changed"):
         require_own(open_checkout(root, {}))
     with (root / "pyproject.toml").open("a") as file:
         file.write('images_owners = ["nobody"]\n')
@@ -86,7 +86,7 @@ def test_of_the_owner_of_the_checkout(root: Path) -> None:
         os.chown(path, NOBODY, NOBODY)
     assert refusal(root) == ""
     os.chown(root, 0, 0)
-    assert refusal(root) == ".rc: belongs to nobody, who could have tampered with it"
+    assert refusal(root) == ".rc: belongs to nobody, who could have changed it"
 
 
 def test_a_link_out_of_the_checkout(root: Path, tmp_path: Path) -> None:
