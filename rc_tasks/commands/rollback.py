@@ -113,7 +113,7 @@ def _select(previous: list[Published], number: int | None, name: str) -> Publish
     if index < len(previous):
         return previous[index]
     if number is None:
-        what = f"no image of {name} from before the current one is kept"
+        what = f"no image of {name} that is older than the current one is kept"
     else:
         what = f"there is no image number {number} of {name}"
     lines = (f"  {index}  {_description(image)}" for index, image in enumerate(previous))
