@@ -1,1 +1,1 @@
-"""One module per doit command, beyond doit's own or in place of one of them."""
+"""Commands of `doit`: one module for each command that is new or replaces one of doit's own."""

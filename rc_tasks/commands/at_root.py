@@ -1,4 +1,8 @@
-"""doit's own commands, made to work from any folder of the checkout and to speak clearly."""
+"""doit's commands list, info, forget, ignore and clean, adapted to this project.
+
+A class named Doit… is doit's own command. The class without this prefix is our version, which also works
+from folders below the checkout, suggests names, and reports errors as all our commands do.
+"""
 
 import io
 import re
@@ -17,7 +21,7 @@ from doit.exceptions import InvalidCommand
 from doit.task import Task
 
 from rc_tasks.commands.cli.command import execute
-from rc_tasks.commands.cli.errors import reported
+from rc_tasks.commands.cli.errors import report_errors
 from rc_tasks.commands.cli.parser import UsageError, option_strings, parser_of, unknown_argument
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, session
@@ -26,81 +30,80 @@ from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import find_root
 from rc_tasks.util.text import printable_lines
 
-# doit adds a dump of all its options, which is longer than a screen.
-_NOISE = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
-_NOT_KNOWN = re.compile(r"option (\S+) not recognized")
-_WRONG_VALUE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
-_NO_CHOICE = re.compile(
+# doit's message ends with all options of the command, which fill more than a screen.
+_PARSE_ERROR = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
+_UNKNOWN_OPTION = re.compile(r"option (\S+) not recognized")
+_WRONG_TYPE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
+_WRONG_CHOICE = re.compile(
     r"Error parsing parameter '(\w+)'. Provided (.*) but available choices are: (.*)\."
 )
 
 
-class AtRoot(DoitCmdBase):
-    """A command that finds the dodo.py in a folder above, and whose errors are reported in our form."""
+class AdaptedCommand(DoitCmdBase):
+    """Base of our versions of doit's commands."""
 
     def parse_execute(self, in_args: list[str]) -> int:
-        """Parse the arguments and run the command; the exit status is 3 for what was not tried."""
-        return reported(lambda: self._parse_execute(in_args))
+        """Parse the arguments and run the command; returns 3 if it could not attempt anything."""
+        return report_errors(lambda: self._parse_execute(in_args))
 
     def _parse_execute(self, in_args: list[str]) -> int:
         try:
             status: int = super().parse_execute(in_args)
         except CmdParseError as error:
-            raise self._usage(str(error)) from None
+            raise self._usage_error(str(error)) from None
         return status
 
-    def _usage(self, text: str) -> UsageError:
+    def _usage_error(self, text: str) -> UsageError:
+        """Return doit's error message as one of ours."""
         hint = f"`doit help {self.name}`"
-        if wrong := _WRONG_VALUE.search(text):
-            name, kind, value = wrong.groups()
+        if wrong_type := _WRONG_TYPE.search(text):
+            name, kind, value = wrong_type.groups()
             return UsageError(f"--{self._long(name)}: {value} is not of type {kind}", hint=hint)
-        if no_choice := _NO_CHOICE.fullmatch(text):
-            name, value, choices = no_choice.groups()
+        if wrong_choice := _WRONG_CHOICE.fullmatch(text):
+            name, value, choices = wrong_choice.groups()
             return UsageError(f"--{self._long(name)}: must be one of {choices}, not {value}", hint=hint)
-        found = _NOISE.fullmatch(text)
-        if found is None:
+        parse_error = _PARSE_ERROR.fullmatch(text)
+        if parse_error is None:
             return UsageError(text)
-        where, what = found.groups()
-        if where == "Task":
-            # What stands behind the name of a task would be an option of that task; ours have none.
+        subject, what = parse_error.groups()
+        if subject == "Task":
+            # doit takes an option after the name of a task for an option of the task; ours have none.
             return UsageError(
                 what,
-                hint="options stand before names, as in `doit --continue build`; `doit help run` lists"
-                " them",
+                hint="write options before names: doit --continue build; `doit help run` lists them",
             )
-        if unknown_option := _NOT_KNOWN.fullmatch(what):
+        if unknown_option := _UNKNOWN_OPTION.fullmatch(what):
             return unknown_argument(self.name, unknown_option[1], option_strings(parser_of(self.name)))
         return UsageError(what, hint=f"`doit help {self.name}` lists the options")
 
     def _long(self, name: str) -> str:
-        found: str = next(option.long for option in self.cmdparser.options if option.name == name)
-        return found
+        return str(next(option.long for option in self.cmdparser.options if option.name == name))
 
     def execute(self, params: Any, args: list[str]) -> int:
         """Run the command with the checkout as its working directory."""
-        # What `-k` does, without having to type it or set DOIT_SEEK_FILE.
+        # As with the option -k, doit looks for dodo.py in the folders above too.
         params["seek_file"] = True
         if params["dodoFile"] == opt_dodo["default"]:
-            find_root(Path.cwd())  # raises, in our words
+            find_root(Path.cwd())  # raises our error
         status: int = super().execute(params, args)
         return status
 
 
-def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
-    """The error for a task that does not exist, with the nearest names."""
+def unknown_task(name: str, known: list[str], commands: Sequence[str] = ()) -> InvalidCommand:
+    """Return the error for a task that does not exist, with the nearest names."""
     if name in COMMANDS:
-        # Options of a run stood before it, or doit's own script has replaced ours in an old environment.
+        # Options of a run precede it, or an old environment still has doit's own script.
         return InvalidCommand(
-            f"`{name}` is a command: it comes first, and has options of its own\n"
-            f"  next: doit help {name}; if nothing stood before it, ./bootstrap.sh setup updates .venv"
+            f"`{name}` is a command, so it must come before any option or task\n"
+            f"  next: doit help {name}; if nothing precedes it, run ./bootstrap.sh setup"
         )
     step, colon, bare = name.partition(":")
     if not colon or step not in TASK_KINDS:
         step, bare = "build", name
-    # The step before the colon would make any two names look alike.
+    # Any two names are alike in the step before the colon, so compare them without.
     names = [task.partition(":")[2] for task in known if task.startswith(f"{step}:")]
-    close = [f"{step}:{each}" for each in ((bare,) if bare in names else near(bare, names))]
-    close = [*(f"`doit {each}`" for each in near(name, commands, 1)), *close][:3]
+    close = [f"{step}:{image}" for image in ((bare,) if bare in names else near(bare, names))]
+    close = [*(f"`doit {command}`" for command in near(name, commands, 1)), *close][:3]
     hint = (
         f"did you mean {' or '.join(close)}?"
         if close
@@ -109,46 +112,46 @@ def unknown(name: str, known: list[str], commands: Sequence[str] = ()) -> Invali
     return InvalidCommand(f"there is no task or command named {name!r}\n  next: {hint}")
 
 
-def checked(command: DoitCmdBase, names: list[str] | None) -> None:
-    """Raise InvalidCommand for the first name that is no task."""
+def require_tasks(command: DoitCmdBase, names: list[str] | None) -> None:
+    """Raise InvalidCommand for the first name that is not a task."""
     known = dict.fromkeys(task.name for task in command.task_list)
     for name in names or ():
         if name not in known and "*" not in name:
-            raise unknown(name, list(known))
+            raise unknown_task(name, list(known))
 
 
-def steps_of(command: DoitCmdBase, names: list[str] | None, everything: str) -> list[str]:
-    """The tasks that names mean, an alias or a group of versions being all that it stands for.
+def expand_names(command: DoitCmdBase, names: list[str] | None, all_option: str) -> list[str]:
+    """Return the tasks that names mean, with aliases and groups of versions expanded.
 
-    Raises InvalidCommand when there is no name: all images at once are only meant by who says so, with
-    the option `everything`.
+    Raise InvalidCommand for an unknown name. Raise it without names, too: a user must ask for all images
+    with the option `all_option`.
     """
     if not names:
         raise InvalidCommand(
-            f"which image?\n  next: `doit {command.name} build:NAME`,"
-            f" or `doit {command.name} {everything}` for all of them"
+            f"TASK is missing\n  next: doit {command.name} build:NAME,"
+            f" or doit {command.name} {all_option} for all tasks"
         )
-    checked(command, names)
+    require_tasks(command, names)
     tasks = {task.name: task for task in command.task_list}
-    found: dict[str, None] = {}
+    expanded: dict[str, None] = {}
     todo = list(names)
     while todo:
         name = todo.pop(0)
         task = tasks.get(name)
         if task is None or task.actions or task.has_subtask:
-            found[name] = None
+            expanded[name] = None
         else:
             todo += task.task_dep
-    return list(found)
+    return list(expanded)
 
 
-class List(AtRoot, DoitList):
-    """`doit list` with options of doit's."""
+class List(AdaptedCommand, DoitList):
+    """`doit list` with an option of doit's own list."""
 
     def execute(self, params: Any, args: list[str]) -> int:
-        """Show our table where none of doit's options is given, as from doit's own script."""
-        doits = {option["name"] for option in DoitList.cmd_options}
-        if doits & set(params._non_default_keys):
+        """Print our table, unless an option of doit's own list is given."""
+        doit_options = {option["name"] for option in DoitList.cmd_options}
+        if doit_options & set(params._non_default_keys):
             return super().execute(params, args)
         return execute("list", args)
 
@@ -164,7 +167,7 @@ class List(AtRoot, DoitList):
         pos_args: Any = None,
     ) -> Any:
         if not subtasks:
-            checked(self, pos_args)
+            require_tasks(self, pos_args)
         try:
             return super()._execute(
                 subtasks, quiet, status, private, list_deps, template, sort, pos_args
@@ -181,36 +184,39 @@ class List(AtRoot, DoitList):
     def _list_filtered(
         tasks: Mapping[str, Task], names: list[str], include_subtasks: bool
     ) -> list[Task]:
-        """With `--all`, a name stands for all tasks below it."""
+        """Return the named tasks; with `--all`, a name means all tasks below it."""
         if not include_subtasks:
-            found: list[Task] = DoitList._list_filtered(tasks, names, include_subtasks)
-            return found
+            filtered: list[Task] = DoitList._list_filtered(tasks, names, include_subtasks)
+            return filtered
         below = {name: [key for key in tasks if f"{key}:".startswith(f"{name}:")] for name in names}
         for name, keys in below.items():
             if not keys:
-                raise unknown(name, list(tasks))
+                raise unknown_task(name, list(tasks))
         return [tasks[key] for key in dict.fromkeys(key for keys in below.values() for key in keys)]
 
 
-class Info(AtRoot, DoitInfo):
+class Info(AdaptedCommand, DoitInfo):
     """`doit info TASK`."""
 
     outstream: Any
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
         if len(pos_args) != 1:
-            raise InvalidCommand("which task?\n  next: doit info podman:NAME, or enroot, env or build")
-        checked(self, pos_args)
+            problem = f"expected one TASK, not {len(pos_args)}" if pos_args else "TASK is missing"
+            raise InvalidCommand(
+                f"{problem}\n  next: doit info podman:NAME, or enroot:, env: or build:NAME"
+            )
+        require_tasks(self, pos_args)
         out, self.outstream = self.outstream, io.StringIO()
         try:
             return super()._execute(pos_args, hide_status)
         finally:
-            # It has names of files in it.
+            # File names in the output may contain control characters.
             out.write(printable_lines(self.outstream.getvalue()))
             self.outstream = out
 
 
-class Forget(AtRoot, DoitForget):
+class Forget(AdaptedCommand, DoitForget):
     """`doit forget TASK`."""
 
     sel_tasks: Any
@@ -219,20 +225,22 @@ class Forget(AtRoot, DoitForget):
         require_own(session().checkout)
         if not forget_all:
             names = None if self.sel_default_tasks else self.sel_tasks
-            self.sel_tasks = steps_of(self, names, "--all")
+            self.sel_tasks = expand_names(self, names, "--all")
         return super()._execute(forget_sub, forget_disable_default, forget_all)
 
 
-class Ignore(AtRoot, DoitIgnore):
+class Ignore(AdaptedCommand, DoitIgnore):
     """`doit ignore TASK`."""
 
     def _execute(self, pos_args: list[str]) -> Any:
         if not pos_args:
-            raise InvalidCommand("which task?\n  next: doit ignore build:NAME, or podman, enroot or env")
-        return super()._execute(steps_of(self, pos_args, ""))
+            raise InvalidCommand(
+                "TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME"
+            )
+        return super()._execute(expand_names(self, pos_args, ""))
 
 
-class Clean(AtRoot, DoitClean):
+class Clean(AdaptedCommand, DoitClean):
     """`doit clean TASK`."""
 
     def _execute(
@@ -240,5 +248,5 @@ class Clean(AtRoot, DoitClean):
     ) -> Any:
         require_own(session().checkout)
         if not cleanall:
-            pos_args = steps_of(self, pos_args, "--clean-all")
+            pos_args = expand_names(self, pos_args, "--clean-all")
         return super()._execute(dryrun, cleandep, cleanall, cleanforget, pos_args)

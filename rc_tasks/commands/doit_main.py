@@ -1,4 +1,4 @@
-"""doit's own main, for what doit runs, with errors in our form."""
+"""doit's main program with our commands, for command lines that doit parses."""
 
 from pathlib import Path
 
@@ -12,42 +12,46 @@ from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.util import toml_text
 from rc_tasks.util.safe_read import advice
 
-# doit reads it before it knows any command, and so do we later.
+# doit reads this file before it knows any command. Its own errors do not name the file.
 _SETTINGS = "pyproject.toml"
 
 
 class _Main(DoitMain):
     def get_cmds(self) -> PluginDict:
-        """doit's commands and those of plugins. The others are here so that no task has such a name."""
+        """Return all commands by name.
+
+        main.py runs most of ours without doit. doit needs their names to refuse tasks with such names.
+        """
         commands = super().get_cmds()
         for name in ("dumpdb", "reset-dep", "strace"):
-            # They look into doit's own database, and we have none.
+            # These commands need doit's own database, which does not exist here.
             commands.pop(name)
         commands.update(dict.fromkeys(COMMANDS, Run))
         commands.update(list=List, info=Info, forget=Forget, ignore=Ignore, clean=Clean)
         return commands
 
     def process_args(self, cmd_args: list[str]) -> list[str]:
-        """Take out doit's variables; behind `--` stands another program's command, left as it is."""
+        """Remove doit's variables such as NAME=VALUE from the words before `--`."""
         at = cmd_args.index("--") if "--" in cmd_args else len(cmd_args)
-        # doit looks at the first letter of each word, also where there is none.
-        ours: list[str] = super().process_args([word or " " for word in cmd_args[:at]])
-        return ours + cmd_args[at:]
+        # doit reads the first letter of each word, and fails for an empty one.
+        own_words: list[str] = super().process_args([word or " " for word in cmd_args[:at]])
+        return own_words + cmd_args[at:]
 
 
 def doit(words: list[str]) -> int:
-    """Let doit run a command line; returns the exit status. Raises RcError."""
+    """Run a command line with doit and return the exit status. Raise RcError."""
     try:
         status: int = _Main().run(words)
     except (ValueError, RecursionError, OSError):
-        problem = _settings_problem()
-        if problem is None:
+        error = _settings_problem()
+        if error is None:
             raise
-        raise problem from None
+        raise error from None
     return status
 
 
 def _settings_problem() -> RcError | None:
+    """Return what is wrong with pyproject.toml, or None."""
     try:
         text = toml_text.decode(Path(_SETTINGS).read_bytes(), _SETTINGS, SettingsError)
         toml_text.loads(text, _SETTINGS, SettingsError)

@@ -4,7 +4,7 @@ import os
 import shlex
 from argparse import ArgumentParser, Namespace
 
-from rc_tasks.commands.cli.interactive import add_entry, find_project, prepare, tell
+from rc_tasks.commands.cli.interactive import add_job_arguments, find_project, prepare, tell
 from rc_tasks.commands.cli.parser import one_name
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import ArtifactError, RcError
@@ -20,7 +20,7 @@ def arguments(parser: ArgumentParser) -> None:
         "Writes ~/.edf/NAME.toml, which extends the project's env.toml and names this checkout's image,"
         " and starts an interactive job with it. The settings of the job are those of [debug]."
     )
-    add_entry(parser)
+    add_job_arguments(parser)
 
 
 def run(args: Namespace) -> int:

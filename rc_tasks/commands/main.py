@@ -1,4 +1,4 @@
-"""The program `doit`: runs a command of ours, or doit for what doit does."""
+"""Entry point of the program `doit`: run one of our commands, or pass the command line to doit."""
 
 import atexit
 import gc
@@ -7,24 +7,24 @@ import io
 import os
 import sys
 
-from rc_tasks.commands.cli.errors import leave_closed_output, reported
+from rc_tasks.commands.cli.errors import leave_closed_output, report_errors
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
-    # Thousands of tasks are made at once and none is thrown away: looking for garbage among them, and
-    # once more at the end, takes a third of a run that has nothing to do.
+    """Run the command line and return the exit status."""
+    # A run makes thousands of tasks and keeps them all. Collecting garbage among them, and again at
+    # exit, would take a third of a run that has nothing to do.
     gc.set_threshold(500_000)
     atexit.register(gc.freeze)
-    # Python has no stream where the descriptor was closed, as by `>&-`.
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
+    # Python sets a stream to None when its descriptor is closed, as by `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until exit
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    # File names are any bytes, and a locale may lack an arrow: neither may end the program.
+    # A file name may be any bytes, and a locale may lack an arrow. Without this, printing them fails.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return reported(lambda: _run(sys.argv[1:]))
+        return report_errors(lambda: _run(sys.argv[1:]))
     finally:
         leave_closed_output()
 
@@ -34,7 +34,7 @@ def _run(words: list[str]) -> int:
         from rc_tasks.commands.cli.names import print_names
 
         return print_names(words[2:])
-    # Everything else takes longer to import than shell completion may take.
+    # These imports take longer than a user waits for shell completion.
     from rc_tasks.commands.cli.command import execute
     from rc_tasks.commands.cli.table import COMMANDS
     from rc_tasks.state.disk.files import with_careful_umask
@@ -47,22 +47,22 @@ def _run(words: list[str]) -> int:
         return 0
     if words and words[0] in {"-h", "--help"}:
         return execute("help", words[1:])
-    before = _loader_options(words)
+    before = _options_before_command(words)
     entry = COMMANDS.get(words[len(before)]) if len(before) < len(words) else None
     if entry is not None and not entry.by_doit:
         return execute(entry.name, words[len(before) + 1 :], before)
-    ours = words[: words.index("--")] if "--" in words else words
-    if not {"-h", "--help"}.isdisjoint(ours):
+    own_words = words[: words.index("--")] if "--" in words else words
+    if not {"-h", "--help"}.isdisjoint(own_words):
         return execute("help", [entry.name if entry else "run"])
     from rc_tasks.commands.doit_main import doit
 
     return doit(words)
 
 
-def _loader_options(words: list[str]) -> list[str]:
-    """The options that doit allows before a command: `doit -f dodo.py list`."""
+def _options_before_command(words: list[str]) -> list[str]:
+    """Return the options that stand before a command, as in `doit -f dodo.py list`."""
     try:
         _, rest = getopt.getopt(words, "f:d:k", ["file=", "dir=", "seek-file"])
     except getopt.GetoptError:
-        return []  # options of a run, or doit reports what is wrong
+        return []  # They are options of `doit run`, or doit reports the mistake.
     return words[: len(words) - len(rest)]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from rc_tasks.commands.cli.parser import UsageError, add_flag
 from rc_tasks.engine.nightly import job
-from rc_tasks.engine.nightly.summary import Begun, NightlyEnding, Summary, as_json, gather, load_begun
+from rc_tasks.engine.nightly.summary import JobStart, NightlyEnding, Summary, as_json, gather, load_begun
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.config.settings import RESERVED
@@ -105,7 +105,7 @@ def _begin(checkout: Checkout, after: str) -> None:
 def _finish(current: Session, status: int, ending: str, after: str) -> int:
     checkout, job_id = current.checkout, _require_job_id()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = load_begun(job.begun_path(checkout, job_id)) or Begun(job_id, now, after)
+    begun = load_begun(job.begun_path(checkout, job_id)) or JobStart(job_id, now, after)
     first = (load_begun(job.begun_path(checkout, after)) if after else None) or begun
     summary = gather(
         current, begun, first, ending=ending, status=status, ended_at=now, nodes=job.our_nodes()

@@ -1,4 +1,4 @@
-"""`doit plan [NAME…]`: what would run, in order, why, and how long it took last time. Runs nothing."""
+"""`doit plan [NAME…]`: the steps that a run would take, why, and how long each took last time."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -14,24 +14,24 @@ from rc_tasks.views import tables
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "A step marked `perhaps` runs only when what comes before it makes something new: a base that is"
-        " rebuilt to the same image ID stops there."
+        "A step marked `perhaps` runs only when the step before it changes something: if a base is"
+        " rebuilt to the same image ID, the steps after it do not run."
     )
     add_names(parser)
 
 
 def run(args: Namespace) -> int:
-    """Show the steps that a run would take."""
-    opened = session()
-    graph = opened.checkout.graph
-    wanted = images(opened, args.names)
-    rows, known_s, unknown = [], 0.0, 0
+    """Print the steps that a run would take, in order; returns 1 if an image is broken."""
+    current = session()
+    graph = current.checkout.graph
+    selected = images(current, args.names)
+    rows, total_s, never_ran = [], 0.0, 0
     adoptable: dict[str, None] = {}
-    broken = {name: graph.broken[name] for name in wanted if name in graph.broken}
-    for name in graph.with_bases(wanted):
+    broken = {name: graph.broken[name] for name in selected if name in graph.broken}
+    for name in graph.with_bases(selected):
         for step in Step:
             try:
-                status = opened.judge.step(step, name)
+                status = current.judge.step(step, name)
             except RcError as error:
                 broken[name] = error
                 break
@@ -39,7 +39,7 @@ def run(args: Namespace) -> int:
                 adoptable[name] = None
             if status.settled:
                 continue
-            record = opened.checkout.records.get(step, name)
+            record = current.checkout.records.get(step, name)
             reason = ", ".join(dict.fromkeys(cause.words for cause in status.causes))
             rows.append(
                 (
@@ -49,21 +49,21 @@ def run(args: Namespace) -> int:
                     reason,
                 )
             )
-            known_s += record.duration_s if record else 0.0
-            unknown += record is None
+            total_s += record.duration_s if record else 0.0
+            never_ran += record is None
     if rows:
         tables.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
-        told = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
-        if unknown < len(rows):
-            told.append(f"{tables.duration(known_s)} by their last times")
-        if unknown:
-            told.append(f"{unknown} never ran before")
-        print("; ".join(told))
+        summary = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
+        if never_ran < len(rows):
+            summary.append(f"{tables.duration(total_s)} if each takes as long as last time")
+        if never_ran:
+            summary.append(f"{never_ran} never ran before")
+        print("; ".join(summary))
     elif not broken:
         print("nothing to do")
-    if adoptable and opened.judge.offers is not None:
+    if adoptable and current.judge.offers is not None:
         count = "1 image" if len(adoptable) == 1 else f"{len(adoptable)} images"
-        print(f"{count} can be adopted from {opened.judge.offers.official.root}")
+        print(f"{count} can be adopted from {current.judge.offers.official.root}")
     # The images of a cycle share one error.
     for text in dict.fromkeys(map(str, broken.values())):
         sharing = [name for name, error in broken.items() if str(error) == text]

@@ -1,4 +1,4 @@
-"""`doit remote NAME`: a branch of one's own, and a shell in the official image."""
+"""`doit remote NAME`: a branch for the user's work, and a shell in the official image."""
 
 import getpass
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rc_tasks.commands import new
 from rc_tasks.commands.cli.interactive import (
-    add_entry,
+    add_job_arguments,
     at_terminal,
     find_project,
     prepare,
-    resolved,
+    resolve_edf,
     tell,
 )
 from rc_tasks.commands.cli.parser import add_flag, one_name
@@ -28,7 +28,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.tools import git
 
-# When a branch was made, in UTC.
+# The time in the name of a branch: when it was created, in UTC.
 TIME_FORMAT = "%y-%m-%dT%H-%M-%SZ"
 _TIME = r"\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ"
 
@@ -36,52 +36,51 @@ _TIME = r"\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ"
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Makes the branch NAME_USER_TIME (UTC; what git does not allow in it becomes a dash), or stays"
-        " on such a branch. A project that does not exist is made from the templates. Writes"
+        "Creates the branch NAME_USER_TIME (time in UTC; a dash replaces characters that git forbids),"
+        " or stays on such a branch. Creates a project that does not exist from the templates. Writes"
         " ~/.edf/NAME.toml, which extends the project's env.toml, and starts an interactive job with it."
-        " The settings of the job are those of [debug]."
+        " The job uses the settings of [debug]."
     )
-    add_flag(parser, "--yes", help="make the project if there is none of this name, without asking")
-    add_entry(parser)
+    add_flag(parser, "--yes", help="create the project without asking if it does not exist")
+    add_job_arguments(parser)
 
 
 def run(args: Namespace) -> int:
-    """Make a branch, and start an interactive job from the official image."""
-    opened = session()
-    checkout = opened.checkout
+    """Create a branch, and start an interactive job from the official image."""
+    checkout = session().checkout
     name = one_name(args, "remote NAME [-- CMD ...]")
-    found = find_project(checkout, name)
-    project = found or new.unused(checkout, name)
-    if found is None and not (args.yes or at_terminal()):
-        raise _unknown(checkout, project)
-    base = None if found else new.find_base(checkout)
+    existing = find_project(checkout, name)
+    project = existing or new.unused(checkout, name)
+    if existing is None and not (args.yes or at_terminal()):
+        raise _no_project(checkout, project.name)
+    base = None if existing else new.find_base(checkout)
     _require_clone(checkout)
-    work = _work(checkout, project.name)
-    entry = prepare(checkout, project.name, args, "remote")
-    _require_image(project.edf if found else (base.project.edf if base and base.project else None))
-    if found is None and not args.yes:
-        _ask(checkout, project)
-    _go_to_branch(checkout.root, work, project.name)
-    _tell_distance(checkout)
-    if found is None:
+    work = _user_work(checkout, project.name)
+    job = prepare(checkout, project.name, args, "remote")
+    _require_image(project.edf if existing else (base.project.edf if base and base.project else None))
+    if existing is None and not args.yes:
+        _confirm_creation(checkout, project)
+    _switch_to_branch(checkout.root, work, project.name)
+    _print_distance(checkout)
+    if existing is None:
         new.create(checkout, project.name)
-        tell(f"{project.path}/ made from {new.TEMPLATES}")
+        tell(f"{project.path}/ created from {new.TEMPLATES}")
     elif not project.edf.exists():
         _write_first_edf(checkout, project)
-    official = entry.write(project, None)
-    _require_image(entry.edf.path)
-    status = entry.start(official)
+    edf = job.write(project, None)
+    _require_image(job.edf.path)
+    status = job.start(edf)
     if not args.print:
         tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
     return status
 
 
 def branch_name(name: str, user: str, now: datetime) -> str:
-    """The branch of a user's work on a project, begun at a moment in UTC."""
-    return f"{_stem(name, user)}{now.strftime(TIME_FORMAT)}"
+    """Return the branch of a user's work on a project that was begun at `now`, in UTC."""
+    return f"{_branch_prefix(name, user)}{now.strftime(TIME_FORMAT)}"
 
 
-def _stem(name: str, user: str) -> str:
+def _branch_prefix(name: str, user: str) -> str:
     return f"{git.legal(name)}_{git.legal(user)}_"
 
 
@@ -89,124 +88,124 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return str(os.getuid())  # a user that only has a number here
+        return str(os.getuid())  # A user may have no name on this host.
 
 
 def _require_clone(checkout: Checkout) -> None:
+    """Raise ProjectError in the official checkout."""
     official = checkout.settings.images_root
     if official and official_of(checkout) is None:
         source = checkout.settings.source or official
         raise ProjectError(
-            "this is the official checkout: a branch here would change what everybody's images are",
+            "this is the official checkout; a branch here would change the images of all users",
             where=checkout.root,
             hint=f'work in a clone of your own: cd "$SCRATCH" && git clone {source} imgs',
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A user's work on a project: where the checkout is now, and the branches made for it earlier."""
+class UserWork:
+    """A user's work on a project: HEAD of the checkout, and the existing branches."""
 
-    stem: str
     head: git.Head
-    earlier: tuple[str, ...]
+    branches: tuple[str, ...]
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the checkout is on a branch of this work."""
-        return self.head.branch in self.earlier
+    def is_checked_out(self) -> bool:
+        """Whether HEAD is a branch of this work."""
+        return self.head.branch in self.branches
 
 
-def _work(checkout: Checkout, name: str) -> Work:
-    """Raises CommandError when no branch can be made now."""
-    stem = _stem(name, _user())
+def _user_work(checkout: Checkout, name: str) -> UserWork:
+    """Return the user's work on a project. Raise CommandError when no branch can be created now."""
+    prefix = _branch_prefix(name, _user())
     head = git.head(checkout.root)
-    made = re.compile(re.escape(stem) + _TIME)
-    # Before the first commit, no branch is listed.
-    listed = (*git.branches(checkout.root, stem), head.branch)
-    work = Work(stem, head, tuple(each for each in dict.fromkeys(listed) if made.fullmatch(each)))
-    if head.operation and not work.has_begun:
-        give_up = "reset" if head.operation == "bisect" else "--abort"
+    pattern = re.compile(re.escape(prefix) + _TIME)
+    # Before the first commit, git does not list the current branch.
+    listed = (*git.branches(checkout.root, prefix), head.branch)
+    branches = tuple(branch for branch in dict.fromkeys(listed) if pattern.fullmatch(branch))
+    work = UserWork(head, branches)
+    if head.operation and not work.is_checked_out:
+        abort = "reset" if head.operation == "bisect" else "--abort"
         raise CommandError(
-            f"a {head.operation} is half done here",
+            f"a {head.operation} is in progress here",
             where=checkout.root,
-            hint=f"finish it, or give it up: git {head.operation} {give_up}",
+            hint=f"finish it, or abort it: git {head.operation} {abort}",
         )
     return work
 
 
-def _go_to_branch(root: Path, work: Work, name: str) -> None:
+def _switch_to_branch(root: Path, work: UserWork, name: str) -> None:
     head = work.head
-    if work.has_begun:
-        tell(f"branch {head.branch}: yours for {name} already")
+    if work.is_checked_out:
+        tell(f"branch {head.branch}: already your branch for {name}")
         return
     branch = branch_name(name, _user(), datetime.now(UTC))
-    git.switch(root, branch, create=branch not in work.earlier)
-    came = f"from {head.branch}" if head.branch else f"from commit {head.commit[:12]}, on no branch"
-    carried = len(git.changes(root))
-    more = f", with {carried} changed file{'s' if carried > 1 else ''}" if carried else ""
-    tell(f"branch {branch}: made {came}{more}")
-    if work.earlier:
-        tell(f"  your last one for {name}: git switch {work.earlier[0]}")
+    git.switch(root, branch, create=branch not in work.branches)
+    origin = head.branch or f"commit {head.commit[:12]}, on no branch"
+    count = len(git.changes(root))
+    changes = f", with {count} changed file{'s' if count > 1 else ''}" if count else ""
+    tell(f"branch {branch}: created from {origin}{changes}")
+    if work.branches:
+        tell(f"  your previous branch for {name}: git switch {work.branches[0]}")
 
 
-def _tell_distance(checkout: Checkout) -> None:
+def _print_distance(checkout: Checkout) -> None:
     official = checkout.images_root
     if official_of(checkout) is None:
         return
     try:
-        found = git.distance(checkout.root, official)
+        distance = git.distance(checkout.root, official)
     except RcError as error:
         why = error.quote[-1] if error.quote else error.what
         tell(f"warning: cannot compare with the official checkout {official}: {why}")
         return
-    tell(f"  {found.ahead} commit(s) ahead of {official}, {found.behind} behind")
-    if found.behind:
-        tell("  `git pull origin HEAD` brings them in")
+    tell(f"  {distance.ahead} commit(s) ahead of {official}, {distance.behind} behind")
+    if distance.behind:
+        tell("  `git pull origin HEAD` gets them")
 
 
-def _unknown(checkout: Checkout, project: Project) -> ProjectError:
-    name = project.name
+def _no_project(checkout: Checkout, name: str) -> ProjectError:
     return ProjectError(
-        f"there is no project {name}{_meant(checkout, name)}",
-        hint=f"to make it: doit remote --yes {name}, or doit new {name}",
+        f"there is no project {name}{_suggestion(checkout, name)}",
+        hint=f"to create it: doit remote --yes {name}, or doit new {name}",
     )
 
 
-def _ask(checkout: Checkout, project: Project) -> None:
-    """Whether to make a project; raises ProjectError when the answer is no."""
-    tell(f"there is no project {project.name}{_meant(checkout, project.name)}")
-    sys.stderr.write(f"make {project.path}/ from the templates? [y/N] ")
+def _confirm_creation(checkout: Checkout, project: Project) -> None:
+    """Ask whether to create a project. Raise ProjectError when the answer is no."""
+    tell(f"there is no project {project.name}{_suggestion(checkout, project.name)}")
+    sys.stderr.write(f"create {project.path}/ from the templates? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise ProjectError("nothing was made", hint="`doit list` shows all projects")
+        raise ProjectError("no project was created", hint="`doit list` shows all projects")
 
 
-def _meant(checkout: Checkout, name: str) -> str:
+def _suggestion(checkout: Checkout, name: str) -> str:
     close = near(name, checkout.graph.names())
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _write_first_edf(checkout: Checkout, project: Project) -> None:
-    """Give an env.toml to a project that was made by hand."""
+    """Write an env.toml for a project that was created by hand. Raise ArtifactError without a base."""
     node = checkout.graph.resolve(project.name)
     final = node.dockerfile.final_base
     text = new.first_edf(checkout, project, new.find_base(checkout, final.name)) if final else ""
     if not text:
         raise ArtifactError(
-            f"{project.name} has no env.toml and no base to take one from",
+            f"{project.name} has no env.toml, and no base to copy one from",
             where=project.path,
             hint=f"build it: doit build:{project.name}",
         )
     write_atomically(project.edf, text)
-    tell(f"{project.shown(EDF)} written: it extends the base's until the image is built")
+    tell(f"{project.shown(EDF)} written: it extends the EDF of the base until the image is built")
 
 
 def _require_image(edf: Path | None) -> None:
-    """Raise ArtifactError when an EDF names an image that is not there."""
+    """Raise ArtifactError when an EDF names an image that does not exist."""
     if edf is None or not edf.exists():
         return
-    image = resolved(edf).image
+    image = resolve_edf(edf).image
     if image.startswith("/") and not os.path.exists(image):
         raise ArtifactError(
             "the official image does not exist, or cannot be reached from here",

@@ -1,4 +1,4 @@
-"""`doit report`: the checkout, its images and its last run on one HTML page that needs nothing else."""
+"""`doit report`: one self-contained HTML page about the checkout, its images and its last run."""
 
 import os
 import sys
@@ -13,52 +13,52 @@ from rc_tasks.views import tables
 from rc_tasks.views.report.overview import overview
 from rc_tasks.views.report.page import render
 
-USUAL = f"{GENERATED}/report.html"
+DEFAULT_OUTPUT = f"{GENERATED}/report.html"
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "The page is a single file without links to anything else: it can be copied, mailed or put on a"
-        " web server. Its templates are templates/report.*"
+        "The page is one self-contained file: copy it, mail it or put it on a web server. Its"
+        " templates are templates/report.*"
     )
     parser.add_argument(
         "-o",
         "--output",
         default="",
         metavar="FILE",
-        help=f"the file to write, - for standard output; otherwise {USUAL} of the checkout",
+        help=f"the file to write, - for standard output; {DEFAULT_OUTPUT} of the checkout by default",
     )
 
 
 def run(args: Namespace) -> int:
-    """Write the page."""
-    opened = session()
+    """Write the page to the file that the arguments name, or to standard output."""
+    current = session()
     output: str = args.output
     if output == "-":
-        sys.stdout.buffer.write(page(opened).encode())
+        sys.stdout.buffer.write(page(current).encode())
         return 0
-    path = Path(output) if output.strip() else opened.checkout.root / USUAL
-    write(opened, path)
+    path = Path(output) if output.strip() else current.checkout.root / DEFAULT_OUTPUT
+    write(current, path)
     print(f"{tables.printable(os.path.abspath(path))}  {tables.size(path.stat().st_size)}")
     return 0
 
 
-def write(opened: Session, path: Path) -> None:
-    """Write the page. Raises RcError when a template is broken or the file cannot be written."""
-    # Whoever links to it from elsewhere keeps the link.
-    real = Path(os.path.realpath(path))
-    if os.path.lexists(real) and not real.is_file():
-        raise RcError("this is no file that a page could replace", where=path, hint="name another one")
-    text = page(opened)
+def write(current: Session, path: Path) -> None:
+    """Write the page. Raise RcError when a template is broken or the file cannot be written."""
+    # Replacing a symlink would break it, so write the file behind it.
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        raise RcError("is not a regular file", where=path, hint="name another file with -o")
+    text = page(current)
     try:
-        write_atomically(real, text)
+        write_atomically(target, text)
     except OSError as error:
         raise RcError(
             f"cannot be written: {error.strerror}", where=path, hint="name another file with -o"
         ) from None
 
 
-def page(opened: Session) -> str:
-    """The page as it is now."""
-    return render(overview(opened.checkout, opened.judge), opened.checkout.root)
+def page(current: Session) -> str:
+    """Return the page as HTML, from the current state of the checkout."""
+    return render(overview(current.checkout, current.judge), current.checkout.root)

@@ -1,4 +1,4 @@
-"""`doit rollback NAME [N]`: an image that was published before, put back in place of the one that is."""
+"""`doit rollback NAME [N]`: put a previously published image back."""
 
 import getpass
 import os
@@ -29,28 +29,29 @@ _SHORT_COMMIT = 10
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Without N the one before what is published now; 0 is the newest, and so the way forward again."
-        " What jobs start from then on changes, at once and whole; jobs that run keep what they have,"
-        " env.toml stays, and what is built on the image is built on the newest as before. The image is"
-        " not published anew until something else is built of its recipe, or by `doit -a enroot:NAME`."
-        " The settings store.previous and store.previous_days say how many are kept."
+        "N is a number from --list; without it, the image published before the current one is put back."
+        " 0 is the newest image: `doit rollback NAME 0` undoes a rollback. Jobs that start later use the"
+        " image that was put back, and running jobs keep theirs. env.toml does not change. Images built"
+        " on this one still use its newest build. The rollback stays until a build makes a different"
+        " image, or until `doit -a enroot:NAME`. The settings store.previous and store.previous_days"
+        " limit how many images are kept."
     )
-    add_names(parser, "NAME [N]")
-    add_flag(parser, "-l", "--list", help="show what can be put back, and change nothing")
+    add_names(parser, "NAME [N]", help="an image, alias or task, and the number of a published image")
+    add_flag(parser, "-l", "--list", help="list the images that can be put back, and change nothing")
 
 
 def run(args: Namespace) -> int:
-    """Put an earlier image back."""
-    opened = session()
-    name, number = _wanted(opened, args.names)
-    require_own(opened.checkout)
-    checkout = opened.checkout
+    """Put a previous image back, or list the previous images."""
+    current = session()
+    name, number = _image_and_number(current, args.names)
+    checkout = current.checkout
+    require_own(checkout)
     project = checkout.graph.resolve(name).project
     if args.list:
-        found = checkout.previous.of(project, checkout.records.get(Step.ENROOT, name))
-        if not found:
-            raise _nothing(checkout, project)
-        _table(found)
+        previous = checkout.previous.of(project, checkout.records.get(Step.ENROOT, name))
+        if not previous:
+            raise _nothing_kept(checkout, project)
+        _print_table(previous)
         return 0
     try:
         with held(checkout.lock(name), f"rollback:{name}"):
@@ -58,37 +59,41 @@ def run(args: Namespace) -> int:
             target = _roll_back(checkout, project, number)
     except OSError as error:
         raise refused(error) or error from None
-    print(f"{name} is now {_words(target)}")
-    if opened.judge.rolled_back(name):
-        print(f"next: `doit rollback {name} 0` puts the newest back; a change of its recipe does, too")
+    print(f"{name} is now {_description(target)}")
+    if current.judge.rolled_back(name):
+        print(f"next: `doit rollback {name} 0` or a change of the recipe puts the newest image back")
     return 0
 
 
 def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Published:
-    """Put an image back; killed at any moment, the file is one of both, and a run mends the rest."""
+    """Put an image back and return it. Raise RcError when that is not possible.
+
+    If the process is killed, image.sqsh is either the old or the new image, and the next run corrects
+    image.json and the record.
+    """
     name = project.name
     record = checkout.records.get(Step.ENROOT, name)
     if project.artifact.is_symlink():
         raise RcError(
             f"the image is adopted from {os.path.realpath(project.artifact)}",
             where=project.shown(project.artifact.name),
-            hint="roll it back there; clones see it at once",
+            hint="run `doit rollback` in the official checkout; clones see it at once",
         )
-    found = checkout.previous.of(project, record)
-    if record is None or not found:
-        raise _nothing(checkout, project)
-    target = _chosen(found, number, name)
+    previous = checkout.previous.of(project, record)
+    if record is None or not previous:
+        raise _nothing_kept(checkout, project)
+    target = _select(previous, number, name)
     if target.current and record.artifact == target.artifact:
         return target
     why = checkout.previous.keep(project, record)
     if why:
         raise RcError(
-            f"the image that is published now could not be kept, so it is not replaced: {why}",
-            hint="check free space, quota and the right to write in .rc/previous",
+            f"nothing was put back, because the current image could not be saved: {why}",
+            hint="check free space, quota and write permission of .rc/previous",
         )
     before = record.inputs.get("image", "")
     newest = record.instead_of or before
-    forward = target is found[0] and target.image_id == newest
+    forward = target is previous[0] and target.image_id == newest
     after = replace(target.record, instead_of="" if forward else newest)
     squash.sweep(project.directory)
     put_back(project, target, squash.temporary(project.artifact))
@@ -97,24 +102,26 @@ def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Publ
     verb = "forward again" if forward else "rolled back"
     run = history.RunHistory(checkout.history)
     reason = f"{verb} to the image published {tables.when(after.ended_at)}, by {getpass.getuser()}"
-    run.append(_entry(run.id, name, before, after, reason))
+    run.append(_history_entry(run.id, name, before, after, reason))
     return target
 
 
-def _chosen(found: list[Published], number: int | None, name: str) -> Published:
-    now = next((at for at, each in enumerate(found) if each.current), -1)
-    wanted = now + 1 if number is None else number
-    if wanted < len(found):
-        return found[wanted]
+def _select(previous: list[Published], number: int | None, name: str) -> Published:
+    """Return image `number`, or the one before the current image. Raise UsageError without it."""
+    current_index = next((index for index, image in enumerate(previous) if image.current), -1)
+    index = current_index + 1 if number is None else number
+    if index < len(previous):
+        return previous[index]
     if number is None:
-        what = f"there is no image of {name} before the one that is published now"
+        what = f"no image of {name} that is older than the current one is kept"
     else:
-        what = f"there is no number {number} of {name}"
-    raise UsageError("\n".join((what, *(f"  {at}  {_words(each)}" for at, each in enumerate(found)))))
+        what = f"there is no image number {number} of {name}"
+    lines = (f"  {index}  {_description(image)}" for index, image in enumerate(previous))
+    raise UsageError("\n".join((what, *lines)))
 
 
-def _entry(run: str, name: str, before: str, after: Record, reason: str) -> HistoryEntry:
-    # A line like those of the step that publishes: so every version can read it.
+def _history_entry(run: str, name: str, before: str, after: Record, reason: str) -> HistoryEntry:
+    # The entry has the form of a publishing step, so that every version of doit can read it.
     entry = HistoryEntry(
         run=run,
         image=name,
@@ -130,33 +137,33 @@ def _entry(run: str, name: str, before: str, after: Record, reason: str) -> Hist
     return entry.made(after)
 
 
-def _wanted(opened: Session, words: list[str]) -> tuple[str, int | None]:
-    """The one image that is meant, and a number."""
+def _image_and_number(current: Session, words: list[str]) -> tuple[str, int | None]:
+    """Return the image and the number that the arguments name. Raise UsageError."""
     if not words:
-        raise UsageError("which image?", hint="doit rollback NAME; `doit list` shows all images")
+        raise UsageError("NAME is missing", hint="doit rollback NAME; `doit list` shows all images")
     name, *rest = words
-    found = images(opened, [name])
-    if len(found) > 1:
-        raise UsageError(f"{name} has several versions: {', '.join(found)}", hint="name one of them")
+    versions = images(current, [name])
+    if len(versions) > 1:
+        raise UsageError(f"{name} has several versions: {', '.join(versions)}", hint="name one of them")
     if len(rest) > 1 or not all(word.isascii() and word.isdigit() for word in rest):
         raise UsageError(
-            f"{' '.join(rest)!r} is no number of an image",
-            hint=f"doit rollback {found[0]} --list shows them",
+            f"{' '.join(rest)!r} is not the number of an image",
+            hint=f"doit rollback {versions[0]} --list shows the numbers",
         )
-    return found[0], int(rest[0]) if rest else None
+    return versions[0], int(rest[0]) if rest else None
 
 
-def _nothing(checkout: Checkout, project: Project) -> RcError:
-    kept = checkout.settings.store.previous
+def _nothing_kept(checkout: Checkout, project: Project) -> RcError:
+    limit = checkout.settings.store.previous
     hint = (
-        "the setting store.previous is 0"
-        if not kept
-        else f"an image is kept when its successor is published, {kept} of them"
+        f"doit keeps an image when it publishes the next one, at most {limit} of them"
+        if limit
+        else "to keep previous images, set store.previous to at least 1"
     )
-    return RcError(f"no image of {project.name} is kept", where=f"{project.path}/", hint=hint)
+    return RcError(f"no previous image of {project.name} is kept", where=f"{project.path}/", hint=hint)
 
 
-def _words(image: Published) -> str:
+def _description(image: Published) -> str:
     when = tables.when(image.record.ended_at)
     parts = [image.image_id[:_SHORT_ID], tables.size(image.artifact.size_bytes)]
     if image.record.commit:
@@ -168,16 +175,16 @@ def _commit(record: Record) -> str:
     return record.commit[:_SHORT_COMMIT] + (" with changes" if record.dirty else "")
 
 
-def _table(found: list[Published]) -> None:
+def _print_table(previous: list[Published]) -> None:
     rows = [
         (
             str(number),
-            tables.when(each.record.ended_at),
-            each.image_id[:_SHORT_ID],
-            tables.size(each.artifact.size_bytes),
-            _commit(each.record),
-            "damaged" if each.damaged else "published now" if each.current else "",
+            tables.when(image.record.ended_at),
+            image.image_id[:_SHORT_ID],
+            tables.size(image.artifact.size_bytes),
+            _commit(image.record),
+            "damaged" if image.damaged else "published now" if image.current else "",
         )
-        for number, each in enumerate(found)
+        for number, image in enumerate(previous)
     ]
     tables.table(("N", "PUBLISHED", "IMAGE", "SIZE", "COMMIT", ""), rows, right=frozenset({"N", "SIZE"}))

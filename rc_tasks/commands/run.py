@@ -1,4 +1,4 @@
-"""`doit [TASK…]`: builds what is stale."""
+"""`doit [TASK…]`: build images that are stale."""
 
 import fnmatch
 import functools
@@ -13,7 +13,7 @@ from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
 from doit.task import Task as DoitTask
 
-from rc_tasks.commands.at_root import AtRoot, unknown
+from rc_tasks.commands.at_root import AdaptedCommand, unknown_task
 from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
 from rc_tasks.engine.doit.reporter import Reporter
 from rc_tasks.engine.doit.selection import reach, selection
@@ -38,47 +38,48 @@ from rc_tasks.tools import interrupt
 from rc_tasks.util.text import printable_lines
 
 _MOST_THREADS = 512
-# doit's verbosity with which everything is shown at once.
-_STREAMS = 2
+# doit's verbosity at which the output of steps is shown while they run.
+_STREAMING_VERBOSITY = 2
 
 
-class Run(AtRoot, DoitRun):
-    """doit's `run`, which ends in order on TERM and HUP and knows the nearest name."""
+class Run(AdaptedCommand, DoitRun):
+    """`doit run`, which ends cleanly on SIGTERM and SIGHUP and suggests names."""
 
     sel_tasks: Any
 
-    # doit reads from the signature which options it has to pass.
+    # doit reads the signature to find out which options to pass.
     @functools.wraps(DoitRun._execute)
     def _execute(self, *args: Any, **kwargs: Any) -> int:
         known = [task.name for task in self.task_list]
         if doit_cmd._CMDLINE_VARS:
-            # doit takes NAME=VALUE for a variable, and would go on to build everything.
+            # doit takes NAME=VALUE for a variable, and would then build all images.
             key, value = next(iter(doit_cmd._CMDLINE_VARS.items()))
-            raise unknown(f"{key}={value}", known, self.loader.cmd_names)
+            raise unknown_task(f"{key}={value}", known, self.loader.cmd_names)
         for name in self.sel_tasks or ():
             if "*" in name and not fnmatch.filter(known, name):
-                # doit takes a pattern without a match for nothing to do.
+                # doit would report that there is nothing to do.
                 raise InvalidCommand(f"no task matches {name!r}\n  next: `doit list` shows all images")
         if kwargs["num_process"] < 0:
             raise InvalidCommand(
-                "-n is at least 1, or 0 for as many as there is room for\n  next: doit -n 4"
+                f"-n must be at least 1, not {kwargs['num_process']}\n"
+                "  next: doit -n 4; -n 0 runs as many steps as there is room for"
             )
         out = kwargs["outfile"]
         if isinstance(out, str) and not os.path.isdir(os.path.dirname(out) or "."):
             raise InvalidCommand(
-                f"{out}: there is no such directory\n  next: make it, or name another file"
+                f"{out}: the directory does not exist\n  next: create it, or name another file with -o"
             )
-        # The record of the last success stays when a step fails: only `doit forget` removes it.
+        # doit would remove the record of the last success when a step fails. Only `doit forget` may.
         self.dep_manager.remove_success = lambda _task: None
         # A run under nohup(1) outlives its terminal.
         hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set()
-        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _say_so)
+        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _report_interrupt)
         try:
             status = self._run(*args, **kwargs)
         except InvalidCommand as error:
             if error.not_found is None:
                 raise
-            raise unknown(error.not_found, known, self.loader.cmd_names) from None
+            raise unknown_task(error.not_found, known, self.loader.cmd_names) from None
         except KeyboardInterrupt:
             status = INTERRUPTED
         finally:
@@ -86,52 +87,52 @@ class Run(AtRoot, DoitRun):
         return status
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
-        opened = session()
+        current = session()
         tasks = {task.name: task for task in self.task_list}
-        asked = [each for name in self.sel_tasks or tasks for each in _tasks(name, tasks)]
-        found = reach(tasks, asked)
-        names = list(dict.fromkeys(task.name for name in found if (task := Task.parse(name))))
-        require_own(opened.checkout)
-        for job_id in release_abandoned(opened.checkout):
-            print(f"job {job_id} released, left by an earlier run", flush=True)
+        selected = [task for name in self.sel_tasks or tasks for task in _matching_tasks(name, tasks)]
+        reached = reach(tasks, selected)
+        names = list(dict.fromkeys(task.name for name in reached if (task := Task.parse(name))))
+        require_own(current.checkout)
+        for job_id in release_abandoned(current.checkout):
+            print(f"job {job_id} of an earlier run released", flush=True)
         if not kwargs["always"]:
-            _adopt(opened, names)
+            _adopt_images(current, names)
             if not self.sel_default_tasks:
-                _tell_frozen(opened, names)
-        expected = order(opened.checkout, opened.judge, names, everything=kwargs["always"])
-        _warn_of_umask(opened, expected)
+                _print_frozen(current, names)
+        expected = order(current.checkout, current.judge, names, everything=kwargs["always"])
+        _warn_of_umask(current, expected)
         dispatcher = Dispatcher(
-            opened, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
+            current, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])
         )
-        opened.run_step, opened.expected = dispatcher.run, expected
-        opened.streams = (kwargs["verbosity"] or 0) >= _STREAMS
-        opened.arguments = tuple(asked)
-        # `--single` is about what was named, and other reporters tell what is fresh as well. What is no
-        # task may be an option of one.
-        if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(asked):
-            chosen = selection(tasks, found, expected.stale_s)
-            self.sel_tasks, opened.fresh = list(chosen.tasks), chosen.fresh
-        # Every step that is ready gets a thread, in which it waits for its slot. Where nothing is
-        # stale there is none, as a queue between threads would take a third of such a run.
+        current.run_step, current.expected = dispatcher.run, expected
+        current.streams = (kwargs["verbosity"] or 0) >= _STREAMING_VERBOSITY
+        current.arguments = tuple(selected)
+        # `--single` runs what is named even if it is fresh, and other reporters list fresh tasks too. A
+        # word that is not a task may be an option of a task.
+        if kwargs["reporter"] is Reporter and not kwargs["single"] and tasks.keys() >= set(selected):
+            stale = selection(tasks, reached, expected.stale_s)
+            self.sel_tasks, current.fresh = list(stale.tasks), stale.fresh
+        # Each step that is ready waits for a slot in a thread of its own. If nothing is stale, use no
+        # threads: the queue between them would take a third of such a run.
         threads = min(expected.stale_images, _MOST_THREADS)
         kwargs |= {"num_process": threads, "par_type": "thread"}
         try:
             status: int = super()._execute(*args, **kwargs)
         finally:
-            opened.tell(Event(EventKind.OVER))
+            current.tell(Event(EventKind.OVER))
             for job_id in dispatcher.end():
                 sys.stderr.write(
                     f"warning: Slurm did not confirm the release of job {job_id}; the next run releases"
-                    f" it\n  next: scancel {job_id}, when `scontrol ping` finds the controller\n"
+                    f" it\n  next: scancel {job_id}, once `scontrol ping` reports the controller up\n"
                 )
-            # Nobody may read the output any more; the images are built all the same.
+            # A closed terminal must not turn a successful run into a failure.
             leave_closed_output()
-        # doit's 2 says that something was not tried because of what failed: no other news than 1.
+        # doit returns 2 for tasks not attempted after a failure, which users need not tell from 1.
         return min(status, 1)
 
 
-def _tasks(name: str, known: Mapping[str, DoitTask]) -> list[str]:
-    """The tasks that doit takes a name for: a task's own, a pattern, or a file that one makes."""
+def _matching_tasks(name: str, known: Mapping[str, DoitTask]) -> list[str]:
+    """Return the tasks that a name means to doit: a task, a pattern, or the file that a task makes."""
     if "*" in name:
         return fnmatch.filter(known, name)
     if name in known:
@@ -139,37 +140,40 @@ def _tasks(name: str, known: Mapping[str, DoitTask]) -> list[str]:
     return [task.name for task in known.values() if name in task.targets] or [name]
 
 
-def _adopt(opened: Session, names: list[str]) -> None:
-    """Take over what a clone need not build, and say what of the official checkout is refused."""
-    for line in adopt.words(opened, adopt.adopt(opened, names)):
+def _adopt_images(current: Session, names: list[str]) -> None:
+    """Adopt images from the official checkout, and print which ones are refused."""
+    for line in adopt.words(current, adopt.adopt(current, names)):
         print(line, flush=True)
-    for warning in adopt.warnings(opened, names):
+    for warning in adopt.warnings(current, names):
         sys.stderr.write(f"warning: {warning}\n")
 
 
-def _warn_of_umask(opened: Session, expected: Order) -> None:
-    """Report once, before anything is published, that nobody else could start a job from it."""
-    mask = rights.closing_umask(opened.checkout) if expected.stale_images else ""
+def _warn_of_umask(current: Session, expected: Order) -> None:
+    """Warn before the build when other users could not read what it publishes."""
+    mask = rights.closing_umask(current.checkout) if expected.stale_images else ""
     if mask:
         sys.stderr.write(
-            f"warning: with umask {mask} nobody but you may read what this run publishes, so jobs of"
-            " others cannot start from it\n"
-            "  next: unless that is meant, interrupt it, then `umask 022` (002 where a group shares the"
-            " checkout)\n"
+            f"warning: with umask {mask}, other users cannot read the images that this run publishes, or"
+            " start jobs from them\n"
+            "  next: to share the images, press Ctrl-C, run `umask 022` (002 where a group shares the"
+            " checkout), then doit again\n"
         )
 
 
-def _tell_frozen(opened: Session, names: list[str]) -> None:
-    """Who asks for an image by name learns why it is not built."""
+def _print_frozen(current: Session, names: list[str]) -> None:
+    """Print which of the named images are frozen although they have changed."""
     for name in names:
-        node = opened.checkout.graph.images.get(name)
+        node = current.checkout.graph.images.get(name)
         if node is not None and node.options.frozen:
-            ignored = [cause.words for cause in opened.judge.image(name).ignored]
+            ignored = [cause.words for cause in current.judge.image(name).ignored]
             if ignored:
-                where, told = node.project.shown(PROJECT_TOML), printable_lines(briefly(name, ignored))
-                print(f"{name} is frozen in {where}: not built again, though {told}", flush=True)
+                where, changes = (
+                    node.project.shown(PROJECT_TOML),
+                    printable_lines(briefly(name, ignored)),
+                )
+                print(f"{name} is frozen in {where}: not built again, though {changes}", flush=True)
 
 
-def _say_so() -> None:
+def _report_interrupt() -> None:
     tell = session().tell if session.cache_info().currsize else report_without_display
     tell(Event(EventKind.INTERRUPTED, words=NOTHING_LOST))

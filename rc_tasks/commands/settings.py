@@ -1,4 +1,4 @@
-"""`doit settings`: each setting, its value, and where it came from."""
+"""`doit settings`: each setting, its value, and where it comes from."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -10,13 +10,13 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
         "Settings are read from [tool.rc_tasks] in pyproject.toml, then ~/.config/rc_tasks.toml, then"
-        " variables such as RC_SLURM_PARTITION; the last one that has a key wins."
+        " variables such as RC_SLURM_PARTITION. A later source overrides an earlier one."
     )
 
 
 def run(_args: Namespace) -> int:
-    """Show the settings in force."""
-    opened = session()
-    rows = [(row.key, row.value, row.origin, row.help) for row in opened.checkout.settings.rows()]
+    """Print the settings in force."""
+    settings = session().checkout.settings
+    rows = [(row.key, row.value, row.origin, row.help) for row in settings.rows()]
     tables.table(("SETTING", "VALUE", "FROM", "MEANING"), rows)
     return 0

@@ -16,10 +16,10 @@ _SHORT_ID = 12
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An image in the store; `alone_bytes` is what it adds to the others.
+    """An image in the store, its size, and what refers to it.
 
-    Caches and what nothing refers to share everything with the images that they led to: they do not
-    count as others for these.
+    `alone_bytes` is the size of its layers that no other image has. For an image of this checkout and
+    a registry base, only these count as other images: caches and unused images share their layers.
     """
 
     image_id: str
@@ -31,15 +31,15 @@ class Stored:
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "ALONE is the size of the layers that no other image has; for an image of this checkout and for"
-        " a base from a registry, no other one of these. What nothing refers to is of no use any more:"
-        " `doit gc` removes it."
+        "ALONE is the size of the layers that no other image has. For images of this checkout and bases"
+        " from a registry, only these count as other images. `doit gc` removes images to which nothing"
+        " refers."
     )
     add_json(parser)
 
 
 def run(args: Namespace) -> int:
-    """Show the image store."""
+    """Print the images of the store, as a table or as JSON."""
     checkout = session().checkout
     images = stored(checkout)
     size_bytes = checkout.store.size_bytes()
@@ -64,12 +64,12 @@ def run(args: Namespace) -> int:
 
 
 def stored(checkout: Checkout) -> list[Stored]:
-    """Every image in the store, those first that alone take most."""
-    needed = references(checkout)
-    referred, leading = needed.words, needed.leading
+    """Return all images in the store, the one with the most bytes of its own first."""
+    refs = references(checkout)
+    leading = refs.leading
     sizes = dict(checkout.store.sizes())
     users = Counter(digest for blobs in sizes.values() for digest in blobs)
-    of_leading = Counter(digest for each in leading for digest in sizes.get(each, ()))
+    of_leading = Counter(digest for image_id in leading for digest in sizes.get(image_id, ()))
     images = [
         Stored(
             image_id,
@@ -79,7 +79,7 @@ def stored(checkout: Checkout) -> list[Stored]:
                 if (of_leading if image_id in leading else users)[digest] == 1
             ),
             sum(blobs.values()),
-            tuple(referred.get(image_id, ())),
+            tuple(refs.words.get(image_id, ())),
         )
         for image_id, blobs in sizes.items()
     ]

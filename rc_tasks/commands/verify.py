@@ -1,4 +1,4 @@
-"""`doit verify NAME…`: re-reads published images against their records."""
+"""`doit verify NAME…`: compare published images with their records, byte by byte."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.errors import INTERRUPTED
@@ -18,7 +19,7 @@ from rc_tasks.state.store.block_digest import threads
 from rc_tasks.tools import slurm
 from rc_tasks.views import tables
 
-# On a login node others work too.
+# Other users work on a login node.
 _SHARED_THREADS = 2
 _NICE = 10
 
@@ -26,65 +27,49 @@ _NICE = 10
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "Reads all of image.sqsh and of the layers in the store that the image is made of, and compares"
-        " image.json and env.toml with the record. The exit status is 1 when something is damaged."
-        " On a login node it reads slowly on purpose: `srun doit verify --all` uses a whole node."
+        "Reads all of image.sqsh and the layers of the image in the store, and compares them, image.json"
+        " and env.toml with the record. The exit status is 1 when something is damaged. On a login node"
+        " it reads slowly on purpose; `srun doit verify --all` uses a whole node."
     )
     add_names(parser, "NAME ... | --all")
-    add_flag(parser, "--all", help="every image that has been published")
+    add_flag(parser, "--all", help="verify all published images")
 
 
 def run(args: Namespace) -> int:
     """Verify published images."""
-    opened = session()
+    current = session()
     names: list[str] = args.names
     if bool(names) == args.all:
-        what = "either names or --all" if names else "which image?"
-        raise UsageError(f"{what}", hint="doit verify NAME…, or doit verify --all")
-    chosen = verifiable(opened.checkout) if args.all else images(opened, names)
-    broken = opened.checkout.graph.broken
-    for name in [name for name in chosen if name in broken]:
-        sys.stderr.write(f"{name} is passed over: {broken[name]}\n")
-    known = [name for name in chosen if name not in broken]
-    began_s, read = time.monotonic(), _ByteCount()
-    done: list[Verified] = []
+        what = "NAME and --all cannot be combined" if names else "NAME is missing"
+        raise UsageError(what, hint="doit verify NAME…, or doit verify --all")
+    selected = verifiable(current.checkout) if args.all else images(current, names)
+    broken = current.checkout.graph.broken
+    for name in [name for name in selected if name in broken]:
+        sys.stderr.write(f"warning: {name} is not verified: {broken[name]}\n")
+    names = [name for name in selected if name not in broken]
+    start_s = time.monotonic()
+    results: list[Verified] = []
     try:
-        with _progress() as (begin, tell):
-            verification = Verification(opened.checkout, _both(read, tell), _threads(opened))
-            begin(verification.size_bytes(known))
-            for name in known:
-                done.append(verification.verify(name))
-                _print(done[-1])
+        with _progress() as progress:
+            verification = Verification(current.checkout, progress.advance, _limit_threads(current))
+            progress.begin(verification.size_bytes(names))
+            for name in names:
+                results.append(verification.verify(name))
+                _print(results[-1])
     except KeyboardInterrupt:
-        print(f"interrupted: {len(done)} of {len(known)} images were verified")
+        print(f"interrupted: {len(results)} of {len(names)} images were verified")
         return INTERRUPTED
-    damaged = [image for image in done if image.verdict is Verdict.DAMAGED]
-    took = tables.duration(time.monotonic() - began_s)
-    count = sum(image.verdict in {Verdict.WHOLE, Verdict.DAMAGED} for image in done)
-    print(f"{_images(count)}, {len(damaged)} damaged; {tables.size(read.bytes)} read in {took}")
-    if damaged or len(known) < len(chosen):
+    verdicts = [result.verdict for result in results]
+    damaged = verdicts.count(Verdict.DAMAGED)
+    count = verdicts.count(Verdict.WHOLE) + damaged
+    took = tables.duration(time.monotonic() - start_s)
+    print(
+        f"{count} image{'' if count == 1 else 's'} verified, {damaged} damaged;"
+        f" {tables.size(progress.read_bytes)} read in {took}"
+    )
+    if damaged or len(names) < len(selected):
         return 1
-    return 3 if any(image.verdict is Verdict.UNREADABLE for image in done) else 0
-
-
-class _ByteCount:
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def __call__(self, size_bytes: int) -> None:
-        self.bytes += size_bytes
-
-
-def _both(*listeners: Callable[[int], None]) -> Callable[[int], None]:
-    def tell(size_bytes: int) -> None:
-        for listener in listeners:
-            listener(size_bytes)
-
-    return tell
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'} verified"
+    return 3 if Verdict.UNREADABLE in verdicts else 0
 
 
 def _print(verified: Verified) -> None:
@@ -94,23 +79,37 @@ def _print(verified: Verified) -> None:
         print(f"    next: {damage.hint}")
     for note in verified.notes:
         print(f"  note: {note}")
-    # A bar may stand below; and in a log each image is there when it is done.
+    # Without this, a log file would show the result only at the end.
     sys.stdout.flush()
 
 
-def _threads(opened: Session) -> int:
-    """How many threads may read here; where others work too, they also give way to these."""
-    login = runner(opened.checkout.settings.runner) is Runner.SLURM and slurm.job_id() is None
-    if login:
-        os.nice(_NICE)
-    return min(_SHARED_THREADS, threads()) if login else threads()
+def _limit_threads(current: Session) -> int:
+    """Return how many threads may read; on a login node, also lower the priority of this process."""
+    if runner(current.checkout.settings.runner) is not Runner.SLURM or slurm.job_id() is not None:
+        return threads()
+    os.nice(_NICE)
+    return min(_SHARED_THREADS, threads())
+
+
+@dataclass(slots=True)
+class _Progress:
+    """The number of bytes read so far, and two functions that draw the progress bar."""
+
+    read_bytes: int = 0
+    begin: Callable[[int], None] = lambda _total_bytes: None
+    draw: Callable[[int], None] = lambda _size_bytes: None
+
+    def advance(self, size_bytes: int) -> None:
+        """Count bytes that have been read."""
+        self.read_bytes += size_bytes
+        self.draw(size_bytes)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """Two functions, one for the size of all that is to be read, one for each piece of it."""
+def _progress() -> Iterator[_Progress]:
+    """Yield the progress, with a bar on a terminal."""
     if not sys.stdout.isatty():
-        yield lambda _bytes: None, lambda _bytes: None
+        yield _Progress()
         return
     from rich.console import Console
     from rich.progress import (
@@ -122,10 +121,10 @@ def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]
     )
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    # What is printed meanwhile comes out above the bar.
-    with Progress(*columns, console=Console(highlight=False), transient=True) as progress:
-        bar = progress.add_task("verify")
-        yield (
-            lambda size_bytes: progress.update(bar, total=size_bytes),
-            lambda size_bytes: progress.advance(bar, size_bytes),
+    # rich redirects standard output, so that printed lines appear above the bar.
+    with Progress(*columns, console=Console(highlight=False), transient=True) as bars:
+        bar = bars.add_task("verify")
+        yield _Progress(
+            begin=lambda total_bytes: bars.update(bar, total=total_bytes),
+            draw=lambda size_bytes: bars.advance(bar, size_bytes),
         )

@@ -271,7 +271,7 @@ def test_an_allocation_that_nobody_gave_back_is_given_back_by_the_next_run(
     assert jobs(cluster) == [job]
     site.go()
     text = site.run("podman:one:1")
-    assert text.splitlines()[0] == f"job {job} released, left by an earlier run"
+    assert text.splitlines()[0] == f"job {job} of an earlier run released"
     assert len(lines(text, "start")) == len(lines(text, "done")) == 1
     given_back(cluster, site)
 

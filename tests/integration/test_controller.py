@@ -106,14 +106,14 @@ def test_what_could_not_be_released_is_released_by_the_next_run(site: Site, clus
             text = run.end(130)
         assert (
             f"warning: Slurm did not confirm the release of job {job}; the next run releases it\n"
-            f"  next: scancel {job}, when `scontrol ping` finds the controller\n"
+            f"  next: scancel {job}, once `scontrol ping` reports the controller up\n"
         ) in text
     finally:
         cluster.start_controller()
     assert jobs(cluster) == [job]
     site.go()
     text = site.run("podman:one:1")
-    assert text.splitlines()[0] == f"job {job} released, left by an earlier run"
+    assert text.splitlines()[0] == f"job {job} of an earlier run released"
     assert len(lines(text, "done")) == 1
     given_back(cluster, site)
 

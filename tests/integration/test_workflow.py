@@ -249,7 +249,9 @@ def test_the_walk_through(tmp_path: Path, slurm_environ: dict[str, str], cluster
         assert shell.end() == 0
 
     told = "\n".join(shown.values())
-    assert re.search(r"branch reasoning-2025\.1_ada_\S+: made from main\n  0 commit.*, 0 behind\n", told)
+    assert re.search(
+        r"branch reasoning-2025\.1_ada_\S+: created from main\n  0 commit.*, 0 behind\n", told
+    )
     assert "next: edit projects/reasoning:2025.1/Dockerfile, then `doit build:reasoning:2025.1`" in told
     assert "git push origin HEAD, then open a pull request" in told
     # First the official image, then the member's own.
@@ -399,17 +401,17 @@ def test_a_branch_is_made_once_and_a_new_project_when_the_answer_is_yes(
     branch = git(made.clone, "branch", "--show-current")
     assert re.fullmatch(r"reasoning-2025\.2_ada_\d\d-\d\d-\d\dT\d\d-\d\d-\d\dZ", branch)
     # Two env.toml, and the notes.
-    assert "made from main, with 3 changed files" in shell.shown
+    assert "created from main, with 3 changed files" in shell.shown
     assert (made.clone / "notes").read_text() == "mine\n"
     dockerfile = (made.clone / "projects/reasoning:2025.2/Dockerfile").read_text()
     assert dockerfile.startswith("FROM reasoning_base\n")
     first = tomllib.loads((made.clone / "projects/reasoning:2025.2/env.toml").read_text())
     assert first == {"base_environment": f"{made.official}/reasoning_base/env.toml"}
     again = run_doit(made.clone, "remote", "reasoning:2025.2", "--", "true", environ=environ)
-    assert "yours for reasoning:2025.2 already" in again.text
+    assert "already your branch for reasoning:2025.2" in again.text
     assert git(made.clone, "branch", "--show-current") == branch
     other = run_doit(made.clone, "remote", "reasoning:2025.1", "--", "true", environ=environ)
-    assert f"made from {branch}" in other.text
+    assert f"created from {branch}" in other.text
     assert sorted(git(made.clone, "branch", "--format=%(refname:short)").splitlines())[0] == "main"
 
 

@@ -1,1 +1,1 @@
-"""What the commands share: arguments, errors, doit's own commands, interactive jobs."""
+"""Code that commands share: arguments, errors, help, shell completion, interactive jobs."""

@@ -1,18 +1,18 @@
-"""Running a command of ours, without doit."""
+"""Runner of the commands that do not need doit, and the images that their arguments name."""
 
 import sys
 from collections.abc import Sequence
 
-from rc_tasks.commands.cli.errors import reader_left
+from rc_tasks.commands.cli.errors import discard_output
 from rc_tasks.commands.cli.parser import parsed
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
 
 
 def execute(name: str, words: Sequence[str], before: Sequence[str] = ()) -> int:
-    """Parse the arguments of a command and run it; returns the exit status. Raises RcError.
+    """Parse the arguments of a command, run it and return its exit status. Raise RcError.
 
-    `before` are options of doit's that stood before the name.
+    `before` are doit's options that stand before the name of the command.
     """
     args = parsed(name, words)
     args.words = [*before, name, *words]
@@ -20,8 +20,8 @@ def execute(name: str, words: Sequence[str], before: Sequence[str] = ()) -> int:
         status: int = COMMANDS[name].load().run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # `doit list | head`: the reader has seen enough, and nothing is left undone.
-        reader_left()
+        # In `doit list | head`, head stops reading early: that is not a failure.
+        discard_output()
         return 0
     else:
         return status
@@ -29,23 +29,27 @@ def execute(name: str, words: Sequence[str], before: Sequence[str] = ()) -> int:
         remember_digests()
 
 
-def images(opened: Session, names: list[str]) -> list[str]:
-    """The images that arguments mean: names, aliases and groups, also as names of tasks."""
-    graph = opened.checkout.graph
-    everything = dict.fromkeys((*graph.images, *graph.broken))
+def images(current: Session, names: list[str]) -> list[str]:
+    """Return the images that arguments name, or all images when there is no argument.
+
+    An argument is the name of an image, an alias, a group of versions, or a task of one of these. Raise
+    ProjectError for any other name.
+    """
+    graph = current.checkout.graph
+    all_images = dict.fromkeys((*graph.images, *graph.broken))
     if not names:
-        return list(everything)
+        return list(all_images)
     known = frozenset(graph.names())
-    found: dict[str, None] = {}
+    selected: dict[str, None] = {}
     for argument in names:
         kind, _, rest = argument.partition(":")
         name = rest if kind in TASK_KINDS and argument not in known else argument
         name = graph.aliases.get(name, name)
-        if name in everything:
-            found[name] = None
+        if name in all_images:
+            selected[name] = None
             continue
-        group = [known for known in everything if known.partition(":")[0] == name]
+        group = [image for image in all_images if image.partition(":")[0] == name]
         if not group:
-            graph.resolve(name)  # raises with the nearest names
-        found |= dict.fromkeys(group)
-    return list(found)
+            graph.resolve(name)  # raises an error that suggests the nearest names
+        selected |= dict.fromkeys(group)
+    return list(selected)

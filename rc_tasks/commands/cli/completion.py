@@ -1,7 +1,7 @@
 """`doit tabcompletion`: scripts that complete commands, options and their values, and names.
 
-The scripts hold what the parsers declare, and ask `doit tabcompletion --names` for names. A generator
-such as shtab was not used: it does not know that bash takes a colon for the end of a word.
+The scripts contain what the parsers declare, and call `doit tabcompletion --names` for names. A
+generator such as shtab cannot be used: it does not handle the colon in names, at which bash ends a word.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from shlex import quote
 from rc_tasks.commands.cli.parser import option_strings, parser_of
 from rc_tasks.commands.cli.table import COMMANDS
 
-# Used by `case` in bash and zsh: sets words, and what stands for a name, for a command.
+# A `case` statement for bash and zsh: it sets the options of a command and what its arguments are.
 _CASE = """\
     case $command:$before in
 {values}
@@ -57,7 +57,7 @@ CASE
     esac
     # shellcheck disable=SC2207
     COMPREPLY=($(compgen -W "$candidates" -- "$word"))
-    # bash puts in only what follows the last colon, which ends a word.
+    # bash inserts only what follows the last colon, because a colon ends a word.
     if [[ $word == *:* && ${COMP_WORDBREAKS-:} == *:* ]]; then
         COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
     fi
@@ -112,8 +112,8 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
         "For bash: `doit tabcompletion > ~/.bash_completion_doit`, and source that file in ~/.bashrc."
-        " For zsh: the same with --shell zsh and ~/.zshrc, behind compinit. For fish: with --shell fish"
-        " into ~/.config/fish/completions/doit.fish."
+        " For zsh: the same with --shell zsh and ~/.zshrc, after compinit. For fish: write the output of"
+        " --shell fish to ~/.config/fish/completions/doit.fish."
     )
     parser.add_argument("-s", "--shell", choices=("bash", "zsh", "fish"), default="bash")
     parser.add_argument("--hardcode-tasks", action="store_true", help=argparse.SUPPRESS)
@@ -132,10 +132,9 @@ def _script(template: str) -> str:
         for action in parser._actions:
             if action.option_strings and _takes_value(action):
                 patterns = " | ".join(f"{name}:{option}" for option in action.option_strings)
-                values.append(f"    {patterns}) what={quote(_words(action))} ;;")
-        commands.append(
-            f"        {name}) options={quote(' '.join(option_strings(parser)))} what={_what(parser)} ;;"
-        )
+                values.append(f"    {patterns}) what={quote(_value_words(action))} ;;")
+        options = quote(" ".join(option_strings(parser)))
+        commands.append(f"        {name}) options={options} what={_argument_kind(parser)} ;;")
     case = _CASE.format(values="\n".join(values), commands="\n".join(commands)).rstrip()
     names = list(COMMANDS)
     return (
@@ -153,7 +152,7 @@ def _fish() -> str:
         )
     for name in COMMANDS:
         parser, here = parser_of(name), f"complete -c doit -n '__doit_command {name}'"
-        what = _what(parser)
+        what = _argument_kind(parser)
         if what in {"names", "tasks"}:
             lines.append(
                 f"{here} -a '(doit tabcompletion --names {what} (commandline -ct) 2>/dev/null)'"
@@ -169,7 +168,7 @@ def _fish() -> str:
             )
             value = ""
             if _takes_value(action):
-                words = _words(action)
+                words = _value_words(action)
                 if words == "names":
                     words = "(doit tabcompletion --names names (commandline -ct) 2>/dev/null)"
                 value = " -r -F" if words == "files" else f" -x -a {_fish_quoted(words)}"
@@ -185,14 +184,17 @@ def _takes_value(action: argparse.Action) -> bool:
     return action.nargs != 0
 
 
-def _words(action: argparse.Action) -> str:
-    """What may follow an option: choices, `files`, or nothing that is known."""
+def _value_words(action: argparse.Action) -> str:
+    """Return what completes the value of an option: choices, `files`, `names`, or an empty string."""
     if action.choices:
         return " ".join(map(str, action.choices))
     return {"FILE": "files", "DIRECTORY": "files", "BASE": "names"}.get(str(action.metavar), "")
 
 
-def _what(parser: ArgumentParser) -> str:
-    """What stands behind a command: `names`, `tasks`, `commands`, or nothing."""
-    found = [action.dest for action in parser._actions if not action.option_strings]
-    return found[0] if found else "''"
+def _argument_kind(parser: ArgumentParser) -> str:
+    """Return what the arguments of a command are: `names`, `tasks`, `commands`, or nothing.
+
+    Nothing is a pair of quotes, as the shell needs a word.
+    """
+    positionals = [action.dest for action in parser._actions if not action.option_strings]
+    return positionals[0] if positionals else "''"

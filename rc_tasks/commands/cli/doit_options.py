@@ -1,25 +1,25 @@
-"""Options of the commands that doit parses and runs, as help and completion show them.
+"""Options of the commands that doit parses and runs, for help and completion.
 
-Options that doit gives to every command and that mean nothing here, such as its database, are left out.
+Options that have no effect here, such as the one for doit's database, are left out.
 """
 
 from argparse import ArgumentParser
 
-# Names, a placeholder for the value, and the help.
+# Each row: the option strings, a placeholder for the value (empty for a flag), and the help.
 _RUN = (
     ("-n --process", "N", "run at most N steps at a time; 0, the default: as many as there is room for"),
     ("-c --continue", "", "go on with other images when one fails"),
-    ("-a --always-execute", "", "run what is fresh, too"),
+    ("-a --always-execute", "", "also run tasks that are fresh"),
     ("-s --single", "", "run the named tasks alone, without what they depend on"),
     ("-v --verbosity", "N", "2 shows the output of the steps as well"),
-    ("-o --output-file", "FILE", "write what the run says into a file"),
+    ("-o --output-file", "FILE", "write the output of the run to a file"),
     (
         "-r --reporter",
         "NAME",
-        "another reporter of doit's: console, executed-only, json, zero, error-only",
+        "use a reporter of doit: console, executed-only, json, zero, error-only",
     ),
-    ("-f --file", "FILE", "another dodo.py"),
-    ("-d --dir", "DIRECTORY", "another working directory"),
+    ("-f --file", "FILE", "use another dodo.py"),
+    ("-d --dir", "DIRECTORY", "use another working directory"),
 )
 _OPTIONS = {
     "run": _RUN,
@@ -30,7 +30,7 @@ _OPTIONS = {
     ),
     "ignore": (),
     "clean": (
-        ("-n --dry-run", "", "only say what would be removed"),
+        ("-n --dry-run", "", "show what would be removed, and remove nothing"),
         ("-c --clean-dep", "", "also clean what the tasks depend on"),
         ("-a --clean-all", "", "clean all tasks"),
         ("--forget", "", "also forget the tasks"),
@@ -39,13 +39,13 @@ _OPTIONS = {
 
 
 def arguments(parser: ArgumentParser) -> None:
-    """Declare the arguments of the command that the parser is for."""
+    """Declare the arguments of the command that `parser.prog` names."""
     name = parser.prog.rpartition(" ")[2]
     if name == "run":
         parser.description = (
-            "Options stand before names: `doit --continue build:reasoning`. A name is build:IMAGE, or"
-            " podman:, enroot: or env: for one step; build:GROUP means every version, `*` any letters."
-            " Without a name, all images."
+            "Options stand before names: `doit --continue build:reasoning`. A TASK is build:IMAGE, or"
+            " podman:, enroot: or env: for one step. build:GROUP means every version, `*` matches any"
+            " letters. Without a TASK, all images are built."
         )
     parser.usage = f"doit {'[run]' if name == 'run' else name} [OPTION ...] [TASK ...]"
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as build:reasoning:2025.1")

@@ -1,4 +1,4 @@
-"""Errors of commands, reported in our form and without doit's own."""
+"""Error messages and exit status of all commands, and output that nobody reads any more."""
 
 import io
 import os
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from rc_tasks.errors import RcError
 from rc_tasks.util.text import printable_lines
 
-# What a shell reports for a program that SIGPIPE ended, and one that Ctrl-C did.
+# The exit status that a shell reports for a program killed by SIGPIPE, and by Ctrl-C.
 _BROKEN_PIPE = 141
 INTERRUPTED = 130
-# Nothing was tried.
-WRONG = 3
+# The command could not attempt anything.
+_NOT_ATTEMPTED = 3
 
 
-def reported(run: Callable[[], int]) -> int:
-    """Run a command and report what goes wrong; returns the exit status."""
+def report_errors(run: Callable[[], int]) -> int:
+    """Run a command, print the error that it raises, and return the exit status."""
     problem: RcError | None
     try:
         status = run()
@@ -24,7 +24,7 @@ def reported(run: Callable[[], int]) -> int:
     except RcError as error:
         problem = error
     except BrokenPipeError:
-        reader_left()
+        discard_output()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -38,13 +38,13 @@ def reported(run: Callable[[], int]) -> int:
     else:
         return status
     sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
-    return WRONG
+    return _NOT_ATTEMPTED
 
 
 def leave_closed_output() -> None:
-    """Drop what cannot be written, as to a terminal that was closed: the exit status stays what it is.
+    """Discard output that cannot be written, for example because the terminal was closed.
 
-    Python would try once more when it ends, and exit with 120.
+    Otherwise Python would write it again at exit, fail, and replace the exit status with 120.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -54,7 +54,9 @@ def leave_closed_output() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def reader_left() -> None:
-    """Stop writing: what reads our output, such as `head`, has seen enough."""
-    # What is still in the buffer would otherwise fail again, loudly, when Python ends.
+def discard_output() -> None:
+    """Discard all further output, because its reader, such as `head`, has ended.
+
+    Otherwise Python would write its buffer at exit and print a traceback.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`doit help [COMMAND]`: all commands by purpose, or how one is used."""
+"""`doit help [COMMAND]`: all commands by purpose, or the help of one command."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -24,11 +24,11 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Print the help of a command, or that of all."""
+    """Print the help of the named commands, or the overview of all."""
     if not args.commands:
         print(overview(), end="")
     for word in args.commands:
-        # `doit build` and `doit podman:NAME` are runs.
+        # `doit build` and `doit podman:NAME` mean `doit run`.
         name = "run" if word in TASK_KINDS else word
         if name not in COMMANDS:
             close = near(name, COMMANDS)
@@ -43,7 +43,7 @@ def run(args: Namespace) -> int:
 
 
 def overview() -> str:
-    """All commands, each with what it does and an example."""
+    """Return the list of all commands by purpose, with an example of each."""
     lines = [_HEAD]
     group = ""
     for entry in COMMANDS.values():

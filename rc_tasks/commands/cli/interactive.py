@@ -1,4 +1,4 @@
-"""What `doit remote` and `doit local` share: from the name of a project to a shell in its image."""
+"""Interactive jobs of `doit remote` and `doit local`: find the project, write its EDF, start the job."""
 
 import grp
 import os
@@ -22,24 +22,26 @@ from rc_tasks.tools import command, sacctmgr, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
-# What the hints on `slurm` settings say of the job here, which has settings of its own.
 
-
-def add_entry(parser: ArgumentParser) -> None:
-    """Declare the arguments of a command that starts a job, with CMD behind `--`."""
+def add_job_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments of a command that starts a job, with CMD after `--`."""
     parser.set_defaults(command=())
     add_names(parser, "NAME [-- CMD ...]")
     add_flag(
         parser,
         "--force",
-        help="also change a ~/.edf/NAME.toml that is not ours, or values in it that are not",
+        help="also change a ~/.edf/NAME.toml, or values in it, that doit did not write",
     )
     add_flag(parser, "--print", help="print the command that would start the job, and start nothing")
 
 
 @dataclass(frozen=True, slots=True)
 class InteractiveJob:
-    """What a job needs, known before anything is changed."""
+    """A job and the user's EDF for it, checked before anything is changed.
+
+    `argv` is the command to run, or empty for a shell. `printed`: print the job's command line in place
+    of starting the job.
+    """
 
     edf: UserEdf
     workdir: str
@@ -50,23 +52,26 @@ class InteractiveJob:
     printed: bool
 
     def write(self, project: Project, image: Path | None) -> ResolvedEdf:
-        """Write the user's EDF; returns it as a launcher gets it. No `image`: the official one."""
+        """Write the user's EDF and return it as a launcher reads it. Raise EdfError.
+
+        The EDF extends the project's env.toml. It names `image`, or keeps the official image.
+        """
         values: dict[str, object] = {"base_environment": str(project.edf)}
         if image is not None:
             values["image"] = str(image)
         values["workdir"] = self.workdir
-        if not _is_mounted(self.workdir, resolved(project.edf)):
+        if not _is_mounted(self.workdir, resolve_edf(project.edf)):
             values["mounts"] = [f"{self.workdir}:{self.workdir}"]
         if self.edf.write(self.edf.filled(values)):
             tell(f"{self.edf.shown} written")
-        return resolved(self.edf.path)
+        return resolve_edf(self.edf.path)
 
-    def start(self, found: ResolvedEdf) -> int:
-        """Start the job and wait for its end, or print its command; returns its exit status.
+    def start(self, edf: ResolvedEdf) -> int:
+        """Start the job, wait for its end and return its exit status; or print its command.
 
-        Raises SlurmError when Slurm refuses or ends it.
+        Raise SlurmError when Slurm refuses or ends the job.
         """
-        # With an EDF_PATH of the user's own, another file may have this name, or none.
+        # If the user has set EDF_PATH, the bare name may mean another file, or nothing.
         searched = chain.search_path(os.environ)
         reference = self.edf.path.stem if searched[0] == self.edf.path.parent else str(self.edf.path)
         argv = self.argv or launch.SHELL
@@ -79,31 +84,29 @@ class InteractiveJob:
                 str(self.root),
                 str(self.edf.path),
             )
-            wanted = Command((*shell, *argv))
+            job = Command((*shell, *argv))
             if self.request is not None:
-                wanted = slurm.attached(wanted, self.request, terminal=terminal)
+                job = slurm.attached(job, self.request, terminal=terminal)
         else:
-            wanted = launch.command(
-                self.launcher, reference, found, argv, self.request, interactive=terminal
-            )
+            job = launch.command(self.launcher, reference, edf, argv, self.request, interactive=terminal)
         if self.printed:
-            print(wanted)
+            print(job)
             return 0
-        # Tokens, perhaps, and somebody looks over the shoulder.
-        tell(f"$ {replace(wanted, env=dict.fromkeys(wanted.env, '…'))}")
+        # Values of variables may be tokens, which must not appear on the screen.
+        tell(f"$ {replace(job, env=dict.fromkeys(job.env, '…'))}")
         if self.request is None:
-            return command.interact(wanted)
-        return slurm.patiently(lambda: self._attach(wanted), tell)
+            return command.interact(job)
+        return slurm.patiently(lambda: self._attach(job), tell)
 
-    def _attach(self, wanted: Command) -> int:
-        """Start the job through Slurm. Raises UnreachableError when its controller does not answer."""
+    def _attach(self, job: Command) -> int:
+        """Start the job through Slurm. Raise UnreachableError when its controller does not answer."""
         assert self.request is not None  # noqa: S101 - for mypy
         lines: list[str] = []
-        status = command.interact(wanted, lines.append)
-        refused = slurm_words.explain(status, lines, self.request)
-        if refused is not None:
-            # The terminal has shown Slurm's own lines.
-            raise refused.with_quote(())
+        status = command.interact(job, lines.append)
+        error = slurm_words.explain(status, lines, self.request)
+        if error is not None:
+            # Slurm's own lines are already on the terminal.
+            raise error.with_quote(())
         if status != 0 and launch.refused_entrypoint(lines):
             raise SlurmError(
                 "the container could not be started: the image's ENTRYPOINT does not run the command",
@@ -113,11 +116,14 @@ class InteractiveJob:
 
 
 def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> InteractiveJob:
-    """Find out whether a job can be started, and with what; raises what would go wrong."""
+    """Return the job to start for a project. Raise RcError when no job can be started.
+
+    `kind` is the name of the command. Changes nothing.
+    """
     argv, printed = args.command, args.print
     if not (argv or printed or at_terminal()):
         raise RcError(
-            "there is no terminal here for a shell",
+            "a shell needs a terminal, and there is none here",
             hint=f"name a command to run: doit {kind} {name} -- CMD",
         )
     home = Path.home()
@@ -125,18 +131,24 @@ def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> Intera
     through_slurm = runner(checkout.settings.runner) is Runner.SLURM
     launcher, why = launch.choose(checkout.settings.launcher, through_slurm=through_slurm)
     request = _request(checkout, name, kind) if through_slurm else None
-    begins = workdir(home, os.environ)
+    directory = workdir(home, os.environ)
     tell(f"launcher {launcher}: {why}")
-    return InteractiveJob(edf, begins, checkout.root, launcher, request, argv, printed)
+    return InteractiveJob(edf, directory, checkout.root, launcher, request, argv, printed)
 
 
 def find_project(checkout: Checkout, argument: str) -> Project | None:
-    """The project that a word means: a name, an alias, the name of a task, or a group of one version."""
+    """Return the project that an argument names, or None when there is no such project.
+
+    The argument is the name of an image, an alias, a task, or a group with one version. For a
+    project whose Dockerfile is broken, print a warning. Raise ProjectError for a group with several
+    versions.
+    """
     graph = checkout.graph
     kind, _, rest = argument.partition(":")
     name = rest if kind in TASK_KINDS and argument not in graph.names() else argument
     target = graph.aliases.get(name, name)
-    versions = [each for each in (*graph.images, *graph.broken) if each.partition(":")[0] == target]
+    images = (*graph.images, *graph.broken)
+    versions = [image for image in images if image.partition(":")[0] == target]
     if target not in graph.names() and len(versions) > 1:
         raise ProjectError(
             f"{name} has several versions: {', '.join(versions)}", hint="name one of them"
@@ -146,7 +158,7 @@ def find_project(checkout: Checkout, argument: str) -> Project | None:
     if target != name:
         tell(f"{name} is {target}")
     if target in graph.broken:
-        # Whoever mends a Dockerfile wants to try things in the image as it was.
+        # A user who fixes a Dockerfile tries commands in the image that was built before.
         path = f"{PROJECTS}/{target}" if (checkout.root / PROJECTS / target).is_dir() else target
         project = Project(target, checkout.root, path, dockerfile_name(checkout.root / path))
         if not project.dockerfile.is_file():
@@ -156,31 +168,31 @@ def find_project(checkout: Checkout, argument: str) -> Project | None:
     return graph.images[target].project if target in graph.images else None
 
 
-def resolved(path: Path) -> ResolvedEdf:
-    """An EDF as a launcher gets it. Raises EdfError."""
+def resolve_edf(path: Path) -> ResolvedEdf:
+    """Read an EDF, with all that it extends, as a launcher does. Raise EdfError."""
     return launch.resolve(str(path), environ=os.environ, cwd=Path.cwd())
 
 
 def at_terminal() -> bool:
-    """Whether a person can type into what we start."""
+    """Return whether standard input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def tell(line: str) -> None:
-    """A line for the person; standard output is the job's."""
+    """Print a line for the user on standard error, because standard output belongs to the job."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _request(checkout: Checkout, name: str, kind: str) -> StepRequest:
-    debug, usual = checkout.settings.debug, checkout.settings.slurm
-    account = debug.account or usual.account
+    debug, builds = checkout.settings.debug, checkout.settings.slurm
+    account = debug.account or builds.account
     if not (account or os.environ.get("SLURM_ACCOUNT") or slurm.job_id()):
         _require_one_account()
     return StepRequest(
         f"{kind}:{name}",
         account=account,
-        partition=debug.partition or usual.partition,
+        partition=debug.partition or builds.partition,
         time_limit_min=debug.time_limit_min,
         extra=debug.extra,
         settings_table="debug",
@@ -189,21 +201,22 @@ def _request(checkout: Checkout, name: str, kind: str) -> StepRequest:
 
 
 def _require_one_account() -> None:
-    found = sacctmgr.accounts()
+    """Raise SlurmError when the user has several accounts, or groups if Slurm lists no account."""
+    accounts = sacctmgr.accounts()
     words = "accounts"
-    if not found:
-        found = tuple(_group(gid) for gid in dict.fromkeys((os.getgid(), *os.getgroups())))
-        words = "groups, by which a site may name its accounts,"
-    if len(found) > 1:
+    if not accounts:
+        accounts = tuple(_group_name(gid) for gid in dict.fromkeys((os.getgid(), *os.getgroups())))
+        words = "groups, after which a site may name its accounts,"
+    if len(accounts) > 1:
         raise SlurmError(
-            "it is not clear which account the job is for",
-            quote=(f"your {words} are: {', '.join(found)}",),
-            hint='choose one for good: account = "NAME" below [slurm] in ~/.config/rc_tasks.toml\n'
-            "or for now: export RC_SLURM_ACCOUNT=NAME",
+            "the job needs an account, and several are possible",
+            quote=(f"your {words} are: {', '.join(accounts)}",),
+            hint='choose one for all jobs: account = "NAME" below [slurm] in ~/.config/rc_tasks.toml\n'
+            "or for this shell: export RC_SLURM_ACCOUNT=NAME",
         )
 
 
-def _group(gid: int) -> str:
+def _group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -211,7 +224,7 @@ def _group(gid: int) -> str:
 
 
 def _is_mounted(path: str, edf: ResolvedEdf) -> bool:
-    """Whether a directory of the host has the same name in the container."""
+    """Return whether a directory of the host has the same path in the container."""
     return any(
         mount.source == mount.destination and PurePosixPath(path).is_relative_to(mount.destination)
         for mount in edf.mounts

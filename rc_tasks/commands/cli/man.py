@@ -1,4 +1,4 @@
-"""Manual pages, written from the parsers: `python -m rc_tasks.commands.cli.man DIRECTORY`."""
+"""Manual pages, generated from the parsers: `python -m rc_tasks.commands.cli.man DIRECTORY`."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ _NAME = "build HPC container images from Dockerfiles"
 
 
 def write(directory: Path) -> None:
-    """Write doit.1, and doit-COMMAND.1 for each command, into `man1` of a directory."""
+    """Write doit.1, and doit-COMMAND.1 for each command, into `directory`/man1."""
     pages = directory / "man1"
     pages.mkdir(parents=True, exist_ok=True)
     (pages / "doit.1").write_text(overview(), encoding="utf-8")
@@ -20,7 +20,7 @@ def write(directory: Path) -> None:
 
 
 def overview() -> str:
-    """The page of the program: all commands."""
+    """Return the manual page of the program, which lists all commands."""
     lines = [_heading("doit"), ".SH NAME", rf"doit \- {_NAME}", ".SH SYNOPSIS"]
     lines += [r".B doit", "[OPTION ...] [TASK ...]", ".br", r".B doit", "COMMAND [ARGUMENT ...]"]
     group = ""
@@ -33,7 +33,7 @@ def overview() -> str:
 
 
 def page(name: str) -> str:
-    """The page of a command."""
+    """Return the manual page of a command."""
     entry, parser = COMMANDS[name], parser_of(name)
     usage = parser.format_usage().removeprefix("usage: ").split()
     lines = [_heading(f"doit-{name}"), ".SH NAME", rf"doit\-{_escaped(name)} \- {_text(entry.purpose)}"]
@@ -50,7 +50,7 @@ def _heading(title: str) -> str:
 
 
 def _invocation(action: argparse.Action) -> str:
-    """The options of an action with their value, such as `-n, --limit N`."""
+    """Return the options of an action with their value, such as `-n, --limit N`."""
     value = str(action.metavar or "")
     if action.choices:
         value = "|".join(map(str, action.choices))
@@ -58,7 +58,7 @@ def _invocation(action: argparse.Action) -> str:
 
 
 def _text(text: str) -> str:
-    # A line that begins with a dot or a quote is a request to roff.
+    # roff would run a line that begins with a dot or a quote as a request.
     return ("\\&" if text[:1] in {".", "'"} else "") + _escaped(text)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of commands: argparse, with messages in the form of our errors."""
+"""Argument parsers of commands: argparse, with its errors raised as UsageError."""
 
 import argparse
 import re
@@ -10,9 +10,9 @@ from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.errors import RcError
 from rc_tasks.model.reference import near
 
-# Of argparse's messages, which name the option first.
+# Messages of argparse. The first group is the option.
 _WRONG_TYPE = re.compile(r"argument (\S+): invalid (\w+) value: (.*)", re.DOTALL)
-_NO_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from .*\)", re.DOTALL)
+_WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from .*\)", re.DOTALL)
 
 
 class UsageError(RcError):
@@ -23,17 +23,17 @@ class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         name = self.prog.rpartition(" ")[2]
-        if wrong := _WRONG_TYPE.fullmatch(message):
-            option, kind, value = wrong.groups()
+        if wrong_type := _WRONG_TYPE.fullmatch(message):
+            option, kind, value = wrong_type.groups()
             message = f"{_long(option)}: {value} is not of type {kind}"
-        elif no_choice := _NO_CHOICE.fullmatch(message):
-            option, value = no_choice.groups()
-            # argparse joins both ways to write an option.
+        elif wrong_choice := _WRONG_CHOICE.fullmatch(message):
+            option, value = wrong_choice.groups()
+            # argparse joins the short and the long option with a slash.
             choices = next(
                 action.choices for action in self._actions if option in "/".join(action.option_strings)
             )
-            known = ", ".join(map(repr, choices or ()))
-            message = f"{_long(option)}: must be one of {known}, not {value}"
+            listed = ", ".join(map(repr, choices or ()))
+            message = f"{_long(option)}: must be one of {listed}, not {value}"
         raise UsageError(message.removeprefix("argument "), hint=f"`doit help {name}`")
 
 
@@ -42,7 +42,7 @@ def _long(option: str) -> str:
 
 
 def parser_of(name: str) -> ArgumentParser:
-    """The parser of a command, which imports its module."""
+    """Return the parser of a command. Imports the module of the command."""
     entry = COMMANDS[name]
     parser = _Parser(prog=f"doit {name}", epilog=f"example: {entry.example}")
     entry.load().arguments(parser)
@@ -51,39 +51,39 @@ def parser_of(name: str) -> ArgumentParser:
 
 
 def parsed(name: str, words: Sequence[str]) -> Namespace:
-    """Arguments of a command; options may follow names. Raises UsageError.
+    """Return the arguments of a command; options may follow names. Raise UsageError.
 
-    What stands behind `--` is `command` for a command that runs another program, else names.
+    The words after `--` become `command` for a command that runs another program, else names.
     """
     parser = parser_of(name)
     at = words.index("--") if "--" in words else len(words)
     args, rest = parser.parse_known_intermixed_args(list(words[:at]))
-    behind = list(words[at + 1 :])
+    after = list(words[at + 1 :])
     if hasattr(args, "command"):
-        args.command = tuple(behind)
+        args.command = tuple(after)
     elif hasattr(args, "names"):
-        args.names += behind
+        args.names += after
     else:
-        rest += behind
+        rest += after
     if rest:
         raise unknown_argument(name, rest[0], option_strings(parser))
     return args
 
 
 def option_strings(parser: ArgumentParser) -> list[str]:
-    """The options of a parser that its help shows, as they are written."""
-    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-    return [option for action in shown for option in action.option_strings]
+    """Return the option strings that the help of a parser shows."""
+    listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    return [option for action in listed for option in action.option_strings]
 
 
 def unknown_argument(name: str, word: str, options: Iterable[str]) -> UsageError:
-    """The error for an option or word that a command does not know."""
+    """Return the error for an option or word that a command does not know."""
     if not word.startswith("-"):
         return UsageError(f"doit {name} takes no {word!r}", hint=f"`doit help {name}`")
     option = word.partition("=")[0]
-    # The dashes would make any two options look alike.
-    bare = {each.lstrip("-"): each for each in options}
-    close = [bare[each] for each in near(option.lstrip("-"), bare)]
+    # Any two options are alike in their dashes, so compare them without.
+    by_bare = {known.lstrip("-"): known for known in options}
+    close = [by_bare[bare] for bare in near(option.lstrip("-"), by_bare)]
     meant = f"did you mean {' or '.join(close)}? " if close else ""
     return UsageError(
         f"option {option} not recognized", hint=f"{meant}`doit help {name}` lists the options"
@@ -91,9 +91,12 @@ def unknown_argument(name: str, word: str, options: Iterable[str]) -> UsageError
 
 
 def add_names(
-    parser: ArgumentParser, usage: str = "[NAME ...]", help: str = "an image, alias, group or task"
+    parser: ArgumentParser,
+    usage: str = "[NAME ...]",
+    *,
+    help: str = "an image, alias, group of versions or task",
 ) -> None:
-    """Declare names of images, groups of versions, aliases and tasks; `usage` says how many."""
+    """Declare the argument `names`, a list of any length; `usage` shows how many names are needed."""
     parser.usage = f"%(prog)s [OPTION ...] {usage}"
     parser.add_argument("names", nargs="*", metavar="NAME", help=help)
 
@@ -109,11 +112,13 @@ def add_json(parser: ArgumentParser) -> None:
 
 
 def one_name(args: Namespace, usage: str) -> str:
-    """The only name among the arguments. Raises UsageError when there is none, or more."""
+    """Return the only name among the arguments. Raise UsageError when there is not exactly one.
+
+    `usage` is the command line without `doit`: the command, then a placeholder for the name.
+    """
     names: list[str] = args.names
     if len(names) == 1:
         return names[0]
-    what = (
-        f"one name is wanted, and these are {len(names)}: {' '.join(names)}" if names else "which one?"
-    )
+    noun = usage.split()[1]
+    what = f"expected one {noun}, not {len(names)}: {' '.join(names)}" if names else f"{noun} is missing"
     raise UsageError(what, hint=f"doit {usage}")

@@ -1,26 +1,26 @@
-"""Table of all commands: the module of each, and what `doit help` says about it."""
+"""Table of all commands: name, module, purpose and example of each, as `doit help` shows them."""
 
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-# By purpose: the name, what the command does, and an example.
+# Commands by group. Each row: name, purpose, example.
 _GROUPS = {
     "build": (
-        ("run", "build what is stale (the default command)", "doit build:reasoning:2025.1"),
+        ("run", "build images that are stale (the default command)", "doit build:reasoning:2025.1"),
         ("plan", "show what would run, in order, and why; runs nothing", "doit plan reasoning"),
-        ("new", "make a new project directory from the templates", "doit new reasoning:2025.2"),
+        ("new", "create a project directory from the templates", "doit new reasoning:2025.2"),
         (
             "remote",
-            "make a branch, and start a shell, or CMD, in the official image",
+            "create a branch, and start a shell or CMD in the official image",
             "doit remote reasoning:2025.1",
         ),
-        ("local", "start a shell, or CMD, in the image built here", "doit local reasoning -- python -V"),
-        ("nightly", "submit a batch job that builds what is stale", "doit nightly --print"),
+        ("local", "start a shell or CMD in the image built here", "doit local reasoning -- python -V"),
+        ("nightly", "submit a batch job that builds stale images", "doit nightly --print"),
     ),
     "look": (
         ("list", "show all images: state, reason, size", "doit list reasoning"),
-        ("why", "show every cause why an image is not fresh", "doit why reasoning:2025.1"),
+        ("why", "show why an image is not fresh, with every cause", "doit why reasoning:2025.1"),
         ("log", "show the newest log of an image", "doit log reasoning:2025.1 --failed"),
         ("history", "show what past runs did, step by step", "doit history --since 2d"),
         ("graph", "show which image is built on which", "doit graph --format mermaid"),
@@ -29,48 +29,48 @@ _GROUPS = {
             "show what a task depends on and why it would run",
             "doit info podman:reasoning:2025.1",
         ),
-        ("settings", "show each setting, its value and where it came from", "doit settings"),
+        ("settings", "show each setting, its value and where it comes from", "doit settings"),
     ),
     "share": (
         ("report", "write one HTML page: images, graph, last run, failures", "doit report -o page.html"),
         (
             "manifest",
-            "show the packages in a published image; of a file, where it comes from",
+            "show the packages in a published image, or where an image file comes from",
             "doit manifest reasoning:2025.1",
         ),
         (
             "diff",
-            "tell what a rebuild changed: packages, size, bases, Dockerfile",
+            "show what a rebuild changed: packages, size, bases, Dockerfile",
             "doit diff reasoning:2025.1 -2",
         ),
         (
             "verify",
-            "re-read published images against their records, and name what is damaged",
+            "compare published images with their records, and report damage",
             "doit verify --all",
         ),
         (
             "rollback",
-            "put back the image that was published before",
+            "put a previously published image back",
             "doit rollback reasoning:2025.1",
         ),
     ),
     "maintain": (
-        ("bases", "show registry bases and their pins; check and move them", "doit bases --check"),
+        ("bases", "show registry bases and their pins; check and update the pins", "doit bases --check"),
         (
             "doctor",
-            "check this host and a compute node, and say how to fix what is wrong",
+            "check this host and a compute node, and show how to fix what is wrong",
             "doit doctor",
         ),
-        ("store", "show what the image store holds, and what refers to it", "doit store"),
-        ("gc", "remove what nothing needs any more, and say what and how much", "doit gc --dry-run"),
+        ("store", "show the images in the image store, and what refers to each", "doit store"),
+        ("gc", "remove files that nothing needs any more, and report their size", "doit gc --dry-run"),
         ("clean", "remove image.sqsh and image.json", "doit clean build:reasoning:2025.1"),
         (
             "forget",
             "forget that tasks were done, so that they run again",
             "doit forget enroot:reasoning:2025.1",
         ),
-        ("ignore", "leave tasks out of runs until they are forgotten", "doit ignore build:reasoning"),
-        ("help", "show all commands, or how one is used", "doit help list"),
+        ("ignore", "skip tasks in all runs until `doit forget`", "doit ignore build:reasoning"),
+        ("help", "show all commands, or the options of one", "doit help list"),
         (
             "tabcompletion",
             "print a script that completes commands, options and names",
@@ -87,8 +87,8 @@ _MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A command. Its module declares its arguments, and runs it unless doit does: `by_doit`."""
+class CommandEntry:
+    """A row of the table. The module of the command has `arguments`, and `run` unless `by_doit`."""
 
     name: str
     group: str
@@ -97,12 +97,14 @@ class Entry:
 
     @property
     def by_doit(self) -> bool:
-        """Whether doit parses its arguments and runs it."""
+        """Whether doit parses the arguments and runs the command."""
         return self.name in _BY_DOIT
 
     def load(self) -> ModuleType:
-        """Import the module: only that of the command in use, as each takes a while."""
+        """Import and return the module of this command alone, because each import takes time."""
         return importlib.import_module(f"rc_tasks.commands.{_MODULES.get(self.name, self.name)}")
 
 
-COMMANDS = {row[0]: Entry(row[0], group, *row[1:]) for group, rows in _GROUPS.items() for row in rows}
+COMMANDS = {
+    row[0]: CommandEntry(row[0], group, *row[1:]) for group, rows in _GROUPS.items() for row in rows
+}

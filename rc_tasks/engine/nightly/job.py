@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rc_tasks.engine.nightly.summary import Begun, load_begun
+from rc_tasks.engine.nightly.summary import JobStart, load_begun
 from rc_tasks.engine.run.step_command import runner
 from rc_tasks.errors import CommandError, ProjectError, RcError, SettingsError, SlurmError
 from rc_tasks.model.config.settings import Runner
@@ -262,7 +262,7 @@ def begun_path(checkout: Checkout, job_id: str) -> Path:
     return checkout.nightly_records / f"{job_id}.json"
 
 
-def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], None]) -> Begun:
+def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], None]) -> JobStart:
     """Begin the job that we run in: check and pull, and write down what it begins with.
 
     Raise RcError when it must not run. A job that continues another one, or was requeued, is not checked
@@ -282,7 +282,7 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
             _update(checkout, warn)
         except RcError as refused:
             error = refused
-    begun = Begun(job_id, started_at, after, before, _commit(checkout), str(error) if error else "")
+    begun = JobStart(job_id, started_at, after, before, _commit(checkout), str(error) if error else "")
     write_atomically(path, json.dumps(asdict(begun), indent=1) + "\n")
     if error is not None:
         raise error

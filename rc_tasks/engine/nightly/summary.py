@@ -37,7 +37,7 @@ class NightlyEnding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class JobStart:
     """A job of a nightly run at its start; times are UTC, ISO 8601.
 
     `after` is the job whose time ran out before this one. `commit_before` is the commit before the
@@ -81,7 +81,7 @@ class UntriedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RemainingImage:
     """An image that is still to be built, and why."""
 
     name: str
@@ -98,7 +98,7 @@ class Summary:
     """
 
     root: str
-    begun: Begun
+    begun: JobStart
     ended_at: str
     ending: NightlyEnding
     status: int
@@ -110,7 +110,7 @@ class Summary:
     adopted: tuple[str, ...]
     failed: tuple[FailedStep, ...]
     not_tried: tuple[UntriedImage, ...]
-    left: tuple[Left, ...]
+    left: tuple[RemainingImage, ...]
     log: str = ""
     report: str = ""
     resubmitted_as: str = ""
@@ -145,8 +145,8 @@ def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
 
 def gather(
     current: Session,
-    begun: Begun,
-    first: Begun,
+    begun: JobStart,
+    first: JobStart,
     *,
     ending: str,
     status: int,
@@ -181,7 +181,7 @@ def gather(
         ]
     }
     remaining = [
-        Left(
+        RemainingImage(
             status_of.name,
             status_of.state,
             (*((stopped[status_of.name],) if status_of.name in stopped else ()), *status_of.reasons),
@@ -211,7 +211,11 @@ def gather(
 
 
 def _ending(
-    begun: Begun, seen: str, status: int, unplaced: Iterable[HistoryEntry], remaining: Iterable[Left]
+    begun: JobStart,
+    seen: str,
+    status: int,
+    unplaced: Iterable[HistoryEntry],
+    remaining: Iterable[RemainingImage],
 ) -> NightlyEnding:
     if begun.error:
         return NightlyEnding.REFUSED
@@ -224,7 +228,7 @@ def _ending(
     return NightlyEnding.FINISHED
 
 
-def _entries(current: Session, begun: Begun, first: Begun) -> list[HistoryEntry]:
+def _entries(current: Session, begun: JobStart, first: JobStart) -> list[HistoryEntry]:
     """Return the history entries of the jobs of a nightly run, in order."""
     jobs = {begun.job_id, first.job_id}
     since = datetime.fromisoformat(first.started_at) - _SKEW
@@ -268,7 +272,7 @@ def _blocked(current: Session, bad: Iterable[str]) -> dict[str, str]:
     return blocked
 
 
-def _adopted(current: Session, first: Begun) -> list[str]:
+def _adopted(current: Session, first: JobStart) -> list[str]:
     """Return the images that were adopted from the official checkout since the run began."""
     records, since_ns = (
         current.checkout.records,
@@ -282,11 +286,11 @@ def _adopted(current: Session, first: Begun) -> list[str]:
     return adopted
 
 
-def load_begun(path: Path) -> Begun | None:
+def load_begun(path: Path) -> JobStart | None:
     """Return the start of a job from its file, which may hold its summary too; None when damaged."""
     try:
         document: Mapping[str, Any] = json.loads(read_bytes(path))
-        begun = Begun(**{key: str(document.get(key) or "") for key in Begun.__slots__})
+        begun = JobStart(**{key: str(document.get(key) or "") for key in JobStart.__slots__})
         datetime.fromisoformat(begun.started_at)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

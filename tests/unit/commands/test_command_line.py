@@ -237,8 +237,8 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
     [
         (
             ("-n", "2", "list"),
-            "ERROR: `list` is a command: it comes first, and has options of its own\n"
-            "  next: doit help list; if nothing stood before it, ./bootstrap.sh setup updates .venv\n",
+            "ERROR: `list` is a command, so it must come before any option or task\n"
+            "  next: doit help list; if nothing precedes it, run ./bootstrap.sh setup\n",
         ),
         (
             ("list", "--template", "{foo}"),
@@ -247,7 +247,7 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
         ),
         (
             ("ignore",),
-            "ERROR: which task?\n  next: doit ignore build:NAME, or podman, enroot or env\n",
+            "ERROR: TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME\n",
         ),
         (
             ("report", "-o", "/proc/page.html"),

@@ -16,10 +16,10 @@ import pytest
 from rc_tasks.commands import nightly
 from rc_tasks.engine.nightly import job
 from rc_tasks.engine.nightly.summary import (
-    Begun,
     FailedStep,
-    Left,
+    JobStart,
     NightlyEnding,
+    RemainingImage,
     Summary,
     as_json,
     gather,
@@ -305,8 +305,8 @@ def gathered(checkout: Checkout, entries: list[HistoryEntry], **changes: object)
     for number, each in enumerate(entries):
         began = BEGAN + timedelta(seconds=number)
         RunHistory(checkout.history, "run").append(replace(each, started_at=began.isoformat()))
-    begun = Begun("18", BEGAN.isoformat(), "17", "a" * 40, "b" * 40)
-    first = Begun("17", (BEGAN - timedelta(hours=4)).isoformat())
+    begun = JobStart("18", BEGAN.isoformat(), "17", "a" * 40, "b" * 40)
+    first = JobStart("17", (BEGAN - timedelta(hours=4)).isoformat())
     values: dict[str, object] = {"ending": "none", "status": 0, "ended_at": "2026-11-22T03:12:00+00:00"}
     opened = Session(checkout, Judge(checkout))
     return gather(opened, begun, first, nodes=["n2"], **{**values, **changes})
@@ -353,7 +353,9 @@ def test_the_summary_says_what_became_of_each_image(checkout: Checkout) -> None:
     assert bad.last_lines == ("STEP 2/2: RUN make", "make: *** no rule")
     assert (broken.name, broken.step) == ("wrong:1", "")
     assert [(each.name, each.because_of) for each in found.not_tried] == [("c:1", "b:1"), ("d:1", "b:1")]
-    assert found.left == (Left("e:1", State.MISSING, ("e:1 was not started: too late", "never built")),)
+    assert found.left == (
+        RemainingImage("e:1", State.MISSING, ("e:1 was not started: too late", "never built")),
+    )
     assert found.ending is NightlyEnding.TIME, "too little time was left to start a step"
     assert found.nodes == ("n1", "n3", "n2")
     assert (found.images, found.fresh) == (7, 2)
@@ -407,7 +409,7 @@ def test_a_signal_that_comes_when_all_is_done_changes_nothing(tmp_path: Path) ->
 def test_a_refused_night_says_why(tmp_path: Path) -> None:
     root = write_checkout(tmp_path / "imgs", {"a/Dockerfile": "FROM debian\n"})
     checkout = open_checkout(root, {})
-    begun = Begun("18", BEGAN.isoformat(), error="imgs: 1 file differs\n  next: commit it")
+    begun = JobStart("18", BEGAN.isoformat(), error="imgs: 1 file differs\n  next: commit it")
     opened = Session(checkout, Judge(checkout))
     found = gather(
         opened, begun, begun, ending="none", status=3, ended_at=BEGAN.isoformat(), nodes=["n1"]
@@ -421,7 +423,7 @@ def test_a_refused_night_says_why(tmp_path: Path) -> None:
 
 def test_no_summary_breaks_lines_or_terminals() -> None:
     failed = FailedStep("a\x1b[2J", "podman", "one\x07\n  next: two", ("\x1b[31m\r", "tab\t"), "log\n")
-    begun = Begun("18", BEGAN.isoformat())
+    begun = JobStart("18", BEGAN.isoformat())
     empty: dict[str, object] = dict.fromkeys(
         ("nodes", "built", "env_only", "adopted", "not_tried", "left"), ()
     )

@@ -60,7 +60,7 @@ def test_written_by_everybody(root: Path, path: str) -> None:
 @needs_root
 def test_of_a_stranger(root: Path) -> None:
     os.chown(root / ".rc/state", NOBODY, NOBODY)
-    with pytest.raises(RcError, match=r"\.rc/state: belongs to nobody, who could have changed it"):
+    with pytest.raises(RcError, match=r"\.rc/state: belongs to nobody, who could have changed"):
         require_own(open_checkout(root, {}))
     with (root / "pyproject.toml").open("a") as file:
         file.write('images_owners = ["nobody"]\n')

@@ -284,7 +284,7 @@ def test_rolled_back_and_forward_as_a_user_sees_it(tmp_path: Path) -> None:
     ran = doit(opened.root, "rollback", NAME)
     assert ran.status == 0, ran.text
     assert ran.text.splitlines()[1] == (
-        f"next: `doit rollback {NAME} 0` puts the newest back; a change of its recipe does, too"
+        f"next: `doit rollback {NAME} 0` or a change of the recipe puts the newest image back"
     )
     assert here.artifact.read_bytes() == content(1)
     assert json.loads(here.image_json.read_text())["number"] == 1
@@ -313,12 +313,12 @@ def listed(opened: Checkout) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        pytest.param((), 3, "which image?", id="no image"),
-        pytest.param(("app",), 3, "no image of app:1 is kept", id="nothing kept"),
-        pytest.param((NAME, "9"), 3, "no image of app:1 is kept", id="no such number"),
+        pytest.param((), 3, "NAME is missing", id="no image"),
+        pytest.param(("app",), 3, "no previous image of app:1 is kept", id="nothing kept"),
+        pytest.param((NAME, "9"), 3, "no previous image of app:1 is kept", id="no such number"),
         pytest.param((NAME, "-1"), 3, "", id="a negative number"),
-        pytest.param((NAME, "²"), 3, "'²' is no number of an image", id="no number"),
-        pytest.param((NAME, "1", "2"), 3, "'1 2' is no number of an image", id="two numbers"),
+        pytest.param((NAME, "²"), 3, "'²' is not the number of an image", id="no number"),
+        pytest.param((NAME, "1", "2"), 3, "'1 2' is not the number of an image", id="two numbers"),
         pytest.param(("nobody",), 3, "no image named 'nobody'", id="no such image"),
     ],
 )
@@ -352,7 +352,7 @@ def test_an_adopted_image_is_rolled_back_where_it_is_official(tmp_path: Path) ->
     os.rename(here.artifact, tmp_path / "official.sqsh")
     here.artifact.symlink_to(tmp_path / "official.sqsh")
     ran = doit(opened.root, "rollback", NAME)
-    assert ran.status == 3 and "roll it back there" in ran.text, ran.text
+    assert ran.status == 3 and "run `doit rollback` in the official checkout" in ran.text, ran.text
     assert here.artifact.is_symlink()
 
 

@@ -173,10 +173,10 @@ def test_a_run_that_publishes_warns_of_the_umask_once(official: Path) -> None:
     template = official / "templates/env.toml.j2"
     template.write_text(template.read_text() + "# one line more\n")
     assert run(0o077) == (
-        "warning: with umask 0077 nobody but you may read what this run publishes, so jobs of others"
-        " cannot start from it\n"
-        "  next: unless that is meant, interrupt it, then `umask 022` (002 where a group shares the"
-        " checkout)\n"
+        "warning: with umask 0077, other users cannot read the images that this run publishes, or start"
+        " jobs from them\n"
+        "  next: to share the images, press Ctrl-C, run `umask 022` (002 where a group shares the"
+        " checkout), then doit again\n"
     )
     assert run(0o077) == "", "nothing is published"
     template.write_text(template.read_text() + "# another line\n")

@@ -253,7 +253,7 @@ def test_an_account_in_the_environment_is_one_that_was_chosen(
 ) -> None:
     monkeypatch.setattr(sacctmgr, "accounts", lambda: ("a", "b"))
     checkout = open_checkout(write_checkout(tmp_path / "imgs", {}), {})
-    with pytest.raises(SlurmError, match="it is not clear which account"):
+    with pytest.raises(SlurmError, match="the job needs an account"):
         interactive._request(checkout, "x", "local")
     monkeypatch.setenv("SLURM_ACCOUNT", "a")
     assert interactive._request(checkout, "x", "local").account == ""

@@ -562,8 +562,8 @@ def test_the_page_is_written_where_it_is_wanted(
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        ("projects", "this is no file that a page could replace"),
-        ("/dev/null", "this is no file that a page could replace"),
+        ("projects", "is not a regular file"),
+        ("/dev/null", "is not a regular file"),
         ("dodo.py/report.html", "something else is in this place"),
     ],
 )
