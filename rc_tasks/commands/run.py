@@ -167,10 +167,8 @@ def _print_frozen(current: Session, names: list[str]) -> None:
         if node is not None and node.options.frozen:
             ignored = [cause.words for cause in current.judge.image(name).ignored]
             if ignored:
-                where, changes = (
-                    node.project.shown(PROJECT_TOML),
-                    printable_lines(briefly(name, ignored)),
-                )
+                where = node.project.shown(PROJECT_TOML)
+                changes = printable_lines(briefly(name, ignored))
                 print(f"{name} is frozen in {where}: not built again, though {changes}", flush=True)
 
 
