@@ -12,6 +12,7 @@ import pytest
 
 from rc_tasks.model.config.settings import reference_markdown
 from tests.support.browser import Browser, running_browser
+from tests.support.session import TEXT as SESSION
 from tests.support.tools import refuse
 from tests.test_documents import commands
 
@@ -21,8 +22,8 @@ SOURCE = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site. `--strict` makes an error of every warning, such as a link that leads nowhere."""
-    if importlib.util.find_spec("material") is None:
-        refuse("mkdocs-material is not installed; `pip install -e '.[docs]'` installs it")
+    if importlib.util.find_spec("mkdocs_asciinema_player") is None:
+        refuse("the site's extra is not installed; `pip install -e '.[docs]'` installs it")
     made = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         (sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", made),
@@ -69,6 +70,26 @@ def test_pages_are_read_without_network_and_fit_a_phone(
         assert page.complaints == []
         assert not [url for url in page.requests if not url.startswith(("file:", "data:"))]
         assert page.run("document.documentElement.scrollWidth") <= width, name
+
+
+def test_the_recorded_session_plays_without_network(page: Browser, site: Path) -> None:
+    page.size(1400, 900)
+    page.open(f"file://{site}/index.html")
+    page.until("document.querySelector('#session .ap-overlay-start')")
+    end = SESSION.read_text().splitlines()[-1]
+    assert end in page.run("document.querySelector('#session').textContent")
+    page.click("#session .ap-overlay-start")
+    page.until("document.querySelector('#session .ap-term').textContent.startsWith('$ doit list')")
+    assert page.complaints == []
+    assert not [url for url in page.requests if not url.startswith(("file:", "data:"))]
+    player = {url.removeprefix(f"file://{site}/") for url in page.requests if "asciinema" in url}
+    assert player == {"css/asciinema-player.css", "js/asciinema-player.min.js"}
+
+
+def test_the_recorded_session_is_read_without_scripts(page: Browser, site: Path) -> None:
+    page.open(f"file://{site}/index.html", scripts=False)
+    assert '<a href="session.txt">' in page.source("article")
+    assert (site / "session.txt").read_text() == SESSION.read_text()
 
 
 def test_the_search_finds_a_page_without_network(page: Browser, site: Path) -> None:

@@ -7,7 +7,6 @@ writes what the commands print into the page.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.tools.podman import Podman
+from tests.support.checkouts import copy_demo
 from tests.support.doit import DOIT, unstamped
 from tests.support.tools import require_tools
 
@@ -48,14 +48,8 @@ def told(text: str) -> str:
 def clone(tmp_path: Path, podman_storage: Podman) -> Path:
     """A clone in which `./bootstrap.sh demo` has run; tests/integration/test_demo.py runs that."""
     require_tools("busybox", "git")
-    shutil.copy(SOURCE / "dodo.py", tmp_path)
-    for name in ("templates", "examples"):
-        shutil.copytree(
-            SOURCE / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns(".rc")
-        )
+    demo = copy_demo(tmp_path)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    demo = tmp_path / "examples/demo"
-    shutil.copy(str(shutil.which("busybox")), demo / "demo_base/busybox")
     commit = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--message=demo")
     for argv in (("init",), ("add", "examples"), commit):
         subprocess.run(("git", *argv), cwd=tmp_path, check=True, capture_output=True)

@@ -39,6 +39,16 @@ def write_checkout(root: Path, files: Mapping[str, str], settings: str = "") -> 
     return root
 
 
+def copy_demo(root: Path) -> Path:
+    """The demo in a copy of what it needs of this checkout, with what bootstrap.sh adds; not built."""
+    shutil.copy(DODO, root)
+    for name in ("templates", "examples"):
+        shutil.copytree(SOURCE / name, root / name, symlinks=True, ignore=shutil.ignore_patterns(".rc"))
+    demo = root / "examples/demo"
+    shutil.copy(str(shutil.which("busybox")), demo / "demo_base/busybox")
+    return demo
+
+
 @contextmanager
 def entered(
     root: Path, files: Mapping[str, str], built: Iterable[str], monkeypatch: "pytest.MonkeyPatch"
