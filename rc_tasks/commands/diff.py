@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
     names: list[str] = args.names
     if not 1 <= len(names) <= 3:
         what = f"expected an image and at most two builds, not {len(names)} names"
-        raise UsageError(what if names else "no image given", hint="doit diff NAME [OLD] [NEW]")
+        raise UsageError(what if names else "NAME is missing", hint="doit diff NAME [OLD] [NEW]")
     name = one_image(current, names[0])
     builds = manifests.builds(current.checkout, name)
     if args.list:

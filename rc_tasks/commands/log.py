@@ -73,7 +73,7 @@ def _names_and_steps(current: Session, words: list[str]) -> tuple[list[str], tup
     Raise UsageError.
     """
     if not words:
-        raise UsageError("no image given", hint="doit log NAME; `doit list` shows all images")
+        raise UsageError("NAME is missing", hint="doit log NAME; `doit list` shows all images")
     name, *rest = words
     kind = name.partition(":")[0]
     if not rest and kind in set(Step) and name not in current.checkout.graph.names():

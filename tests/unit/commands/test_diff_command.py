@@ -217,11 +217,11 @@ def test_manifest_for_people(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "TASK is missing"),
+        ((), "NAME is missing"),
         (("app",), "app means 2 images"),
         (("nope",), "there is no image named 'nope'"),
-        (("app:2",), "app:2 was not published yet"),
-        ((NAME, "app:2"), "expected one TASK, not 2: "),
+        (("app:2",), "app:2 is not published yet"),
+        ((NAME, "app:2"), "expected one NAME, not 2: "),
         (("nowhere.sqsh",), "cannot be read: No such file"),
         (("projects/app:1",), "cannot be read: Is a directory"),
         (("projects/app:1/Dockerfile",), "give the path of a whole image.sqsh"),

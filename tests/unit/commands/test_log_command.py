@@ -154,7 +154,7 @@ def test_the_newest_log_is_printed(checkout: Path, argv: tuple[str, ...], path: 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ((), "no image given"),
+        ((), "NAME is missing"),
         (("wörkk",), "wörk"),
         (("wörk",), "build:wörk has no log yet\n  next: doit build:wörk, or see `doit why wörk`"),
         (("app:1", "env"), "env:app:1 has no log yet"),
