@@ -159,7 +159,7 @@ class Judge:
             words.append(f"frozen, though {ignored[0]}" if ignored else "frozen")
         closed = closed_files(self._checkout, name) if is_official(self._checkout) else []
         if closed:
-            words.append(f"nobody but the owner may read {', '.join(path.name for path in closed)}")
+            words.append(f"only the owner may read {', '.join(path.name for path in closed)}")
         return (", ".join(words), *ignored[1:]) if words else ()
 
     def rolled_back(self, name: str) -> bool:

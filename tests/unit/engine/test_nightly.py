@@ -217,7 +217,7 @@ def test_scrontab_is_shown_where_the_site_has_it(checkout: Checkout, tmp_path: P
     ]
     assert '#SCRON "--account=a demo#1"' in told
     assert "5%%" in next(line for line in told if "--output=" in line)
-    assert "warning: cron does not know RC_SOURCE" in ran.text
+    assert "warning: cron does not set RC_SOURCE" in ran.text
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_hook_that_does_not_work_is_told(
     ("settings", "words"),
     [
         ('[tool.rc_tasks.nightly]\nextra = ["--comment=a\\nb"]', "take out the line break"),
-        ("[tool.rc_tasks.nightly]\ntime_limit_min = 5", "make it much less than the limit of 300 s"),
+        ("[tool.rc_tasks.nightly]\ntime_limit_min = 5", "make nightly.signal_s much less than that"),
         ('[tool.rc_tasks.nightly]\nat = "24:00"', 'expected a time of day such as "02:00"'),
         ("[tool.rc_tasks.nightly]\nsignal_s = 0", "nightly.signal_s"),
         ("[tool.rc_tasks.nightly]\nmail = 1", "nightly.mail"),
@@ -273,7 +273,7 @@ def test_without_slurm_cron_is_named(tmp_path: Path) -> None:
     ran = doit(root, "nightly", environ={"RC_RUNNER": "local"})
     assert ran.status == 3
     assert "next: without Slurm, `doit --continue` in cron does the same" in ran.text
-    assert "calls this in its job" in doit(root, "nightly", "--begin").text
+    assert "only the script of the nightly job may use this option" in doit(root, "nightly", "--begin").text
     assert "doit nightly takes no 'a:1'" in doit(root, "nightly", "a:1").text
 
 
