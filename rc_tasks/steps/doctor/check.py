@@ -17,7 +17,7 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import has_links
 from rc_tasks.state.disk.locks import held
-from rc_tasks.steps.doctor import credentials
+from rc_tasks.steps.doctor import credentials, trial
 from rc_tasks.steps.doctor.finding import Finding, Level
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage as storages
@@ -47,7 +47,10 @@ def parse_findings(lines: list[str]) -> Iterator[Finding]:
 
 def findings(checkout: Checkout) -> Iterator[Finding]:
     """Everything that this node is checked for."""
-    yield from _podman(checkout)
+    podman_findings = list(_podman(checkout))
+    yield from podman_findings
+    if all(finding.level is not Level.PROBLEM for finding in podman_findings):
+        yield from trial.findings(checkout)
     yield from _skopeo(checkout)
     yield from _squash(checkout)
     yield from credentials.findings(checkout)

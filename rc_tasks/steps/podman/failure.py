@@ -45,8 +45,8 @@ _MACHINE = FailureCause(
 _RUNTIME = FailureCause(
     r"error running container: |did not get container (create|start) message",
     "the container could not be started",
-    'the last lines above are those of crun or runc: set `podman.isolation` to "chroot", which needs\n'
-    "neither, or `podman.runtime` to the other one, or show them to the site",
+    "the last lines above are those of crun or runc: `doit doctor` tries a RUN on that node, and names\n"
+    "the settings with which it works",
 )
 
 # Errors of buildah and the runtimes that only a mistake in a Dockerfile causes.

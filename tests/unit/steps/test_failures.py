@@ -171,8 +171,9 @@ def test_a_node_at_fault_is_named_and_the_dockerfile_is_not(name: str) -> None:
 def test_two_of_these_messages_in_whole() -> None:
     assert built(NODES["crun and cgroups"][0]) == (
         "nid001: podman build failed: crun cannot work with this node's control groups\n"
-        '  next: set `podman.runtime` to "runc", or `podman.isolation` to "chroot"; the site can start its\n'
-        "        nodes with cgroups of version 2 alone (systemd.unified_cgroup_hierarchy=1)"
+        '  next: set `podman.runtime` to "runc", or `podman.isolation` to "chroot": `doit doctor` tries which\n'
+        "        works; the site can start its nodes with cgroups of version 2 alone\n"
+        "        (systemd.unified_cgroup_hierarchy=1)"
     )
     assert built(NODES["disk"][0]) == (
         "nid001: podman build failed: no space is left\n"
