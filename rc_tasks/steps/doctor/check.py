@@ -177,6 +177,14 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _left(checkout: Checkout) -> Iterator[Finding]:
+    with contextlib.suppress(RcError):  # the check of podman has reported it
+        engine = nodes.storage(checkout.settings.podman)
+        if mounts := nodes.leftover_mounts(engine):
+            yield Finding(
+                Level.WARNING,
+                f"containers that killed steps left mounted: {len(mounts)} (in {engine.root})",
+                "the next step on this node unmounts and removes them",
+            )
     if left := storages.dead(checkout.settings.podman):
         jobs = ", ".join(sorted(storage.name for storage in left))
         yield Finding(
