@@ -59,6 +59,10 @@ _MISTAKES = re.compile(
     r"|fork/exec \S+: no such file or directory|: not a directory|can't find .* in this image",
     re.IGNORECASE,
 )
+# Those of them that stop a runtime which can start other containers.
+_MISTAKES_IN_RUN = re.compile(
+    r"executable file .*not found|exec: .*: (stat .*)?no such file or directory|chdir", re.IGNORECASE
+)
 
 
 def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandError:
@@ -72,9 +76,10 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
         return cause.error("podman build")
     what, where = f"podman build {command.ending(returncode)}", project.shown_dockerfile
     correct = f"correct it and run `doit build:{project.name}`: it resumes there"
-    if any(_MISTAKES.search(line) for line in own):
+    not_started = any(re.search(_RUNTIME.words, line) for line in own)
+    if any((_MISTAKES_IN_RUN if not_started else _MISTAKES).search(line) for line in own):
         return CommandError(what, where=where, hint=correct)
-    if any(re.search(_RUNTIME.words, line) for line in own):
+    if not_started:
         return _RUNTIME.error("podman build")
     if by_itself:
         # The RUN's output only suggests a cause: it may be about anything.
