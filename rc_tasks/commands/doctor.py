@@ -249,12 +249,13 @@ def _check(opened: Session) -> Iterator[tuple[Command, StepRequest | None]]:
     )
     allocation = slurm.Allocation(request, settings.nodes, f"rc_tasks.{secrets.token_hex(4)}")
     try:
-        job_id = allocation.wait(
+        granted = allocation.wait(
             lambda job_id: print(f"  job {job_id} waits for its nodes", flush=True)
-        ).job_id
-        yield slurm.srun(wanted, step, allocation=job_id), step
+        )
+        step = replace(step, node=next(iter(granted.cpus), ""))
+        yield slurm.srun(wanted, step, allocation=granted.job_id), step
         # Else podman's files of this job stay in the node's memory until the next step there.
-        clear = slurm.srun(step_process(checkout.root, "clear"), step, allocation=job_id)
+        clear = slurm.srun(step_process(checkout.root, "clear"), step, allocation=granted.job_id)
         command.capture(clear, check=False)
     finally:
         allocation.release()
