@@ -4,7 +4,8 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-usage: ./bootstrap.sh setup               .venv alone, for a machine that has the tools
+usage: ./bootstrap.sh setup               .venv, for a machine that has the tools, and the settings
+                                          that podman needs there (rc_tasks.toml)
        ./bootstrap.sh demo                podman and the other tools, .venv, and the images of
                                           examples/demo, built offline
        ./bootstrap.sh test [pytest args]  Slurm as well, then ruff, mypy and all tests;
@@ -103,29 +104,11 @@ make_venv() {
     printf '%s\n' "$wanted" >"$stamp"
 }
 
-# Whether podman can carry out a RUN; what it said is in $scratch/error.
-run_works() {
-    local image processes most
-    # Without these, podman 5 asks for more than root of a container may have.
-    processes=$(ulimit -Hu) most=$(</proc/sys/kernel/pid_max)
-    [ "$processes" != unlimited ] && [ "$processes" -le "$most" ] || processes=$most
-    image=$(podman build --quiet --layers=false --network=host --ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" \
-        --ulimit "nproc=$processes:$processes" "$scratch/run" 2>"$scratch/error") &&
-        podman rmi "$image" >/dev/null
-}
-
-# Inside of containers and without a usable cgroup file system podman's own isolation does not work.
-choose_isolation() {
-    [ -z "${BUILDAH_ISOLATION:-}${RC_PODMAN_ISOLATION:-}" ] || return 0
-    mkdir "$scratch/run"
-    cp "$(command -v busybox)" "$scratch/run/busybox"
-    printf 'FROM scratch\nCOPY busybox /\nRUN ["/busybox", "true"]\n' >"$scratch/run/Dockerfile"
-    run_works && return
-    export BUILDAH_ISOLATION=chroot
-    run_works || stop "podman cannot build here, neither in its usual way nor with chroot isolation:" \
-        "$(tail -n 1 "$scratch/error")" \
-        "next: podman info; an ordinary user also needs a line in /etc/subuid and in /etc/subgid"
-    say "podman's usual isolation does not work here. In your shell: export BUILDAH_ISOLATION=chroot"
+# Writes what podman needs here, as inside of containers and without a usable cgroup file system, into the
+# rc_tasks.toml of the checkout around the current directory. An isolation of this shell alone hides that.
+fit_podman() {
+    env -u BUILDAH_ISOLATION -u RC_PODMAN_ISOLATION -u RC_PODMAN_RUNTIME "$PWD/${1:-}.venv/bin/python" \
+        -m rc_tasks.steps fit
 }
 
 # in_image IMAGE.SQSH [ARGUMENT...]: what the image's ENTRYPOINT and CMD make of the arguments. A job gets
@@ -142,13 +125,18 @@ in_image() {
 run_setup() {
     install_tools
     make_venv
+    # doit doctor reports what is wrong here.
+    if has podman; then fit_podman || true; fi
+    say "next"
+    printf '%s\n' "cd $(printf %q "$PWD") && . .venv/bin/activate && doit doctor"
 }
 
 run_demo() {
     install_tools "${TOOLS[@]}"
     make_venv
-    choose_isolation
+    fit_podman || true
     cd examples/demo
+    fit_podman ../../ || stop "podman cannot build here, see above" "next: (cd examples/demo && ../../.venv/bin/doit doctor)"
     install --compare "$(command -v busybox)" demo_base/busybox
     PATH=$OLDPWD/.venv/bin:$PATH
     say "doit, in examples/demo"
@@ -180,7 +168,9 @@ run_bench() {
     [[ ${1:-} =~ ^[a-z]+$ && -e tests/bench/$1.py ]] || { usage >&2 && exit 2; }
     install_tools "${TOOLS[@]}" "${TEST_TOOLS[@]}"
     make_venv
-    choose_isolation
+    fit_podman
+    # Benches build in checkouts of their own.
+    [ ! -e rc_tasks.toml ] || export BUILDAH_ISOLATION=chroot
     PATH=$PWD/.venv/bin:$PATH python -m "tests.bench.$1" "${@:2}"
 }
 

@@ -1,17 +1,20 @@
 """`doit doctor`: what is missing or wrong on this host and on a compute node, and how to fix it."""
 
+import contextlib
 import os
+import secrets
 import shlex
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rc_tasks.engine.run.step_command import runner, step_process
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
-from rc_tasks.model.config.settings import Runner
+from rc_tasks.model.config.settings import Runner, Settings
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.official import Official
 from rc_tasks.state.disk.trust import Trust
@@ -42,7 +45,10 @@ def run(_args: Namespace) -> int:
     rights.require_readable(current.checkout)
     problems = _print_findings("this host", host_findings(current))
     where = runner(current.checkout.settings.runner)
-    heading = "a compute node (through srun)" if where is Runner.SLURM else "steps run on this host"
+    through = "srun" if slurm.job_id() is not None else "salloc, as a run"
+    heading = (
+        f"a compute node (through {through})" if where is Runner.SLURM else "steps run on this host"
+    )
     problems += _print_findings(heading, _node(current))
     if problems:
         print(f"\n{problems} problem{'s' if problems > 1 else ''} to fix before images can be built")
@@ -167,22 +173,41 @@ def _slurm(current: Session) -> Iterator[Finding]:
             "log in to a node of the cluster, or set runner = local",
         )
         return
-    account = f"account {settings.slurm.account}" if settings.slurm.account else "your default account"
-    partition = (
-        f"partition {settings.slurm.partition}" if settings.slurm.partition else "the default partition"
-    )
-    yield Finding(Level.OK, f"Slurm: {account}, {partition}")
+    if slurm.job_id() is not None:
+        yield Finding(Level.OK, f"Slurm: steps run in job {slurm.job_id()}")
+        return
+    keys = {"account": settings.slurm.account, "partition": settings.slurm.partition}
+    chosen = [_chosen(settings, key, value) for key, value in keys.items()]
+    yield Finding(Level.OK, f"Slurm: {', '.join(chosen)}")
+    for key, value in keys.items():
+        unread, read = os.environ.get(f"SLURM_{key.upper()}"), f"SALLOC_{key.upper()}"
+        if unread and not (value or os.environ.get(read)):
+            yield Finding(
+                Level.WARNING,
+                f"SLURM_{key.upper()} does not count: a run asks salloc, which reads {read}",
+                f'write {key} = "{unread}" below [slurm] in ~/.config/rc_tasks.toml',
+            )
+
+
+def _chosen(settings: Settings, key: str, value: str) -> str:
+    """Name the account or partition that salloc gets from us, and where it comes from."""
+    variable = f"SALLOC_{key.upper()}"
+    if value:
+        origin = settings.origins.get(f"slurm.{key}", "")
+        return f"{key} {value} (slurm.{key}, from {origin})"
+    if named := os.environ.get(variable):
+        return f"{key} {named} ({variable})"
+    return f"Slurm's default {key}"
 
 
 def _node(current: Session) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="rc_tasks.") as scratch:
         log = Path(scratch) / "log"
         try:
-            check_command, request = _check_command(current)
-            with log.open("wb") as output:
+            with _check(current) as (check_command, request), log.open("wb") as output:
                 returncode = command.stream(check_command, output)
         except RcError as error:
-            yield Finding(Level.PROBLEM, error.what, error.hint or "")
+            yield Finding(Level.PROBLEM, error.what, "\n".join((*error.quote, error.hint or "")))
             return
         lines = log.read_text(errors="replace").splitlines()
     yield from check.parse_findings(lines)
@@ -197,18 +222,40 @@ def _node(current: Session) -> Iterator[Finding]:
             yield Finding(Level.PROBLEM, f"the check of a node {command.ending(returncode)}", tail)
 
 
-def _check_command(current: Session) -> tuple[Command, StepRequest | None]:
-    """Return the check as a command that runs where a step would, and the request of its job, if any."""
+@contextlib.contextmanager
+def _check(current: Session) -> Iterator[tuple[Command, StepRequest | None]]:
+    """Provide the check where a step would run; outside a job in an allocation such as a run takes.
+
+    Raise SlurmError when Slurm refuses the allocation.
+    """
     checkout = current.checkout
     check_command = step_process(checkout.root, "check")
     if runner(checkout.settings.runner) is Runner.LOCAL:
-        return check_command, None
+        yield check_command, None
+        return
     settings = checkout.settings.slurm
+    step = StepRequest("check", cpus=settings.cpus)
+    if slurm.job_id() is not None:
+        step = replace(step, extra=settings.extra)
+        yield slurm.srun(check_command, step), step
+        return
     request = StepRequest(
-        "check",
+        "this check",
         account=settings.account,
         partition=settings.partition,
+        time_limit_min=settings.time_limit_min,
         cpus=settings.cpus,
         extra=settings.extra,
     )
-    return slurm.srun(check_command, request), request
+    allocation = slurm.Allocation(request, settings.nodes, f"rc_tasks.{secrets.token_hex(4)}")
+    try:
+        granted = allocation.wait(
+            lambda job_id: print(f"  job {job_id} waits for its nodes", flush=True)
+        )
+        step = replace(step, node=next(iter(granted.cpus), ""))
+        yield slurm.srun(check_command, step, allocation=granted.job_id), step
+        # Else podman's files of this job stay in the node's memory until the next step there.
+        clear = slurm.srun(step_process(checkout.root, "clear"), step, allocation=granted.job_id)
+        command.capture(clear, check=False)
+    finally:
+        allocation.release()

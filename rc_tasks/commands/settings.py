@@ -10,6 +10,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
         "Settings are read from [tool.rc_tasks] in pyproject.toml, then ~/.config/rc_tasks.toml, then"
+        " rc_tasks.toml in the checkout, which git ignores, then"
         " variables such as RC_SLURM_PARTITION. A later source overrides an earlier one."
     )
 

@@ -3,7 +3,8 @@
 EDITION is that of the record which the caller has seen; FILE is where the step writes how it ended.
 
 It works in the checkout around the current directory. `check` checks this node instead. `clear` removes
-podman's images of this job from this node. `squash NAME FILE CONTENTS` is the part of the enroot step
+podman's images of this job from this node. `fit` finds the podman settings that work on this host, and
+writes them into the checkout's rc_tasks.toml. `squash NAME FILE CONTENTS` is the part of the enroot step
 that runs in podman's namespace.
 """
 
@@ -67,10 +68,11 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
 def main(argv: list[str]) -> int:
     """Return the exit status: 0 done, 1 failed and reported, 2 wrong arguments, 130 interrupted."""
     is_squash = argv[:1] == ["squash"] and len(argv) == 4
-    has_no_name = argv in (["check"], ["clear"])
+    has_no_name = argv in (["check"], ["clear"], ["fit"])
     if not (is_squash or has_no_name or (len(argv) in {2, 3, 4} and argv[0] in set(Step))):
         print(
-            "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, or clear", file=sys.stderr
+            "usage: python -m rc_tasks.steps podman|enroot|env NAME, or check, clear or fit",
+            file=sys.stderr,
         )
         return 2
     # A job that is cancelled or runs out of time gets TERM: clean up as after Ctrl-C.
@@ -83,6 +85,11 @@ def main(argv: list[str]) -> int:
             from rc_tasks.steps.doctor.check import print_findings
 
             print_findings(checkout)
+            return 0
+        if argv == ["fit"]:
+            from rc_tasks.steps.doctor.trial import write_settings
+
+            write_settings(checkout)
             return 0
         if argv == ["clear"]:
             nodes.clear(checkout.settings.podman)

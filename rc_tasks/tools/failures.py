@@ -92,8 +92,9 @@ PODMAN = (
     FailureCause(
         r"cgroups in hybrid mode not supported",
         "crun cannot work with this node's control groups",
-        'set `podman.runtime` to "runc", or `podman.isolation` to "chroot"; the site can start its\n'
-        "nodes with cgroups of version 2 alone (systemd.unified_cgroup_hierarchy=1)",
+        'set `podman.runtime` to "runc", or `podman.isolation` to "chroot": `doit doctor` tries which\n'
+        "works; the site can start its nodes with cgroups of version 2 alone\n"
+        "(systemd.unified_cgroup_hierarchy=1)",
     ),
     FailureCause(
         r"sd-bus|systemd cgroup|dbus: |connect to bus|interactive authentication required",

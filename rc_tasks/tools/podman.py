@@ -309,14 +309,14 @@ class Podman:
         """Return `inner` in the user namespace in which rootless podman's files can be read."""
         return inner.wrapped(*self.command("unshare").argv)
 
-    def remove_working_containers(self) -> None:
-        """Delete the working containers of ended builds, as far as podman lists them."""
+    def remove_leftovers(self) -> None:
+        """Delete the containers of ended builds and steps, as far as podman lists them."""
         argv = ("container", "ls", "--all", "--external", "--format", "{{.ID}} {{.Names}}")
         # podman 4.3 lists none when another step removes its own at this moment ("container not known").
         listed = command.capture(self.command(*argv), check=False).stdout
         for line in listed.splitlines():
             container, _, name = line.partition(" ")
-            if "working-container" in name:
+            if "working-container" in name or name.startswith("rc-"):
                 self.remove(container)
 
     def run(

@@ -1,5 +1,6 @@
 """Slurm's error messages: patterns, their causes, and the errors that we raise for them."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ _REFUSALS = (
     _Cause(
         r"[Aa]ccount",
         "Slurm refused the account of {request}",
+        "{unread}"
         "set `{table}.account` to one that may use this partition, or change `{table}.partition`;\n"
         "yours: `sacctmgr show associations user=$USER format=account,partition,qos`",
     ),
@@ -265,12 +267,25 @@ def explain(
         "time_limit": request.time_limit_min or "the partition's default",
         "cpus": request.cpus or "Slurm's default",
         "extra": " ".join(request.extra) or "empty",
+        "unread": _unread(reasons, request),
     }
     kind = NodeError if cause.elsewhere else UnreachableError if cause.unreachable else SlurmError
     return kind(
         cause.what.format(**values),
         quote=tuple(reasons[-command.TAIL_LINES :]),
         hint=cause.hint.format(**values),
+    )
+
+
+def _unread(lines: Sequence[str], request: "StepRequest") -> str:
+    """Return the advice for a user whose account is in a variable that only srun reads (salloc(1))."""
+    account = os.environ.get("SLURM_ACCOUNT", "")
+    programs = [line.partition(":")[0] for line in lines if re.match(r"(salloc|sbatch): ", line)]
+    if not account or not programs or request.account:
+        return ""
+    return (
+        f'SLURM_ACCOUNT does not count for {programs[0]}: write account = "{account}" below '
+        f"[{request.settings_table}]\nin ~/.config/rc_tasks.toml, or\n"
     )
 
 

@@ -150,11 +150,30 @@ def test_the_demo_leaves_nothing_for_git_to_show(demo: Demo) -> None:
 @pytest.mark.podman
 def test_what_is_told_to_try_next_works(demo: Demo) -> None:
     enter, edit, _ = demo.first.splitlines()[-3:]
-    isolation = re.findall(r"export BUILDAH_ISOLATION=\w+", demo.first)
-    shown = demo.run("bash", "-e", "-c", "\n".join((*isolation, enter, edit)))
+    shown = demo.run("bash", "-e", "-c", f"{enter}\n{edit}")
     assert "hello.sh" in shown
     assert re.search(r"^done +enroot:hello:1\.0", shown, re.MULTILINE)
     assert "demo_base" not in shown
+
+
+@pytest.mark.podman
+def test_a_container_starts_without_any_export(demo: Demo) -> None:
+    """The settings that podman needs on this machine are those of the clone."""
+    enter = demo.first.splitlines()[-3]
+    shown = demo.run("bash", "-c", f"{enter}; doit doctor")
+    assert "\n  ok       a RUN works\n" in shown
+    assert shown.endswith("\nready to build\n")
+    assert "export" not in demo.first
+    assert ("ENTRYPOINT" in demo.first) == ("a container starts with podman" in shown)
+
+
+@pytest.mark.podman
+def test_setup_says_what_to_type_next(demo: Demo) -> None:
+    shown = demo.bootstrap("setup")
+    title, line = shown.splitlines()[-2:]
+    assert title == "==> next"
+    assert line.endswith(" && . .venv/bin/activate && doit doctor")
+    assert "\n  ok       a RUN works\n" in demo.run("bash", "-c", line)
 
 
 @pytest.mark.podman
@@ -170,8 +189,11 @@ def test_a_clone_that_was_moved_works_in_its_new_place(demo: Demo) -> None:
     moved = demo.clone.with_name("moved clone")
     demo.run("mv", demo.clone, moved)
     demo.clone = moved
-    shown = demo.bootstrap("demo")
+    shown = demo.bootstrap("setup")
     assert "installing into .venv" in shown
+    listed = demo.run("sh", "-c", f"cd {shlex.quote(str(moved))} && .venv/bin/doit list --json")
+    assert "reasoning_base" in listed
+    shown = demo.bootstrap("demo")
     done = re.findall(r"^done +(\S+)", shown, re.MULTILINE)
     assert sorted(done) == ["env:demo_base", "env:hello:1.0"]
     assert f'image = "{moved / ARTIFACT}"' in shown

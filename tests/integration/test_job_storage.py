@@ -116,7 +116,7 @@ def test_steps_of_a_job_work_at_the_same_time(job: Job) -> None:
     again = [job.start("enroot", "one:1"), job.start("enroot", "two:1")]
     for step in again:
         job.end(step)
-    assert sorted(each.name for each in job.storage.iterdir()) == ["builders", "root", "run", "xdg"]
+    assert sorted(each.name for each in job.storage.iterdir()) == ["root", "run", "users", "xdg"]
     assert not list((job.user.home / "run").iterdir())
     # An ID that was given to another process of the user in the meantime.
     with subprocess.Popen((*job.user.argv, "sleep", "60")) as other:

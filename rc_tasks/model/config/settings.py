@@ -1,7 +1,8 @@
-"""The settings: one frozen value read from three places, each key with its origin and its help.
+"""The settings: one frozen value read from four places, each key with its origin and its help.
 
-A later place wins: `[tool.rc_tasks]` in the checkout's pyproject.toml, the user's rc_tasks.toml, then
-variables `RC_…`. A new setting is one line in one of the classes below.
+A later place wins: `[tool.rc_tasks]` in the checkout's pyproject.toml, the user's rc_tasks.toml, that of
+the checkout, which git ignores, then variables `RC_…`. A new setting is one line in one of the classes
+below.
 """
 
 import re
@@ -17,6 +18,8 @@ from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import Problem, each_of, setting, table, whole, wrong
 
 DEFAULT = "default"
+# The settings of one user, and those of one clone.
+LOCAL_FILE = "rc_tasks.toml"
 # Variables of the test suite; any other RC_ variable that names no setting is reported as a typo.
 RESERVED = frozenset({"RC_REQUIRE_TOOLS"})
 
@@ -367,10 +370,11 @@ def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
     """Return the settings of a checkout for one user. Raise one SettingsError for all problems."""
     config = environ.get("XDG_CONFIG_HOME", "")
     # The XDG base directory specification says to ignore a relative path.
-    user = (Path(config) if config.startswith("/") else home / ".config") / "rc_tasks.toml"
+    user = (Path(config) if config.startswith("/") else home / ".config") / LOCAL_FILE
     shown_path = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
     source = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
     source |= sources.from_file(Settings, user, shown_path)
+    source |= sources.from_file(Settings, root / LOCAL_FILE, LOCAL_FILE)
     source |= sources.from_environment(Settings, environ, "RC", RESERVED)
 
     settings = toml_schema.build(Settings, source.values)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from rc_tasks.errors import CommandError
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.tools import failures, podman
 
@@ -20,6 +21,25 @@ _OWN = {
 _LACKS = re.compile(
     r"executable file .*not found|no such file|exec.*permission denied|exec format", re.I
 )
+
+# podman's lines on errors of the OCI runtime, whose name may stand first (libpod/define/errors.go).
+_RUNTIME = re.compile(r"Error: (.*\bOCI |crun: |runc: )")
+
+
+def runtime_error(status: int, lines: Sequence[str]) -> CommandError | None:
+    """Return the error of a podman whose runtime starts no containers here; None for other failures.
+
+    `lines` are the last ones of the podman that ended with `status`. A container that lacks its program
+    is another failure.
+    """
+    own = [line for line in lines if _RUNTIME.match(line) and not _LACKS.search(line)]
+    if status not in podman.NOT_STARTED or not own:
+        return None
+    return CommandError(
+        "podman starts no containers here",
+        where=failures.node_name(),
+        hint="`doit doctor` tries it, and names the settings that work",
+    )
 
 
 def hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:

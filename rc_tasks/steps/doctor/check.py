@@ -17,7 +17,7 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import has_links
 from rc_tasks.state.disk.locks import held
-from rc_tasks.steps.doctor import credentials
+from rc_tasks.steps.doctor import credentials, trial
 from rc_tasks.steps.doctor.finding import Finding, Level
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage as storages
@@ -47,7 +47,10 @@ def parse_findings(lines: list[str]) -> Iterator[Finding]:
 
 def findings(checkout: Checkout) -> Iterator[Finding]:
     """Everything that this node is checked for."""
-    yield from _podman(checkout)
+    podman_findings = list(_podman(checkout))
+    yield from podman_findings
+    if all(finding.level is not Level.PROBLEM for finding in podman_findings):
+        yield from trial.findings(checkout)
     yield from _skopeo(checkout)
     yield from _squash(checkout)
     yield from credentials.findings(checkout)
@@ -174,6 +177,14 @@ def _space(checkout: Checkout) -> Iterator[Finding]:
 
 
 def _left(checkout: Checkout) -> Iterator[Finding]:
+    with contextlib.suppress(RcError):  # the check of podman has reported it
+        engine = nodes.storage(checkout.settings.podman)
+        if mounts := nodes.leftover_mounts(engine):
+            yield Finding(
+                Level.WARNING,
+                f"containers that killed steps left mounted: {len(mounts)} (in {engine.root})",
+                "the next step on this node unmounts and removes them",
+            )
     if left := storages.dead(checkout.settings.podman):
         jobs = ", ".join(sorted(storage.name for storage in left))
         yield Finding(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.config.settings import PodmanSettings
@@ -137,7 +138,8 @@ def prepared(settings: PodmanSettings) -> Iterator[Podman]:
         warning = storages.driver(settings, directory).warning if directory and podman.rootless() else ""
         if warning:
             print(f"warning: {warning}", flush=True)
-        yield engine
+        with _cleared(engine):
+            yield engine
 
 
 def clear(settings: PodmanSettings) -> None:
@@ -219,22 +221,48 @@ def _end_rooted_in(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def building(podman: Podman) -> Iterator[None]:
-    """Build in a private storage; remove the leftovers of ended builds when no other build is running.
+def _cleared(podman: Podman) -> Iterator[None]:
+    """Use a private storage; remove the containers of killed steps when no other step uses it.
 
-    podman 4.3 leaves its working containers when it is killed, and on a node they take memory. Their
-    owner is unknown, so the user's own storage is left alone.
+    A killed podman leaves its containers mounted, and on a node they take memory. An interrupted step
+    removes its own. In the user's own storage their owner is unknown, so that is left alone.
     """
     if not podman.root:
         yield
         return
-    # The storage is local to the node, so flock is enough.
-    with (Path(podman.root).parent / "builders").open("w") as builders:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(builders, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            podman.remove_working_containers()
-        fcntl.flock(builders, fcntl.LOCK_SH)
-        yield
+    with _users(podman).open("w") as users:
+        if _alone(users):
+            podman.remove_leftovers()
+        fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if _alone(users):
+                podman.remove_leftovers()
+            raise
+
+
+def leftover_mounts(podman: Podman) -> list[Path]:
+    """Return the containers that killed steps have left mounted in a private storage."""
+    if not podman.root or not _users(podman).exists():
+        return []
+    with _users(podman).open() as users:
+        mounts = storages.mounts_below(Path(podman.root)) if _alone(users) else []
+    # podman mounts the directory of its overlay driver onto itself.
+    return [path for path in mounts if path.name == "merged"]
+
+
+def _users(podman: Podman) -> Path:
+    return Path(podman.root).parent / "users"
+
+
+def _alone(users: IO[str]) -> bool:
+    """Lock the storage for us alone, and return whether that succeeded; it is local to the node."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def free_bytes(directory: Path) -> int:

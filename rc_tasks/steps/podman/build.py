@@ -188,7 +188,7 @@ def _build(
     project = node.project
     whole = stage is None
     target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch, nodes.building(podman):
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         iidfile, ignorefile, dockerfile = (
             Path(scratch, name) for name in ("iid", "ignore", project.dockerfile_name)
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.edf.entrypoint import Behaviour
-from rc_tasks.steps.container import launch
+from rc_tasks.steps.container import failure, launch
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import NOT_STARTED, Image, Podman
 from rc_tasks.util.text import printable_lines
@@ -31,7 +31,10 @@ class _Output:
 
 
 def tried(podman: Podman, image: Image) -> Behaviour:
-    """Return what the ENTRYPOINT of a built image does; leave none of its processes running."""
+    """Return what the ENTRYPOINT of a built image does; leave none of its processes running.
+
+    It counts as not tried where podman starts no containers.
+    """
     mark = secrets.token_hex(8)
     name = f"rc-entrypoint-{image.id[:16]}"
     invocation = podman.run(
@@ -57,6 +60,8 @@ def tried(podman: Podman, image: Image) -> Behaviour:
     if f"\n{mark} ".encode() in output.last:
         return Behaviour.CHILD
     if status in NOT_STARTED:
-        print(printable_lines(output.last.decode(errors="replace").strip()), flush=True)
-        return Behaviour.UNKNOWN
+        text = printable_lines(output.last.decode(errors="replace").strip())
+        print(text, flush=True)
+        unable = failure.runtime_error(status, text.splitlines())
+        return Behaviour.UNKNOWN if unable is None else Behaviour.NOT_TRIED
     return Behaviour.ENDED

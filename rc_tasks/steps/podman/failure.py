@@ -46,8 +46,8 @@ _MACHINE = FailureCause(
 _RUNTIME = FailureCause(
     r"error running container: |did not get container (create|start) message",
     "the container could not be started",
-    'the last lines above are those of crun or runc: set `podman.isolation` to "chroot", which needs\n'
-    "neither, or `podman.runtime` to the other one, or show them to the site",
+    "the last lines above are those of crun or runc: `doit doctor` tries a RUN on that node, and names\n"
+    "the settings with which it works",
 )
 
 # Errors of buildah and the runtimes that only a mistake in a Dockerfile causes.
@@ -59,6 +59,10 @@ _MISTAKES = re.compile(
     r"|executable file .*not found in \$PATH|exec: .*: (stat .*)?no such file or directory"
     r"|fork/exec \S+: no such file or directory|: not a directory|can't find .* in this image",
     re.IGNORECASE,
+)
+# Those of them that stop a runtime which can start other containers.
+_MISTAKES_IN_RUN = re.compile(
+    r"executable file .*not found|exec: .*: (stat .*)?no such file or directory|chdir", re.IGNORECASE
 )
 
 
@@ -74,9 +78,10 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
         return cause.error("podman build")
     what, where = f"podman build {command.ending(returncode)}", project.shown_dockerfile
     correct = f"correct it and run `doit build:{project.name}`: it resumes there"
-    if any(_MISTAKES.search(line) for line in podman_lines):
+    not_started = any(re.search(_RUNTIME.pattern, line) for line in podman_lines)
+    if any((_MISTAKES_IN_RUN if not_started else _MISTAKES).search(line) for line in podman_lines):
         return CommandError(what, where=where, hint=correct)
-    if any(re.search(_RUNTIME.pattern, line) for line in podman_lines):
+    if not_started:
         return _RUNTIME.error("podman build")
     if by_itself:
         # The RUN's output only suggests a cause: it may be about anything.

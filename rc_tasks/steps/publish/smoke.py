@@ -87,7 +87,7 @@ def run(
             unpacked = held.enter_context(started)
             # A process that hangs in a container outlives the podman that was ended.
             held.push(lambda error, *_: engine.remove(name) if error else None)
-        request = _request(node, launcher)
+        request = request_for(f"smoke:{node.project.name}", launcher)
         passed = []
         for number, test in enumerate(tests, 1):
             print(f"smoke test {number} of {len(tests)} ({launcher}): {test.line}", flush=True)
@@ -103,7 +103,7 @@ def run(
                 name=name,
                 limit_s=test.timeout_s + _SPARE_S,
             )
-            around = _surroundings(invocation, launcher, private)
+            around = surroundings(invocation, launcher, private)
             attempt = functools.partial(_try, around, test, launcher, request, node)
             duration_s = _run(attempt, test, node)
             print(f"passed in {duration_s:.1f} s", flush=True)
@@ -130,15 +130,16 @@ def _on_node_of_job() -> bool:
     return slurm.job_id() is not None and "SLURMD_NODENAME" in os.environ
 
 
-def _request(node: ImageNode, launcher: Launcher) -> StepRequest | None:
+def request_for(name: str, launcher: Launcher) -> StepRequest | None:
     """Return the srun request that starts the container on this node, inside our own step, or None."""
     if launcher not in {Launcher.CE, Launcher.PYXIS}:
         return None
     here = f"--nodelist={nodes.this_node().name}"
-    return StepRequest(f"smoke:{node.project.name}", extra=(here, "--input=none"))
+    return StepRequest(name, extra=(here, "--input=none"))
 
 
-def _surroundings(invocation: Command, launcher: Launcher, private: Path) -> Command:
+def surroundings(invocation: Command, launcher: Launcher, private: Path) -> Command:
+    """Return the launcher's command as a step runs it; `private` is a directory of the step."""
     if launcher in {Launcher.CE, Launcher.PYXIS}:
         # Both pass our variables on to the container.
         return Command(invocation.argv, invocation.cwd, invocation.env, invocation.unset | _OURS)

@@ -1,4 +1,4 @@
-"""Settings: three places, one value, every problem at once."""
+"""Settings: four places, one value, every problem at once."""
 
 from pathlib import Path
 
@@ -70,6 +70,13 @@ def test_the_later_place_wins_key_by_key_and_is_named_as_origin(places: Places) 
     assert rows["slurm.partition"].value == '"normal"'
     assert rows["edf.annotations.my.own"].origin == "~/.config/rc_tasks.toml"
     assert rows["slurm.extra"].origin == "default"
+
+
+def test_the_file_of_one_clone_wins_over_that_of_its_user(places: Places) -> None:
+    (places.root / "rc_tasks.toml").write_text('podman.runtime = "runc"\nslurm.cpus = 3\n')
+    found = places.load(None, "[slurm]\ncpus = 2\nnodes = 4\n", RC_PODMAN_RUNTIME="crun")
+    assert (found.slurm.cpus, found.slurm.nodes, found.podman.runtime) == (3, 4, "crun")
+    assert found.origins["slurm.cpus"] == "rc_tasks.toml"
 
 
 def test_xdg_config_home_moves_the_users_file(places: Places, tmp_path: Path) -> None:

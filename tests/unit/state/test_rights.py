@@ -143,7 +143,10 @@ def test_modes_in_a_clone_are_its_owners_choice(official: Path, tmp_path: Path) 
 
 def test_state_of_the_official_checkout_that_is_closed_is_named(official: Path) -> None:
     (official / ".rc").chmod(0o700)
-    told = [each.what for each in doctor.host_findings(opened(official)) if "only the owner" in each.what]
+    findings = [finding.what for finding in doctor.host_findings(opened(official))]
+    told = [what for what in findings if "only the owner" in what]
+        each.what for each in doctor.host_findings(opened(official)) if "only the owner" in each.what
+    ]
     assert told == [
         f"only the owner may read .rc (owner {ME}, mode 0700): jobs and clones of other users fail"
     ]

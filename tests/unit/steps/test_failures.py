@@ -152,6 +152,17 @@ NODES = {
         ),
         "the container could not be started",
     ),
+    "runtime and a mount": (
+        not_started(
+            'time="2026-11-29T04:47:15Z" level=error msg="runc create failed: unable to start container process: error during container init: error mounting \\"/run/x\\" to rootfs at \\"/etc/x\\": not a directory"',
+            "/usr/sbin/runc",
+        ),
+        "the container could not be started",
+    ),
+    "crun and something new": (
+        not_started("write to `/proc/self/oom_score_adj`: Permission denied"),
+        "the container could not be started",
+    ),
     "ADD and the network": (
         'STEP 2/2: ADD http://nosuch.invalid/x /x\nError: building at STEP "ADD http://nosuch.invalid/x /x": reading "http://nosuch.invalid/x": Get "http://nosuch.invalid/x": dial tcp: lookup nosuch.invalid on 10.0.0.53:53: no such host',
         "a host on the network could not be reached",
@@ -168,11 +179,17 @@ def test_a_node_at_fault_is_named_and_the_dockerfile_is_not(name: str) -> None:
     assert "Dockerfile" not in told and "correct it" not in told
 
 
-def test_two_of_these_messages_in_whole() -> None:
+def test_three_of_these_messages_in_whole() -> None:
     assert built(NODES["crun and cgroups"][0]) == (
         "nid001: podman build failed: crun cannot work with this node's control groups\n"
-        '  next: set `podman.runtime` to "runc", or `podman.isolation` to "chroot"; the site can start its\n'
-        "        nodes with cgroups of version 2 alone (systemd.unified_cgroup_hierarchy=1)"
+        '  next: set `podman.runtime` to "runc", or `podman.isolation` to "chroot": `doit doctor` tries which\n'
+        "        works; the site can start its nodes with cgroups of version 2 alone\n"
+        "        (systemd.unified_cgroup_hierarchy=1)"
+    )
+    assert built(NODES["runtime"][0]) == (
+        "nid001: podman build failed: the container could not be started\n"
+        "  next: the last lines above are those of crun or runc: `doit doctor` tries a RUN on that node, and names\n"
+        "        the settings with which it works"
     )
     assert built(NODES["disk"][0]) == (
         "nid001: podman build failed: no space is left\n"
@@ -204,6 +221,13 @@ MISTAKES = {
     "user": 'STEP 3/3: RUN true\nError: building at STEP "RUN true": determining run uid: user: unknown user error looking up user "nobodyhere"',
     "program, runc": not_started(
         'time="2026-11-29T04:47:15Z" level=error msg="runc create failed: unable to start container process: exec: \\"nosuch\\": executable file not found in $PATH"',
+        "/usr/bin/runc",
+    ),
+    "program, crun": not_started(
+        "executable file `nosuch` not found in $PATH: No such file or directory"
+    ),
+    "workdir, runc": not_started(
+        'time="2026-11-29T04:47:15Z" level=error msg="runc create failed: unable to start container process: chdir to cwd (\\"/bin/sh\\") set in config.json failed: not a directory"',
         "/usr/bin/runc",
     ),
     "program, chroot": run(

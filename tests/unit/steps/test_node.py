@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -385,7 +386,7 @@ def test_no_more_processes_are_asked_for_than_root_of_a_container_may_have(
     assert built.argv[built.argv.index(f"nproc={asked}:{asked}") - 1] == "--ulimit"
 
 
-def test_a_build_begins_though_podman_cannot_list_what_others_left(
+def test_a_step_begins_though_podman_cannot_list_what_others_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As podman 4.3 does when another step removes its container at that moment."""
@@ -394,6 +395,39 @@ def test_a_build_begins_though_podman_cannot_list_what_others_left(
     program.write_text("#!/bin/sh\necho 'Error: container not known' >&2\nexit 125\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    with node.building(Podman(root=str(tmp_path / "root"))):
-        begun = True
-    assert begun
+    # podman takes no long path.
+    with tempfile.TemporaryDirectory(dir="/tmp") as storage:
+        with node.prepared(PodmanSettings(storage=storage)):
+            begun = True
+        assert begun
+
+
+def test_an_interrupted_step_removes_its_containers_unless_others_use_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, calls = tmp_path / "bin/podman", tmp_path / "calls"
+    program.parent.mkdir()
+    names = "1 working-container 2 rc-squash-ab 3 of-somebody"
+    program.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *' ls '*) printf '%s %s\\n' {names};;"
+        f' *) echo "$*" >> {calls};; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def removed() -> list[str]:
+        text = calls.read_text() if calls.exists() else ""
+        calls.unlink(missing_ok=True)
+        return [line.split()[-1] for line in text.splitlines() if "container rm" in line]
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as storage:
+        settings = PodmanSettings(storage=storage)
+        with pytest.raises(KeyboardInterrupt), node.prepared(settings):
+            assert removed() == ["1", "2"]
+            raise KeyboardInterrupt
+        assert removed() == ["1", "2"]
+        with node.prepared(settings):
+            removed()
+            with pytest.raises(KeyboardInterrupt), node.prepared(settings):
+                raise KeyboardInterrupt
+            assert removed() == []

@@ -888,3 +888,36 @@ def test_a_run_that_died_because_slurm_ended_its_step_is_not_blamed(
     ErrorReport(ErrorKind.FAILED, message, after_tool=True).write(logs.error_report(log))
     found = diagnose(1, log, StepRequest("podman:a"))
     assert (found.text.splitlines()[0], found.elsewhere) == (text, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("program", "request_", "told"),
+    [
+        pytest.param(
+            "salloc",
+            StepRequest("this run"),
+            'SLURM_ACCOUNT does not count for salloc: write account = "a06" below [slurm]\n'
+            "in ~/.config/rc_tasks.toml, or\nset `slurm.account`",
+            id="a run",
+        ),
+        pytest.param(
+            "sbatch",
+            StepRequest("nightly", settings_table="nightly"),
+            'SLURM_ACCOUNT does not count for sbatch: write account = "a06" below [nightly]\n'
+            "in ~/.config/rc_tasks.toml, or\nset `nightly.account`",
+            id="a nightly run",
+        ),
+        pytest.param("srun", StepRequest("local:a"), "set `slurm.account`", id="srun reads it"),
+        pytest.param("salloc", StepRequest("x", account="a07"), "set `slurm.account`", id="another"),
+    ],
+)
+def test_an_account_in_a_variable_that_does_not_count_is_told(
+    monkeypatch: pytest.MonkeyPatch, program: str, request_: StepRequest, told: str
+) -> None:
+    monkeypatch.setenv("SLURM_ACCOUNT", "a06")
+    line = (
+        f"{program}: error: Job submit/allocate failed: Invalid account or account/partition combination"
+    )
+    error = explain(1, [line], request_)
+    assert error is not None
+    assert str(error.hint).startswith(told)
