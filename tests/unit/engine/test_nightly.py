@@ -275,8 +275,6 @@ def test_without_slurm_cron_is_named(tmp_path: Path) -> None:
     assert "next: without Slurm, `doit --continue` in cron does the same" in ran.text
     begin = doit(root, "nightly", "--begin")
     assert "only the script of the nightly job may use this option" in begin.text
-        "only the script of the nightly job may use this option" in doit(root, "nightly", "--begin").text
-    )
     assert "doit nightly takes no 'a:1'" in doit(root, "nightly", "a:1").text
 
 

@@ -145,8 +145,6 @@ def test_state_of_the_official_checkout_that_is_closed_is_named(official: Path) 
     (official / ".rc").chmod(0o700)
     findings = [finding.what for finding in doctor.host_findings(opened(official))]
     told = [what for what in findings if "only the owner" in what]
-        each.what for each in doctor.host_findings(opened(official)) if "only the owner" in each.what
-    ]
     assert told == [
         f"only the owner may read .rc (owner {ME}, mode 0700): jobs and clones of other users fail"
     ]
