@@ -62,7 +62,10 @@ def test_where_no_run_works_doctor_says_so_and_setup_puts_it_right(tmp_path: Pat
     runtime = tmp_path / "crun"
     runtime.write_text(BROKEN)
     runtime.chmod(0o755)
-    files = {"projects/x:1/Dockerfile": 'FROM scratch\nCOPY busybox /\nRUN ["/busybox", "true"]\n'}
+    dockerfile = (
+        'FROM scratch\nCOPY busybox /\nRUN ["/busybox", "true"]\nENTRYPOINT ["/busybox", "env"]\n'
+    )
+    files = {"projects/x:1/Dockerfile": dockerfile}
     root = write_checkout(
         tmp_path / "checkout", files, f'runner = "local"\npodman.runtime = "{runtime}"'
     )
@@ -76,6 +79,10 @@ def test_where_no_run_works_doctor_says_so_and_setup_puts_it_right(tmp_path: Pat
         assert f"  problem  no RUN works: error running container: from {runtime} creating" in ran.text
         assert "\n           it works with podman." in ran.text
         assert "\n  warning  no container starts with podman: " in ran.text
+        ran = doit(root, "podman:x:1", environ={**environment, "RC_PODMAN_ISOLATION": "chroot"})
+        assert ran.status == 0 and "ENTRYPOINT" not in ran.text, ran.text
+        log = (root / ".rc/logs/x:1/podman/latest.log").read_text()
+        assert "the image's ENTRYPOINT was not tried\n" in log
         fit = subprocess.run(
             (sys.executable, "-m", "rc_tasks.steps", "fit"),
             cwd=root,
@@ -89,6 +96,7 @@ def test_where_no_run_works_doctor_says_so_and_setup_puts_it_right(tmp_path: Pat
         assert ran.status == 0, ran.text
         assert "\n  ok       a RUN works\n" in ran.text
         assert ran.text.endswith("\nready to build\n")
+        (root / "projects/x:1/Dockerfile").write_text(f"{dockerfile}LABEL again=1\n")
         ran = doit(root, "podman:x:1", environ=environment)
         assert ran.status == 0, ran.text
 

@@ -216,8 +216,7 @@ LIMITS = {
         "RUN true\n",
         "ulimit -n 12;",
         {},
-        "cannot start podman --version: Too many open files\n"
-        "  next: on nid001, the limit of open files is too low:\n",
+        ": Too many open files\n  next: on nid001, the limit of open files is too low:\n",
     ),
     "no runtime": (
         "RUN true\n",
