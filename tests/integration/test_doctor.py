@@ -79,10 +79,14 @@ def test_where_no_run_works_doctor_says_so_and_setup_puts_it_right(tmp_path: Pat
         assert f"  problem  no RUN works: error running container: from {runtime} creating" in ran.text
         assert "\n           it works with podman." in ran.text
         assert "\n  warning  no container starts with podman: " in ran.text
-        ran = doit(root, "podman:x:1", environ={**environment, "RC_PODMAN_ISOLATION": "chroot"})
+        ran = doit(root, "build:x:1", environ={**environment, "RC_PODMAN_ISOLATION": "chroot"})
         assert ran.status == 0 and "ENTRYPOINT" not in ran.text, ran.text
         log = (root / ".rc/logs/x:1/podman/latest.log").read_text()
         assert "the image's ENTRYPOINT was not tried\n" in log
+        Path.home().joinpath("scratch").mkdir()
+        ran = doit(root, "local", "x:1", "--", "true", environ={**environment, "RC_LAUNCHER": "podman"})
+        assert ran.status != 0
+        assert "podman starts no containers here\n  next: `doit doctor` tries it, and names" in ran.text
         fit = subprocess.run(
             (sys.executable, "-m", "rc_tasks.steps", "fit"),
             cwd=root,
