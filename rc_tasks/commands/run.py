@@ -1,5 +1,6 @@
 """`doit [TASK…]`: builds what is stale."""
 
+import contextlib
 import fnmatch
 import functools
 import os
@@ -72,7 +73,7 @@ class Run(AtRoot, DoitRun):
         self.dep_manager.remove_success = lambda _task: None
         # A run under nohup(1) outlives its terminal.
         hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set()
-        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _say_so)
+        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _say_so, _leave_at_once)
         try:
             status = self._run(*args, **kwargs)
         except InvalidCommand as error:
@@ -173,3 +174,11 @@ def _tell_frozen(opened: Session, names: list[str]) -> None:
 def _say_so() -> None:
     tell = session().tell if session.cache_info().currsize else report_without_display
     tell(Event(EventKind.INTERRUPTED, words=NOTHING_LOST))
+
+
+def _leave_at_once() -> None:
+    """End this process at a second Ctrl-C; its guard ends the steps, and the next run clears up."""
+    # The terminal may be gone, and a lock of Python's streams be held.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), b"interrupted again: not waiting for the steps to end\n")
+    os._exit(INTERRUPTED)
