@@ -17,15 +17,15 @@ from rc_tasks.commands.cli.interactive import (
     prepare,
     resolved,
     tell,
+    tell_next,
 )
 from rc_tasks.commands.cli.parser import add_flag, one_name
 from rc_tasks.engine.session import session
 from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
-from rc_tasks.model.graph.project import EDF, Project
+from rc_tasks.model.graph.project import Project
 from rc_tasks.model.reference import near
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.tools import git
 
 # When a branch was made, in UTC.
@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
     name = one_name(args, "remote NAME [-- CMD ...]")
     found = find_project(checkout, name)
     project = found or new.unused(checkout, name)
-    if found is None and not (args.yes or at_terminal()):
+    if found is None and (args.print or not (args.yes or at_terminal())):
         raise _unknown(checkout, project)
     base = None if found else new.find_base(checkout)
     _require_clone(checkout)
@@ -61,18 +61,20 @@ def run(args: Namespace) -> int:
     _require_image(project.edf if found else (base.project.edf if base and base.project else None))
     if found is None and not args.yes:
         _ask(checkout, project)
-    _go_to_branch(checkout.root, work, project.name)
-    _tell_distance(checkout)
+    if not args.print:
+        _go_to_branch(checkout.root, work, project.name)
+        _tell_distance(checkout)
+    first_edf = ""
     if found is None:
         new.create(checkout, project.name)
         tell(f"{project.path}/ made from {new.TEMPLATES}")
     elif not project.edf.exists():
-        _write_first_edf(checkout, project)
-    official = entry.write(project, None)
-    _require_image(entry.edf.path)
+        first_edf = _first_edf(checkout, project)
+    official = entry.write(project, None, first_edf)
+    _require_official(official.image)
     status = entry.start(official)
     if not args.print:
-        tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
+        tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
     return status
 
 
@@ -187,8 +189,8 @@ def _meant(checkout: Checkout, name: str) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _write_first_edf(checkout: Checkout, project: Project) -> None:
-    """Give an env.toml to a project that was made by hand."""
+def _first_edf(checkout: Checkout, project: Project) -> str:
+    """Return an env.toml for a project that was made by hand."""
     node = checkout.graph.resolve(project.name)
     final = node.dockerfile.final_base
     text = new.first_edf(checkout, project, new.find_base(checkout, final.name)) if final else ""
@@ -198,15 +200,16 @@ def _write_first_edf(checkout: Checkout, project: Project) -> None:
             where=project.path,
             hint=f"build it: doit build:{project.name}",
         )
-    write_atomically(project.edf, text)
-    tell(f"{project.shown(EDF)} written: it extends the base's until the image is built")
+    return text
 
 
 def _require_image(edf: Path | None) -> None:
     """Raise ArtifactError when an EDF names an image that is not there."""
-    if edf is None or not edf.exists():
-        return
-    image = resolved(edf).image
+    if edf is not None and edf.exists():
+        _require_official(resolved(edf).image)
+
+
+def _require_official(image: str) -> None:
     if image.startswith("/") and not os.path.exists(image):
         raise ArtifactError(
             "the official image does not exist, or cannot be reached from here",

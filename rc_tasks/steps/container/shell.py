@@ -10,20 +10,31 @@ from pathlib import Path
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.state.checkout import Checkout, open_checkout
-from rc_tasks.steps.container import launch
+from rc_tasks.steps.container import failure, launch
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.tools import command
+from rc_tasks.tools import command, podman
+
+_SHORT_ID = 12
+# podman-run(1): podman itself failed.
+_NOT_STARTED = 125
 
 
 def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
-    """Start the container and wait for its end; return the exit status of `argv`."""
+    """Start the container and wait for its end; return the exit status of `argv`, or podman's own."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     resolved = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
+    launch.require_mounts(resolved)
+    lines: list[str] = []
     with (
         nodes.prepared(checkout.settings.podman) as engine,
         launch.podman_image(resolved, engine, checkout) as image,
     ):
-        return command.interact(
+        if image.name != resolved.image and not image.rootfs:
+            _say(
+                f"podman starts image {image.name[:_SHORT_ID]}, from which {resolved.image} was"
+                " made: files that only image.sqsh has, such as /etc/rc, are missing"
+            )
+        status = command.interact(
             launch.command(
                 Launcher.PODMAN,
                 edf,
@@ -33,17 +44,27 @@ def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
                 interactive=terminal,
                 engine=engine,
                 image=image,
-            )
+            ),
+            # At a terminal, the container's errors are part of podman's output.
+            lines.append if terminal else None,
         )
+    hint = failure.launcher_hint(Launcher.PODMAN, status, lines)
+    if hint and status in podman.NOT_STARTED:
+        _say(f"next: {hint}")
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:
-    """Return the exit status: that of CMD, or 1 when it could not be started and we said why."""
+    """Return the exit status: that of CMD, or podman's 125 when it could not be started."""
     try:
         return run(open_checkout(Path(argv[0])), argv[1], tuple(argv[2:]))
     except RcError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
+        _say(str(error))
+        return _NOT_STARTED
 
 
 if __name__ == "__main__":
