@@ -145,8 +145,8 @@ run_demo() {
     doit list
     say "projects/hello:1.0/env.toml, the EDF"
     cat projects/hello:1.0/env.toml
-    say "in projects/hello:1.0/image.sqsh: its ENTRYPOINT, with CMD and with another command"
-    in_image projects/hello:1.0/image.sqsh
+    say "in projects/hello:1.0/image.sqsh: its ENTRYPOINT, with CMD, which is a shell, and with another command"
+    echo "echo \"That was the shell.\"" | in_image projects/hello:1.0/image.sqsh
     in_image projects/hello:1.0/image.sqsh echo "That was another command."
     say "try next"
     printf '%s\n' "cd $(printf %q "$PWD") && . ../../.venv/bin/activate" \

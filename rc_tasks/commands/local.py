@@ -4,7 +4,13 @@ import os
 import shlex
 from argparse import ArgumentParser, Namespace
 
-from rc_tasks.commands.cli.interactive import add_job_arguments, find_project, prepare, tell
+from rc_tasks.commands.cli.interactive import (
+    add_job_arguments,
+    find_project,
+    prepare,
+    tell,
+    tell_next,
+)
 from rc_tasks.commands.cli.parser import one_name
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import ArtifactError, RcError
@@ -33,7 +39,7 @@ def run(args: Namespace) -> int:
     entry = prepare(checkout, project.name, args, "local")
     status = entry.start(entry.write(project, project.artifact))
     if not args.print:
-        tell(f"next, when it works: {_share_commands(checkout, project)}")
+        tell_next(status, f", when it works: {_share_commands(checkout, project)}")
     return status
 
 

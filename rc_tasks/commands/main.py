@@ -5,6 +5,7 @@ import gc
 import getopt
 import io
 import os
+import signal
 import sys
 
 from rc_tasks.commands.cli.errors import leave_closed_output, report_errors
@@ -24,9 +25,16 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return report_errors(lambda: _run(sys.argv[1:]))
+        return report_errors(lambda: _interruptible(sys.argv[1:]))
     finally:
         leave_closed_output()
+
+
+def _interruptible(words: list[str]) -> int:
+    # `start` has turned this off until here, where a KeyboardInterrupt is reported.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return _run(words)
 
 
 def _run(words: list[str]) -> int:

@@ -17,15 +17,15 @@ from rc_tasks.commands.cli.interactive import (
     prepare,
     resolve_edf,
     tell,
+    tell_next,
 )
 from rc_tasks.commands.cli.parser import add_flag, one_name
 from rc_tasks.engine.session import session
 from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
-from rc_tasks.model.graph.project import EDF, Project
+from rc_tasks.model.graph.project import Project
 from rc_tasks.model.reference import near
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.tools import git
 
 # The time in the name of a branch: when it was created, in UTC.
@@ -51,7 +51,7 @@ def run(args: Namespace) -> int:
     name = one_name(args, "remote NAME [-- CMD ...]")
     existing = find_project(checkout, name)
     project = existing or new.unused(checkout, name)
-    if existing is None and not (args.yes or at_terminal()):
+    if existing is None and (args.print or not (args.yes or at_terminal())):
         raise _no_project(checkout, project.name)
     base = None if existing else new.find_base(checkout)
     _require_clone(checkout)
@@ -60,18 +60,20 @@ def run(args: Namespace) -> int:
     _require_image(project.edf if existing else (base.project.edf if base and base.project else None))
     if existing is None and not args.yes:
         _confirm_creation(checkout, project)
-    _switch_to_branch(checkout.root, work, project.name)
-    _print_distance(checkout)
+    if not args.print:
+        _switch_to_branch(checkout.root, work, project.name)
+        _print_distance(checkout)
+    first_edf = ""
     if existing is None:
         new.create(checkout, project.name)
         tell(f"{project.path}/ created from {new.TEMPLATES}")
     elif not project.edf.exists():
-        _write_first_edf(checkout, project)
-    edf = job.write(project, None)
-    _require_image(job.edf.path)
+        first_edf = _first_edf(checkout, project)
+    edf = job.write(project, None, first_edf)
+    _require_official(edf.image)
     status = job.start(edf)
     if not args.print:
-        tell(f"next: edit {project.shown_dockerfile}, then `doit build:{project.name}`")
+        tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
     return status
 
 
@@ -186,8 +188,8 @@ def _suggestion(checkout: Checkout, name: str) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _write_first_edf(checkout: Checkout, project: Project) -> None:
-    """Write an env.toml for a project that was created by hand. Raise ArtifactError without a base."""
+def _first_edf(checkout: Checkout, project: Project) -> str:
+    """Return an env.toml for a project that was created by hand. Raise ArtifactError without a base."""
     node = checkout.graph.resolve(project.name)
     final = node.dockerfile.final_base
     text = new.first_edf(checkout, project, new.find_base(checkout, final.name)) if final else ""
@@ -197,15 +199,16 @@ def _write_first_edf(checkout: Checkout, project: Project) -> None:
             where=project.path,
             hint=f"build it: doit build:{project.name}",
         )
-    write_atomically(project.edf, text)
-    tell(f"{project.shown(EDF)} written: it extends the EDF of the base until the image is built")
+    return text
 
 
 def _require_image(edf: Path | None) -> None:
     """Raise ArtifactError when an EDF names an image that does not exist."""
-    if edf is None or not edf.exists():
-        return
-    image = resolve_edf(edf).image
+    if edf is not None and edf.exists():
+        _require_official(resolve_edf(edf).image)
+
+
+def _require_official(image: str) -> None:
     if image.startswith("/") and not os.path.exists(image):
         raise ArtifactError(
             "the official image does not exist, or cannot be reached from here",

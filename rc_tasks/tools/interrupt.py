@@ -3,17 +3,24 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 
 _AGAIN_S = 0.05
+# A program that starts us may pass on a Ctrl-C that the terminal has sent to us already.
+_TWICE_S = 0.2
 
 
-def raise_once(signals: Iterable[signal.Signals], before: Callable[[], None] = lambda: None) -> None:
+def raise_once(
+    signals: Iterable[signal.Signals],
+    before: Callable[[], None] = lambda: None,
+    again: Callable[[], None] = lambda: None,
+) -> None:
     """Make the first of these signals call `before` and raise KeyboardInterrupt in the main thread.
 
-    Later signals do nothing, as a second one must not interrupt the cleanup. Call this in the main
-    thread.
+    A later Ctrl-C calls `again` in another thread, as the main thread may be waiting. Other later
+    signals do nothing: they must not interrupt the cleanup. Call this in the main thread.
     """
     handled = frozenset(signals)
     main = threading.main_thread()
@@ -31,6 +38,11 @@ def raise_once(signals: Iterable[signal.Signals], before: Callable[[], None] = l
             pass
         while not taken.wait(_AGAIN_S) and main.ident is not None:
             signal.pthread_kill(main.ident, number)
+        since_s = time.monotonic()
+        while True:
+            (number,) = os.read(arrived, 1)
+            if number == signal.SIGINT and time.monotonic() > since_s + _TWICE_S:
+                again()
 
     # The kernel may give a signal to any thread (signal(7)), and Python runs the handler in the main
     # thread. That may wait for a lock without end, so `wake` signals it until the handler has run.

@@ -24,7 +24,7 @@ from rc_tasks.steps.publish.squash import container_name
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster, Process, processes
 from tests.support.doit import DOIT, doit
-from tests.support.runs import Running, Site, lines, until
+from tests.support.runs import PROMPT_S, Running, Site, lines, until
 from tests.support.soak import ROUNDS
 from tests.support.storage import remove_storage
 from tests.support.terminal import Terminal
@@ -164,7 +164,10 @@ def test_a_signal_gives_the_nodes_back(site: Site, cluster: Cluster, number: sig
     with site.running("podman:one:1") as run:
         until(lambda: site.begun("one:1"), lambda: run.text)
         run.process.send_signal(number)
+        sent_s = time.monotonic()
         text = run.end(130)
+        took_s = time.monotonic() - sent_s
+    assert took_s < PROMPT_S
     assert lines(text, "interrupted:") == [
         "interrupted: ending podman:one:1 on node1; what is finished stays finished"
     ]
@@ -208,7 +211,10 @@ def test_a_signal_while_it_waits_ends_the_waiting(
     with site.running("podman:one:1") as run:
         run.says(r"queue   job \d+ waits for its nodes \(Resources\)")
         run.process.send_signal(number)
+        sent_s = time.monotonic()
         text = run.end(130)
+        took_s = time.monotonic() - sent_s
+    assert took_s < PROMPT_S
     assert lines(text, "granted", "start", "FAILED") == []
     until(lambda: jobs(cluster) == [hog])
     assert list((site.root / ".rc/allocations").glob("*.json")) == []

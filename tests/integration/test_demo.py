@@ -122,7 +122,7 @@ def test_the_first_run_shows_the_build_the_list_the_edf_and_a_greeting(demo: Dem
     for line in (f'image = "{demo.clone / ARTIFACT}"', 'mounts = ["/tmp:/tmp"]', "entrypoint = true"):
         assert f"\n{line}\n" in shown
     greeting = r"^Hello from inside hello:1\.0 \([0-9a-f]{64}\)\.\n"
-    assert re.search(f"{greeting}Name a command, and it is run here\\.$", shown, re.MULTILINE)
+    assert re.search(f"{greeting}That was the shell\\.$", shown, re.MULTILINE)
     assert re.search(f"{greeting}That was another command\\.$", shown, re.MULTILINE)
     (after,) = re.findall(r"^==> try next\n(.*)\Z", shown, re.MULTILINE | re.DOTALL)
     assert len(after.splitlines()) == 3

@@ -1,18 +1,24 @@
 """A parallel run at a real terminal: what goes on is drawn below what happens."""
 
+import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
+from tests.support.containers import working_runtime
 from tests.support.doit import DOIT, doit
-from tests.support.runs import Site, until
+from tests.support.runs import PROMPT_S, Site, until
 from tests.support.storage import remove_storage
 from tests.support.terminal import Terminal
 
@@ -152,3 +158,56 @@ def test_a_terminal_that_can_do_nothing_gets_plain_lines(site: Site, changed: di
     assert re.fullmatch(rf"{stamp} start   podman:one:1  never built", start)
     assert re.fullmatch(rf"{stamp} done    podman:one:1  \d+\.\d s", done)
     assert last == "2 images: 1 built; 1 fresh"
+
+
+def prompt_after_ctrl_c(shown: Terminal) -> str:
+    """Type Ctrl-C, and return all that can be seen once the prompt is back."""
+    shown.type("\x03")
+    typed_s = time.monotonic()
+    status, text = shown.end()
+    assert time.monotonic() < typed_s + PROMPT_S
+    assert status == 130
+    return text
+
+
+def test_ctrl_c_in_a_smoke_test_that_ignores_signals_brings_the_prompt_back(
+    site: Site, storage: Path, tmp_path: Path
+) -> None:
+    podman = Podman(root=f"{storage}/root", runroot=f"{storage}/run")
+    site.image("tested:1", "true")
+    nap = f"54321.{os.getpid()}"
+    smoke = [["sh", "-c", f"trap '' TERM INT; echo tes''ting; sleep {nap}; sleep {nap}"]]
+    (site.root / "projects/tested:1/project.toml").write_text(f"smoke = {json.dumps(smoke)}\n")
+    runtime = working_runtime(podman, tmp_path / "rootfs")
+    site = replace(site, environ={**site.environ, "RC_PODMAN_RUNTIME": runtime})
+    with terminal(site, "-v", "2", "build:tested:1") as shown:
+        shown.shows(lambda text: "  | testing" in text)
+        text = prompt_after_ctrl_c(shown)
+    # It is built, and not published.
+    assert re.search(r"^2 images: .*not finished$", text, re.MULTILINE), text
+    assert "1 built" not in text
+    assert subprocess.run(("pgrep", "-f", f"^sleep {nap}"), check=False).returncode == 1
+
+
+def test_a_second_ctrl_c_ends_at_once(site: Site, tmp_path: Path) -> None:
+    site.image("squashed:1", "true")
+    stubborn = tmp_path / "bin/mksquashfs"
+    stubborn.parent.mkdir()
+    real = shutil.which("mksquashfs")
+    stubborn.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -noappend "*) ;; *) exec {real} "$@" ;; esac\n'
+        f"trap '' TERM\necho > {site.signs}/squashing\nwhile :; do sleep 0.1; done\n"
+    )
+    stubborn.chmod(0o755)
+    path = f"{stubborn.parent}:{os.environ['PATH']}"
+    site = replace(site, environ={**site.environ, "PATH": path, "RC_SQUASH_METHOD": "direct"})
+    with terminal(site, "build:squashed:1") as shown:
+        until((site.signs / "squashing").exists, lambda: shown.screen.text)
+        shown.type("\x03")
+        shown.shows(lambda text: text.endswith("not finished"))
+        # More than a program that passes signals on may need.
+        time.sleep(0.5)
+        text = prompt_after_ctrl_c(shown)
+    assert text.endswith("interrupted again: not waiting for the steps to end")
+    # What was left behind is ended all the same.
+    until(lambda: not list((site.root / ".rc/locks").glob("*.json")))

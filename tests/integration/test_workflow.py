@@ -390,8 +390,9 @@ def test_a_branch_is_made_once_and_a_new_project_when_the_answer_is_yes(
 ) -> None:
     (made.clone / "notes").write_text("mine\n")
     environ = programs(tmp_path / "bin", srun=SRUN) | {"RC_RUNNER": "slurm", "RC_SLURM_ACCOUNT": "a"}
-    for answer, status in (("n", 3), ("yes", 0)):
-        with Terminal((DOIT, "remote", "reasoning:2025.2", "--print"), made.clone, environ) as shell:
+    for answer, status in (("n", 3), ("yes", 7)):
+        argv = (DOIT, "remote", "reasoning:2025.2", "--", "true")
+        with Terminal(argv, made.clone, environ) as shell:
             asked = shell.wait_for(r"\[y/N\] ")
             assert "did you mean reasoning:2025.1" in asked
             assert not (made.clone / "projects/reasoning:2025.2").exists()
@@ -496,6 +497,8 @@ class Case:
 
 REMOTE = "remote reasoning:2025.1 --print"
 LOCAL = "local reasoning:2025.1 --print"
+IN_JOB = "remote reasoning:2025.1 -- true"
+SLURM = {"RC_RUNNER": "slurm", "RC_SLURM_ACCOUNT": "a"}
 HOME_EDF = ".edf/reasoning:2025.1.toml"
 
 
@@ -542,7 +545,7 @@ def alias(name: str, target: str) -> Callable[[Team], None]:
 
 
 CASES = (
-    Case("no-scratch", {REMOTE: 3, LOCAL: 3}, lambda made: (Path.home() / "scratch").rmdir()),
+    Case("no-scratch", {REMOTE: 0, LOCAL: 0}, lambda made: (Path.home() / "scratch").rmdir()),
     Case("edf-is-a-file", {REMOTE: 3, LOCAL: 3}, put(".edf", "")),
     Case("edf-foreign", {REMOTE: 3, f"{REMOTE} --force": 0}, put(HOME_EDF, 'image = "ubuntu"\n')),
     Case("edf-broken", {REMOTE: 3}, put(HOME_EDF, "image =\n")),
@@ -584,12 +587,24 @@ CASES = (
     Case("no-terminal", {"remote reasoning:2025.1": 3, "local reasoning:2025.1": 3}),
     Case("no-repository", {REMOTE: 3, LOCAL: 0}, lambda made: shutil.rmtree(made.clone / ".git")),
     Case("merge-in-progress", {REMOTE: 3, LOCAL: 0}, conflict),
-    Case("head-detached", {REMOTE: 0}, lambda made: git(made.clone, "checkout", "--quiet", "--detach")),
-    Case("head-locked", {REMOTE: 3}, lambda made: (made.clone / ".git/HEAD.lock").touch()),
+    Case(
+        "head-detached",
+        {IN_JOB: 7},
+        lambda made: git(made.clone, "checkout", "--quiet", "--detach"),
+        environ=SLURM,
+        scripts={"srun": SRUN},
+    ),
+    Case("head-locked", {IN_JOB: 3}, lambda made: (made.clone / ".git/HEAD.lock").touch()),
     Case("official-checkout", {REMOTE: 3, LOCAL: 0}, cwd="official"),
     Case("edf-of-the-project-missing", {REMOTE: 0, LOCAL: 3}, without_edf),
     Case("official-gone", {REMOTE: 3, LOCAL: 0}, forget_official),
-    Case("official-without-git", {REMOTE: 0}, lambda made: shutil.rmtree(made.official / ".git")),
+    Case(
+        "official-without-git",
+        {IN_JOB: 7},
+        lambda made: shutil.rmtree(made.official / ".git"),
+        environ=SLURM,
+        scripts={"srun": SRUN},
+    ),
     Case(
         "not-built",
         {LOCAL: 3},
@@ -660,8 +675,10 @@ def test_bad_input_is_told_and_nothing_is_lost(case: Case, made: Team, tmp_path:
         assert done.returncode == status, transcript
         if status and before is not None:
             assert edf.read_bytes() == before
-        if 0 not in case.commands.values():
-            # What is wrong was known before anything was changed.
+        if "--print" in line:
+            assert (edf.read_bytes() if edf.is_file() else None) == before
+        if not {0, 7} & {*case.commands.values()} or "--print" in line:
+            # What is wrong was known before anything was changed, and --print changes nothing.
             assert not list((made.clone / ".git/refs/heads").glob("*_ada_*"))
     compare(case.id, shown(transcript, made))
 

@@ -1,5 +1,6 @@
 """Error messages and exit status of all commands, and output that nobody reads any more."""
 
+import contextlib
 import io
 import os
 import sys
@@ -27,7 +28,7 @@ def report_errors(run: Callable[[], int]) -> int:
         discard_output()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _say("interrupted")
         return INTERRUPTED
     except OSError as error:
         from rc_tasks.state.disk.files import refused
@@ -37,8 +38,14 @@ def report_errors(run: Callable[[], int]) -> int:
             raise
     else:
         return status
-    sys.stderr.write(f"ERROR: {printable_lines(str(problem))}\n")
+    _say(f"ERROR: {printable_lines(str(problem))}")
     return _NOT_ATTEMPTED
+
+
+def _say(text: str) -> None:
+    # Its reader may be gone, as in `doit 2>&1 | head`.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{text}\n")
 
 
 def leave_closed_output() -> None:

@@ -3,6 +3,7 @@
 import grp
 import os
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,12 @@ from rc_tasks.errors import ProjectError, RcError, SlurmError
 from rc_tasks.model.config.settings import Launcher, Runner
 from rc_tasks.model.edf import chain
 from rc_tasks.model.edf.chain import ResolvedEdf
-from rc_tasks.model.graph.project import PROJECTS, Project, dockerfile_name
+from rc_tasks.model.graph.project import EDF, PROJECTS, Project, dockerfile_name
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.edf.user_edf import UserEdf, workdir
 from rc_tasks.steps.container import launch
-from rc_tasks.tools import command, sacctmgr, slurm, slurm_words
+from rc_tasks.tools import command, podman, sacctmgr, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
@@ -32,7 +34,9 @@ def add_job_arguments(parser: ArgumentParser) -> None:
         "--force",
         help="also change a ~/.edf/NAME.toml, or values in it, that doit did not write",
     )
-    add_flag(parser, "--print", help="print the command that would start the job, and start nothing")
+    add_flag(
+        parser, "--print", help="print the command that would start the job; start and write nothing"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +55,36 @@ class InteractiveJob:
     argv: tuple[str, ...]
     printed: bool
 
-    def write(self, project: Project, image: Path | None) -> ResolvedEdf:
-        """Write the user's EDF and return it as a launcher reads it. Raise EdfError.
+    def write(self, project: Project, image: Path | None, first_edf: str = "") -> ResolvedEdf:
+        """Write the user's EDF; return it as a launcher gets it. No `image`: the official one.
 
-        The EDF extends the project's env.toml. It names `image`, or keeps the official image.
+        `first_edf` is written to a project that has no env.toml. With --print, both are written to a
+        private directory, which is removed.
         """
-        values: dict[str, object] = {"base_environment": str(project.edf)}
+        if not self.printed:
+            if first_edf:
+                write_atomically(project.edf, first_edf)
+                tell(f"{project.shown(EDF)} written: it extends the base's until the image is built")
+            if self.edf.write(self._text(project.edf, image)):
+                tell(f"{self.edf.shown} written")
+            return resolve_edf(self.edf.path)
+        with tempfile.TemporaryDirectory(prefix="rc_tasks.edf.") as directory:
+            base, edf = project.edf, Path(directory, self.edf.path.name)
+            if first_edf:
+                base = Path(directory, project.name, EDF)
+                base.parent.mkdir()
+                base.write_text(first_edf, encoding="utf-8")
+            edf.write_text(self._text(base, image), encoding="utf-8")
+            return replace(resolve_edf(edf), path=self.edf.path)
+
+    def _text(self, base: Path, image: Path | None) -> str:
+        values: dict[str, object] = {"base_environment": str(base)}
         if image is not None:
             values["image"] = str(image)
         values["workdir"] = self.workdir
-        if not _is_mounted(self.workdir, resolve_edf(project.edf)):
+        if not _is_mounted(self.workdir, resolve_edf(base)):
             values["mounts"] = [f"{self.workdir}:{self.workdir}"]
-        if self.edf.write(self.edf.filled(values)):
-            tell(f"{self.edf.shown} written")
-        return resolve_edf(self.edf.path)
+        return self.edf.filled(values)
 
     def start(self, edf: ResolvedEdf) -> int:
         """Start the job, wait for its end and return its exit status; or print its command.
@@ -92,6 +112,8 @@ class InteractiveJob:
         if self.printed:
             print(job)
             return 0
+        if self.launcher is Launcher.ENROOT and self.request is None:
+            launch.require_mounts(edf)
         # Values of variables may be tokens, which must not appear on the screen.
         tell(f"$ {replace(job, env=dict.fromkeys(job.env, '…'))}")
         if self.request is None:
@@ -131,7 +153,10 @@ def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> Intera
     through_slurm = runner(checkout.settings.runner) is Runner.SLURM
     launcher, why = launch.choose(checkout.settings.launcher, through_slurm=through_slurm)
     request = _request(checkout, name, kind) if through_slurm else None
-    directory = workdir(home, os.environ)
+    setting = checkout.settings.debug.workdir
+    directory = workdir(setting, home, os.environ)
+    if not setting and directory != os.path.realpath(home / "scratch"):
+        tell(f"the job begins in {directory}, as there is no directory ~/scratch")
     tell(f"launcher {launcher}: {why}")
     return InteractiveJob(edf, directory, checkout.root, launcher, request, argv, printed)
 
@@ -176,6 +201,14 @@ def resolve_edf(path: Path) -> ResolvedEdf:
 def at_terminal() -> bool:
     """Return whether standard input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def tell_next(status: int, words: str) -> None:
+    """Suggest what to do after a job that ended with `status`, or where to look if it never began."""
+    if status in podman.NOT_STARTED:
+        tell("next: the lines above name what could not be started; `doit doctor` checks this host")
+    else:
+        tell(f"next{words}")
 
 
 def tell(line: str) -> None:

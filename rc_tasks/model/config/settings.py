@@ -196,6 +196,9 @@ class Debug:
         0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
     )
     extra: tuple[str, ...] = setting((), "more options for its srun", each_of(_option))
+    workdir: str = setting(
+        "", "where it begins; empty: ~/scratch, else $SCRATCH, else the home directory"
+    )
 
 
 @dataclass(frozen=True, slots=True)

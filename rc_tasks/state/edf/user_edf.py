@@ -126,19 +126,25 @@ def edf_values(text: str | None) -> dict[str, object]:
     return tomllib.loads((text or "").removeprefix("\ufeff"))
 
 
-def workdir(home: Path, environ: Mapping[str, str]) -> str:
-    """Return where an interactive job begins: `~/scratch`, with symlinks resolved. Raise RcError."""
-    place = home / "scratch"
-    if place.is_dir():
+def workdir(setting: str, home: Path, environ: Mapping[str, str]) -> str:
+    """Return the directory where an interactive job begins, with symlinks resolved.
+
+    It is `setting` (`debug.workdir`, where `~` is `home`), else the first directory of `~/scratch`,
+    `$SCRATCH` and `home`. Raise RcError when the setting names no directory.
+    """
+    if setting:
+        place = (
+            home / setting.removeprefix("~").lstrip("/") if setting.startswith("~") else Path(setting)
+        )
+        if not (place.is_absolute() and place.is_dir()):
+            raise RcError(
+                f"debug.workdir is {setting}, which is not a directory here",
+                where=os.uname().nodename,
+                hint="make it, or change the setting: `doit settings` shows where it comes from",
+            )
         return os.path.realpath(place)
-    scratch = environ.get("SCRATCH", "")
-    if os.path.lexists(place):
-        led = f"a symlink to {os.readlink(place)}" if place.is_symlink() else "a file"
-        what = f"is {led}, and not a directory"
-    else:
-        what = "does not exist; interactive jobs begin there"
-    command = 'ln -sfn "$SCRATCH" ~/scratch' if scratch else "mkdir ~/scratch"
-    raise RcError(what, where="~/scratch", hint=f"make it: {command}")
+    places = (home / "scratch", Path(environ.get("SCRATCH", "")))
+    return os.path.realpath(next((p for p in places if p.is_absolute() and p.is_dir()), home))
 
 
 def _by_env_update(text: str, home: Path, project: str) -> bool:

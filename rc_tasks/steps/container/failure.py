@@ -24,6 +24,9 @@ _LACKS = re.compile(
 
 # podman's lines on errors of the OCI runtime, whose name may stand first (libpod/define/errors.go).
 _RUNTIME = re.compile(r"Error: (.*\bOCI |crun: |runc: )")
+_NOTHING_STARTED = failures.FailureCause(
+    "", "no container started", "`doit doctor` checks the node; or set `launcher` to another one"
+)
 
 
 def runtime_error(status: int, lines: Sequence[str]) -> CommandError | None:
@@ -44,20 +47,28 @@ def runtime_error(status: int, lines: Sequence[str]) -> CommandError | None:
 
 def hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:
     """Return a hint when the launcher may have failed; empty when the program in it failed."""
+    cause = _cause(launcher, status, lines)
+    if cause is failures.KILLED:
+        return f"{cause.what}: {cause.hint};\nif it was not that, correct the image or the test"
+    if cause is None:
+        return ""
+    return (
+        f"if {launcher} wrote the last lines above, and not the test, {cause.what} on "
+        f"{failures.node_name()}:\n{cause.hint};\nif the test wrote them, correct the image or the test"
+    )
+
+
+def launcher_hint(launcher: Launcher, status: int, lines: Sequence[str]) -> str:
+    """Return what to do about a launcher that wrote all of `lines` itself; empty when it started."""
+    cause = _cause(launcher, status, lines)
+    return f"{cause.what} on {failures.node_name()}:\n{cause.hint}" if cause is not None else ""
+
+
+def _cause(launcher: Launcher, status: int, lines: Sequence[str]) -> failures.FailureCause | None:
     own = [line for line in lines if _OWN[launcher].match(line)]
     if launcher is Launcher.PODMAN and status not in podman.NOT_STARTED:
         own = []
     cause = failures.find(own, (*failures.PODMAN, *failures.LIMITS), status)
-    if cause is failures.KILLED:
-        return f"{cause.what}: {cause.hint};\nif it was not that, correct the image or the test"
-    if cause is not None:
-        what, then = cause.what, cause.hint
-    elif own and not any(map(_LACKS.search, own)):
-        what = "no container started"
-        then = "`doit doctor` checks the node; or set `launcher` to another one"
-    else:
-        return ""
-    return (
-        f"if {launcher} wrote the last lines above, and not the test, {what} on "
-        f"{failures.node_name()}:\n{then};\nif the test wrote them, correct the image or the test"
-    )
+    if cause is None and own and not any(map(_LACKS.search, own)):
+        return _NOTHING_STARTED
+    return cause

@@ -185,6 +185,18 @@ def command(
     )
 
 
+def require_mounts(resolved: ResolvedEdf) -> None:
+    """Raise EdfError for the first mount whose source this host lacks, with the line that sets it."""
+    for mount in resolved.mounts:
+        if not os.path.exists(mount.source):
+            raise EdfError(
+                f"{mount.source} is not on {os.uname().nodename}, so it cannot be mounted",
+                where=mount.where,
+                hint="remove it there, or start the job where it is; `edf.mounts` in the settings\n"
+                "says which mounts env.toml gets",
+            )
+
+
 @contextlib.contextmanager
 def podman_image(
     resolved: ResolvedEdf, engine: Podman, checkout: Checkout | None, *, from_file: bool = False

@@ -5,7 +5,6 @@ What podman starts has to be brought to the node first, so that it cannot be an 
 
 import os
 import sys
-from collections import deque
 from pathlib import Path
 
 from rc_tasks.errors import RcError
@@ -15,16 +14,26 @@ from rc_tasks.steps.container import failure, launch
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import command
 
+_SHORT_ID = 12
+# podman-run(1): podman itself failed.
+_NOT_STARTED = 125
+
 
 def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
-    """Start the container and wait for its end; return the exit status of `argv`."""
-    lines: deque[str] = deque(maxlen=command.TAIL_LINES)
+    """Start the container and wait for its end; return the exit status of `argv`, or podman's own."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     resolved = launch.resolve(edf, environ=os.environ, cwd=Path.cwd())
+    launch.require_mounts(resolved)
+    lines: list[str] = []
     with (
         nodes.prepared(checkout.settings.podman) as engine,
         launch.podman_image(resolved, engine, checkout) as image,
     ):
+        if image.name != resolved.image and not image.rootfs:
+            _say(
+                f"podman starts image {image.name[:_SHORT_ID]}, from which {resolved.image} was"
+                " made: files that only image.sqsh has, such as /etc/rc, are missing"
+            )
         status = command.interact(
             launch.command(
                 Launcher.PODMAN,
@@ -36,22 +45,28 @@ def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
                 engine=engine,
                 image=image,
             ),
-            # With a terminal of its own, the program in the container writes nothing to this pipe.
             lines.append,
         )
-    unable = failure.runtime_error(status, tuple(lines))
-    if unable is not None:
-        print(unable, file=sys.stderr, flush=True)
+    error = failure.runtime_error(status, lines)
+    if error is not None:
+        _say(str(error))
+    # At a terminal, the program in the container writes nothing to the pipe: all lines are podman's.
+    elif terminal and (hint := failure.launcher_hint(Launcher.PODMAN, status, lines)):
+        _say(f"next: {hint}")
     return status
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(argv: list[str]) -> int:
-    """Return the exit status: that of CMD, or 1 when it could not be started and we said why."""
+    """Return the exit status: that of CMD, or podman's 125 when it could not be started."""
     try:
         return run(open_checkout(Path(argv[0])), argv[1], tuple(argv[2:]))
     except RcError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
+        _say(str(error))
+        return _NOT_STARTED
 
 
 if __name__ == "__main__":

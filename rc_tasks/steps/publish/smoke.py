@@ -209,7 +209,10 @@ def _try(
     output = _Said()
     started_s = time.monotonic()
     try:
-        status = command.pour(invocation, output.add, timeout_s=test.timeout_s)
+        # An interrupted test has nothing to save, and the person waits for the prompt. But srun needs
+        # time to end the container: after KILL it would leave it running.
+        grace_s = 0.0 if request is None else command.GRACE_S
+        status = command.pour(invocation, output.add, timeout_s=test.timeout_s, grace_s=grace_s)
     except (CommandError, ToolNotFoundError) as error:
         raise _not_run(test, node, error) from None
     finally:

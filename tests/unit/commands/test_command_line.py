@@ -1,6 +1,8 @@
 """What all commands share: arguments, help, manual pages, completion, and what is imported."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -284,3 +286,76 @@ def test_a_group_is_ignored_with_its_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["build", "podman", "enroot", "env"])
 def test_help_of_what_a_task_begins_with_is_that_of_a_run(root: Path, name: str) -> None:
     assert doit(root, "help", name) == doit(root, "help", "run")
+
+
+# `doit` with a Ctrl-C at the moment when it imports a module, or at its end.
+INTERRUPTED_AT = """
+import atexit, os, signal, sys
+
+moment = sys.argv.pop(1)
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from rc_tasks.commands.start import main
+if moment == "the end":
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "status", "text"),
+    [
+        pytest.param("rc_tasks.commands.main", -signal.SIGINT, "", id="begins to import"),
+        pytest.param("rc_tasks.errors", -signal.SIGINT, "", id="imports"),
+        pytest.param("rc_tasks.commands.cli.table", 130, "interrupted\n", id="looks for the command"),
+        pytest.param("rc_tasks.commands.cli.help", 130, "interrupted\n", id="imports the command"),
+        pytest.param("the end", -signal.SIGINT, "", id="ends"),
+    ],
+)
+def test_an_early_or_late_ctrl_c_is_no_traceback(moment: str, status: int, text: str) -> None:
+    argv = [sys.executable, "-c", INTERRUPTED_AT, moment, "help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (status, text)
+
+
+def test_ctrl_c_stays_ignored_where_it_was() -> None:
+    # As a shell starts what runs in its background.
+    argv = [sys.executable, "-c", INTERRUPTED_AT, "rc_tasks.errors", "help"]
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, overview(), "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (("help",), 0),
+        (("help", "list"), 0),
+        (("--version",), 141),
+        (("help", "lsit"), 3),
+        (("lsit",), 141),
+    ],
+)
+def test_a_closed_pipe_is_no_traceback(root: Path, argv: tuple[str, ...], status: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        both = subprocess.run((DOIT, *argv), cwd=root, stdout=writer, stderr=writer, check=False)
+        said = subprocess.run(
+            (DOIT, *argv), cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert both.returncode == status
+    assert "Traceback" not in said.stderr

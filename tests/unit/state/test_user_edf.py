@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,24 +189,32 @@ def test_something_else_in_the_place_is_told(tmp_path: Path, what: str) -> None:
 def test_work_begins_in_the_real_place_of_scratch(tmp_path: Path) -> None:
     (tmp_path / "iopsstor/ada").mkdir(parents=True)
     (tmp_path / "scratch").symlink_to("iopsstor/ada")
-    assert workdir(tmp_path, {}) == str(tmp_path / "iopsstor/ada")
+    assert workdir("", tmp_path, {"SCRATCH": "/"}) == str(tmp_path / "iopsstor/ada")
 
 
 @pytest.mark.parametrize(
-    ("prepare", "environ", "words"),
+    ("prepare", "environ", "begins"),
     [
-        (lambda home: None, {}, ("does not exist", "mkdir ~/scratch")),
-        (lambda home: None, {"SCRATCH": "/s"}, ("does not exist", 'ln -sfn "$SCRATCH" ~/scratch')),
-        (lambda home: (home / "scratch").touch(), {}, ("is a file", "~/scratch")),
-        (lambda home: (home / "scratch").symlink_to("/gone"), {}, ("a symlink to /gone", "~/scratch")),
+        (lambda home: None, {}, "."),
+        (lambda home: (home / "s").mkdir(), {"SCRATCH": "s"}, "s"),
+        (lambda home: None, {"SCRATCH": "nowhere"}, "."),
+        (lambda home: (home / "scratch").touch(), {}, "."),
+        (lambda home: (home / "scratch").symlink_to("/gone"), {}, "."),
     ],
-    ids=["missing", "missing-with-SCRATCH", "file", "dangling"],
+    ids=["missing", "missing-with-SCRATCH", "SCRATCH-is-missing-too", "file", "dangling"],
 )
-def test_without_scratch_the_error_says_how_to_make_it(
-    tmp_path: Path, prepare: object, environ: dict[str, str], words: tuple[str, ...]
+def test_without_scratch_work_begins_elsewhere(
+    tmp_path: Path, prepare: Callable[[Path], None], environ: dict[str, str], begins: str
 ) -> None:
-    assert callable(prepare)
     prepare(tmp_path)
-    with pytest.raises(RcError) as caught:
-        workdir(tmp_path, environ)
-    assert all(word in str(caught.value) for word in words)
+    places = {name: str(tmp_path / path) for name, path in environ.items()}
+    assert workdir("", tmp_path, places) == str(tmp_path / begins)
+
+
+def test_a_setting_says_where_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "scratch/mine").mkdir(parents=True)
+    assert workdir("~/scratch/mine", tmp_path, {}) == str(tmp_path / "scratch/mine")
+    assert workdir(str(tmp_path), tmp_path, {}) == str(tmp_path)
+    for wrong in ("/nowhere/at all", "scratch", "~/gone"):
+        with pytest.raises(RcError, match=f"debug.workdir is {wrong}, which is not a directory here"):
+            workdir(wrong, tmp_path, {})
