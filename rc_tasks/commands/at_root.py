@@ -5,34 +5,46 @@ from folders below the checkout, suggests names, and reports errors as all our c
 """
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doit.cmd_base import DoitCmdBase, opt_dodo
+from doit.cmd_base import DoitCmdBase
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 from doit.cmd_ignore import Ignore as DoitIgnore
 from doit.cmd_info import Info as DoitInfo
 from doit.cmd_list import List as DoitList
 from doit.cmdparse import CmdParseError
+from doit.dependency import DependencyStatus
 from doit.exceptions import InvalidCommand
 from doit.task import Task
 
-from rc_tasks.commands.cli.command import execute
+from rc_tasks.commands.cli.command import enter, tasks
 from rc_tasks.commands.cli.errors import report_errors
-from rc_tasks.commands.cli.parser import UsageError, option_strings, parser_of, unknown_argument
+from rc_tasks.commands.cli.parser import (
+    UsageError,
+    as_written,
+    hint_for,
+    option_strings,
+    parser_of,
+    unknown_argument,
+    wrong_value,
+)
 from rc_tasks.commands.cli.table import COMMANDS
+from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.session import TASK_KINDS, session
 from rc_tasks.model.reference import near
 from rc_tasks.state.adoption.ownership import require_own
-from rc_tasks.state.checkout import find_root
+from rc_tasks.state.checkout import DODO, find_root
 from rc_tasks.util.text import printable_lines
 
 # doit's message ends with all options of the command, which fill more than a screen.
 _PARSE_ERROR = re.compile(r"Error parsing (\w+): (.*?) \(parsing options: .*", re.DOTALL)
 _UNKNOWN_OPTION = re.compile(r"option (\S+) not recognized")
+_NO_VALUE = re.compile(r"option (\S+) requires argument")
 _WRONG_TYPE = re.compile(r"Error parsing parameter '(\w+)' <class '(\w+)'>.*('.*')", re.DOTALL)
 _WRONG_CHOICE = re.compile(
     r"Error parsing parameter '(\w+)'. Provided (.*) but available choices are: (.*)\."
@@ -40,7 +52,9 @@ _WRONG_CHOICE = re.compile(
 
 
 class AdaptedCommand(DoitCmdBase):
-    """Base of our versions of doit's commands."""
+    """Base of our versions of doit's commands. `bare_names`: a TASK may also be the name of an image."""
+
+    bare_names = True
 
     def parse_execute(self, in_args: list[str]) -> int:
         """Parse the arguments and run the command; returns 3 if it could not attempt anything."""
@@ -50,18 +64,20 @@ class AdaptedCommand(DoitCmdBase):
         try:
             status: int = super().parse_execute(in_args)
         except CmdParseError as error:
-            raise self._usage_error(str(error)) from None
+            raise self._usage_error(str(error), in_args) from None
         return status
 
-    def _usage_error(self, text: str) -> UsageError:
-        """Return doit's error message as one of ours."""
+    def _usage_error(self, text: str, words: Sequence[str]) -> UsageError:
+        """Return doit's error message about a command line as one of ours."""
         hint = f"`doit help {self.name}`"
         if wrong_type := _WRONG_TYPE.search(text):
             name, kind, value = wrong_type.groups()
-            return UsageError(f"--{self._long(name)}: {value} is not of type {kind}", hint=hint)
+            option = self._written(name, words)
+            return UsageError(wrong_value(option, kind, value), hint=hint_for(self.name, option))
         if wrong_choice := _WRONG_CHOICE.fullmatch(text):
             name, value, choices = wrong_choice.groups()
-            return UsageError(f"--{self._long(name)}: must be one of {choices}, not {value}", hint=hint)
+            option = self._written(name, words)
+            return UsageError(f"{option}: must be one of {choices}, not {value}", hint=hint)
         parse_error = _PARSE_ERROR.fullmatch(text)
         if parse_error is None:
             return UsageError(text)
@@ -74,17 +90,30 @@ class AdaptedCommand(DoitCmdBase):
             )
         if unknown_option := _UNKNOWN_OPTION.fullmatch(what):
             return unknown_argument(self.name, unknown_option[1], option_strings(parser_of(self.name)))
+        if no_value := _NO_VALUE.fullmatch(what):
+            return UsageError(f"{no_value[1]} needs a value", hint=hint_for(self.name, no_value[1]))
         return UsageError(what, hint=f"`doit help {self.name}` lists the options")
 
-    def _long(self, name: str) -> str:
-        return str(next(option.long for option in self.cmdparser.options if option.name == name))
+    def _written(self, name: str, words: Sequence[str]) -> str:
+        options = (option for option in self.cmdparser.options if option.name == name)
+        spellings = (
+            spelling
+            for option in options
+            for spelling in (f"-{option.short}" * bool(option.short), f"--{option.long}")
+        )
+        return as_written([*filter(None, spellings)], words)
 
     def execute(self, params: Any, args: list[str]) -> int:
         """Run the command with the checkout as its working directory."""
         # As with the option -k, doit looks for dodo.py in the folders above too.
         params["seek_file"] = True
-        if params["dodoFile"] == opt_dodo["default"]:
+        enter(params["cwdPath"], params["dodoFile"])
+        # doit goes to the directory of dodo.py itself.
+        params["cwdPath"], params["dodoFile"] = None, os.path.basename(params["dodoFile"])
+        if params["dodoFile"] == DODO:
             find_root(Path.cwd())  # raises our error
+        if args:
+            args = tasks(session(), args, bare=self.bare_names)
         status: int = super().execute(params, args)
         return status
 
@@ -145,15 +174,29 @@ def expand_names(command: DoitCmdBase, names: list[str] | None, all_option: str)
     return list(expanded)
 
 
+def judge_groups(dependencies: Any) -> None:
+    """Let doit's dependency manager judge a group by its steps; it would call every group stale."""
+    of_step = dependencies.get_status
+
+    def get_status(task: Task, tasks: Mapping[str, Task], get_log: bool = False) -> Any:
+        if task.actions:
+            return of_step(task, tasks, get_log)
+        status = DependencyStatus(get_log)
+        for name in reach(tasks, task.task_dep):
+            if tasks[name].actions and of_step(tasks[name], tasks).status != "up-to-date":
+                status.add_reason("uptodate_false", (_with_cause(tasks[name]), None, None))
+        return status
+
+    dependencies.get_status = get_status
+
+
+def _with_cause(step: Task) -> str:
+    causes = ", ".join(repr(check[0]) for check in step.uptodate)
+    return f"{step.name}: {causes}" if causes else step.name
+
+
 class List(AdaptedCommand, DoitList):
     """`doit list` with an option of doit's own list."""
-
-    def execute(self, params: Any, args: list[str]) -> int:
-        """Print our table, unless an option of doit's own list is given."""
-        doit_options = {option["name"] for option in DoitList.cmd_options}
-        if doit_options & set(params._non_default_keys):
-            return super().execute(params, args)
-        return execute("list", args)
 
     def _execute(
         self,
@@ -168,6 +211,7 @@ class List(AdaptedCommand, DoitList):
     ) -> Any:
         if not subtasks:
             require_tasks(self, pos_args)
+        judge_groups(self.dep_manager)
         try:
             return super()._execute(
                 subtasks, quiet, status, private, list_deps, template, sort, pos_args
@@ -201,19 +245,26 @@ class Info(AdaptedCommand, DoitInfo):
     outstream: Any
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> Any:
-        if len(pos_args) != 1:
-            problem = f"expected one TASK, not {len(pos_args)}" if pos_args else "TASK is missing"
+        if not pos_args:
             raise InvalidCommand(
-                f"{problem}\n  next: doit info podman:NAME, or enroot:, env: or build:NAME"
+                "TASK is missing\n  next: doit info podman:NAME, or enroot:, env: or build:NAME"
             )
         require_tasks(self, pos_args)
+        judge_groups(self.dep_manager)
         out, self.outstream = self.outstream, io.StringIO()
         try:
-            return super()._execute(pos_args, hide_status)
+            return max(super(Info, self)._execute([name], hide_status) for name in pos_args)
         finally:
             # File names in the output may contain control characters.
             out.write(printable_lines(self.outstream.getvalue()))
             self.outstream = out
+
+    @staticmethod
+    def get_reasons(reasons: Any) -> str:
+        """Return why a task would run, without the names of doit's objects."""
+        causes = [f" * {check}" for check, _, _ in reasons.pop("uptodate_false", ())]
+        others: str = DoitInfo.get_reasons(reasons)
+        return "\n".join([*causes, *filter(None, [others])])
 
 
 class Forget(AdaptedCommand, DoitForget):

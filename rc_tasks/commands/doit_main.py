@@ -6,6 +6,7 @@ from doit.doit_cmd import DoitMain
 from doit.plugin import PluginDict
 
 from rc_tasks.commands.at_root import Clean, Forget, Ignore, Info, List
+from rc_tasks.commands.cli.parser import UsageError
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.commands.run import Run
 from rc_tasks.errors import RcError, SettingsError
@@ -40,6 +41,10 @@ class _Main(DoitMain):
 
 def doit(words: list[str]) -> int:
     """Run a command line with doit and return the exit status. Raise RcError."""
+    for word in words[words.index("--") :] if "--" in words else ():
+        # doit would take the word for an option.
+        if word.startswith("-") and word != "--":
+            raise UsageError(f"there is no task named {word!r}", hint="write options before `--`")
     try:
         status: int = _Main().run(words)
     except (ValueError, RecursionError, OSError):

@@ -5,22 +5,30 @@ import json
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rc_tasks.commands.cli.command import images
-from rc_tasks.commands.cli.parser import add_json, add_names
+from rc_tasks.commands.cli.command import enter, images
+from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
 from rc_tasks.state.records.records import Step
-from rc_tasks.state.records.status import ImageStatus, briefly
+from rc_tasks.state.records.status import ImageStatus, State, briefly
 from rc_tasks.views import tables
+
+# Options of doit's own list.
+_FLAGS = ("all", "quiet", "status", "private", "deps")
+_VALUES = ("template", "sort")
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.description = "States: fresh, stale, missing, failed, building. `doit why NAME` explains one."
-    add_names(parser)
+    parser.description = "`doit why NAME` explains a state. The table may change; scripts use --json."
+    add_names(parser, help="an image, alias, group of versions, pattern with `*`, directory or task")
+    parser.add_argument(
+        "--state", choices=tuple(map(str, State)), help="only the images with this state"
+    )
     add_json(parser)
     doits = parser.add_argument_group("doit's own list, of tasks")
     doits.add_argument("--all", action="store_true", help="the steps of images, too")
@@ -40,24 +48,31 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Show the table of images, or doit's list of tasks when one of its options is given."""
-    if any((args.all, args.quiet, args.status, args.private, args.deps, args.template, args.sort)):
-        from rc_tasks.commands.doit_main import doit
-
-        # doit looks for options in front of names.
-        names = set(args.names)
-        return doit([*(word for word in args.words if word not in names), *args.names])
+    enter(args.dir, args.file)
+    of_doit = [f"--{name}" for name in _FLAGS if getattr(args, name)]
+    of_doit += [f"--{name}={value}" for name in _VALUES if (value := getattr(args, name)) is not None]
+    if of_doit:
+        return _list_tasks(args, of_doit)
     current = session()
     statuses = [current.judge.image(name) for name in images(current, args.names)]
+    if args.state:
+        statuses = [status for status in statuses if status.state == args.state]
     aliases = current.checkout.graph.aliases_of()
     if args.json:
         json.dump([as_json(current, status, aliases) for status in statuses], sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
-    rows = [_row(current, status, aliases) for status in statuses]
+    facts = [as_json(current, status, aliases) for status in statuses]
+    rows = [_row(status, of_image) for status, of_image in zip(statuses, facts, strict=True)]
     headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
     if rows:
         styles = [tables.STYLES[status.state] for status in statuses]
         tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+        if sys.stdout.isatty():
+            # In a pipe, another line could be taken for an image.
+            print(_totals(statuses, [of_image["size_bytes"] or 0 for of_image in facts]))
+    elif args.state:
+        print(f"no image is {args.state}")
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
     if not args.names:
@@ -70,12 +85,9 @@ def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[st
     """Return an image for programs; users' scripts depend on the keys."""
     checkout, name = current.checkout, status.name
     node = checkout.graph.images.get(name)
-    podman, enroot = (
-        (checkout.records.get(Step.PODMAN, name), checkout.records.get(Step.ENROOT, name))
-        if node
-        else (None, None)
-    )
-    published = f"{node.project.base}/{ARTIFACT}" if node else ""
+    podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))
+    # A broken project may have a published image, too.
+    published = f"{checkout.root}/{checkout.directory(name)}/{ARTIFACT}"
     size_bytes = None
     # An adopted image may lie in a directory that this user may not search.
     with contextlib.suppress(OSError):
@@ -98,8 +110,30 @@ def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[st
     }
 
 
-def _row(current: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> tuple[str, ...]:
-    facts = as_json(current, status, aliases)
+def _list_tasks(args: Namespace, options: list[str]) -> int:
+    """Print doit's own list. Raise UsageError for options of the list of images."""
+    from rc_tasks.commands.doit_main import doit
+
+    for option, value in (("--json", args.json), ("--state", args.state)):
+        if value:
+            raise UsageError(
+                f"{option} and {options[0].partition('=')[0]} cannot be combined:"
+                f" {option} is for images, and {options[0].partition('=')[0]} lists tasks",
+                hint=f"doit list {option}{f' {value}' * (value is not True)}",
+            )
+    return doit(["list", *options, "--", *args.names])
+
+
+def _totals(statuses: list[ImageStatus], sizes_bytes: list[int]) -> str:
+    """Return a line such as `3 images, 1.2 GB: 2 fresh, 1 stale`."""
+    counts = Counter(status.state for status in statuses)
+    states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    count = "1 image" if len(statuses) == 1 else f"{len(statuses)} images"
+    size = f", {tables.size(sum(sizes_bytes))}" * any(sizes_bytes)
+    return f"{count}{size}: {states}"
+
+
+def _row(status: ImageStatus, facts: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         status.name,
         status.state,

@@ -43,22 +43,23 @@ def _run(words: list[str]) -> int:
 
         return print_names(words[2:])
     # These imports take longer than a user waits for shell completion.
-    from rc_tasks.commands.cli.command import execute
+    from rc_tasks.commands.cli.command import enter, execute
     from rc_tasks.commands.cli.table import COMMANDS
     from rc_tasks.state.disk.files import with_careful_umask
 
     with_careful_umask()
-    if words[:1] == ["--version"]:
+    if words in (["--version"], ["-V"], ["version"]):
         from rc_tasks.commands.cli.version import version
 
         print(version())
         return 0
     if words and words[0] in {"-h", "--help"}:
         return execute("help", words[1:])
-    before = _options_before_command(words)
-    entry = COMMANDS.get(words[len(before)]) if len(before) < len(words) else None
+    options, rest = _split_options(words)
+    entry = COMMANDS.get(rest[0]) if rest else None
     if entry is not None and not entry.by_doit:
-        return execute(entry.name, words[len(before) + 1 :], before)
+        enter(*(options.get(f"-{name[0]}", options.get(f"--{name}")) for name in ("dir", "file")))
+        return execute(entry.name, rest[1:])
     own_words = words[: words.index("--")] if "--" in words else words
     if not {"-h", "--help"}.isdisjoint(own_words):
         return execute("help", [entry.name if entry else "run"])
@@ -67,10 +68,10 @@ def _run(words: list[str]) -> int:
     return doit(words)
 
 
-def _options_before_command(words: list[str]) -> list[str]:
-    """Return the options that stand before a command, as in `doit -f dodo.py list`."""
+def _split_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options before a command, as in `doit -f dodo.py list`, and the words after them."""
     try:
-        _, rest = getopt.getopt(words, "f:d:k", ["file=", "dir=", "seek-file"])
+        options, rest = getopt.getopt(words, "f:d:k", ["file=", "dir=", "seek-file"])
     except getopt.GetoptError:
-        return []  # They are options of `doit run`, or doit reports the mistake.
-    return words[: len(words) - len(rest)]
+        return {}, words  # They are options of `doit run`, or doit reports the mistake.
+    return dict(options), rest

@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
     """Show what is inside an image."""
     current = session()
     argument = one_name(args, "manifest NAME | FILE.sqsh")
-    if argument.endswith(".sqsh") or "/" in argument:
+    if argument.endswith(".sqsh") or ("/" in argument and not Path(argument).is_dir()):
         return _show_file(current, Path(argument), args)
     return _show(present(current, one_image(current, argument)), args)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.commands.cli.parser import add_names, one_name
-from rc_tasks.engine.session import session
+from rc_tasks.engine.session import TASK_KINDS, session
 from rc_tasks.errors import EdfError, ProjectError
 from rc_tasks.model.edf import merge, schema
 from rc_tasks.model.graph.graph import local_name
@@ -61,6 +61,8 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
     """
     project = unused(checkout, name)
     chosen = find_base(checkout, base)
+    if chosen.project is None and not _is_plausible(chosen.written):
+        raise _no_base(checkout, chosen.written)
     names = {"name": name, "base": chosen.written}
     files = {
         DOCKERFILE: _filled(checkout, f"{DOCKERFILE}.j2", names),
@@ -96,6 +98,12 @@ def unused(checkout: Checkout, name: str) -> Project:
             f"{name!r} cannot be the name of an image: it {problem}",
             hint="choose something like reasoning:2025.2",
         )
+    kind = name.partition(":")[0]
+    if kind in TASK_KINDS:
+        raise ProjectError(
+            f"{name!r} cannot be the name of an image: doit reads {kind}: as the beginning of a task",
+            hint="choose something like reasoning:2025.2",
+        )
     for path in (f"{PROJECTS}/{name}", name):
         place = checkout.root / path
         # Beside projects/, a directory without a Dockerfile is not a project.
@@ -111,6 +119,12 @@ def unused(checkout: Checkout, name: str) -> Project:
         else:
             what, hint = "exists and has no Dockerfile", "move it away, or write a Dockerfile into it"
         raise ProjectError(what, where=path, hint=f"{hint}, or choose another name")
+    versions = [other for other in checkout.graph.names() if other.partition(":")[0] == name]
+    if versions:
+        raise ProjectError(
+            f"an image named {name} would hide the group of {', '.join(versions)}",
+            hint=f"name a version: doit new {name}:VERSION",
+        )
     return Project(name, checkout.root, f"{PROJECTS}/{name}")
 
 
@@ -137,12 +151,22 @@ def find_base(checkout: Checkout, written: str = "") -> Base:
     reference = ImageReference.parse(written)
     close = near(written.removeprefix("localhost/"), graph.names())
     if reference.registry == "localhost" or (close and "/" not in written):
-        raise ProjectError(
-            f"there is no image named {written!r} in this checkout",
-            hint=(f"did you mean {' or '.join(close)}? " if close else "")
-            + "An image of a registry is written\nwith its host, as in docker.io/library/debian:12",
-        )
+        raise _no_base(checkout, written)
     return Base(written, None)
+
+
+def _is_plausible(written: str) -> bool:
+    """Return whether a reference may be meant for a registry: a misspelt project is one word."""
+    return written == SCRATCH or not set("/:@").isdisjoint(written)
+
+
+def _no_base(checkout: Checkout, written: str) -> ProjectError:
+    close = near(written.removeprefix("localhost/"), checkout.graph.names())
+    return ProjectError(
+        f"there is no image named {written!r} in this checkout",
+        hint=(f"did you mean {' or '.join(close)}? " if close else "")
+        + "An image of a registry is written\nwith its host, as in docker.io/library/debian:12",
+    )
 
 
 def first_edf(checkout: Checkout, project: Project, base: Base) -> str:

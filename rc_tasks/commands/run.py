@@ -41,12 +41,30 @@ from rc_tasks.util.text import printable_lines
 _MOST_THREADS = 512
 # doit's verbosity at which the output of steps is shown while they run.
 _STREAMING_VERBOSITY = 2
+# make's names of --process and --continue.
+_JOBS = {"name": "jobs", "short": "j", "long": "jobs", "type": int, "default": None}
+_KEEP_GOING = {"name": "keep_going", "long": "keep-going", "type": bool, "default": False}
 
 
 class Run(AdaptedCommand, DoitRun):
     """`doit run`, which ends cleanly on SIGTERM and SIGHUP and suggests names."""
 
+    bare_names = False
+    cmd_options = (*DoitRun.cmd_options, _JOBS, _KEEP_GOING)
     sel_tasks: Any
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Run tasks, with the options that make has for doit's own."""
+        if params["seek_file"]:
+            sys.stderr.write(
+                "warning: -k is not make's: it has no effect, and the run stops at the first failure\n"
+                "  next: doit --continue\n"
+            )
+        if params["jobs"] is not None:
+            params["num_process"] = params["jobs"]
+        if params["keep_going"]:
+            params["continue"] = True
+        return super().execute(params, args)
 
     # doit reads the signature to find out which options to pass.
     @functools.wraps(DoitRun._execute)

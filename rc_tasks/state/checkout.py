@@ -13,7 +13,7 @@ from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
-from rc_tasks.model.graph.project import PROJECT_TOML, Alias, Broken, Project, discover
+from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.records.comparisons import ComparisonCache
@@ -65,6 +65,14 @@ class Checkout:
         from rc_tasks.state.store.previous import Previous
 
         return Previous(self.root / GENERATED / "previous")
+
+    def directory(self, name: str) -> str:
+        """Return the directory of an image, also of a broken one, relative to the checkout."""
+        node = self.graph.images.get(name)
+        if node is not None:
+            return node.project.path
+        path = f"{PROJECTS}/{name}"
+        return path if (self.root / path).is_dir() else name
 
     def lock(self, name: str) -> Path:
         """Return the lock file of an image."""

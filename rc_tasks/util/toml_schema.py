@@ -178,7 +178,8 @@ def failure(error: type[RcError], problems: Iterable[Problem], subject: str) -> 
     all_problems = list(problems)
     if len(all_problems) == 1:
         (problem,) = all_problems
-        return error(problem.what, where=problem.where, quote=problem.quote, hint=problem.hint)
+        hint = problem.hint or "correct this value"
+        return error(problem.what, where=problem.where, quote=problem.quote, hint=hint)
     return error(
         f"{len(all_problems)} problems in {subject}",
         quote=tuple(

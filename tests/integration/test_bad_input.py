@@ -168,7 +168,7 @@ CASES = (
             **directory('a"b'),
             **directory("Ab"),
         },
-        {"--continue": 1, "list": 0, "plan": 1},
+        {"--continue": 1, "list": 0, "plan": 0},
         built=("good",),
     ),
     Case("outside", GOOD, {"": 3, "list": 3, "build:good": 3, "info good": 3}, cwd=".."),
@@ -241,7 +241,7 @@ CASES = (
     Case(
         "template-missing",
         GOOD,
-        {"list": 0, "why good": 0, "env:good": 1, "build:good": 1, "plan": 1},
+        {"list": 0, "why good": 0, "env:good": 1, "build:good": 1, "plan": 0},
         built=("good",),
         prepare=lambda root: (root / "templates/env.toml.j2").unlink(),
     ),

@@ -5,12 +5,14 @@ generator such as shtab cannot be used: it does not handle the colon in names, a
 """
 
 import argparse
+import re
 from argparse import ArgumentParser, Namespace
 from shlex import quote
 
 from rc_tasks.commands.cli.parser import option_strings, parser_of
 from rc_tasks.commands.cli.table import COMMANDS
 
+_ALTERNATIVES = re.compile(r"\[(\w+(?:\|\w+)+)\]")
 # A `case` statement for bash and zsh: it sets the options of a command and what its arguments are.
 _CASE = """\
     case $command:$before in
@@ -26,14 +28,14 @@ _BASH = """\
 # bash completion for doit, made by `doit tabcompletion`
 _doit() {
     local line=${COMP_LINE:0:COMP_POINT} typed word before candidates=''
-    local command=run known='' options='' what=tasks
+    local command=run options='' what=tasks also=''
     local -a words
     read -ra words <<< "$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     word=${words[${#words[@]} - 1]} before=${words[${#words[@]} - 2]}
     for typed in "${words[@]:1:${#words[@]} - 2}"; do
         case $typed in
-        COMMANDS) command=$typed known=yes; break ;;
+        COMMANDS) command=$typed; break ;;
         esac
     done
     # `--format=svg` is read as `--format svg`.
@@ -49,10 +51,11 @@ CASE
     *)
         case $what in
         names | tasks) candidates=$(doit tabcompletion --names "$what" "$word" 2>/dev/null) ;;
-        commands) known='' ;;
+        commands) ;;
         *) candidates=$what ;;
         esac
-        [[ $known == yes || $what != tasks && $what != commands ]] || candidates+=" ALL"
+        [[ $what != commands && ${#words[@]} != 2 ]] || candidates+=" ALL"
+        candidates+=" $also"
         ;;
     esac
     # shellcheck disable=SC2207
@@ -68,10 +71,10 @@ _ZSH = """\
 #compdef doit
 # zsh completion for doit, made by `doit tabcompletion --shell zsh`
 _doit() {
-    local typed word=$PREFIX before=$words[CURRENT-1] command=run known='' options='' what=tasks
+    local typed word=$PREFIX before=$words[CURRENT-1] command=run options='' what=tasks also=''
     for typed in ${words[2,CURRENT-1]}; do
         case $typed in
-        COMMANDS) command=$typed known=yes; break ;;
+        COMMANDS) command=$typed; break ;;
         esac
     done
     if [[ $word == --*=* ]]; then
@@ -86,10 +89,11 @@ CASE
     case $what in
     files) _files; return ;;
     names | tasks) compadd -- ${(f)"$(doit tabcompletion --names $what $word 2>/dev/null)"} ;;
-    commands) known='' ;;
+    commands) ;;
     *) compadd -- ${=what} ;;
     esac
-    [[ $known == yes || $what != tasks && $what != commands ]] || compadd -- ALL
+    [[ $what != commands && $CURRENT != 2 ]] || compadd -- ALL
+    compadd -- ${=also}
 }
 if [[ $funcstack[1] == _doit ]]; then _doit; else compdef _doit doit; fi
 """
@@ -134,7 +138,8 @@ def _script(template: str) -> str:
                 patterns = " | ".join(f"{name}:{option}" for option in action.option_strings)
                 values.append(f"    {patterns}) what={quote(_value_words(action))} ;;")
         options = quote(" ".join(option_strings(parser)))
-        commands.append(f"        {name}) options={options} what={_argument_kind(parser)} ;;")
+        what, also = _argument_kind(parser), quote(" ".join(_argument_words(parser)))
+        commands.append(f"        {name}) options={options} what={what} also={also} ;;")
     case = _CASE.format(values="\n".join(values), commands="\n".join(commands)).rstrip()
     names = list(COMMANDS)
     return (
@@ -157,8 +162,9 @@ def _fish() -> str:
             lines.append(
                 f"{here} -a '(doit tabcompletion --names {what} (commandline -ct) 2>/dev/null)'"
             )
-        elif what == "commands":
-            lines.append(f"{here} -a '{' '.join(COMMANDS)}'")
+        also = list(COMMANDS) if what == "commands" else _argument_words(parser)
+        if also:
+            lines.append(f"{here} -a '{' '.join(also)}'")
         for action in parser._actions:
             if not action.option_strings or action.help == argparse.SUPPRESS:
                 continue
@@ -198,3 +204,8 @@ def _argument_kind(parser: ArgumentParser) -> str:
     """
     positionals = [action.dest for action in parser._actions if not action.option_strings]
     return positionals[0] if positionals else "''"
+
+
+def _argument_words(parser: ArgumentParser) -> list[str]:
+    """Return the words that the usage of a command allows among its arguments, as in `[podman|env]`."""
+    return [word for words in _ALTERNATIVES.findall(parser.usage or "") for word in words.split("|")]

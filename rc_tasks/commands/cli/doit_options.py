@@ -7,8 +7,12 @@ from argparse import ArgumentParser
 
 # Each row: the option strings, a placeholder for the value (empty for a flag), and the help.
 _RUN = (
-    ("-n --process", "N", "run at most N steps at a time; 0, the default: as many as there is room for"),
-    ("-c --continue", "", "go on with other images when one fails"),
+    (
+        "-n -j --process --jobs",
+        "N",
+        "run at most N steps at a time; 0, the default: as many as there is room for",
+    ),
+    ("-c --continue --keep-going", "", "go on with other images when one fails"),
     ("-a --always-execute", "", "also run tasks that are fresh"),
     ("-s --single", "", "run the named tasks alone, without what they depend on"),
     ("-v --verbosity", "N", "2 shows the output of the steps as well"),
@@ -48,7 +52,10 @@ def arguments(parser: ArgumentParser) -> None:
             " letters. Without a TASK, all images are built."
         )
     parser.usage = f"doit {'[run]' if name == 'run' else name} [OPTION ...] [TASK ...]"
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as build:reasoning:2025.1")
+    examples = "such as build:reasoning:2025.1 or, in the directory of a project, build:."
+    also = "" if name == "run" else "; an image, a group or a directory means build:"
+    dest = "tasks" if name == "run" else "names"  # for completion
+    parser.add_argument(dest, nargs="*", metavar="TASK", help=examples + also)
     for options, metavar, help in _OPTIONS[name]:
         if metavar:
             parser.add_argument(*options.split(), metavar=metavar, help=help)

@@ -8,14 +8,14 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from rc_tasks.commands.cli.command import images_in, split_task
 from rc_tasks.commands.cli.parser import add_flag, add_names
 from rc_tasks.engine.run.step_command import runner
-from rc_tasks.engine.session import TASK_KINDS
 from rc_tasks.errors import ProjectError, RcError, SlurmError
 from rc_tasks.model.config.settings import Launcher, Runner
 from rc_tasks.model.edf import chain
 from rc_tasks.model.edf.chain import ResolvedEdf
-from rc_tasks.model.graph.project import EDF, PROJECTS, Project, dockerfile_name
+from rc_tasks.model.graph.project import EDF, Project, dockerfile_name
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.edf.user_edf import UserEdf, workdir
@@ -164,16 +164,16 @@ def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> Intera
 def find_project(checkout: Checkout, argument: str) -> Project | None:
     """Return the project that an argument names, or None when there is no such project.
 
-    The argument is the name of an image, an alias, a task, or a group with one version. For a
-    project whose Dockerfile is broken, print a warning. Raise ProjectError for a group with several
-    versions.
+    The argument is the name of an image, an alias, a task, a directory, or a group with one version.
+    For a project whose Dockerfile is broken, print a warning. Raise ProjectError for a group with
+    several versions.
     """
     graph = checkout.graph
-    kind, _, rest = argument.partition(":")
-    name = rest if kind in TASK_KINDS and argument not in graph.names() else argument
+    _, name = split_task(checkout, argument)
     target = graph.aliases.get(name, name)
     images = (*graph.images, *graph.broken)
     versions = [image for image in images if image.partition(":")[0] == target]
+    versions = versions or images_in(checkout, name) or []
     if target not in graph.names() and len(versions) > 1:
         raise ProjectError(
             f"{name} has several versions: {', '.join(versions)}", hint="name one of them"
@@ -184,7 +184,7 @@ def find_project(checkout: Checkout, argument: str) -> Project | None:
         tell(f"{name} is {target}")
     if target in graph.broken:
         # A user who fixes a Dockerfile tries commands in the image that was built before.
-        path = f"{PROJECTS}/{target}" if (checkout.root / PROJECTS / target).is_dir() else target
+        path = checkout.directory(target)
         project = Project(target, checkout.root, path, dockerfile_name(checkout.root / path))
         if not project.dockerfile.is_file():
             raise graph.broken[target]

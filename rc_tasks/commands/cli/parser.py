@@ -12,7 +12,11 @@ from rc_tasks.model.reference import near
 
 # Messages of argparse. The first group is the option.
 _WRONG_TYPE = re.compile(r"argument (\S+): invalid (\w+) value: (.*)", re.DOTALL)
+_NO_VALUE = re.compile(r"argument (\S+): expected one argument")
+_KINDS = {"int": "a whole number"}
 _WRONG_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*) \(choose from .*\)", re.DOTALL)
+# Options that show what make would do.
+_DRY_RUN = frozenset({"-n", "--dry-run", "--just-print", "--recon"})
 
 
 class UsageError(RcError):
@@ -20,12 +24,15 @@ class UsageError(RcError):
 
 
 class _Parser(ArgumentParser):
+    # The command line, for messages that name an option as it was written.
+    words: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         name = self.prog.rpartition(" ")[2]
         if wrong_type := _WRONG_TYPE.fullmatch(message):
             option, kind, value = wrong_type.groups()
-            message = f"{_long(option)}: {value} is not of type {kind}"
+            message = wrong_value(as_written(option.split("/"), self.words), kind, value)
         elif wrong_choice := _WRONG_CHOICE.fullmatch(message):
             option, value = wrong_choice.groups()
             # argparse joins the short and the long option with a slash.
@@ -33,15 +40,29 @@ class _Parser(ArgumentParser):
                 action.choices for action in self._actions if option in "/".join(action.option_strings)
             )
             listed = ", ".join(map(repr, choices or ()))
-            message = f"{_long(option)}: must be one of {listed}, not {value}"
+            written = as_written(option.split("/"), self.words)
+            message = f"{written}: must be one of {listed}, not {value}"
+        elif no_value := _NO_VALUE.fullmatch(message):
+            message = f"{as_written(no_value[1].split('/'), self.words)} needs a value"
         raise UsageError(message.removeprefix("argument "), hint=f"`doit help {name}`")
 
 
-def _long(option: str) -> str:
-    return option.rpartition("/")[2]
+def as_written(spellings: Sequence[str], words: Sequence[str]) -> str:
+    """Return the spelling of an option that stands in a command line, such as `-n` in `-n4`."""
+    for spelling in spellings:
+        for word in words:
+            value = word.removeprefix(spelling)
+            if value != word and (not value or value[0] == "=" or not spelling.startswith("--")):
+                return spelling
+    return spellings[-1]
 
 
-def parser_of(name: str) -> ArgumentParser:
+def wrong_value(option: str, kind: str, value: str) -> str:
+    """Return the message for a value that is not of the type that Python calls `kind`."""
+    return f"{option}: must be {_KINDS.get(kind, kind)}, not {value}"
+
+
+def parser_of(name: str) -> _Parser:
     """Return the parser of a command. Imports the module of the command."""
     entry = COMMANDS[name]
     parser = _Parser(prog=f"doit {name}", epilog=f"example: {entry.example}")
@@ -56,6 +77,7 @@ def parsed(name: str, words: Sequence[str]) -> Namespace:
     The words after `--` become `command` for a command that runs another program, else names.
     """
     parser = parser_of(name)
+    parser.words = words
     at = words.index("--") if "--" in words else len(words)
     args, rest = parser.parse_known_intermixed_args(list(words[:at]))
     after = list(words[at + 1 :])
@@ -85,9 +107,15 @@ def unknown_argument(name: str, word: str, options: Iterable[str]) -> UsageError
     by_bare = {known.lstrip("-"): known for known in options}
     close = [by_bare[bare] for bare in near(option.lstrip("-"), by_bare)]
     meant = f"did you mean {' or '.join(close)}? " if close else ""
-    return UsageError(
-        f"option {option} not recognized", hint=f"{meant}`doit help {name}` lists the options"
-    )
+    hint = f"{meant}`doit help {name}` lists the options"
+    return UsageError(f"option {option} not recognized", hint=hint_for(name, option, hint))
+
+
+def hint_for(name: str, option: str, otherwise: str = "") -> str:
+    """Return the hint for a mistaken option of a command, by what the option means to make."""
+    if name == "run" and option in _DRY_RUN:
+        return "`doit plan NAME` shows what a run would do; -n N runs at most N steps at a time"
+    return otherwise or f"`doit help {name}`"
 
 
 def add_names(

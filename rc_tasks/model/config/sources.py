@@ -10,7 +10,7 @@ from typing import Any
 
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.safe_read import read_bytes
+from rc_tasks.util.safe_read import advice, read_bytes
 from rc_tasks.util.toml_schema import Leaf, Problem, wrong
 from rc_tasks.util.toml_text import KeyPath
 
@@ -43,7 +43,8 @@ def from_file(schema: type, path: Path, shown_path: str, above: KeyPath = ()) ->
     except (FileNotFoundError, NotADirectoryError):
         return SourceValues()
     except OSError as error:
-        hint = "correct its permissions" if isinstance(error, PermissionError) else None
+        is_closed = isinstance(error, PermissionError)
+        hint = advice(error, "correct its permissions" if is_closed else "move it away, or write a file")
         problem = Problem(shown_path, f"cannot be read: {error.strerror}", hint)
         return SourceValues(problems=(problem,))
     except RcError as error:
@@ -94,7 +95,8 @@ def from_environment(
                 values[paths[name]] = toml_schema.parse(leaf, _typed(leaf, word))
                 origins[paths[name]] = name
             except ValueError as error:
-                problems.append(Problem(name, f"{toml_schema.name(paths[name])}: {error}"))
+                what = f"{toml_schema.name(paths[name])}: {error}"
+                problems.append(Problem(name, what, "set another value, or unset this variable"))
     return SourceValues(values, origins, tuple(problems))
 
 

@@ -19,6 +19,7 @@ from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT, Ran, doit
 from tests.support.tools import require_tools
 
+PLAN = "`doit plan NAME` shows what a run would do; -n N runs at most N steps at a time"
 OURS = [entry.name for entry in COMMANDS.values() if not entry.by_doit]
 FILES = {
     "base/Dockerfile": "FROM scratch\n",
@@ -82,11 +83,20 @@ def test_help_shows_all_commands_by_purpose(root: Path, argv: tuple[str, ...]) -
         (("settings", "--", "x"), "ERROR: doit settings takes no 'x'\n  next: `doit help settings`\n"),
         (
             ("history", "-n", "many"),
-            "ERROR: --limit: 'many' is not of type int\n  next: `doit help history`\n",
+            "ERROR: -n: must be a whole number, not 'many'\n  next: `doit help history`\n",
         ),
         (
-            ("history", "--since"),
-            "ERROR: --since: expected one argument\n  next: `doit help history`\n",
+            ("history", "--limit=many"),
+            "ERROR: --limit: must be a whole number, not 'many'\n  next: `doit help history`\n",
+        ),
+        (("history", "--since"), "ERROR: --since needs a value\n  next: `doit help history`\n"),
+        (("-n", "app:1"), f"ERROR: -n: must be a whole number, not 'app:1'\n  next: {PLAN}\n"),
+        (("-n",), f"ERROR: -n needs a value\n  next: {PLAN}\n"),
+        (("--dry-run", "build"), f"ERROR: option --dry-run not recognized\n  next: {PLAN}\n"),
+        (("-jx", "build"), "ERROR: -j: must be a whole number, not 'x'\n  next: `doit help run`\n"),
+        (
+            ("--process=x",),
+            "ERROR: --process: must be a whole number, not 'x'\n  next: `doit help run`\n",
         ),
         (("why", "ap"), "ERROR: there is no image named 'ap'"),
     ],
@@ -135,8 +145,9 @@ def test_commands_of_ours_do_not_import_doit(name: str) -> None:
     assert done.stdout == "False False\n"
 
 
-def test_the_version_is_ours(root: Path) -> None:
-    ran = doit(root, "--version")
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version_is_ours(root: Path, word: str) -> None:
+    ran = doit(root, word)
     assert ran.status == 0
     assert re.fullmatch(
         rf"rc_tasks {version('rc-tasks')}(, commit [0-9a-f]{{12}}( with changes)?)?\n", ran.text
@@ -281,6 +292,30 @@ def test_a_group_is_ignored_with_its_versions(tmp_path: Path) -> None:
     assert ran.status == 0
     for step in ("podman", "enroot", "env"):
         assert f"ignoring {step}:app:1\n" in ran.text
+
+
+def test_options_of_make_do_what_they_do_in_make(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from rc_tasks.commands.doit_main import doit as run_doit
+    from rc_tasks.commands.run import Run
+
+    taken = {}
+
+    def execute(_self: Run, *_args: object, **kwargs: object) -> int:
+        taken.update(kwargs)
+        return 0
+
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(Run, "_run", execute)
+    assert run_doit(["-j", "3", "--keep-going", "build:base"]) == 0
+    assert (taken["num_process"], taken["continue_"]) == (3, True)
+    assert run_doit(["-k", "build:base"]) == 0
+    assert (taken["num_process"], taken["continue_"]) == (0, False)
+    assert capfd.readouterr().err == (
+        "warning: -k is not make's: it has no effect, and the run stops at the first failure\n"
+        "  next: doit --continue\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["build", "podman", "enroot", "env"])

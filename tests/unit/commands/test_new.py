@@ -121,3 +121,51 @@ def test_files_are_as_readable_as_others(checkout: Checkout) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in project.directory.iterdir()}
     assert modes == {"Dockerfile": 0o640, "env.toml": 0o640, "entrypoint.sh": 0o750}
     assert project.directory.stat().st_mode & 0o777 == 0o750
+
+
+REGISTRY = "An image of a registry is written\n        with its host, as in docker.io/library/debian:12"
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "text"),
+    [
+        (
+            "x:1",
+            "nosuch",
+            f"there is no image named 'nosuch' in this checkout\n  next: {REGISTRY}",
+        ),
+        (
+            "x:1",
+            "bsae",
+            f"there is no image named 'bsae' in this checkout\n  next: did you mean base? {REGISTRY}",
+        ),
+        (
+            "app",
+            "",
+            "an image named app would hide the group of app:1, app:2\n"
+            "  next: name a version: doit new app:VERSION",
+        ),
+        (
+            "build:x",
+            "",
+            "'build:x' cannot be the name of an image: doit reads build: as the beginning of a task\n"
+            "  next: choose something like reasoning:2025.2",
+        ),
+        (
+            "env",
+            "",
+            "'env' cannot be the name of an image: doit reads env: as the beginning of a task\n"
+            "  next: choose something like reasoning:2025.2",
+        ),
+    ],
+)
+def test_a_name_or_base_that_cannot_be_meant_is_refused(
+    tmp_path: Path, name: str, base: str, text: str
+) -> None:
+    files = {f"projects/app:{version}/Dockerfile": "FROM base\n" for version in (1, 2)}
+    checkout = open_checkout(write_checkout(tmp_path / "imgs", {**FILES, **files}), {})
+    before = sorted(os.listdir(checkout.root / "projects"))
+    with pytest.raises(RcError) as caught:
+        new.create(checkout, name, base)
+    assert str(caught.value) == text
+    assert sorted(os.listdir(checkout.root / "projects")) == before

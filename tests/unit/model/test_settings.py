@@ -208,7 +208,12 @@ def test_mistake_in_a_file(places: Places, line: str, message: str) -> None:
             "  next: did you mean RC_STORE_ENABLED or RC_STORE_PREVIOUS or RC_STORE_PREVIOUS_DAYS?",
         ),
         ("RC_FOO_BAR", "", "no setting has this variable\n  next: `doit settings`"),
-        ("RC_RUNNER", "", 'RC_RUNNER: runner: expected "auto", "slurm" or "local", found ""'),
+        (
+            "RC_RUNNER",
+            "",
+            'RC_RUNNER: runner: expected "auto", "slurm" or "local", found ""\n'
+            "  next: set another value, or unset this variable",
+        ),
         ("RC_SLURM_CPUS", "two", 'expected a whole number of at least 0, found "two"'),
         ("RC_STORE_ENABLED", "yes", 'store.enabled: expected true or false, found "yes"'),
         ("RC_EDF_ANNOTATIONS_X", "1", "edf.annotations is a table and cannot be set from the"),
@@ -234,7 +239,8 @@ def test_all_problems_of_all_places_are_told_at_once(places: Places) -> None:
         "  | pyproject.toml:3: slurm.cpuz is not a known key (did you mean slurm.cpus?)\n"
         "  | ~/.config/rc_tasks.toml:1: not valid TOML: Expected ']' at the end of a table declaration,"
         " column 5 (correct this line; strings need quotes, and a key may be given only once)\n"
-        '  | RC_SLURM_CPUS: slurm.cpus: expected a whole number of at least 0, found "many"\n'
+        '  | RC_SLURM_CPUS: slurm.cpus: expected a whole number of at least 0, found "many"'
+        " (set another value, or unset this variable)\n"
         "  | RC_X: no setting has this variable (`doit settings` lists all; unset this one)\n"
         "  next: correct the places named above"
     )
