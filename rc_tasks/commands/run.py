@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from doit import doit_cmd
@@ -16,7 +16,7 @@ from doit.task import Task as DoitTask
 from rc_tasks.commands.at_root import AdaptedCommand, unknown_task
 from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
 from rc_tasks.engine.doit.reporter import Reporter
-from rc_tasks.engine.doit.selection import reach, selection
+from rc_tasks.engine.doit.selection import always_run, reach, selection
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run import adopt
 from rc_tasks.engine.run.allocator import release_abandoned
@@ -40,12 +40,21 @@ from rc_tasks.util.text import printable_lines
 _MOST_THREADS = 512
 # doit's verbosity at which the output of steps is shown while they run.
 _STREAMING_VERBOSITY = 2
+# doit's own -a also runs what the named tasks depend on.
+_ALWAYS_ALL = {"name": "always_all", "short": "", "long": "always-all", "type": bool, "default": False}
 
 
 class Run(AdaptedCommand, DoitRun):
     """`doit run`, which ends cleanly on SIGTERM and SIGHUP and suggests names."""
 
+    cmd_options = (*DoitRun.cmd_options, _ALWAYS_ALL)
     sel_tasks: Any
+    _always_all = False
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Keep the option that doit's own `_execute` does not know."""
+        self._always_all = params["always_all"]
+        return super().execute(params, args)
 
     # doit reads the signature to find out which options to pass.
     @functools.wraps(DoitRun._execute)
@@ -95,11 +104,20 @@ class Run(AdaptedCommand, DoitRun):
         require_own(current.checkout)
         for job_id in release_abandoned(current.checkout):
             print(f"job {job_id} of an earlier run released", flush=True)
-        if not kwargs["always"]:
-            _adopt_images(current, names)
-            if not self.sel_default_tasks:
-                _print_frozen(current, names)
-        expected = order(current.checkout, current.judge, names, everything=kwargs["always"])
+        always: Collection[str] = ()
+        if self._always_all:
+            always = reached
+        elif kwargs["always"]:
+            always = always_run(tasks, selected)
+        kwargs["always"] = False
+        for name in always:
+            tasks[name].uptodate = [(False, None, None)]
+        built_again = {task.name for name in always if (task := Task.parse(name))}
+        others = [name for name in names if name not in built_again]
+        _adopt_images(current, others)
+        if not self.sel_default_tasks:
+            _print_frozen(current, others)
+        expected = order(current.checkout, current.judge, names, always=always)
         _warn_of_umask(current, expected)
         dispatcher = Dispatcher(
             current, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])

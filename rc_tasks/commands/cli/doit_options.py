@@ -9,7 +9,8 @@ from argparse import ArgumentParser
 _RUN = (
     ("-n --process", "N", "run at most N steps at a time; 0, the default: as many as there is room for"),
     ("-c --continue", "", "go on with other images when one fails"),
-    ("-a --always-execute", "", "also run tasks that are fresh"),
+    ("-a --always-execute", "", "run the named tasks even if they are fresh"),
+    ("--always-all", "", "the same for all that they depend on"),
     ("-s --single", "", "run the named tasks alone, without what they depend on"),
     ("-v --verbosity", "N", "2 shows the output of the steps as well"),
     ("-o --output-file", "FILE", "write the output of the run to a file"),
