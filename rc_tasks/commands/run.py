@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from doit import doit_cmd
@@ -17,7 +17,7 @@ from doit.task import Task as DoitTask
 from rc_tasks.commands.at_root import AdaptedCommand, unknown_task
 from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
 from rc_tasks.engine.doit.reporter import Reporter
-from rc_tasks.engine.doit.selection import reach, selection
+from rc_tasks.engine.doit.selection import always_run, reach, selection
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run import adopt
 from rc_tasks.engine.run.allocator import release_abandoned
@@ -44,17 +44,21 @@ _STREAMING_VERBOSITY = 2
 # make's names of --process and --continue.
 _JOBS = {"name": "jobs", "short": "j", "long": "jobs", "type": int, "default": None}
 _KEEP_GOING = {"name": "keep_going", "long": "keep-going", "type": bool, "default": False}
+# doit's own -a also runs what the named tasks depend on.
+_ALWAYS_ALL = {"name": "always_all", "short": "", "long": "always-all", "type": bool, "default": False}
 
 
 class Run(AdaptedCommand, DoitRun):
     """`doit run`, which ends cleanly on SIGTERM and SIGHUP and suggests names."""
 
     bare_names = False
-    cmd_options = (*DoitRun.cmd_options, _JOBS, _KEEP_GOING)
+    cmd_options = (*DoitRun.cmd_options, _JOBS, _KEEP_GOING, _ALWAYS_ALL)
     sel_tasks: Any
+    _always_all = False
 
     def execute(self, params: Any, args: list[str]) -> int:
-        """Run tasks, with the options that make has for doit's own."""
+        """Run tasks; translate the options that doit's own `_execute` does not know."""
+        self._always_all = params["always_all"]
         if params["seek_file"]:
             sys.stderr.write(
                 "warning: -k is not make's: it has no effect, and the run stops at the first failure\n"
@@ -116,11 +120,20 @@ class Run(AdaptedCommand, DoitRun):
         require_own(current.checkout)
         for job_id in release_abandoned(current.checkout):
             print(f"job {job_id} of an earlier run released", flush=True)
-        if not kwargs["always"]:
-            _adopt_images(current, names)
-            if not self.sel_default_tasks:
-                _print_frozen(current, names)
-        expected = order(current.checkout, current.judge, names, everything=kwargs["always"])
+        always: Collection[str] = ()
+        if self._always_all:
+            always = reached
+        elif kwargs["always"]:
+            always = always_run(tasks, selected)
+        kwargs["always"] = False
+        for name in always:
+            tasks[name].uptodate = [(False, None, None)]
+        built_again = {task.name for name in always if (task := Task.parse(name))}
+        others = [name for name in names if name not in built_again]
+        _adopt_images(current, others)
+        if not self.sel_default_tasks:
+            _print_frozen(current, others)
+        expected = order(current.checkout, current.judge, names, always=always)
         _warn_of_umask(current, expected)
         dispatcher = Dispatcher(
             current, expected, kwargs["num_process"], keep_going=bool(kwargs["continue_"])

@@ -150,9 +150,14 @@ def test_image_json_says_from_what_the_image_is_made(family: Family) -> None:
     assert told["inputs"] == record["inputs"]
 
 
-def test_always_runs_every_step_of_the_image_and_its_bases(family: Family) -> None:
+def test_always_runs_what_is_named_alone(family: Family) -> None:
+    assert set(family.run("-a", "podman:left:1")) == {"podman:left:1"}
+    assert set(family.run("-a", "build:left:1")) == {f"{step}:left:1" for step in Step}
+
+
+def test_always_all_runs_every_step_of_the_image_and_its_bases(family: Family) -> None:
     before = family.records()
-    assert set(family.run("-a", "build:left:1")) == {
+    assert set(family.run("--always-all", "build:left:1")) == {
         f"{step}:{name}" for step in Step for name in ("base", "left:1")
     }
     after = family.records()

@@ -52,5 +52,19 @@ def reach(tasks: Mapping[str, DoitTask], names: Iterable[str]) -> dict[str, None
     return reached
 
 
+def always_run(tasks: Mapping[str, DoitTask], names: Iterable[str]) -> dict[str, None]:
+    """Return the tasks that names mean, without what those depend on: a group stands for its steps."""
+    meant: dict[str, None] = {}
+    todo = [*names][::-1]
+    while todo:
+        task = tasks.get(todo.pop())
+        if task is None or task.actions:
+            meant |= {task.name: None} if task is not None else {}
+            continue
+        steps = [name for name in task.task_dep if tasks[name].subtask_of == task.name]
+        todo += [*(steps or task.task_dep)][::-1]
+    return meant
+
+
 def _is_group(name: str) -> bool:
     return name.partition(":")[0] == "build"

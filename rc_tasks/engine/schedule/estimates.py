@@ -67,10 +67,12 @@ class Order:
         return max(longest_s, sum(seconds.values()) / max(1, slots))
 
 
-def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything: bool = False) -> Order:
+def order(
+    checkout: Checkout, judge: Judge, names: Iterable[str], *, always: Collection[str] = ()
+) -> Order:
     """Return the order of a run that makes these images and all their bases.
 
-    `everything`: fresh steps run again too.
+    The tasks in `always` run even if they are fresh.
     """
     graph = checkout.graph
     last_s: dict[Task, float] = {}
@@ -88,7 +90,7 @@ def order(checkout: Checkout, judge: Judge, names: Iterable[str], *, everything:
             if record is not None:
                 last_s[task] = record.duration_s
                 kinds[step].append(record.duration_s)
-            if everything or not _fresh(judge, task):
+            if str(task) in always or not _fresh(judge, task):
                 stale.add(task)
     usual = {step: median(kinds[step]) if kinds[step] else _GUESS_S[step] for step in Step}
     seconds = {task: last_s.get(task, usual[task.step]) if task in stale else 0.0 for task in before}

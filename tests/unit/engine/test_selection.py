@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from doit.task import Task as DoitTask
 
-from rc_tasks.engine.doit.selection import Selection, reach, selection
+from rc_tasks.engine.doit.selection import Selection, always_run, reach, selection
 from rc_tasks.state.records.records import Step, Task
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import unstamped
@@ -104,6 +104,26 @@ def test_what_makes_a_file_that_is_needed_is_reached() -> None:
         "copy": DoitTask("copy", ["true"], file_dep=["image.sqsh"]),
     }
     assert list(reach(made, ["copy"])) == ["copy", "enroot:top"]
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        (["podman:top"], ["podman:top"]),
+        (["build:top"], ["podman:top", "enroot:top"]),
+        (["build:alias"], ["podman:top", "enroot:top"]),
+        (["build"], ["podman:base", "enroot:base", "podman:top", "enroot:top", "build:broken"]),
+        (["mine"], ["own"]),
+        (["nosuch"], []),
+    ],
+    ids=" ".join,
+)
+def test_always_is_for_what_was_named_alone(names: list[str], meant: list[str]) -> None:
+    known = tasks() | {"build:alias": DoitTask("build:alias", None, task_dep=["build:top"])}
+    for name in ("base", "top"):
+        for step in ("podman", "enroot"):
+            known[f"{step}:{name}"].subtask_of = f"build:{name}"
+    assert list(always_run(known, names)) == meant
 
 
 @pytest.fixture
