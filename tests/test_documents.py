@@ -60,6 +60,19 @@ def test_the_page_of_commands_describes_each() -> None:
     assert not [name for name in commands() if f"`doit {name}" not in page]
 
 
+def test_the_page_of_commands_groups_them_as_help_does() -> None:
+    grouped = {
+        heading.lower(): {
+            name for name in re.findall(r"^\| `doit (\w+)", text, re.M) if name in COMMANDS
+        }
+        for heading, text in sections("docs/reference/commands.md").items()
+    }
+    groups = {entry.group for entry in COMMANDS.values()}
+    assert {group: grouped[group] for group in groups} == {
+        group: {entry.name for entry in COMMANDS.values() if entry.group == group} for group in groups
+    }
+
+
 def test_the_page_of_project_toml_has_each_key() -> None:
     page = (SOURCE / "docs/reference/project-toml.md").read_text()
     assert not [field.name for field in fields(ProjectOptions) if f"| `{field.name}` |" not in page]

@@ -207,6 +207,7 @@ def test_manifest_for_people(root: Path) -> None:
     told = doit(root, "manifest", NAME)
     assert told.status == 0
     assert "\x1b" not in told.text
+    assert doit(root, "manifest", f"projects/{NAME}/") == told
     assert re.search(r"(?m)^libc6 +2\.36-10 +dpkg +/$", told.text)
     assert "packages    2 dpkg\n            1 conda in /opt/conda\n" in told.text
     assert f"base        docker.io/library/debian:12 (sha256:{image_id(101)})\n" in told.text
@@ -223,7 +224,7 @@ def test_manifest_for_people(root: Path) -> None:
         (("app:2",), "app:2 is not published yet"),
         ((NAME, "app:2"), "expected one NAME, not 2: "),
         (("nowhere.sqsh",), "cannot be read: No such file"),
-        (("projects/app:1",), "cannot be read: Is a directory"),
+        (("/proc",), "there is no image in this directory"),
         (("projects/app:1/Dockerfile",), "give the path of a whole image.sqsh"),
     ],
 )

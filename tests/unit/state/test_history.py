@@ -318,7 +318,7 @@ def test_json_has_every_field(checkout: Path) -> None:
         (("--since", "99999999999d"), "is not a time"),
         (("--since", "2026-13-01"), "is not a time"),
         (("-n", "0"), "-n must be at least 1, not 0"),
-        (("-n", "many"), "is not of type int"),
+        (("-n", "many"), "-n: must be a whole number, not 'many'"),
         (("wörkk",), "wörk"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
