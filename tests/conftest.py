@@ -20,8 +20,9 @@ TOOLS = {
     "podman": ("podman", "skopeo", "mksquashfs", "unsquashfs"),
     "slurm": ("slurmctld", "slurmd", "srun", "munged"),
 }
-# The marks of the longest tests, the longest first.
-LONGEST = ("slow", "slurm", "podman")
+# The marks of the longest tests, the longest first. Tests with Slurm mostly wait, and tests with podman
+# compute: with the same rank, they run at the same time and share the CPUs.
+LONGEST = (("slow",), ("slurm", "podman"))
 # What would lead a test to the developer's checkout, job or images.
 FOREIGN = (
     "RC_",
@@ -59,6 +60,17 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("same")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Start three processes for two CPUs, unless pytest-xdist's own variable sets another number.
+
+    Many tests wait: for Slurm, for time limits and for processes that end.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return (3 * len(os.sched_getaffinity(0)) + 1) // 2
+
+
 def soaking(config: pytest.Config) -> bool:
     """Whether the tests marked `soak` are asked for."""
     return "soak" in config.option.markexpr.replace("not soak", "")
@@ -84,7 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def rank(item: pytest.Item) -> int:
     """0 for what takes longest."""
-    return next((n for n, mark in enumerate(LONGEST) if item.get_closest_marker(mark)), len(LONGEST))
+    own = {mark.name for mark in item.iter_markers()}
+    return next((n for n, marks in enumerate(LONGEST) if own.intersection(marks)), len(LONGEST))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
