@@ -1,11 +1,12 @@
 """A real image started from an EDF: in podman, by its ID and from its file, and in Enroot."""
 
+import json
 import os
 import pty
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from rc_tasks.tools.podman import Podman
 from rc_tasks.tools.slurm_request import StepRequest
 from tests.support.cluster import ACCOUNT, Cluster
 from tests.support.images import Layer, load
+from tests.support.storage import own_storage
 from tests.support.tools import refuse, require_tools
 
 pytestmark = pytest.mark.podman
@@ -100,20 +102,37 @@ class Place:
         return launch.resolve("./e.toml", environ=os.environ, cwd=self.directory)
 
 
-@pytest.fixture
-def place(
-    request: pytest.FixtureRequest,
-    podman_storage: Podman,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Place:
-    config = {**CONFIG, **getattr(request, "param", {})}
-    monkeypatch.setenv("TOKEN", TOKEN)
-    directory = tmp_path / "it's here: a, b"
-    directory.mkdir()
-    (directory / "base.toml").write_text('mounts = ["/usr:/base-usr:ro"]\nworkdir = ""\n')
-    (directory / "my data").mkdir()
-    (directory / "my data" / "file").write_text("mounted\n")
+# The podman that starts an image, the image's ID there, and its file.
+Image = tuple[Podman, str, Path]
+Config = Mapping[str, object]
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[tuple[Podman, dict[str, str]]]:
+    """A podman storage of this file, and the variables that select it."""
+    require_tools("podman")
+    with own_storage() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def image(
+    storage: tuple[Podman, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Config], Image]:
+    """Make the image of a configuration, once for all tests."""
+    podman, _ = storage
+    made: dict[str, Image] = {}
+
+    def image_of(config: Config) -> Image:
+        key = json.dumps(config)
+        if key not in made:
+            made[key] = make_image(podman, tmp_path_factory.mktemp("image"), config)
+        return made[key]
+
+    return image_of
+
+
+def make_image(podman: Podman, directory: Path, config: Config) -> Image:
     layer = Layer().busybox().directory("etc").directory("image").directory("image/work dir")
     layer.directory("tmp").directory("proc").directory("sys").directory("dev").directory("var")
     layer.directory("edf work").directory("sbin").directory("run").symlink("var/run", "/run")
@@ -122,10 +141,10 @@ def place(
         layer.file(hidden, b"of the image\n")
     # As seen from the container: from outside it leads elsewhere.
     layer.symlink("etc/environment", "../../image/environment")
-    image_id = load(podman_storage, tmp_path / "layout", config, layer)
-    with podman_storage.mounted(image_id, name="rc-launch") as root:
-        rootfs.prepare(root, podman_storage.inspect(image_id), ())
-        file = directory / "image.sqsh"
+    image_id = load(podman, directory / "layout", config, layer)
+    file = directory / "image.sqsh"
+    with podman.mounted(image_id, name="rc-launch") as root:
+        rootfs.prepare(root, podman.inspect(image_id), ())
         made = squashfs.mksquashfs(
             root,
             file,
@@ -136,7 +155,28 @@ def place(
             memory_bytes=64 << 20,
         )
         command.capture(made)
-    return Place(directory, running(podman_storage, image_id), image_id, file)
+    return running(podman, image_id), image_id, file
+
+
+@pytest.fixture
+def place(
+    request: pytest.FixtureRequest,
+    storage: tuple[Podman, dict[str, str]],
+    image: Callable[[Config], Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    _, environment = storage
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TOKEN", TOKEN)
+    directory = tmp_path / "it's here: a, b"
+    directory.mkdir()
+    (directory / "base.toml").write_text('mounts = ["/usr:/base-usr:ro"]\nworkdir = ""\n')
+    (directory / "my data").mkdir()
+    (directory / "my data" / "file").write_text("mounted\n")
+    podman, image_id, file = image({**CONFIG, **getattr(request, "param", {})})
+    return Place(directory, podman, image_id, Path(shutil.copy(file, directory)))
 
 
 def running(podman: Podman, image_id: str) -> Podman:
