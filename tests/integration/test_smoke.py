@@ -254,7 +254,7 @@ def test_without_its_launcher_nothing_is_published_untested(family: Family) -> N
 def test_a_kill_leaves_the_old_image_and_the_next_run_clears_up(family: Family, victim: str) -> None:
     before = published(family.artifact("base"))
     # Without its podman the container goes on until then.
-    smoke(family, ("sh", "-c", f"trap '' TERM; sleep {NAP}; :"), smoke_timeout_s=30)
+    smoke(family, ("sh", "-c", f"trap '' TERM; sleep {NAP}; :"), smoke_timeout_s=10)
     family.edit("base/Dockerfile", "WORKDIR", f"LABEL killed={victim}\nWORKDIR")
     with family.start("enroot:base") as run:
         until(processes)
