@@ -38,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     """The family, published: what is frozen is built as long as it is not there."""
     require_tools("podman", "mksquashfs", "unsquashfs", "busybox")
     with own_storage() as (podman, environment):
-        root = write_checkout(tmp_path_factory.mktemp("built") / "checkout", FILES)
+        root = write_checkout(tmp_path_factory.mktemp("built") / "it's: a checkout é", FILES)
         shutil.copy(BUSYBOX, root / "base/busybox")
         home = tmp_path_factory.mktemp("home")
         environment |= {
@@ -54,16 +54,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
         assert set(family.run()) == {
             f"{step}:{name}" for step in ("podman", "enroot", "env") for name in names
         }
+        family.copied(root.with_name("kept"))
         yield family
 
 
 @pytest.fixture
-def family(built: Family, tmp_path: Path) -> Family:
-    """A copy in which everything is fresh."""
-    found = built.copied(tmp_path / "it's: a checkout é")
-    set_images_root(found, found.root)
-    found.run()
-    return found
+def family(built: Family) -> Family:
+    """The family as it was built, in the place that its settings name."""
+    shutil.rmtree(built.root)
+    return replace(built, root=built.root.with_name("kept")).copied(built.root)
 
 
 def set_images_root(family: Family, images_root: Path) -> None:
