@@ -64,8 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers() -> int | None:
     """Start three processes for two CPUs, unless pytest-xdist's own variable sets another number.
 
-    With one process for each CPU, the CPUs are idle for 40% of the time: tests wait for Slurm, for time
-    limits and for processes that end.
+    Many tests wait: for Slurm, for time limits and for processes that end.
     """
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
