@@ -21,6 +21,7 @@ from rc_tasks.state.disk.files import refused
 from rc_tasks.state.history import image_id as image_id_of
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.records import Artifact, Record, Step
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
 from rc_tasks.state.store.store import Store
@@ -271,8 +272,8 @@ class Verification:
 
     def _is_put_back(self, name: str, record: Record) -> bool:
         """Return whether an older image is published, so that a build would publish another one."""
-        newest = image_id_of(self.checkout.records.get(Step.PODMAN, name))
-        return bool(record.instead_of) and newest != image_id_of(record)
+        newest = rolled_back_from(record, self.checkout.records.get(Step.PODMAN, name))
+        return newest not in {"", image_id_of(record)}
 
     def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
         """Return the published image and the images that it is built on, each with its store."""

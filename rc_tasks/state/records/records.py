@@ -99,7 +99,7 @@ class Record:
     `tools` holds versions by program. `bases` holds the digests of a built image's registry bases.
     `smoke` holds the tests that a published image has passed.
     `adopted_from` is the official checkout of an adopted image; empty for an image built here.
-    `instead_of` is the image ID that a rollback to an older image replaced; empty for the newest image.
+    `instead_of` and `generation` belong to rollbacks, see `rollback.py`.
     """
 
     inputs: Mapping[str, str]
@@ -118,6 +118,7 @@ class Record:
     bases: Mapping[str, str] = field(default_factory=dict)
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
+    generation: int = 0
 
     def passed(self, launcher: Launcher) -> set[tuple[str, ...]]:
         """Return the smoke tests that need not run again when the settings say `launcher`."""
@@ -270,6 +271,7 @@ def parse(text: bytes, task: Task) -> Record | None:
             bases=dict(document.get("bases", {})),
             smoke=tuple(_passed(test) for test in document.get("smoke", ())),
             instead_of=document.get("instead_of", ""),
+            generation=document.get("generation", 0),
             facts=_facts(facts) if facts else None,
             artifact=_artifact(artifact) if artifact else None,
         )
@@ -286,7 +288,7 @@ def _is_sound(record: Record) -> bool:
     texts += [record.adopted_from, record.instead_of, *record.tools.values(), *record.bases.values()]
     for passed in record.smoke:
         texts += [*passed.argv, passed.launcher]
-    truths, sizes = [record.dirty], list[int]()
+    truths, sizes = [record.dirty], [record.generation]
     if (facts := record.facts) is not None:
         texts += [facts.image_id, facts.architecture, facts.workdir]
         truths.append(facts.sets_entrypoint)

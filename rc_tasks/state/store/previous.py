@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class Previous:
                     copy(path, temporary / ARTIFACT)
                 image_json = _image_json(project, record)
                 (temporary / IMAGE_JSON).write_text(image_json, encoding="utf-8")
-                text = as_text(replace(record, instead_of=""), _task(project.name))
+                text = as_text(record, _task(project.name))
                 (temporary / RECORD).write_text(text, encoding="utf-8")
                 # An entry can only be in the way if its file was exchanged by hand.
                 shutil.rmtree(entry, ignore_errors=True)
