@@ -1,7 +1,6 @@
 """Freshness of images and their steps, with the causes; `doit list` and the build both use it."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -46,6 +45,7 @@ from rc_tasks.state.records.status import (
     leading_causes,
 )
 from rc_tasks.state.rights import closed_files, is_official
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
@@ -357,10 +357,10 @@ class Judge:
         if written_ns <= max((version[1] for version in versions if version is not None), default=0):
             return None
         try:
-            sound = isinstance(json.loads(reading.content(path) or b""), dict)
-        except (ValueError, RecursionError):
-            sound = False
-        return None if sound else "image.json is damaged"
+            load(reading.content(path))
+        except DecodeError:
+            return "image.json is damaged"
+        return None
 
     def _env(self, node: ImageNode) -> list[Cause]:
         name = node.project.name

@@ -3,7 +3,6 @@
 It covers published images only; the judge decides whether an image is stale.
 """
 
-import json
 import os
 import shlex
 import tomllib
@@ -25,6 +24,7 @@ from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
 from rc_tasks.state.store.store import Store
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes, read_text
 
 _SHORT_ID = 12
@@ -186,7 +186,7 @@ class Verification:
         remove = _remove(node.project.image_json)
         hint = f"{remove}doit build:{node.project.name}    (it is written again)"
         try:
-            document = json.loads(read_bytes(node.project.image_json))
+            document = load(read_bytes(node.project.image_json))
             expected = {
                 "name": node.project.name,
                 "image_id": record.inputs.get("image", ""),
@@ -202,7 +202,7 @@ class Verification:
             raise
         except OSError as error:
             yield Damage(where, f"cannot be read: {error.strerror}", hint)
-        except (ValueError, AttributeError, RecursionError):
+        except DecodeError:
             yield Damage(where, "is no JSON object", hint)
         else:
             if differ:

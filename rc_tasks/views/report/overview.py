@@ -223,15 +223,10 @@ def _image(
         edf=node.project.shown(EDF) if edf is not None else "",
         edf_text=edf or "",
         built=built,
-        smoke=tuple(filter(_plausible, enroot.smoke)) if enroot else (),
+        smoke=tuple(test for test in (enroot.smoke if enroot else ()) if math.isfinite(test.duration_s)),
         instead_of=instead_of,
         manifest_summary=manifest_summary(checkout, name, instead_of),
     )
-
-
-def _plausible(test: Passed) -> bool:
-    """Return whether the values of a test, which come from a file, have the types to be shown."""
-    return all(isinstance(word, str) for word in test.argv) and math.isfinite(test.duration_s)
 
 
 def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:
