@@ -3,7 +3,6 @@
 import getpass
 import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from rc_tasks.commands.cli.command import images
@@ -18,6 +17,7 @@ from rc_tasks.state.disk.files import refused, write_atomically
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Record, Step
+from rc_tasks.state.records.rollback import put_back_record, rolled_back_from
 from rc_tasks.state.store.previous import Published, put_back
 from rc_tasks.steps.publish import squash
 from rc_tasks.views import tables
@@ -55,7 +55,8 @@ def run(args: Namespace) -> int:
         return 0
     try:
         with held(checkout.lock(name), f"rollback:{name}"):
-            checkout.records.reread(Step.ENROOT, name)
+            for step in (Step.PODMAN, Step.ENROOT):
+                checkout.records.reread(step, name)
             target = _roll_back(checkout, project, number)
     except OSError as error:
         raise refused(error) or error from None
@@ -92,9 +93,10 @@ def _roll_back(checkout: Checkout, project: Project, number: int | None) -> Publ
             hint="check free space, quota and write permission of .rc/previous",
         )
     before = record.inputs.get("image", "")
-    newest = record.instead_of or before
+    built = checkout.records.get(Step.PODMAN, name)
+    newest = rolled_back_from(record, built) or before
     forward = target is previous[0] and target.image_id == newest
-    after = replace(target.record, instead_of="" if forward else newest)
+    after = put_back_record(target.record, "" if forward else newest, built)
     squash.sweep(project.directory)
     put_back(project, target, squash.temporary(project.artifact))
     write_atomically(project.image_json, checkout.previous.restore_image_json(project, after))

@@ -7,7 +7,6 @@ the incomplete last line of a killed run.
 import contextlib
 import heapq
 import json
-import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from rc_tasks.state.disk import reading
 from rc_tasks.state.records.records import Record, Step, Task
+from rc_tasks.util.json_decode import Seconds, Size, Time, parse
 
 _SUFFIX = ".jsonl"
 # Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.
@@ -47,14 +46,14 @@ class HistoryEntry:
     image: str
     step: Step
     outcome: Outcome
-    started_at: str
-    duration_s: float
-    queued_s: float
+    started_at: Time
+    duration_s: Seconds
+    queued_s: Seconds
     node: str = ""
     job_id: str = ""
     image_id_before: str = ""
     image_id: str = ""
-    size_bytes: int | None = None
+    size_bytes: Size | None = None
     commit: str = ""
     dirty: bool = False
     reason: str = ""
@@ -164,40 +163,7 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
 
 def _read(path: Path) -> Iterator[HistoryEntry]:
     for line in (reading.content(path) or b"").split(b"\n"):
-        entry = parse(line)
+        # It may be incomplete, damaged, or of a later version.
+        entry = parse(HistoryEntry, line)
         if entry is not None:
             yield entry
-
-
-def parse(line: bytes) -> HistoryEntry | None:
-    """Return the entry in a line; None when it is incomplete, damaged, or of a later version."""
-    try:
-        document = json.loads(line)
-        size = document.get("size_bytes")
-        entry = HistoryEntry(
-            run=str(document["run"]),
-            image=str(document["image"]),
-            step=Step(document["step"]),
-            outcome=Outcome(document["outcome"]),
-            started_at=str(document["started_at"]),
-            duration_s=_seconds(document["duration_s"]),
-            queued_s=_seconds(document["queued_s"]),
-            size_bytes=int(size) if size is not None else None,
-            dirty=bool(document.get("dirty", False)),
-            **{key: str(document.get(key) or "") for key in _TEXTS},
-        )
-        # A time without a zone could not be compared, and some years have no local time.
-        return entry if entry.began.tzinfo is not None and entry.began.astimezone() else None
-    # JSON may hold infinite numbers and years that no time type can represent.
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, OSError):
-        return None
-
-
-_TEXTS = ("node", "job_id", "image_id_before", "image_id", "commit", "reason", "log", "error")
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if not math.isfinite(seconds):
-        raise ValueError(value)
-    return max(0.0, seconds)

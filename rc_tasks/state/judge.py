@@ -1,7 +1,6 @@
 """Freshness of images and their steps, with the causes; `doit list` and the build both use it."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,6 +29,7 @@ from rc_tasks.state.records.inputs import (
 )
 from rc_tasks.state.records.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
 from rc_tasks.state.records.records import Facts, Failure, Record, Step
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import (
     GONE,
     NEVER,
@@ -45,6 +45,7 @@ from rc_tasks.state.records.status import (
     leading_causes,
 )
 from rc_tasks.state.rights import closed_files, is_official
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 
@@ -108,9 +109,7 @@ class Judge:
 
     def step_has_run(self, step: Step, name: str) -> None:
         """Forget all judgements, as a step has run, perhaps in another process."""
-        # The podman step may end a rollback, which changes the record of the enroot step.
-        for changed_step in (step, Step.ENROOT):
-            self._checkout.records.reread(changed_step, name)
+        self._checkout.records.reread(step, name)
         self._steps.clear()
         self._pins = None
         if self.offers is not None:
@@ -164,8 +163,10 @@ class Judge:
 
     def rolled_back(self, name: str) -> bool:
         """Return whether an older image is published in place of the newest."""
-        published, newest = self._checkout.records.get(Step.ENROOT, name), self._recorded(name)
-        return bool(published and newest and published.instead_of == newest.image_id)
+        published, built = (
+            self._checkout.records.get(step, name) for step in (Step.ENROOT, Step.PODMAN)
+        )
+        return bool(rolled_back_from(published, built))
 
     def inputs(self, step: Step, name: str) -> dict[str, str]:
         """Return the inputs of a step as they are now. Raise RcError when they cannot be read."""
@@ -299,9 +300,10 @@ class Judge:
         facts = self._facts(name)
         old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
         # A rollback stays until a build gives another image than the one that it replaced.
-        if new and new not in {old, record.instead_of}:
+        rolled_back = self.rolled_back(name)
+        if new and new != old and not rolled_back:
             causes.append(Cause("image", "the image was rebuilt", old, new))
-        built_here = not record.adopted_from and not record.instead_of
+        built_here = not record.adopted_from and not rolled_back
         if built_here and new == old and SETTINGS not in record.inputs:
             causes += [Cause(part, words) for part, words in self._miswritten(old).items()]
         if built_here and new == old and (words := doubtful(record.inputs, record.tools)):
@@ -355,10 +357,10 @@ class Judge:
         if written_ns <= max((version[1] for version in versions if version is not None), default=0):
             return None
         try:
-            sound = isinstance(json.loads(reading.content(path) or b""), dict)
-        except (ValueError, RecursionError):
-            sound = False
-        return None if sound else "image.json is damaged"
+            load(reading.content(path))
+        except DecodeError:
+            return "image.json is damaged"
+        return None
 
     def _env(self, node: ImageNode) -> list[Cause]:
         name = node.project.name

@@ -4,8 +4,7 @@ A log holds whatever a Dockerfile prints, so nothing in it can say why the step 
 its work leaves its record instead, and one that was killed leaves nothing.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -14,6 +13,7 @@ from rc_tasks.errors import CommandError, RcError
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.disk.locks import LockedError, LostLockError
+from rc_tasks.util.json_decode import encode, parse
 
 
 class ErrorKind(StrEnum):
@@ -60,21 +60,11 @@ class ErrorReport:
 
         A network file system shows the file at once, as nobody has looked for its name before.
         """
-        text = reading.content(path)
-        try:
-            values = json.loads(text or b"null")
-            return cls(
-                ErrorKind(values["kind"]),
-                str(values["text"]),
-                str(values["needs"]),
-                values["after_tool"] is True,
-            )
-        except (ValueError, TypeError, KeyError):
-            return None
+        return parse(cls, reading.content(path))
 
     def write(self, path: Path) -> None:
         """Write it to `path`. Raise RcError when nothing can be written."""
-        write_atomically(path, json.dumps(asdict(self)) + "\n")
+        write_atomically(path, encode(self))
 
 
 class ReportedError(RcError):

@@ -1,12 +1,11 @@
 """Batch job of `doit nightly`: its checks, its script, its submission and its start."""
 
 import hashlib
-import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rc_tasks.state.disk.files import umask, write_atomically
 from rc_tasks.tools import command, git, sbatch, slurm
 from rc_tasks.tools.slurm_request import StepRequest
 from rc_tasks.util import template
+from rc_tasks.util.json_decode import encode
 
 TEMPLATE = "templates/nightly.sbatch.j2"
 _MOST_FILES = 10
@@ -283,7 +283,7 @@ def begin(checkout: Checkout, job_id: str, after: str, warn: Callable[[str], Non
         except RcError as refused:
             error = refused
     begun = JobStart(job_id, started_at, after, before, _commit(checkout), str(error) if error else "")
-    write_atomically(path, json.dumps(asdict(begun), indent=1) + "\n")
+    write_atomically(path, encode(begun))
     if error is not None:
         raise error
     return begun

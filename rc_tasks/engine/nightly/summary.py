@@ -1,8 +1,7 @@
 """Summary of a nightly run: gathered from the history and the current checkout, and as JSON."""
 
 import contextlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,6 +15,7 @@ from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
 from rc_tasks.tools.slurm_request import StepRequest
+from rc_tasks.util.json_decode import DecodeError, Time, decode, load
 from rc_tasks.util.safe_read import read_bytes
 
 SCHEMA = 1
@@ -45,7 +45,7 @@ class JobStart:
     """
 
     job_id: str
-    started_at: str
+    started_at: Time
     after: str = ""
     commit_before: str = ""
     commit: str = ""
@@ -289,9 +289,8 @@ def _adopted(current: Session, first: JobStart) -> list[str]:
 def load_begun(path: Path) -> JobStart | None:
     """Return the start of a job from its file, which may hold its summary too; None when damaged."""
     try:
-        document: Mapping[str, Any] = json.loads(read_bytes(path))
-        begun = JobStart(**{key: str(document.get(key) or "") for key in JobStart.__slots__})
-        datetime.fromisoformat(begun.started_at)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        # The summary has null for empty text.
+        document = {key: value for key, value in load(read_bytes(path)).items() if value is not None}
+        return decode(JobStart, document)
+    except (OSError, DecodeError):
         return None
-    return begun

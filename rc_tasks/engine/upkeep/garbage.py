@@ -33,6 +33,7 @@ from rc_tasks.state.store.garbage import Unneeded
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.steps.publish import squash
+from rc_tasks.util.json_decode import Time, parse
 
 GONE_DAYS = 30
 _DAY_S = 86_400.0
@@ -301,13 +302,9 @@ class Collector:
         return True
 
     def _noted(self) -> dict[str, str]:
-        try:
-            document = json.loads((self._generated / "gone.json").read_bytes())
-            return {
-                str(name): datetime.fromisoformat(since).isoformat() for name, since in document.items()
-            }
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-            return {}
+        with contextlib.suppress(OSError):
+            return parse(dict[str, Time], (self._generated / "gone.json").read_bytes()) or {}
+        return {}
 
     def _note(self, gone: dict[str, str]) -> None:
         path = self._generated / "gone.json"

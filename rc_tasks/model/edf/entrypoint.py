@@ -24,6 +24,11 @@ class Behaviour(StrEnum):
     ENDED = "ended"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def _missing_(cls, _: object) -> "Behaviour":
+        # A later version may know more.
+        return cls.NOT_TRIED
+
     @property
     def words(self) -> str:
         """The rest of a sentence that begins with `the image's ENTRYPOINT`."""

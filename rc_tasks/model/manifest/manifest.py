@@ -1,16 +1,12 @@
-"""The manifest: contents and origin of an image as values, and their JSON (docs/reference/manifest.md).
+"""Manifest of an image: its contents and origin, and their JSON (docs/reference/manifest.md)."""
 
-A file may be damaged or from another version, so the parsers check every type.
-"""
-
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from rc_tasks.util.file_mode import normalised
+from rc_tasks.util.json_decode import Size, Time, decode, load, parse
 
 # Increase this when a key changes its meaning or is removed, not when one is added.
 SCHEMA = 1
@@ -70,9 +66,13 @@ class Contents:
 
     distribution: Distribution
     packages: tuple[Package, ...]
-    sizes_bytes: Mapping[str, int]
-    files: int
+    sizes_bytes: Mapping[str, Size]
+    files: Size
     unread: tuple[Unread, ...] = ()
+
+
+def _normalised(files: Mapping[str, str]) -> Mapping[str, str]:
+    return {path: normalised(value) for path, value in files.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Origin:
     build_args: Mapping[str, str]
     target: str
     bases: Mapping[str, str]
-    files: Mapping[str, str]
+    files: Annotated[Mapping[str, str], _normalised]
     built_at: str
     builder: str
     node: str
@@ -107,9 +107,9 @@ class Manifest:
     name: str
     image_id: str
     architecture: str
-    published_at: str
-    size_bytes: int
-    image_size_bytes: int
+    published_at: Time
+    size_bytes: Size
+    image_size_bytes: Size
     contents: Contents
     origin: Origin | None = None
 
@@ -136,99 +136,18 @@ def document(value: Contents | Origin | Manifest) -> dict[str, Any]:
 
 def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None:
     """Parse a manifest from a file; None when it is damaged or of a later version."""
-    try:
-        raw = _document(text)
-        return Manifest(
-            name=_text(raw, "name"),
-            image_id=_text(raw, "image_id"),
-            architecture=_text(raw, "architecture"),
-            published_at=_time(raw, "published_at"),
-            size_bytes=_number(raw, "size_bytes"),
-            image_size_bytes=_number(raw, "image_size_bytes"),
-            contents=_contents(raw["contents"]),
-            origin=origin,
-        )
-    except _WRONG:
-        return None
+    manifest = parse(Manifest, text, SCHEMA)
+    return replace(manifest, origin=origin) if manifest is not None else None
 
 
 def parse_contents(text: bytes) -> Contents:
-    """Parse contents from the JSON of `document`. Raise ValueError, KeyError or TypeError."""
-    return _contents(_document(text))
+    """Parse contents from the JSON of `document`. Raise DecodeError."""
+    return decode(Contents, load(text, SCHEMA))
 
 
 def parse_origin(text: bytes) -> Origin | None:
     """Parse an origin from a file; None when it is damaged or of a later version."""
-    try:
-        raw = _document(text)
-        return Origin(
-            dockerfile=_text(raw, "dockerfile"),
-            build_args=_texts(raw["build_args"]),
-            target=_text(raw, "target"),
-            bases=_texts(raw["bases"]),
-            files={path: normalised(value) for path, value in _texts(raw["files"]).items()},
-            built_at=_text(raw, "built_at"),
-            builder=_text(raw, "builder"),
-            node=_text(raw, "node"),
-            commit=_text(raw, "commit"),
-            dirty=bool(raw["dirty"]),
-            tools=_texts(raw["tools"]),
-        )
-    except _WRONG:
-        return None
-
-
-# JSON may hold more than a manifest can, such as endless nesting or an infinite number.
-_WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-_PACKAGE = tuple(key.name for key in fields(Package) if key.name != "kind")
-
-
-def _document(text: bytes) -> dict[str, Any]:
-    raw = json.loads(text)
-    if raw["schema"] != SCHEMA:
-        raise ValueError(raw["schema"])
-    return dict(raw)
-
-
-def _contents(raw: dict[str, Any]) -> Contents:
-    distribution = raw["distribution"]
-    return Contents(
-        Distribution(*(_text(distribution, item.name) for item in fields(Distribution))),
-        tuple(
-            Package(
-                PackageKind(item["kind"]), **{key: _text(item, key) for key in _PACKAGE if key in item}
-            )
-            for item in raw["packages"]
-        ),
-        {str(path): _number(raw["sizes_bytes"], path) for path in raw["sizes_bytes"]},
-        _number(raw, "files"),
-        tuple(Unread(_text(item, "path"), _text(item, "why")) for item in raw["unread"]),
-    )
-
-
-def _text(raw: dict[str, Any], key: str) -> str:
-    value = raw[key]
-    if not isinstance(value, str):
-        raise TypeError(key)
-    return value
-
-
-def _time(raw: dict[str, Any], key: str) -> str:
-    value = _text(raw, key)
-    if datetime.fromisoformat(value).tzinfo is None:
-        raise ValueError(value)
-    return value
-
-
-def _number(raw: dict[str, Any], key: str) -> int:
-    value = raw[key]
-    if not isinstance(value, int) or value < 0:
-        raise TypeError(key)
-    return value
-
-
-def _texts(raw: dict[str, Any]) -> dict[str, str]:
-    return {key: _text(raw, key) for key in raw}
+    return parse(Origin, text, SCHEMA)
 
 
 def _sorted(package: Package) -> tuple[str, str, str]:

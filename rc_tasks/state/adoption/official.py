@@ -22,6 +22,7 @@ from rc_tasks.state.disk.reading import denied
 from rc_tasks.state.disk.trust import AbsentError, NotOfferedError, RefusedError, Trust
 from rc_tasks.state.records.digests import Digests
 from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, parse
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
 from rc_tasks.state.store.store import Store
@@ -86,7 +87,7 @@ class Official:
                 raise OtherInputsError(tuple(_differences(recorded, inputs)))
             published = self._record(Step.ENROOT, project.name)
             status = self._file(path)
-            if published.instead_of == built.facts.image_id:
+            if rolled_back_from(published, built):
                 raise NotOfferedError("an older image replaces it there (doit rollback)")
             if published.inputs.get("image") != built.facts.image_id or published.artifact is None:
                 raise NotOfferedError("it is not published there yet")
@@ -102,7 +103,7 @@ class Official:
         artifact = replace(published.artifact, mtime_ns=status.st_mtime_ns)
         records = {
             Step.PODMAN: replace(built, adopted_from=self.root),
-            Step.ENROOT: replace(published, artifact=artifact, adopted_from=self.root, instead_of=""),
+            Step.ENROOT: replace(published, artifact=artifact, adopted_from=self.root),
         }
         try:
             environment = self._record(Step.ENV, project.name)
@@ -358,7 +359,7 @@ def _unreadable(error: OSError) -> RefusedError:
 
 def _plausible(record: Record) -> Iterator[bool]:
     """Yield for each value whether it is plausible, as another user may have changed it."""
-    texts = (record.node, record.job_id, record.builder, record.commit, record.instead_of)
+    texts = (record.node, record.job_id, record.builder, record.commit)
     tables = (record.tools, record.bases)
     yield all(map(_is_text, (*texts, *(word for table in tables for word in (*table, *table.values())))))
     for test in record.smoke:

@@ -10,14 +10,13 @@ import contextlib
 import getpass
 import glob
 import hashlib
-import json
 import os
 import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from rc_tasks.state.disk.files import (
     sweep_temporaries,
     temporary_prefix,
 )
+from rc_tasks.util.json_decode import DecodeError, decode, encode, load
 from rc_tasks.util.safe_read import open_regular, read_bytes
 
 _TOUCH_S = 5.0
@@ -251,7 +251,7 @@ def _look(path: Path) -> _LockSeen | None:
             return None
     # Only the age counts of a lock that is damaged, or being created.
     owner = Holder("?", "?", "?", 0, "", "?")
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+    with contextlib.suppress(DecodeError):
         owner = _parse(content)
     # Leave out the inode: a file system without hard links may change it.
     mark = hashlib.sha256(b"%d %s" % (status.st_mtime_ns, content)).hexdigest()[:24]
@@ -263,12 +263,10 @@ def _untouched_s(path: Path, lock_seen: _LockSeen) -> float:
 
 
 def _parse(text: bytes) -> Holder:
-    document = json.loads(text)
-    # A later version may write more keys.
-    parsed = Holder(**{key.name: document[key.name] for key in fields(Holder) if key.name in document})
-    # Reject `true`, and numbers that kill(2) does not take.
-    if type(parsed.pid) is not int or abs(parsed.pid) > _MOST_PID:
-        raise TypeError(parsed.pid)
+    parsed = decode(Holder, load(text))
+    # kill(2) does not take such numbers.
+    if abs(parsed.pid) > _MOST_PID:
+        raise DecodeError(".pid: is no process")
     return parsed
 
 
@@ -295,7 +293,7 @@ def _take(path: Path, mine: Holder) -> _Lock:
     for name in (path.name, CLOCK):
         sweep_temporaries(path.parent, name)
     _sweep_claims(path)
-    content = json.dumps(asdict(mine)).encode()
+    content = encode(mine).encode()
     descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:
         os.write(descriptor, content)

@@ -21,6 +21,7 @@ from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
 from rc_tasks.state.records.inputs import BASE, CONTEXT
 from rc_tasks.state.records.records import Record, Step
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes
 
 _DIRECTORY = "manifests"
@@ -86,9 +87,9 @@ def bases(node: ImageNode, record: Record) -> dict[str, str]:
 
 def present_id(checkout: Checkout, name: str) -> str:
     """Return the ID of the image that is published now, or an empty string."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        image_id = json.loads(read_bytes(checkout.graph.images[name].project.image_json))["image_id"]
-        if isinstance(image_id, str):
+    with contextlib.suppress(OSError, DecodeError, KeyError):
+        document = load(read_bytes(checkout.graph.images[name].project.image_json))
+        if isinstance(image_id := document.get("image_id"), str):
             return image_id
     record = checkout.records.get(Step.ENROOT, name)
     return record.inputs.get("image", "") if record is not None else ""

@@ -3,7 +3,6 @@
 It covers published images only; the judge decides whether an image is stale.
 """
 
-import json
 import os
 import shlex
 import tomllib
@@ -21,9 +20,11 @@ from rc_tasks.state.disk.files import refused
 from rc_tasks.state.history import image_id as image_id_of
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.records import Artifact, Record, Step
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
 from rc_tasks.state.store.store import Store
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes, read_text
 
 _SHORT_ID = 12
@@ -185,7 +186,7 @@ class Verification:
         remove = _remove(node.project.image_json)
         hint = f"{remove}doit build:{node.project.name}    (it is written again)"
         try:
-            document = json.loads(read_bytes(node.project.image_json))
+            document = load(read_bytes(node.project.image_json))
             expected = {
                 "name": node.project.name,
                 "image_id": record.inputs.get("image", ""),
@@ -201,7 +202,7 @@ class Verification:
             raise
         except OSError as error:
             yield Damage(where, f"cannot be read: {error.strerror}", hint)
-        except (ValueError, AttributeError, RecursionError):
+        except DecodeError:
             yield Damage(where, "is no JSON object", hint)
         else:
             if differ:
@@ -271,8 +272,8 @@ class Verification:
 
     def _is_put_back(self, name: str, record: Record) -> bool:
         """Return whether an older image is published, so that a build would publish another one."""
-        newest = image_id_of(self.checkout.records.get(Step.PODMAN, name))
-        return bool(record.instead_of) and newest != image_id_of(record)
+        newest = rolled_back_from(record, self.checkout.records.get(Step.PODMAN, name))
+        return newest not in {"", image_id_of(record)}
 
     def _chain(self, name: str, published: Record) -> dict[tuple[Store, str], None]:
         """Return the published image and the images that it is built on, each with its store."""

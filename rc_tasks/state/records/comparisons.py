@@ -12,6 +12,7 @@ from rc_tasks.model.graph.context import Listing
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.digests import has_settled
 from rc_tasks.state.records.records import Version
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes
 
 
@@ -55,7 +56,7 @@ class ComparisonCache:
     def _load(self) -> dict[str, object]:
         if self._known is None:
             try:
-                self._known = dict(json.loads(read_bytes(self._file)))
-            except (OSError, ValueError, TypeError, RecursionError):
+                self._known = load(read_bytes(self._file))
+            except (OSError, DecodeError):
                 self._known = {}
         return self._known

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import open_regular, read_bytes
 
 # Do not cache a file that changed this recently: it may change again without a new time stamp.
@@ -60,8 +61,8 @@ class Digests:
     def _load(self) -> dict[str, list[int | str]]:
         if self._known is None:
             try:
-                self._known = dict(json.loads(read_bytes(self._file)))
-            except (OSError, ValueError, TypeError, RecursionError):
+                self._known = load(read_bytes(self._file))
+            except (OSError, DecodeError):
                 self._known = {}
         return self._known
 

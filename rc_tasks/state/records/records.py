@@ -5,20 +5,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.inputs import recorded
+from rc_tasks.util import json_decode
+from rc_tasks.util.json_decode import DecodeError, Seconds, Size, Time, decode, encode, load
 
 SCHEMA = 1
-_ENDLESS_S = 1e9
 
 # Inode and modification time of a record's file: they change whenever it is written.
 Version = tuple[int, int]
@@ -62,7 +62,7 @@ class Facts:
 
     image_id: str
     architecture: str
-    size_bytes: int
+    size_bytes: Size
     workdir: str
     sets_entrypoint: bool
     entrypoint: Behaviour = Behaviour.NOT_TRIED
@@ -76,8 +76,8 @@ class Artifact:
     an empty one.
     """
 
-    size_bytes: int
-    mtime_ns: int
+    size_bytes: Size
+    mtime_ns: Size
     sample: str
     blocks_digest: str = ""
 
@@ -99,13 +99,13 @@ class Record:
     `tools` holds versions by program. `bases` holds the digests of a built image's registry bases.
     `smoke` holds the tests that a published image has passed.
     `adopted_from` is the official checkout of an adopted image; empty for an image built here.
-    `instead_of` is the image ID that a rollback to an older image replaced; empty for the newest image.
+    `instead_of` and `generation` belong to rollbacks, see `rollback.py`.
     """
 
     inputs: Mapping[str, str]
-    started_at: str
-    ended_at: str
-    duration_s: float
+    started_at: Time
+    ended_at: Time
+    duration_s: Seconds
     node: str
     job_id: str = ""
     facts: Facts | None = None
@@ -118,6 +118,7 @@ class Record:
     bases: Mapping[str, str] = field(default_factory=dict)
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
+    generation: Size = 0
 
     def passed(self, launcher: Launcher) -> set[tuple[str, ...]]:
         """Return the smoke tests that need not run again when the settings say `launcher`."""
@@ -201,23 +202,12 @@ class Records:
 
     def failure(self, step: Step, name: str) -> Failure | None:
         """Return how the step failed since its last success, or None."""
-        text = reading.content(self._failure_path(Task(step, name)))
-        if text is None:
-            return None
-        try:
-            document = json.loads(text)
-            inputs = {str(part): str(value) for part, value in document["inputs"].items()}
-            return Failure(
-                recorded(inputs), *(str(document[key]) for key in ("failed_at", "message", "log"))
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return None
+        failure = json_decode.parse(Failure, reading.content(self._failure_path(Task(step, name))))
+        return replace(failure, inputs=recorded(failure.inputs)) if failure is not None else None
 
     def put_failure(self, step: Step, name: str, failure: Failure) -> None:
         """Write the failure of a step; the record of its last success stays."""
-        write_atomically(
-            self._failure_path(Task(step, name)), json.dumps(asdict(failure), indent=1) + "\n"
-        )
+        write_atomically(self._failure_path(Task(step, name)), encode(failure))
 
     def _read(self, task: Task) -> Record | None:
         text = reading.content(f"{self.directory}/{task}.json")
@@ -251,86 +241,10 @@ def parse(text: bytes, task: Task) -> Record | None:
     Every value of a returned record has its type, so callers need not check again.
     """
     try:
-        document = json.loads(text)
-        if document["schema"] != SCHEMA or document["task"] != str(task):
-            return None
-        facts, artifact = document["facts"], document["artifact"]
-        record = Record(
-            inputs=recorded(document["inputs"], dict(document.get("tools", {})).get("podman", "")),
-            started_at=document["started_at"],
-            ended_at=document["ended_at"],
-            duration_s=float(document["duration_s"]),
-            node=document["node"],
-            job_id=document["job_id"],
-            builder=document.get("builder", ""),
-            commit=document.get("commit", ""),
-            dirty=document.get("dirty", False),
-            tools=dict(document.get("tools", {})),
-            adopted_from=document.get("adopted_from", ""),
-            bases=dict(document.get("bases", {})),
-            smoke=tuple(_passed(test) for test in document.get("smoke", ())),
-            instead_of=document.get("instead_of", ""),
-            facts=_facts(facts) if facts else None,
-            artifact=_artifact(artifact) if artifact else None,
-        )
-        return record if _is_sound(record) else None
-    # JSON may nest too deeply (RecursionError) or hold a huge number (OverflowError).
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        document = load(text, SCHEMA)
+        record = decode(Record, document)
+    except DecodeError:
         return None
-
-
-def _is_sound(record: Record) -> bool:
-    # Check all values at once: every start reads thousands of records, and one may have hundreds of
-    # thousands of inputs. Keys are strings in JSON.
-    texts: list[object] = [record.node, record.job_id, record.builder, record.commit]
-    texts += [record.adopted_from, record.instead_of, *record.tools.values(), *record.bases.values()]
-    for passed in record.smoke:
-        texts += [*passed.argv, passed.launcher]
-    truths, sizes = [record.dirty], list[int]()
-    if (facts := record.facts) is not None:
-        texts += [facts.image_id, facts.architecture, facts.workdir]
-        truths.append(facts.sets_entrypoint)
-        sizes.append(facts.size_bytes)
-    if (artifact := record.artifact) is not None:
-        texts += [artifact.sample, artifact.blocks_digest]
-        sizes += [artifact.size_bytes, artifact.mtime_ns]
-    return (
-        {*map(type, texts), *map(type, record.inputs.values())} == {str}
-        and set(map(type, truths)) == {bool}
-        and all(type(size) is int and 0 <= size < 1 << 63 for size in sizes)
-        and 0 <= record.duration_s < _ENDLESS_S
-        and _is_time(record.started_at)
-        and _is_time(record.ended_at)
-    )
-
-
-def _is_time(text: str) -> bool:
-    """Return whether a text is a time with a zone. Raise ValueError or TypeError when it is no time."""
-    time = datetime.fromisoformat(text)
-    # The first and the last year do not exist in some time zones.
-    return time.tzinfo is not None and 1970 <= time.year < 9999
-
-
-# Read key by key: additional keys of a later version must not make everything stale.
-def _facts(document: dict[str, Any]) -> Facts:
-    return Facts(
-        image_id=document["image_id"],
-        architecture=document["architecture"],
-        size_bytes=document["size_bytes"],
-        workdir=document["workdir"],
-        sets_entrypoint=document["sets_entrypoint"],
-        entrypoint=_behaviour(document.get("entrypoint", "")),
-    )
-
-
-def _behaviour(name: str) -> Behaviour:
-    return Behaviour(name) if name in set(Behaviour) else Behaviour.NOT_TRIED
-
-
-def _passed(document: dict[str, Any]) -> Passed:
-    return Passed(tuple(document["argv"]), document["launcher"], float(document["duration_s"]))
-
-
-def _artifact(document: dict[str, Any]) -> Artifact:
-    sample, blocks_digest = document["sample"], document.get("blocks_digest", "")
-    return Artifact(document["size_bytes"], document["mtime_ns"], sample, blocks_digest)
+    if document.get("task") != str(task):
+        return None
+    return replace(record, inputs=recorded(record.inputs, record.tools.get("podman", "")))

@@ -5,15 +5,14 @@ store/cache/NAME.json                           the intermediate images of the l
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.util.json_decode import encode, parse
 
 # A file name has 255 bytes at most, and `write_atomically` adds some for its temporary one.
 _LONGEST = 200
@@ -43,6 +42,14 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cache:
+    """The images of the last successful build, and of failed ones since."""
+
+    built: tuple[Cached, ...] = ()
+    failed: tuple[Cached, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The references of a store, by its directory."""
 
@@ -50,12 +57,13 @@ class Catalogue:
 
     def base(self, reference: str, architecture: str) -> Pulled | None:
         """Return the base for a reference, or None when no node has pulled it yet."""
-        return _pulled(_read(self.base_file(reference, architecture)), reference)
+        pulled = parse(Pulled, reading.content(self.base_file(reference, architecture)))
+        return pulled if pulled is not None and pulled.reference == reference else None
 
     def put_base(self, pulled: Pulled, architecture: str) -> None:
         """Record the base for a reference."""
         path = self.base_file(pulled.reference, architecture)
-        write_atomically(path, json.dumps(asdict(pulled), indent=1) + "\n")
+        write_atomically(path, encode(pulled))
 
     def base_lock(self, reference: str, architecture: str) -> Path:
         """Return the lock file for pulling a base."""
@@ -73,23 +81,20 @@ class Catalogue:
         for architecture in reading.names(references):
             for name in reading.names(references / architecture):
                 path = references / architecture / name
-                if name.endswith(".json") and (pulled := _pulled(_read(path))) is not None:
+                if name.endswith(".json") and (pulled := parse(Pulled, reading.content(path))):
                     yield path, pulled
 
     def cache(self, name: str) -> tuple[Cached, ...]:
         """Return the intermediate images of the last successful build, and of failed ones since."""
-        document = _read(self._cache(name))
-        return (*_cached(document, "built"), *_cached(document, "failed"))
+        cache = self._cache(name)
+        return (*cache.built, *cache.failed)
 
     def put_cache(self, name: str, images: tuple[Cached, ...], *, failed: bool = False) -> None:
         """Record the images of a build; a failed build keeps those of the last successful one."""
-        built = _cached(_read(self._cache(name)), "built") if failed else images
+        built = self._cache(name).built if failed else images
         known = set(built)
-        entry = {
-            "built": [asdict(image) for image in built],
-            "failed": [asdict(image) for image in images if image not in known],
-        }
-        write_atomically(self._cache(name), json.dumps(entry, indent=1) + "\n")
+        cache = _Cache(built, tuple(image for image in images if image not in known))
+        write_atomically(self._cache_file(name), encode(cache))
 
     def caches(self) -> Iterator[tuple[str, tuple[Cached, ...]]]:
         """Yield every project that has a cache, with its images."""
@@ -105,34 +110,10 @@ class Catalogue:
             name = hashlib.sha256(reference.encode()).hexdigest()
         return self.directory / "references" / architecture / f"{name}.json"
 
-    def _cache(self, name: str) -> Path:
+    def _cache(self, name: str) -> _Cache:
+        # A damaged file costs only time, but an unreadable one must be an error: `doit gc` would remove
+        # the images in it.
+        return parse(_Cache, reading.content(self._cache_file(name))) or _Cache()
+
+    def _cache_file(self, name: str) -> Path:
         return self.directory / "cache" / f"{name}.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; return an empty one when it is missing or damaged, which costs only time.
-
-    Raise OSError when it exists and cannot be read: `doit gc` would remove the images in it.
-    """
-    try:
-        document = json.loads(reading.content(path) or b"")
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _pulled(document: dict[str, Any], reference: str | None = None) -> Pulled | None:
-    try:
-        pulled = Pulled(**{key: str(document[key]) for key in Pulled.__dataclass_fields__})
-    except KeyError:
-        return None
-    return pulled if reference in (None, pulled.reference) else None
-
-
-def _cached(document: dict[str, Any], kind: str) -> tuple[Cached, ...]:
-    try:
-        return tuple(
-            Cached(str(image["image_id"]), str(image["key"])) for image in document.get(kind, ())
-        )
-    except (TypeError, KeyError):
-        return ()

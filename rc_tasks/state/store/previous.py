@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from rc_tasks.state.disk.files import (
 from rc_tasks.state.history import stamp
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.records import Artifact, Record, Step, Task, as_text, parse
+from rc_tasks.util.json_decode import load
 
 RECORD = "record.json"
 _TEMPORARY = "keep"
@@ -100,7 +101,7 @@ class Previous:
                     copy(path, temporary / ARTIFACT)
                 image_json = _image_json(project, record)
                 (temporary / IMAGE_JSON).write_text(image_json, encoding="utf-8")
-                text = as_text(replace(record, instead_of=""), _task(project.name))
+                text = as_text(record, _task(project.name))
                 (temporary / RECORD).write_text(text, encoding="utf-8")
                 # An entry can only be in the way if its file was exchanged by hand.
                 shutil.rmtree(entry, ignore_errors=True)
@@ -226,9 +227,8 @@ def _read(entry: Path, name: str) -> Record | None:
 def _image_json(project: Project, record: Record) -> str:
     """Return the image.json beside an image if it describes it, else a short one from the record."""
     text = reading.content(project.image_json)
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(text or b"")
-        if isinstance(document, dict) and document.get("image_id") == record.inputs.get("image"):
+    with contextlib.suppress(ValueError):
+        if load(text).get("image_id") == record.inputs.get("image"):
             return (text or b"").decode()
     return _little(project, record)
 

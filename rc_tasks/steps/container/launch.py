@@ -7,7 +7,6 @@ read the arguments of a process, so such variables are passed by name, without t
 """
 
 import contextlib
-import json
 import os
 import re
 import resource
@@ -29,6 +28,7 @@ from rc_tasks.tools import enroot, podman, slurm, squashfs
 from rc_tasks.tools.command import Command, capture, failure, require, which
 from rc_tasks.tools.podman import Podman
 from rc_tasks.tools.slurm_request import StepRequest
+from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes
 
 # A shell for a person: bash where the image has one.
@@ -436,10 +436,10 @@ def _recorded_id(image: Path) -> str:
     """Return the image ID in the image.json beside a published image, or an empty string."""
     image = image.resolve()
     try:
-        image_id = json.loads(read_bytes(image.parent / IMAGE_JSON))["image_id"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        image_id = str(load(read_bytes(image.parent / IMAGE_JSON)).get("image_id"))
+    except (OSError, DecodeError):
         return ""
-    is_id = isinstance(image_id, str) and re.fullmatch(r"[0-9a-f]{64}", image_id)
+    is_id = re.fullmatch(r"[0-9a-f]{64}", image_id)
     return image_id if is_id and image.name == ARTIFACT else ""
 
 

@@ -24,6 +24,7 @@ from rc_tasks.steps.node import podman_storage as storages
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.tools import command, podman, podman_versions, squashfs
 from rc_tasks.tools.version import numbers
+from rc_tasks.util.json_decode import decode, load
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
 MARK = "rc-finding "
@@ -41,8 +42,7 @@ def parse_findings(lines: list[str]) -> Iterator[Finding]:
     """Yield the findings among the lines of a log."""
     for line in lines:
         if line.startswith(MARK):
-            findings = json.loads(line.removeprefix(MARK))
-            yield Finding(Level(findings["level"]), findings["what"], findings["hint"])
+            yield decode(Finding, load(line.removeprefix(MARK).encode()))
 
 
 def findings(checkout: Checkout) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.manifests import put_origin
 from rc_tasks.state.records.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
 from rc_tasks.state.records.records import Facts, Record, Step
+from rc_tasks.state.records.rollback import next_generation
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
@@ -72,7 +73,11 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}
     record = nodes.record(start, node.project, inputs, facts=facts, tools=tools, bases=digests)
-    record = replace(record, dirty=record.dirty or bool(moved and record.commit))
+    record = replace(
+        record,
+        dirty=record.dirty or bool(moved and record.commit),
+        generation=next_generation(earlier, image.id),
+    )
     put_origin(checkout, node, record, text.decode(errors="replace"))
     # The same image may have been made from other inputs: image.json names the current ones.
     write_image_json(node, record, checkout.records.get(Step.ENROOT, name))
@@ -80,10 +85,6 @@ def build(checkout: Checkout, node: ImageNode) -> None:
         # Another process may be building on the previous image.
         checkout.store.use(earlier.facts.image_id)
     checkout.records.put(Step.PODMAN, name, record)
-    published = checkout.records.get(Step.ENROOT, name)
-    if published is not None and published.instead_of not in {"", image.id}:
-        # A build of another image ends a rollback, whatever is built next.
-        checkout.records.put(Step.ENROOT, name, replace(published, instead_of=""))
     print(f"image {image.id[:12]}, {image.size_bytes / 1e6:.1f} MB", flush=True)
 
 

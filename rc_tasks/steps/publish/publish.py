@@ -24,6 +24,7 @@ from rc_tasks.state.published.manifests import bases
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.miswritten import squash_inputs
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import SMOKE
 from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
@@ -83,7 +84,7 @@ def publish(checkout: Checkout, node: ImageNode) -> None:
         new_keys = {(test.argv, test.launcher) for test in passed}
         kept = (test for test in record.smoke if (test.argv, test.launcher) not in new_keys)
         record = replace(record, smoke=(*kept, *passed))
-    if record.instead_of:
+    if rolled_back_from(record, built):
         text = checkout.previous.restore_image_json(project, record)
         write_atomically(project.image_json, text)
     else:

@@ -17,6 +17,7 @@ from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Passed, Step
+from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import ImageStatus, State
 from rc_tasks.tools import git
 from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_summary
@@ -134,7 +135,6 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
                 status,
                 tuple(aliases.get(status.name, ())),
                 built.get(status.name, ()),
-                rolled_back=states[status.name][2],
             )
             for status in statuses
         ),
@@ -202,8 +202,6 @@ def _image(
     status: ImageStatus,
     aliases: tuple[str, ...],
     built: tuple[ImageRun, ...],
-    *,
-    rolled_back: bool,
 ) -> ImageOverview:
     graph, name = checkout.graph, status.name
     node = graph.images.get(name) or graph.circular.get(name)
@@ -211,7 +209,7 @@ def _image(
         return ImageOverview(name, status.state, status.reasons, aliases=aliases, built=built)
     podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))
     edf = _text(node.project.edf)
-    instead_of = enroot.instead_of if enroot and rolled_back else ""
+    instead_of = rolled_back_from(enroot, podman)
     return ImageOverview(
         name,
         status.state,
@@ -225,15 +223,10 @@ def _image(
         edf=node.project.shown(EDF) if edf is not None else "",
         edf_text=edf or "",
         built=built,
-        smoke=tuple(filter(_plausible, enroot.smoke)) if enroot else (),
+        smoke=tuple(test for test in (enroot.smoke if enroot else ()) if math.isfinite(test.duration_s)),
         instead_of=instead_of,
         manifest_summary=manifest_summary(checkout, name, instead_of),
     )
-
-
-def _plausible(test: Passed) -> bool:
-    """Return whether the values of a test, which come from a file, have the types to be shown."""
-    return all(isinstance(word, str) for word in test.argv) and math.isfinite(test.duration_s)
 
 
 def _bases(checkout: Checkout) -> tuple[RegistryBase, ...]:

@@ -25,7 +25,6 @@ from rc_tasks.model.graph import pin
 from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.manifest import manifest
 from rc_tasks.model.reference import ImageReference, name_problem, near
-from rc_tasks.state import history
 from rc_tasks.state.disk import locks
 from rc_tasks.state.disk.locks import Holder
 from rc_tasks.state.history import HistoryEntry
@@ -34,6 +33,7 @@ from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Reco
 from rc_tasks.state.store.catalogue import Catalogue
 from rc_tasks.steps.podman.replacer import Replacer
 from rc_tasks.util import toml_text
+from rc_tasks.util.json_decode import parse
 from rc_tasks.util.text import log_line, printable
 from tests.support.checkouts import TEMPLATES
 
@@ -371,7 +371,7 @@ def test_any_failure(data: bytes) -> None:
 
 @given(damaged(ENTRY))
 def test_any_line_of_the_history(data: bytes) -> None:
-    found = history.parse(data)
+    found = parse(HistoryEntry, data)
     assert found is None or found.began
 
 
