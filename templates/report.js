@@ -220,7 +220,8 @@
       parts.push(part(["Size"], element("p", { textContent: "No published image is in the history." })));
     }
     if (text) {
-      parts.push(part(["EDF", copyButton("Copy EDF", name, text)], longText(`EDF of ${name}`, text)));
+      const start = copyButton("Copy srun line", name, `srun --environment=${data.root}/${image.edf_path} `);
+      parts.push(part(["EDF", copyButton("Copy EDF", name, text), start], longText(`EDF of ${name}`, text)));
     } else {
       parts.push(part(["EDF"], element("p", { textContent: "There is no env.toml yet: the first build writes it." })));
     }

@@ -164,10 +164,16 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     splits = Splits(generated / "cache" / "dockerfiles.json")
     nodes = []
     for project in projects:
+        options = _NO_OPTIONS
         try:
-            nodes.append(_node(project, alias_targets, names, architecture, splits))
+            options = _options(project)
         except RcError as error:
+            # Its Dockerfile is read all the same: the graph shows what the image is built on.
             broken[project.name] = error
+        try:
+            nodes.append(_node(project, options, alias_targets, names, architecture, splits))
+        except RcError as error:
+            broken.setdefault(project.name, error)
     return Checkout(
         root,
         Path(settings.images_root) if settings.images_root else root,
@@ -188,13 +194,21 @@ def is_task_name(name: str) -> bool:
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
 
 
-def _node(
-    project: Project, aliases: Mapping[str, str], names: Set[str], architecture: str, splits: Splits
-) -> ImageNode:
+def _options(project: Project) -> project_toml.ProjectOptions:
     # Check with one fast call: most projects have no project.toml, and every start checks all projects.
-    options = _NO_OPTIONS
-    if os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
-        options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
+    if not os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
+        return _NO_OPTIONS
+    return project_toml.load(project.options_file, project.shown(PROJECT_TOML))
+
+
+def _node(
+    project: Project,
+    options: project_toml.ProjectOptions,
+    aliases: Mapping[str, str],
+    names: Set[str],
+    architecture: str,
+    splits: Splits,
+) -> ImageNode:
     try:
         text = read_bytes(f"{project.base}/{project.dockerfile_name}")
     except OSError as error:

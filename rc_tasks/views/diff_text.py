@@ -40,7 +40,7 @@ def differences(changes: Changes, most: int | None = None) -> Iterator[str]:
     yield from recipe
     yield f"size        image.sqsh {_sizes(old.size_bytes, new.size_bytes)}"
     yield f"            unpacked {_sizes(old.image_size_bytes, new.image_size_bytes)}"
-    grown = [f"{path} {_grown(size)}" for path, size in changes.directories_bytes.items()]
+    grown = [f"{path} {size_change(size)}" for path, size in changes.directories_bytes.items()]
     if grown:
         yield f"            {', '.join(grown[:5])}{', …' if len(grown) > 5 else ''}"
     counts = Counter(change.how for change in changes.packages)
@@ -120,8 +120,8 @@ def _short(value: str) -> str:
 def _sizes(old: int, new: int) -> str:
     if old == new:
         return f"{tables.size(new)}, as before"
-    return f"{tables.size(old)} → {tables.size(new)} ({_grown(new - old)})"
+    return f"{tables.size(old)} → {tables.size(new)} ({size_change(new - old)})"
 
 
-def _grown(size_bytes: int) -> str:
+def size_change(size_bytes: int) -> str:
     return f"{'+' if size_bytes >= 0 else '-'}{tables.size(abs(size_bytes))}"

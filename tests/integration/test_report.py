@@ -244,6 +244,18 @@ def test_it_copies_and_says_how_where_it_may_not(page: Browser) -> None:
     assert "megatron" in page.run("getSelection().toString()")
 
 
+def test_an_opened_row_gives_the_line_that_starts_a_job(page: Browser) -> None:
+    page.allow("clipboard-write", "granted")
+    page.allow("clipboard-read", "granted")
+    page.click("#table .open")
+    page.until("document.querySelectorAll('.details .copy').length === 2")
+    page.run("document.querySelectorAll('.details .copy')[1].id = 'start'")
+    page.click("#start")
+    page.until("document.querySelector('#start').textContent === 'Copied'")
+    path = "/capstor/store/cscs/swissai/a06/reasoning/imgs/projects/data-tools:3/env.toml"
+    assert page.run("navigator.clipboard.readText()") == f"srun --environment={path} "
+
+
 def test_the_timeline_is_walked_with_arrow_keys(page: Browser) -> None:
     page.run("document.getElementById('timeline').scrollIntoView()")
     page.run("document.querySelector('#timeline .bar[tabindex=\"0\"]').focus()")

@@ -48,15 +48,16 @@ class ImageNode:
 class ImageGraph:
     """All images of a checkout, each after its bases.
 
-    `broken` maps the name of an image that cannot be built to the error. `circular` holds those of them
-    that are built on one another. `problems` are about directories whose names cannot be used.
+    `broken` maps the name of an image that cannot be built to the error. `unbuildable` holds the nodes
+    of those whose Dockerfile can be read: on a cycle, or with a broken project.toml. `problems` are
+    about directories whose names cannot be used.
     """
 
     images: Mapping[str, ImageNode]
     aliases: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, RcError] = field(default_factory=dict)
     problems: tuple[RcError, ...] = ()
-    circular: Mapping[str, ImageNode] = field(default_factory=dict)
+    unbuildable: Mapping[str, ImageNode] = field(default_factory=dict)
 
     def resolve(self, name: str) -> ImageNode:
         """Return the image with this name or alias. Raise the error that breaks it, or ProjectError."""
@@ -178,8 +179,8 @@ def image_graph(
             valid[alias.name] = alias.target
         else:
             bad[alias.name] = _no_image(alias)
-    circular = {name: node for name, node in by_name.items() if name not in good}
-    return ImageGraph({name: good[name] for name in order}, valid, bad, tuple(problems), circular)
+    unbuildable = {name: node for name, node in by_name.items() if name not in good}
+    return ImageGraph({name: good[name] for name in order}, valid, bad, tuple(problems), unbuildable)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

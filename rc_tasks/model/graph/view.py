@@ -93,7 +93,7 @@ class TreeRow:
 
 def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
     """Return the named images, all images that are built on them, and all bases of these."""
-    bases = {name: node.bases for name, node in {**graph.images, **graph.circular}.items()}
+    bases = {name: node.bases for name, node in {**graph.images, **graph.unbuildable}.items()}
     users: dict[str, list[str]] = defaultdict(list)
     for name, bases_of in bases.items():
         for base in bases_of:
@@ -107,7 +107,7 @@ def graph_view(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...
     nodes = {name: GraphNode(name, NodeKind.IMAGE, *state) for name, state in states.items()}
     edges = []
     for name in sorted(states):
-        image = graph.images.get(name) or graph.circular.get(name)
+        image = graph.images.get(name) or graph.unbuildable.get(name)
         for base in image.bases if image else ():
             nodes.setdefault(base, GraphNode(base, NodeKind.UNKNOWN))
             edges.append(Edge(base, name))

@@ -32,6 +32,7 @@ def data(overview: Overview, images: Sequence[ImageOverview]) -> dict[str, objec
     def details_of(image: ImageOverview) -> dict[str, object]:
         details = {
             "runs": _runs(image.built),
+            "edf_path": image.edf,
             "edf": numbers(image.edf_text.split("\n") if image.edf_text else ()),
             "facts": [numbers(map(_line, fact)) for fact in facts(image, overview)],
             "changed": numbers(map(_line, changed(image))),
@@ -45,6 +46,8 @@ def data(overview: Overview, images: Sequence[ImageOverview]) -> dict[str, objec
 def facts(image: ImageOverview, overview: Overview) -> Iterator[tuple[str, str]]:
     """Yield facts on an image that its row does not show, each with a heading."""
     summary = image.manifest_summary
+    if image.builder:
+        yield "Built", f"by {image.builder} on {image.node}" if image.node else f"by {image.builder}"
     if image.instead_of:
         newest = summary.changes.old if summary and summary.changes else None
         known = newest is not None and newest.image_id == image.instead_of

@@ -3,14 +3,14 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import EDF
-from rc_tasks.model.graph.view import GraphView, graph_view
+from rc_tasks.model.graph.view import EdgeKind, GraphView, graph_view
 from rc_tasks.state import history, logs
 from rc_tasks.state.bases.registry_bases import RegistryBase, registry_bases
 from rc_tasks.state.checkout import GENERATED, Checkout
@@ -25,6 +25,8 @@ from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_sum
 # How many runs of an image are shown, and how many lines of the log of a failure.
 _RUNS = 30
 _TAIL_LINES = 20
+# How far back the changes reach.
+_RECENT = timedelta(hours=24)
 # A longer env.toml is cut.
 _LONGEST_EDF_BYTES = 16_384
 
@@ -52,10 +54,10 @@ class ImageRun:
 class ImageOverview:
     """An image as in `doit list`, with details.
 
-    `commit` is that of the build. `bases` are local and registry ones. `built` are the runs that had
-    work with the image, the oldest first. `edf` is relative to the checkout, and empty when there is no
-    file. `smoke` has the tests that the published image passed. `instead_of` is the image ID that a
-    rollback replaced, and empty without a rollback.
+    `commit` is that of the build, by `builder` on `node`. `bases` are local and registry ones. `built`
+    are the runs that had work with the image, the oldest first. `edf` is relative to the checkout, and
+    empty when there is no file. `smoke` has the tests that the published image passed. `instead_of` is
+    the image ID that a rollback replaced, and empty without a rollback.
     """
 
     name: str
@@ -73,6 +75,8 @@ class ImageOverview:
     smoke: tuple[Passed, ...] = ()
     instead_of: str = ""
     manifest_summary: ManifestSummary | None = None
+    builder: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class FailedImage:
     """A current failure, or one of the last run whose cause was changed since.
 
     `step` is None where a project cannot be built at all. `tail` holds the last lines of the log, as
-    they are.
+    they are. `waiting` are the images that are not up to date and are built on this one.
     """
 
     image: str
@@ -90,6 +94,21 @@ class FailedImage:
     failed_at: str = ""
     log: str = ""
     tail: tuple[bytes, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecentChange:
+    """What the runs since yesterday did with an image: the newest step that published it, or failed.
+
+    `size_change_bytes` compares with the size before; None where that is not known.
+    """
+
+    image: str
+    outcome: Outcome
+    at: str
+    is_same: bool = False
+    size_change_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +116,8 @@ class Overview:
     """The state of a checkout at `made_at`, which has a time zone.
 
     `tries` are those of the newest run that had work, in the order of their starts. `commit` is empty
-    outside git. `problems` are about directories that cannot be images.
+    outside git. `problems` are about directories that cannot be images. `recent` are changes of the last
+    24 hours, the newest first. `store_bytes` is the size of the image store.
     """
 
     root: Path
@@ -111,6 +131,8 @@ class Overview:
     branch: str = ""
     commit: str = ""
     changes: int = 0
+    recent: tuple[RecentChange, ...] = ()
+    store_bytes: int = 0
 
 
 def overview(checkout: Checkout, judge: Judge) -> Overview:
@@ -126,9 +148,10 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
     }
     aliases = graph.aliases_of()
     head, changes = _git(checkout.root)
+    view, now = graph_view(graph, states), datetime.now().astimezone()
     return Overview(
         root=checkout.root,
-        made_at=datetime.now().astimezone(),
+        made_at=now,
         images=tuple(
             _image(
                 checkout,
@@ -138,15 +161,54 @@ def overview(checkout: Checkout, judge: Judge) -> Overview:
             )
             for status in statuses
         ),
-        graph_view=graph_view(graph, states),
+        graph_view=view,
         tries=last,
-        failures=tuple(_failures(checkout, statuses, last)),
+        failures=tuple(
+            replace(failure, waiting=_waiting(view, failure.image))
+            for failure in _failures(checkout, statuses, last)
+        ),
         bases=_bases(checkout),
         problems=tuple(map(str, graph.problems)),
         branch=head.branch,
         commit=head.commit,
         changes=changes,
+        recent=tuple(recent_changes(past, now)),
+        store_bytes=checkout.store.size_bytes(),
     )
+
+
+def recent_changes(entries: Iterable[HistoryEntry], now: datetime) -> Iterator[RecentChange]:
+    """Yield the newest change of each image in the 24 hours before `now`; entries come newest first."""
+    published: dict[str, list[HistoryEntry]] = defaultdict(list)
+    newest: dict[str, HistoryEntry] = {}
+    for entry in entries:
+        is_published = entry.outcome is Outcome.DONE and entry.step is Step.ENROOT
+        if is_published:
+            published[entry.image].append(entry)
+        if (is_published or entry.outcome is Outcome.FAILED) and entry.began >= now - _RECENT:
+            newest.setdefault(entry.image, entry)
+    for image, entry in newest.items():
+        if entry.outcome is Outcome.FAILED:
+            yield RecentChange(image, entry.outcome, entry.started_at)
+            continue
+        sizes = [past.size_bytes for past in published[image][:2] if past.size_bytes is not None]
+        change = sizes[0] - sizes[1] if len(sizes) == 2 else None
+        is_same = bool(entry.image_id) and entry.image_id == entry.image_id_before
+        yield RecentChange(image, entry.outcome, entry.started_at, is_same, change)
+
+
+def _waiting(view: GraphView, name: str) -> tuple[str, ...]:
+    """Return the images built on this one, directly or not, that are neither fresh nor failed."""
+    states = {node.name: node.state for node in view.nodes}
+    reached, todo = {name}, [name]
+    while todo:
+        above = todo.pop()
+        for edge in view.edges:
+            if edge.above == above and edge.kind is EdgeKind.BASE and edge.below not in reached:
+                reached.add(edge.below)
+                todo.append(edge.below)
+    ready = (State.FRESH, State.FAILED)
+    return tuple(sorted(image for image in reached - {name} if states[image] not in ready))
 
 
 def by_image(entries: Iterable[HistoryEntry]) -> dict[str, tuple[ImageRun, ...]]:
@@ -204,7 +266,7 @@ def _image(
     built: tuple[ImageRun, ...],
 ) -> ImageOverview:
     graph, name = checkout.graph, status.name
-    node = graph.images.get(name) or graph.circular.get(name)
+    node = graph.images.get(name) or graph.unbuildable.get(name)
     if node is None:
         return ImageOverview(name, status.state, status.reasons, aliases=aliases, built=built)
     podman, enroot = (checkout.records.get(step, name) for step in (Step.PODMAN, Step.ENROOT))
@@ -218,6 +280,8 @@ def _image(
         built_at=enroot.ended_at if enroot else "",
         commit=podman.commit if podman else "",
         dirty=podman.dirty if podman else False,
+        builder=enroot.builder if enroot else "",
+        node=enroot.node if enroot else "",
         bases=tuple(dict.fromkeys((*node.bases, *node.remote))),
         aliases=aliases,
         edf=node.project.shown(EDF) if edf is not None else "",

@@ -15,7 +15,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.graph.view import EdgeKind, NodeKind
 from rc_tasks.state.records.status import State
 from rc_tasks.util import template
-from rc_tasks.views import bases_text, tables
+from rc_tasks.views import bases_text, diff_text, tables
 from rc_tasks.views.graph_svg import colours, style, svg
 from rc_tasks.views.report import details
 from rc_tasks.views.report.overview import ImageOverview, ImageRun, Overview
@@ -146,6 +146,7 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "text": tables.printable,
     "name": _name,
     "size": tables.size,
+    "size_change": diff_text.size_change,
     "when": _when,
     "duration": tables.duration,
     "local": _local,

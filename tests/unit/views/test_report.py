@@ -30,7 +30,15 @@ from rc_tasks.state.records.records import Failure, Passed, Step
 from rc_tasks.state.records.status import State
 from rc_tasks.views.report import details
 from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_summary
-from rc_tasks.views.report.overview import FailedImage, ImageOverview, ImageRun, Overview, overview
+from rc_tasks.views.report.overview import (
+    FailedImage,
+    ImageOverview,
+    ImageRun,
+    Overview,
+    RecentChange,
+    overview,
+    recent_changes,
+)
 from rc_tasks.views.report.page import in_script, render
 from rc_tasks.views.report.timeline import NOT_STARTED, timeline
 from tests.support.checkouts import SOURCE, entered
@@ -179,6 +187,45 @@ def test_runs_are_told_by_image_and_the_newest_as_a_whole(root: Path) -> None:
     ]
 
 
+def test_a_failure_names_the_images_that_wait_for_it(root: Path) -> None:
+    (root / "projects/app:1/project.toml").write_text("nonsense = 1\n")
+    shown = gathered(root)
+    (failed,) = [failed for failed in shown.failures if failed.image == "app:1"]
+    assert failed.waiting == ("app:2",)
+    images = {image.name: image for image in shown.images}
+    assert images["app:1"].bases == ("base:1",), "a broken project.toml hides no base"
+    page = render(shown, SOURCE)
+    assert 'Not built because of it: <a href="#image%3Aapp%3A2">app:2</a>' in page
+
+
+def test_changes_since_yesterday_are_listed_once_for_each_image() -> None:
+    now = BEGIN + timedelta(days=2)
+
+    def at(hours_ago: int, image: str, step: Step = Step.ENROOT, **more: object) -> HistoryEntry:
+        return entry(image, step, started_at=(now - timedelta(hours=hours_ago)).isoformat(), **more)
+
+    past = [
+        at(1, "grown", size_bytes=150, image_id="b", image_id_before="a"),
+        at(2, "broken", Step.PODMAN, outcome=Outcome.FAILED),
+        at(3, "same", size_bytes=100, image_id="c", image_id_before="c"),
+        at(4, "broken", size_bytes=10),
+        at(5, "built", Step.PODMAN),
+        at(30, "grown", size_bytes=100),
+        at(31, "old", size_bytes=100),
+    ]
+    changes = list(recent_changes(past, now))
+    assert [(change.image, change.outcome) for change in changes] == [
+        ("grown", Outcome.DONE),
+        ("broken", Outcome.FAILED),
+        ("same", Outcome.DONE),
+    ]
+    assert [change.size_change_bytes for change in changes] == [50, None, None]
+    assert [change.is_same for change in changes] == [False, False, True]
+    page = render(Overview(root=SOURCE, made_at=now, recent=tuple(changes)), SOURCE)
+    assert "new image, +50 B" in page
+    assert "published again, the same image" in page
+
+
 def test_failures_are_those_that_stand_and_those_of_the_last_run(root: Path) -> None:
     log = root / ".rc/logs/app:1/podman/2026-11-21T01-00-00.000Z.7.log"
     log.parent.mkdir(parents=True)
@@ -273,18 +320,20 @@ def hostile(text: str) -> Overview:
         (Passed((text, text), text, 1.0),),
         text,
         hostile_inside(text),
+        text,
+        text,
     )
     nodes = (GraphNode(text, NodeKind.IMAGE, "failed", (text,)), GraphNode(f"{text}2", NodeKind.ALIAS))
     picture = GraphView(nodes, (Edge(text, f"{text}2", EdgeKind.ALIAS),))
     failures = (
         FailedImage(text, State.FAILED, text, Step.PODMAN, text, text, (text.encode(errors="replace"),)),
-        FailedImage(text, State.STALE, "", Step.ENROOT, "", text),
+        FailedImage(text, State.STALE, "", Step.ENROOT, "", text, waiting=(text,)),
     )
     return Overview(
         Path("/tmp") / text.replace("/", "_").replace("\x00", "_"),
         BEGIN, (image,), picture, tries, failures,
         (RegistryBase(text, How.PINNED, Pin(text, BEGIN.isoformat()), (text, text), (text,)),),
-        (text,), text, text, 3,
+        (text,), text, text, 3, (RecentChange(text, Outcome.DONE, text, False, 5),), 7,
     )  # fmt: skip
 
 
