@@ -85,6 +85,7 @@ def test_the_page_of_project_toml_has_each_key() -> None:
         ("doit graph", ("graph", "--format", "json")),
         ("doit bases", ("bases", "--json")),
         ("doit store", ("store", "--json")),
+        ("doit settings", ("settings", "--json")),
     ],
 )
 def test_the_page_of_json_describes_each_key(
