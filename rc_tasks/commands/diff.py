@@ -105,7 +105,7 @@ def _list(builds: tuple[Build, ...]) -> None:
         print("no build is kept yet; the next build will be")
         return
     rows = list(_columns(builds))
-    tables.table(("", "IMAGE", "PUBLISHED", "SIZE", "COMMIT", ""), rows, right=frozenset({"SIZE"}))
+    tables.table(("N", "IMAGE", "PUBLISHED", "SIZE", "COMMIT", "NOTE"), rows, right=frozenset({"SIZE"}))
 
 
 def _columns(builds: tuple[Build, ...]) -> Iterator[tuple[str, ...]]:

@@ -82,10 +82,13 @@ def run(args: Namespace) -> int:
 def _table(entries: list[HistoryEntry]) -> None:
     headings = ("WHEN", "STEP", "OUTCOME", "TOOK", "QUEUED", "NODE", "IMAGE", "REASON")
     styles = [_STYLES.get(entry.outcome, "") for entry in entries]
-    tables.table(headings, [_row(entry) for entry in entries], styles=styles, right=_RIGHT)
+    tables.table(
+        headings, [_row(entry) for entry in entries], styles=styles, right=_RIGHT, narrow=_NARROW
+    )
 
 
 _RIGHT = frozenset({"TOOK", "QUEUED"})
+_NARROW = (("IMAGE", 0), ("QUEUED", 0), ("NODE", 0), ("TOOK", 0))
 
 
 def _row(entry: HistoryEntry) -> tuple[str, ...]:

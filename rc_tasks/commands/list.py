@@ -22,6 +22,10 @@ _FLAGS = ("all", "quiet", "status", "private", "deps")
 _VALUES = ("template", "sort")
 
 
+# A small terminal keeps the day of BUILT, then gives up columns.
+_NARROW = (("BUILT", len("2026-11-22")), ("SIZE", 0), ("ALIASES", 0), ("BUILT", 0))
+
+
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = "`doit why NAME` explains a state. The table may change; scripts use --json."
@@ -67,7 +71,7 @@ def run(args: Namespace) -> int:
     headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
     if rows:
         styles = [tables.STYLES[status.state] for status in statuses]
-        tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+        tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}), narrow=_NARROW)
         if sys.stdout.isatty():
             # In a pipe, another line could be taken for an image.
             print(_totals(statuses, [of_image["size_bytes"] or 0 for of_image in facts]))

@@ -10,6 +10,8 @@ from rc_tasks.state.records.records import Step
 from rc_tasks.util.text import printable_lines
 from rc_tasks.views import tables
 
+_NARROW = (("LAST TIME", 0), ("NOTE", 0))
+
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
@@ -52,7 +54,9 @@ def run(args: Namespace) -> int:
             total_s += record.duration_s if record else 0.0
             never_ran += record is None
     if rows:
-        tables.table(("STEP", "LAST TIME", "", "WHY"), rows, right=frozenset({"LAST TIME"}))
+        tables.table(
+            ("STEP", "LAST TIME", "NOTE", "WHY"), rows, right=frozenset({"LAST TIME"}), narrow=_NARROW
+        )
         summary = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
         if never_ran < len(rows):
             summary.append(f"{tables.duration(total_s)} if each takes as long as last time")

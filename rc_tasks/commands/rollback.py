@@ -189,4 +189,6 @@ def _print_table(previous: list[Published]) -> None:
         )
         for number, image in enumerate(previous)
     ]
-    tables.table(("N", "PUBLISHED", "IMAGE", "SIZE", "COMMIT", ""), rows, right=frozenset({"N", "SIZE"}))
+    tables.table(
+        ("N", "PUBLISHED", "IMAGE", "SIZE", "COMMIT", "NOTE"), rows, right=frozenset({"N", "SIZE"})
+    )
