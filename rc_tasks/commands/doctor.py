@@ -1,6 +1,7 @@
 """`doit doctor`: what is missing or wrong on this host and on a compute node, and how to fix it."""
 
 import contextlib
+import json
 import os
 import secrets
 import shlex
@@ -8,9 +9,10 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from rc_tasks.commands.cli.parser import add_json
 from rc_tasks.engine.run.step_command import runner, step_process
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
@@ -32,9 +34,10 @@ _MOST_REFUSALS = 3
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = "The exit status is 1 when a problem keeps images from being built."
+    add_json(parser)
 
 
-def run(_args: Namespace) -> int:
+def run(args: Namespace) -> int:
     """Check this host, then a node under the conditions of a step."""
     try:
         current = session()
@@ -43,6 +46,15 @@ def run(_args: Namespace) -> int:
             raise  # A single problem names its file.
         raise RcError(f"the settings cannot be used\n{error}") from None
     rights.require_readable(current.checkout)
+    if args.json:
+        places = {"host": host_findings(current), "node": _node(current)}
+        findings = [
+            {"place": place, **asdict(finding)}
+            for place, of_place in places.items()
+            for finding in of_place
+        ]
+        print(json.dumps(findings, indent=2))
+        return 1 if any(finding["level"] is Level.PROBLEM for finding in findings) else 0
     problems = _print_findings("this host", host_findings(current))
     where = runner(current.checkout.settings.runner)
     through = "srun" if slurm.job_id() is not None else "salloc, as a run"

@@ -1,11 +1,12 @@
 """`doit gc`: removal of files that nothing needs any more."""
 
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from rc_tasks.commands.cli.parser import add_flag
+from rc_tasks.commands.cli.parser import add_flag, add_json
 from rc_tasks.engine.session import Session, session
 from rc_tasks.engine.upkeep.garbage import (
     GONE_DAYS,
@@ -34,36 +35,68 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_flag(parser, "-n", "--dry-run", help="print what would be removed, and remove nothing")
     add_flag(parser, "-v", "--verbose", help="name every file and directory")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
     """Free space."""
-    return collect(session(), dry_run=args.dry_run, verbose=args.verbose)
+    return collect(session(), dry_run=args.dry_run, verbose=args.verbose, as_json=args.json)
 
 
-def collect(current: Session, *, dry_run: bool, verbose: bool) -> int:
+def collect(current: Session, *, dry_run: bool, verbose: bool, as_json: bool = False) -> int:
     """Print what can be removed, and remove it unless it is a dry run. Raise RcError."""
     require_own(current.checkout)
     collector = Collector(current.checkout)
     if dry_run:
         garbage = collector.find()
-        _print_garbage(current, garbage, measure(garbage.items), verbose=verbose)
+        measured = measure(garbage.items)
+        if as_json:
+            _print_json(current, garbage, measured, ())
+        else:
+            _print_garbage(current, garbage, measured, verbose=verbose)
         return 0
     try:
         with held(collector.lock, "gc"):
             garbage = collector.find()
             measured = measure(garbage.items)
-            _print_garbage(current, garbage, measured, verbose=verbose)
+            if not as_json:
+                _print_garbage(current, garbage, measured, verbose=verbose)
             printed = len(garbage.left)
             removed = collector.remove(garbage)
     except LostLockError:
         raise
     except LockedError as error:
         raise RcError("another doit gc is running", where=collector.lock, hint=error.hint) from None
+    if as_json:
+        _print_json(current, garbage, measured, removed)
+        return 0
     if garbage.items:
         print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
     _print_left(garbage.left[printed:])
     return 0
+
+
+def _print_json(
+    current: Session,
+    garbage: Garbage,
+    measured: Mapping[Item, tuple[os.stat_result, ...]],
+    removed: Collection[Item],
+) -> None:
+    document = {
+        "items": [
+            {
+                "kind": item.kind.name.lower(),
+                "path": current.checkout.shown(item.path),
+                "image": item.image or None,
+                "removed": item in removed,
+            }
+            for item in garbage.items
+        ],
+        "size_bytes": sum(freed_bytes(measured, garbage.items).values()),
+        "freed_bytes": sum(freed_bytes(measured, removed).values()),
+        "left": garbage.left,
+    }
+    print(json.dumps(document, indent=2))
 
 
 def _print_garbage(

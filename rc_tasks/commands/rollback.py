@@ -1,6 +1,7 @@
 """`doit rollback NAME [N]`: put a previously published image back."""
 
 import getpass
+import json
 import os
 from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_names(parser, "NAME [N]", help="an image, alias or task, and the number of a published image")
     add_flag(parser, "-l", "--list", help="list the images that can be put back, and change nothing")
+    add_flag(parser, "--json", help="with --list: print JSON for programs")
 
 
 def run(args: Namespace) -> int:
@@ -47,11 +49,17 @@ def run(args: Namespace) -> int:
     checkout = current.checkout
     require_own(checkout)
     project = checkout.graph.resolve(name).project
+    if args.json and not args.list:
+        raise UsageError("--json needs --list", hint=f"doit rollback {name} --list --json")
     if args.list:
         previous = checkout.previous.of(project, checkout.records.get(Step.ENROOT, name))
         if not previous:
             raise _nothing_kept(checkout, project)
-        _print_table(previous)
+        if args.json:
+            documents = [_as_json(number, image) for number, image in enumerate(previous)]
+            print(json.dumps(documents, indent=2))
+        else:
+            _print_table(previous)
         return 0
     try:
         with held(checkout.lock(name), f"rollback:{name}"):
@@ -175,6 +183,19 @@ def _description(image: Published) -> str:
 
 def _commit(record: Record) -> str:
     return record.commit[:_SHORT_COMMIT] + (" with changes" if record.dirty else "")
+
+
+def _as_json(number: int, image: Published) -> dict[str, object]:
+    return {
+        "number": number,
+        "image_id": image.image_id,
+        "published_at": image.record.ended_at,
+        "size_bytes": image.artifact.size_bytes,
+        "commit": image.record.commit or None,
+        "dirty": image.record.dirty,
+        "damaged": bool(image.damaged),
+        "current": image.current,
+    }
 
 
 def _print_table(previous: list[Published]) -> None:

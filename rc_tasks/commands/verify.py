@@ -1,16 +1,17 @@
 """`doit verify NAME…`: compare published images with their records, byte by byte."""
 
 import contextlib
+import json
 import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.errors import INTERRUPTED
-from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
+from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
 from rc_tasks.engine.run.step_command import runner
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.config.settings import Runner
@@ -33,6 +34,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_names(parser, "NAME ... | --all")
     add_flag(parser, "--all", help="verify all published images")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
@@ -50,12 +52,13 @@ def run(args: Namespace) -> int:
     start_s = time.monotonic()
     results: list[Verified] = []
     try:
-        with _progress() as progress:
+        with _progress(drawn=not args.json) as progress:
             verification = Verification(current.checkout, progress.advance, _limit_threads(current))
             progress.begin(verification.size_bytes(names))
             for name in names:
                 results.append(verification.verify(name))
-                _print(results[-1])
+                if not args.json:
+                    _print(results[-1])
     except KeyboardInterrupt:
         print(f"interrupted: {len(results)} of {len(names)} images were verified")
         return INTERRUPTED
@@ -63,10 +66,14 @@ def run(args: Namespace) -> int:
     damaged = verdicts.count(Verdict.DAMAGED)
     count = verdicts.count(Verdict.WHOLE) + damaged
     took = tables.duration(time.monotonic() - start_s)
-    print(
-        f"{count} image{'' if count == 1 else 's'} verified, {damaged} damaged;"
-        f" {tables.size(progress.read_bytes)} read in {took}"
-    )
+    if args.json:
+        documents = [{**asdict(result), "verdict": result.verdict.name.lower()} for result in results]
+        print(json.dumps(documents, indent=2))
+    else:
+        print(
+            f"{count} image{'' if count == 1 else 's'} verified, {damaged} damaged;"
+            f" {tables.size(progress.read_bytes)} read in {took}"
+        )
     if damaged or len(names) < len(selected):
         return 1
     return 3 if Verdict.UNREADABLE in verdicts else 0
@@ -106,9 +113,9 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[_Progress]:
-    """Yield the progress, with a bar on a terminal."""
-    if not sys.stdout.isatty():
+def _progress(*, drawn: bool) -> Iterator[_Progress]:
+    """Yield the progress, with a bar on a terminal if `drawn`."""
+    if not (drawn and sys.stdout.isatty()):
         yield _Progress()
         return
     from rich.console import Console
