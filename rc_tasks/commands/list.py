@@ -10,11 +10,15 @@ from typing import Any
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import add_json, add_names
+from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
-from rc_tasks.state.records.records import Step
-from rc_tasks.state.records.status import ImageStatus, briefly
+from rc_tasks.state.records.records import Step, Task
+from rc_tasks.state.records.status import ImageStatus, State, briefly
 from rc_tasks.views import tables
+
+# What a narrow terminal leaves out first.
+_NARROW = (("BUILT", 10), ("SIZE", 0), ("ALIASES", 0), ("BUILT", 0))
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -47,19 +51,29 @@ def run(args: Namespace) -> int:
         names = set(args.names)
         return doit([*(word for word in args.words if word not in names), *args.names])
     current = session()
-    statuses = [current.judge.image(name) for name in images(current, args.names)]
+    selected = images(current, args.names)
+    statuses = [current.judge.image(name) for name in selected]
+    skipped = ignored_steps(current.checkout, current.judge, selected)
+    ignored = {task.name: reason for task, reason in reversed(skipped.items())}
     aliases = current.checkout.graph.aliases_of()
     if args.json:
-        json.dump([as_json(current, status, aliases) for status in statuses], sys.stdout, indent=2)
+        document = [
+            as_json(current, status, aliases)
+            | {"ignored": [str(task) for task in skipped if task.name == status.name]}
+            for status in statuses
+        ]
+        json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
-    rows = [_row(current, status, aliases) for status in statuses]
+    rows = [_row(current, status, aliases, ignored.get(status.name)) for status in statuses]
     headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
     if rows:
         styles = [tables.STYLES[status.state] for status in statuses]
-        tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}))
+        tables.table(headings, rows, styles=styles, right=frozenset({"SIZE"}), narrow=_NARROW)
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
+    for reason in sorted({str(ignored[name]) for name in selected if name in ignored}):
+        print(f"no run takes {reason}: `doit ignore --undo {reason}` ends that")
     if not args.names:
         for problem in current.checkout.graph.problems:
             sys.stderr.write(f"{problem}\n")
@@ -98,13 +112,22 @@ def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[st
     }
 
 
-def _row(current: Session, status: ImageStatus, aliases: Mapping[str, list[str]]) -> tuple[str, ...]:
+def _row(
+    current: Session, status: ImageStatus, aliases: Mapping[str, list[str]], ignored: Task | None
+) -> tuple[str, ...]:
     facts = as_json(current, status, aliases)
+    remarks = []
+    if ignored is not None:
+        remarks.append("ignored" if ignored.name == status.name else f"ignored, as {ignored} is")
+    if facts["rolled_back"] and status.state is not State.FRESH:
+        remarks.append("rolled back")
+    if status.reasons:
+        remarks.append(briefly(status.name, status.reasons))
     return (
         status.name,
         status.state,
         tables.size(facts["size_bytes"]),
         tables.when(facts["built_at"]),
         ", ".join(facts["aliases"]),
-        briefly(status.name, status.reasons) if status.reasons else "",
+        "; ".join(remarks),
     )
