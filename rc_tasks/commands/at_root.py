@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from doit.cmd_base import DoitCmdBase
+from doit.cmd_base import DoitCmdBase, subtasks_iter
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
 from doit.cmd_ignore import Ignore as DoitIgnore
@@ -281,14 +281,32 @@ class Forget(AdaptedCommand, DoitForget):
 
 
 class Ignore(AdaptedCommand, DoitIgnore):
-    """`doit ignore TASK`."""
+    """`doit ignore TASK`, with an option that ends it and keeps the records."""
 
-    def _execute(self, pos_args: list[str]) -> Any:
+    cmd_options = ({"name": "undo", "short": "u", "long": "undo", "type": bool, "default": False},)
+
+    def _execute(self, pos_args: list[str], undo: bool = False) -> Any:
+        records = session().checkout.records
         if not pos_args:
             raise InvalidCommand(
                 "TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME"
             )
-        return super()._execute(expand_names(self, pos_args, ""))
+        names = expand_names(self, pos_args, "")
+        if not undo:
+            return super()._execute(names)
+        marked, tasks = records.ignored(), {task.name: task for task in self.task_list}
+        for name in names:
+            steps = [task.name for task in subtasks_iter(tasks, tasks[name])]
+            ignored = [task for task in (name, *steps) if task in marked]
+            for task in ignored:
+                records.ignore_no_longer(task)
+                self.outstream.write(f"no longer ignored: {task}\n")
+            if not ignored:
+                self.outstream.write(f"{name} is not ignored\n")
+            if group := tasks[name].subtask_of:
+                # `doit ignore build:NAME` also marks the group.
+                records.ignore_no_longer(group)
+        return None
 
 
 class Clean(AdaptedCommand, DoitClean):

@@ -11,17 +11,16 @@ from typing import Any
 
 from rc_tasks.commands.cli.command import enter, images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
+from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
 from rc_tasks.state.records.status import ImageStatus, State, briefly
 from rc_tasks.views import tables
 
 # Options of doit's own list.
 _FLAGS = ("all", "quiet", "status", "private", "deps")
 _VALUES = ("template", "sort")
-
-
 # A small terminal keeps the day of BUILT, then gives up columns.
 _NARROW = (("BUILT", len("2026-11-22")), ("SIZE", 0), ("ALIASES", 0), ("BUILT", 0))
 
@@ -58,16 +57,27 @@ def run(args: Namespace) -> int:
     if of_doit:
         return _list_tasks(args, of_doit)
     current = session()
-    statuses = [current.judge.image(name) for name in images(current, args.names)]
+    selected = images(current, args.names)
+    statuses = [current.judge.image(name) for name in selected]
     if args.state:
         statuses = [status for status in statuses if status.state == args.state]
+    skipped = ignored_steps(current.checkout, current.judge, selected)
+    ignored = {task.name: reason for task, reason in reversed(skipped.items())}
     aliases = current.checkout.graph.aliases_of()
     if args.json:
-        json.dump([as_json(current, status, aliases) for status in statuses], sys.stdout, indent=2)
+        document = [
+            as_json(current, status, aliases)
+            | {"ignored": [str(task) for task in skipped if task.name == status.name]}
+            for status in statuses
+        ]
+        json.dump(document, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return 0
     facts = [as_json(current, status, aliases) for status in statuses]
-    rows = [_row(status, of_image) for status, of_image in zip(statuses, facts, strict=True)]
+    rows = [
+        _row(status, of_image, ignored.get(status.name))
+        for status, of_image in zip(statuses, facts, strict=True)
+    ]
     headings = ("IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON")
     if rows:
         styles = [tables.STYLES[status.state] for status in statuses]
@@ -79,6 +89,8 @@ def run(args: Namespace) -> int:
         print(f"no image is {args.state}")
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
+    for reason in sorted({str(ignored[name]) for name in selected if name in ignored}):
+        print(f"no run takes {reason}: `doit ignore --undo {reason}` ends that")
     if not args.names:
         for problem in current.checkout.graph.problems:
             sys.stderr.write(f"{problem}\n")
@@ -137,12 +149,19 @@ def _totals(statuses: list[ImageStatus], sizes_bytes: list[int]) -> str:
     return f"{count}{size}: {states}"
 
 
-def _row(status: ImageStatus, facts: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(status: ImageStatus, facts: Mapping[str, Any], ignored: Task | None) -> tuple[str, ...]:
+    remarks = []
+    if ignored is not None:
+        remarks.append("ignored" if ignored.name == status.name else f"ignored, as {ignored} is")
+    if facts["rolled_back"] and status.state is not State.FRESH:
+        remarks.append("rolled back")
+    if status.reasons:
+        remarks.append(briefly(status.name, status.reasons))
     return (
         status.name,
         status.state,
         tables.size(facts["size_bytes"]),
         tables.when(facts["built_at"]),
         ", ".join(facts["aliases"]),
-        briefly(status.name, status.reasons) if status.reasons else "",
+        "; ".join(remarks),
     )

@@ -4,20 +4,21 @@ from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import add_names
+from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
-from rc_tasks.state.records.records import Step
+from rc_tasks.state.records.records import Step, Task
+from rc_tasks.state.records.status import StepStatus
 from rc_tasks.util.text import printable_lines
 from rc_tasks.views import tables
-
-_NARROW = (("LAST TIME", 0), ("NOTE", 0))
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = (
-        "A step marked `perhaps` runs only when the step before it changes something: if a base is"
-        " rebuilt to the same image ID, the steps after it do not run."
+        "RUNS is `perhaps` for a step that runs only when the step before it changes something: if a"
+        " base is rebuilt to the same image ID, the steps after it do not run. It is `ignored` for steps"
+        " that `doit ignore` leaves out, and for those after them."
     )
     add_names(parser)
 
@@ -27,7 +28,8 @@ def run(args: Namespace) -> int:
     current = session()
     graph = current.checkout.graph
     selected = images(current, args.names)
-    rows, total_s, never_ran = [], 0.0, 0
+    skipped = ignored_steps(current.checkout, current.judge, selected)
+    rows, total_s, never_ran, ignored = [], 0.0, 0, 0
     adoptable: dict[str, None] = {}
     broken = {name: graph.broken[name] for name in selected if name in graph.broken}
     for name in graph.with_bases(selected):
@@ -47,22 +49,22 @@ def run(args: Namespace) -> int:
                 (
                     f"{step}:{name}",
                     tables.duration(record.duration_s) if record else "",
-                    "" if status.certain else "perhaps",
+                    _runs(status, skipped.get(Task(step, name))),
                     reason,
                 )
             )
+            if Task(step, name) in skipped:
+                ignored += 1
+                continue
             total_s += record.duration_s if record else 0.0
             never_ran += record is None
     if rows:
-        tables.table(
-            ("STEP", "LAST TIME", "NOTE", "WHY"), rows, right=frozenset({"LAST TIME"}), narrow=_NARROW
-        )
-        summary = ["1 step" if len(rows) == 1 else f"{len(rows)} steps"]
-        if never_ran < len(rows):
-            summary.append(f"{tables.duration(total_s)} if each takes as long as last time")
-        if never_ran:
-            summary.append(f"{never_ran} never ran before")
-        print("; ".join(summary))
+        headings = ("STEP", "LAST TIME", "RUNS", "WHY")
+        narrow = (("LAST TIME", 0), ("RUNS", 0))
+        tables.table(headings, rows, right=frozenset({"LAST TIME"}), narrow=narrow)
+        print(_summary(len(rows) - ignored, total_s, never_ran, ignored))
+        for task in sorted({str(task) for task in skipped.values()}):
+            print(f"no run takes {task}: `doit ignore --undo {task}` ends that")
     elif not broken:
         print("nothing to do")
     if adoptable and current.judge.offers is not None:
@@ -73,3 +75,21 @@ def run(args: Namespace) -> int:
         sharing = [name for name, error in broken.items() if str(error) == text]
         print(f"{', '.join(sharing)} cannot be built:\n{printable_lines(text)}")
     return 0
+
+
+def _runs(status: StepStatus, ignored_for: Task | None) -> str:
+    if ignored_for is not None:
+        return "ignored"
+    return "yes" if status.certain else "perhaps"
+
+
+def _summary(count: int, total_s: float, never_ran: int, ignored: int) -> str:
+    """Return how many steps run, without ignored ones, and how long they took last time."""
+    parts = ["1 step" if count == 1 else f"{count} steps"]
+    if never_ran < count:
+        parts.append(f"{tables.duration(total_s)} if each takes as long as last time")
+    if never_ran:
+        parts.append(f"{never_ran} never ran before")
+    if ignored:
+        parts.append(f"{ignored} ignored")
+    return "; ".join(parts)

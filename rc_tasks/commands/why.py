@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import UsageError, add_names
+from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
@@ -67,6 +68,10 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
         _print_frozen(current, status)
         if current.judge.rolled_back(name):
             _print(f"  note    {_ROLLED_BACK.format(name=name)}")
+        for task, reason in ignored_steps(current.checkout, current.judge, [name]).items():
+            if task.name == name:
+                because = "" if reason == task else f", as {reason} is"
+                _print(f"  note    {task} is ignored{because}: `doit ignore --undo {reason}` ends that")
         _print_refusal(current, status)
         todo += [
             cause.part.removeprefix("base/")

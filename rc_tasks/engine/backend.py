@@ -6,7 +6,6 @@ runs would overwrite each other. With this backend doit writes nothing but `igno
 
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 from doit.dependency import FileChangedChecker
@@ -14,11 +13,8 @@ from doit.dependency import FileChangedChecker
 from rc_tasks.engine.session import session
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk import reading
-from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.inputs import CONTEXT, is_file, part_of
 from rc_tasks.state.records.records import Record, Records, Task
-
-_IGNORED = ".ignore"
 
 
 class RecordsDB:
@@ -54,7 +50,7 @@ class RecordsDB:
     def set(self, task_id: str, dependency: str, value: object) -> None:
         """Save `ignore:` only; the step wrote everything else when it ended."""
         if dependency == "ignore:":
-            write_atomically(self._ignored(task_id), "")
+            self._records.ignore(task_id)
 
     def in_(self, task_id: str) -> bool:
         """Return whether the task has ever succeeded."""
@@ -62,7 +58,7 @@ class RecordsDB:
 
     def remove(self, task_id: str) -> None:
         """Remove the record and the ignore mark of a task, for `doit forget`."""
-        self._ignored(task_id).unlink(missing_ok=True)
+        self._records.ignore_no_longer(task_id)
         task = Task.parse(task_id)
         if task is not None:
             self._records.forget(*task)
@@ -78,8 +74,7 @@ class RecordsDB:
 
     @functools.cached_property
     def _ignored_tasks(self) -> frozenset[str]:
-        names = reading.names(self._records.directory)
-        return frozenset(name.removesuffix(_IGNORED) for name in names if name.endswith(_IGNORED))
+        return self._records.ignored()
 
     @property
     def _records(self) -> Records:
@@ -88,9 +83,6 @@ class RecordsDB:
     def _record(self, task_id: str) -> Record | None:
         task = Task.parse(task_id)
         return session().judge.remembered(*task) if task is not None else None
-
-    def _ignored(self, task_id: str) -> Path:
-        return self._records.directory / f"{task_id}{_IGNORED}"
 
 
 class ContentChecker(FileChangedChecker):

@@ -11,6 +11,7 @@ from rc_tasks.model.graph.context import Listing
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.graph.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS
+from rc_tasks.state import logs
 from rc_tasks.state.adoption.offers import Offers
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.bases.pins import comparable
@@ -51,6 +52,14 @@ from rc_tasks.util.text import local_time
 
 # Causes that rebuild a frozen image too: the published image itself is missing or damaged.
 _DAMAGED_OUTPUT = frozenset({GONE, ARTIFACT, IMAGE_JSON, Step.PODMAN})
+
+# What each step without a record is called: if it never ran, and if something shows that it has run,
+# such as one of these files.
+_UNRECORDED = {
+    Step.PODMAN: ("never built", "no record of a build", (ARTIFACT, IMAGE_JSON)),
+    Step.ENROOT: ("never published", "no record that image.sqsh was published", (ARTIFACT, IMAGE_JSON)),
+    Step.ENV: ("env.toml was never written", "no record that env.toml was written", (EDF,)),
+}
 
 
 class Judge:
@@ -260,7 +269,7 @@ class Judge:
         ]
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
-            return [Cause(NEVER, "never built"), *causes]
+            return [Cause(NEVER, self._unrecorded(Step.PODMAN, node)), *causes]
         files = self._listing(node)
         version = self._checkout.records.version_read(Step.PODMAN, name)
         now, recorded = self._other_inputs(node, self._facts), record.inputs
@@ -296,7 +305,7 @@ class Judge:
         causes = self._after(Step.PODMAN, name)
         record = self._checkout.records.get(Step.ENROOT, name)
         if record is None or record.artifact is None:
-            return [Cause("image.sqsh", "never published"), *causes]
+            return [Cause("image.sqsh", self._unrecorded(Step.ENROOT, node)), *causes]
         facts = self._facts(name)
         old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
         # A rollback stays until a build gives another image than the one that it replaced.
@@ -324,6 +333,17 @@ class Judge:
                 changed = f"passed with {others}, not with {launcher}" if others else "changed"
                 causes.append(Cause(SMOKE, f"smoke tests {changed}", new=str(test)))
         return causes
+
+    def _unrecorded(self, step: Step, node: ImageNode) -> str:
+        """Describe a step without a record; `doit forget` may have removed that of an earlier run."""
+        project, checkout = node.project, self._checkout
+        never, forgotten, outputs = _UNRECORDED[step]
+        if any(os.path.lexists(f"{project.base}/{output}") for output in outputs):
+            return forgotten
+        has_run = os.path.lexists(checkout.logs(step, project.name) / logs.LATEST)
+        failed = has_run and checkout.records.failure(step, project.name) is not None
+        runs = has_run and locks.holder(checkout.lock(project.name)) is not None
+        return forgotten if has_run and not failed and not runs else never
 
     def _damage(self, node: ImageNode, record: Record) -> str | None:
         published = record.artifact
@@ -367,7 +387,7 @@ class Judge:
         causes = self._after(Step.ENROOT, name)
         record = self._checkout.records.get(Step.ENV, name)
         if record is None:
-            return [Cause("env.toml", "env.toml was never written"), *causes]
+            return [Cause("env.toml", self._unrecorded(Step.ENV, node)), *causes]
         facts = self._facts(name)
         if facts is None:
             return causes

@@ -232,9 +232,14 @@ CASES = (
         "image.json is missing",
     ),
     Case("env.toml deleted", remove("projects/left:1/env.toml"), {"env:left:1"}, "env.toml is missing"),
-    Case("podman record gone", forget("podman:left:1"), {"podman:left:1"}, "never built"),
-    Case("enroot record gone", forget("enroot:left:1"), {"enroot:left:1"}, "never published"),
-    Case("env record gone", forget("env:left:1"), {"env:left:1"}, "env.toml was never written"),
+    Case("podman record gone", forget("podman:left:1"), {"podman:left:1"}, "no record of a build"),
+    Case(
+        "enroot record gone",
+        forget("enroot:left:1"),
+        {"enroot:left:1"},
+        "no record that image.sqsh was published",
+    ),
+    Case("env record gone", forget("env:left:1"), {"env:left:1"}, "no record that env.toml was written"),
     Case(
         "store gone",
         lambda root: shutil.rmtree(root / ".rc/store"),
@@ -244,5 +249,10 @@ CASES = (
     Case("alias retargeted", retarget_alias, {"podman:user:1"}, "base left:1 added"),
     Case("digest cache gone", remove(".rc/cache/digests.json"), set()),
     Case("digest cache damaged", write(".rc/cache/digests.json", "[1, 2"), set()),
-    Case("record damaged", write(".rc/state/env:left:1.json", "{"), {"env:left:1"}, "never written"),
+    Case(
+        "record damaged",
+        write(".rc/state/env:left:1.json", "{"),
+        {"env:left:1"},
+        "no record that env.toml",
+    ),
 )

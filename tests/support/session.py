@@ -29,7 +29,7 @@ PROMPT = "$"
 COMMANDS = (
     "doit list",
     "doit",
-    "sed -i 's/Name a command/Give a command/' projects/hello:1.0/Dockerfile",
+    "sed -i 's/Hello/Good morning/' projects/hello:1.0/hello.sh",
     "doit list",
     "doit why hello",
     "doit build:hello:1.0",

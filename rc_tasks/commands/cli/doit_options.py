@@ -33,7 +33,7 @@ _OPTIONS = {
         ("-s --follow-sub", "", "also forget what the tasks depend on"),
         ("-a --all", "", "forget all tasks"),
     ),
-    "ignore": (),
+    "ignore": (("-u --undo", "", "no longer skip the tasks; their records stay"),),
     "clean": (
         ("-n --dry-run", "", "show what would be removed, and remove nothing"),
         ("-c --clean-dep", "", "also clean what the tasks depend on"),

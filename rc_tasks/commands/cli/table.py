@@ -69,7 +69,7 @@ _GROUPS = {
             "forget that tasks were done, so that they run again",
             "doit forget enroot:reasoning:2025.1",
         ),
-        ("ignore", "skip tasks in all runs until `doit forget`", "doit ignore build:reasoning"),
+        ("ignore", "skip tasks in all runs until `doit ignore --undo`", "doit ignore build:reasoning"),
         ("help", "show all commands, or the options of one", "doit help list"),
         (
             "tabcompletion",

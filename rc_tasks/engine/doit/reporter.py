@@ -13,6 +13,7 @@ from doit.task import Task as DoitTask
 from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
+from rc_tasks.engine.schedule.estimates import ignored_for
 from rc_tasks.engine.session import report_without_display, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
 from rc_tasks.state.records.records import Step, Task
@@ -124,8 +125,23 @@ class Reporter:
 
     def skip_ignore(self, task: DoitTask) -> None:
         """Report a task that `doit ignore` leaves out."""
-        words = f"doit forget {task.name} takes it up again"
-        self._tell(Event(EventKind.IGNORED, Task.parse(task.name), words, about=task.name))
+        step = Task.parse(task.name)
+        if step is None:
+            words = f"`doit ignore --undo {task.name}` ends that"
+            self._tell(Event(EventKind.IGNORED, None, words, about=task.name))
+            return
+        self._settle(step)
+        if self._images.get(step.name) == "ignored" or (
+            step.step is Step.ENV and self._images.get(step.name) == "built"
+        ):
+            return
+        self._images[step.name] = "ignored"
+        expected = session().expected
+        marked = session().checkout.records.ignored()
+        reason = ignored_for(expected.before, marked).get(step, step) if expected else step
+        because = f"because {reason} is; " if reason != step else ""
+        words = f"{because}`doit ignore --undo {reason}` ends that"
+        self._tell(Event(EventKind.IGNORED, step, words))
 
     def cleanup_error(self, exception: BaseFail) -> None:
         """Report a teardown that failed."""
@@ -162,7 +178,7 @@ class Reporter:
         states = [state for name, state in self._images.items() if name not in unfinished]
         parts = [
             f"{count} {words}"
-            for words in ("built", "env.toml written", "fresh")
+            for words in ("built", "env.toml written", "fresh", "ignored")
             if (count := states.count(words))
         ]
         if again:

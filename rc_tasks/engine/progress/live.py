@@ -164,7 +164,9 @@ class Live(Display):
             done = self._steps - len(self._left) - self._failed
             parts.insert(0, f"{max(0, done)} of {self._steps} steps done")
         left_s = self._left_s()
-        if left_s is not None and left_s >= 1:
+        if left_s is not None and self._late_s() > left_s:
+            parts.append("longer than last time")
+        elif left_s is not None and left_s >= 1:
             parts.append(f"about {_roughly(left_s)} left")
         return "  " + "; ".join(parts)
 
@@ -175,6 +177,15 @@ class Live(Display):
             self._estimate_s = self._expected.left_s(self._left, since_s, self._slots)
             self._estimated_at_s = now_s
         return self._estimate_s
+
+    def _late_s(self) -> float:
+        """Return by how much a running step has exceeded its last duration; 0 if none has."""
+        now_s = time.monotonic()
+        running = self.running.values()
+        return max(
+            (now_s - step.since_s - step.event.last_s for step in running if step.event.last_s),
+            default=0.0,
+        )
 
     def _draw(self, lines: list[Text], width: int) -> None:
         # A terminal that was made narrower has wrapped the lines.

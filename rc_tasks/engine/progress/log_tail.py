@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from rc_tasks.tools import podman, squashfs
@@ -12,6 +13,8 @@ _LONGEST_LINE_BYTES = 64 * 1024
 _CHUNK_BYTES = 256 * 1024
 # Only this much of an unfinished line is kept.
 _BEGUN_BYTES = 4096
+# As the step of `rc_tasks.steps.publish.smoke` prints it.
+_SMOKE_TEST = re.compile(r"smoke test \d+ of \d+ \(")
 
 
 class Tail:
@@ -67,4 +70,5 @@ def doing(line: str) -> str:
     percent = squashfs.progress_percent(line)
     if percent is not None:
         return f"mksquashfs {percent}%"
-    return podman.current_step(line)
+    # A test's own output is indented in the log.
+    return line if _SMOKE_TEST.match(line) else podman.current_step(line)

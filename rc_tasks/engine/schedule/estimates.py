@@ -108,6 +108,27 @@ def order(
     )
 
 
+def ignored_steps(checkout: Checkout, judge: Judge, names: Iterable[str]) -> dict[Task, Task]:
+    """Return the steps of images and their bases that no run takes: see `ignored_for`."""
+    marked = checkout.records.ignored()
+    return ignored_for(order(checkout, judge, names).before, marked) if marked else {}
+
+
+def ignored_for(before: Mapping[Task, Sequence[Task]], marked: Collection[str]) -> dict[Task, Task]:
+    """Return the steps that no run takes, each with the ignored step that is the reason.
+
+    doit also leaves out what comes after an ignored step, even if that step is fresh. `before` has bases
+    first, `marked` are the tasks that `doit ignore` was given.
+    """
+    reasons: dict[Task, Task] = {}
+    for task, earlier in before.items():
+        if str(task) in marked:
+            reasons[task] = task
+        elif (reason := next((reasons[step] for step in earlier if step in reasons), None)) is not None:
+            reasons[task] = reason
+    return reasons
+
+
 def _fresh(judge: Judge, task: Task) -> bool:
     try:
         return judge.step(*task).fresh

@@ -19,6 +19,8 @@ from rc_tasks.util import json_decode
 from rc_tasks.util.json_decode import DecodeError, Seconds, Size, Time, decode, encode, load
 
 SCHEMA = 1
+# The end of the name of a mark of `doit ignore`.
+_IGNORED = ".ignore"
 
 # Inode and modification time of a record's file: they change whenever it is written.
 Version = tuple[int, int]
@@ -190,6 +192,19 @@ class Records:
         self._seen.pop(task, None)
         self._remove(self._path(task))
         self._remove(self._failure_path(task))
+
+    def ignored(self) -> frozenset[str]:
+        """Return the names of the tasks that `doit ignore` leaves out of all runs."""
+        names = reading.names(self.directory)
+        return frozenset(name.removesuffix(_IGNORED) for name in names if name.endswith(_IGNORED))
+
+    def ignore(self, task: str) -> None:
+        """Leave a task out of all runs."""
+        write_atomically(self.directory / f"{task}{_IGNORED}", "")
+
+    def ignore_no_longer(self, task: str) -> None:
+        """Take a task up again; its record stays."""
+        self._remove(self.directory / f"{task}{_IGNORED}")
 
     def files(self, step: Step, name: str) -> tuple[Path, ...]:
         """Return the files of a step's record and failure."""

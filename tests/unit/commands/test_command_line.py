@@ -1,5 +1,6 @@
 """What all commands share: arguments, help, manual pages, completion, and what is imported."""
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from rc_tasks.commands.cli.help import overview
 from rc_tasks.commands.cli.names import completions
 from rc_tasks.commands.cli.parser import UsageError, option_strings, parsed, parser_of
 from rc_tasks.commands.cli.table import COMMANDS
-from tests.support.checkouts import write_checkout
+from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import DOIT, Ran, doit
 from tests.support.tools import require_tools
 
@@ -316,6 +317,57 @@ def test_options_of_make_do_what_they_do_in_make(
         "warning: -k is not make's: it has no effect, and the run stops at the first failure\n"
         "  next: doit --continue\n"
     )
+
+
+def test_an_ignored_image_is_shown_as_such_and_taken_up_again_with_its_record(tmp_path: Path) -> None:
+    files = {"projects/app:1/Dockerfile": "FROM scratch\n", "projects/on:1/Dockerfile": "FROM app:1\n"}
+    root = write_checkout(tmp_path / "imgs", files, 'runner = "local"')
+    pretend_built(root)
+    doit(root, "ignore", "build:app:1")
+    for name in files:
+        (root / name).write_text((root / name).read_text() + "ENV X=1\n")
+    ending = "no run takes podman:app:1: `doit ignore --undo podman:app:1` ends that"
+    shown = doit(root, "list").text
+    assert "ignored; Dockerfile changed" in shown
+    assert "ignored, as podman:app:1 is; Dockerfile changed" in shown
+    assert ending in shown
+    plan = doit(root, "plan").text
+    assert plan.count("ignored  ") == 6
+    assert "0 steps; 6 ignored\n" in plan and ending in plan
+    assert (
+        "podman:on:1 is ignored, as podman:app:1 is: `doit ignore --undo"
+        in doit(root, "why", "on:1").text
+    )
+    ran = doit(root)
+    assert ran.status == 0
+    assert "ignored podman:app:1  `doit ignore --undo podman:app:1` ends that\n" in ran.text
+    assert "podman:on:1  because podman:app:1 is; `doit ignore --undo podman:app:1`" in ran.text
+    assert ran.text.endswith("2 images: 2 ignored\n")
+    undone = doit(root, "ignore", "--undo", "build:app:1").text
+    assert "no longer ignored: podman:app:1\n" in undone
+    assert "ignored" not in (text := doit(root, "list").text) and text.count("Dockerfile changed") == 2
+    assert "is not ignored" in doit(root, "ignore", "--undo", "podman:app:1").text
+
+
+def test_a_rolled_back_image_that_is_stale_is_shown_as_both(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path / "imgs", {"projects/app:1/Dockerfile": "FROM scratch\n"})
+    pretend_built(root)
+    record = root / ".rc/state/enroot:app:1.json"
+    document = json.loads(record.read_text())
+    document["instead_of"] = document["inputs"]["image"]
+    record.write_text(json.dumps(document))
+    (root / "projects/app:1/Dockerfile").write_text("FROM scratch\nENV X=1\n")
+    assert "  rolled back; Dockerfile changed" in doit(root, "list").text
+
+
+def test_after_forget_nothing_is_called_never_built(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path / "imgs", {"projects/app:1/Dockerfile": "FROM scratch\n"})
+    pretend_built(root)
+    doit(root, "forget", "build:app:1")
+    plan = doit(root, "plan").text
+    assert "never" not in plan.replace("never ran before", "")
+    for words in ("no record of a build", "no record that image.sqsh", "no record that env.toml was"):
+        assert words in plan
 
 
 @pytest.mark.parametrize("name", ["build", "podman", "enroot", "env"])

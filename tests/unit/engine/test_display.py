@@ -329,3 +329,19 @@ def test_an_interruption_names_what_is_ended(tmp_path: Path, capsys: pytest.Capt
         "2026-11-22 11:03:06 interrupted: ending podman:a on nid001, enroot:0, enroot:1, enroot:2,"
         " enroot:3, enroot:4, enroot:5, enroot:6 and 3 more; what is finished stays finished\n"
     )
+
+
+def test_a_smoke_test_that_runs_is_shown_and_a_late_step_has_no_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = b"mksquashfs 100%\nsmoke test 1 of 2 (podman): python -c 'import torch'\n  | smoke test 9\n"
+    shown = Shown(monkeypatch, 100, 24, "enroot:a", "env:a")
+    assert shown(start(tmp_path, "enroot:a", log, last_s=100.0))[-2:] == [
+        "  enroot:a  0:00 of ~1:40  smoke test 1 of 2 (podman): python -c 'import torch'",
+        "  0 of 2 steps done; 1 running; about 3 min left",
+    ]
+    shown.live.running[Task(Step.ENROOT, "a")].since_s -= 150
+    shown.live._estimated_at_s = 0.0
+    assert shown()[-1] == "  0 of 2 steps done; 1 running; about 1 min 40 s left"
+    shown.live.running[Task(Step.ENROOT, "a")].since_s -= 60
+    assert shown()[-1] == "  0 of 2 steps done; 1 running; longer than last time"

@@ -198,7 +198,7 @@ def umask_was(root: Path, mask: int) -> None:
         ),
         pytest.param(
             lambda root: (root / ".rc/state/podman:base.json").write_text("{"),
-            {"podman:base": "never built"},
+            {"podman:base": "no record of a build"},
             id="record-lost",
         ),
     ],
