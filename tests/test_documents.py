@@ -20,6 +20,7 @@ from tests.support.doit import doit
 from tests.support.tools import require_tools, which
 
 SOURCE = Path(__file__).resolve().parents[1]
+PACKAGE = SOURCE / "rc_tasks"
 VERSIONS = SOURCE / "docs/reference/versions.md"
 # By the heads of its table.
 VERSION_OF = {
@@ -71,6 +72,18 @@ def test_the_page_of_commands_groups_them_as_help_does() -> None:
     assert {group: grouped[group] for group in groups} == {
         group: {entry.name for entry in COMMANDS.values() if entry.group == group} for group in groups
     }
+
+
+def test_contributing_names_functions_that_exist() -> None:
+    """Each `NAME` in `FILE.py` and `CLASS.NAME` in `FILE.py` is defined in that file."""
+    text = (SOURCE / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`(?:\w+\.)?(\w+)` in `([\w/]+\.py)`", text)
+    assert len(named) >= 7
+    assert not [
+        (name, path)
+        for name, path in named
+        if not re.search(rf"^\s*(def|class) {name}\b", (PACKAGE / path).read_text(), re.MULTILINE)
+    ]
 
 
 def test_the_page_of_project_toml_has_each_key() -> None:

@@ -159,7 +159,7 @@ def parse(
             where=f"{where}:1",
             hint="start it with FROM and a base image",
         )
-    reader = _LineReader(where, source.escape, build_args, architecture)
+    reader = _InstructionReader(where, source.escape, build_args, architecture)
     for instruction in source.instructions:
         reader.read(instruction)
     return reader.finish(target)
@@ -175,7 +175,9 @@ class _Use:
     stage: int
 
 
-class _LineReader:
+class _InstructionReader:
+    """Collects stages and the images they use, an instruction at a time; `finish` returns the whole."""
+
     def __init__(
         self, where: str, escape: str, build_args: Mapping[str, str], architecture: str
     ) -> None:
