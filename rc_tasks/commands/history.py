@@ -9,9 +9,10 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice
 
-from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.command import images, split_task
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
-from rc_tasks.engine.session import session
+from rc_tasks.engine.session import Session, session
+from rc_tasks.errors import ProjectError
 from rc_tasks.state import history
 from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.status import State
@@ -57,7 +58,7 @@ def run(args: Namespace) -> int:
         raise UsageError(f"-n must be at least 1, not {limit}", hint="-n 1 shows the newest step")
     if limit is None and not args.since and not args.json:
         limit = _USUAL_LIMIT
-    names = frozenset(images(current, args.names)) if args.names else None
+    names = frozenset(_selected(current, args.names)) if args.names else None
     since = _since(args.since) if args.since else None
     entries = (
         entry
@@ -77,6 +78,18 @@ def run(args: Namespace) -> int:
         which = "no such step is in the history" if args.failed or since or args.names else ""
         print(which or "no step has run yet")
     return 0
+
+
+def _selected(current: Session, arguments: list[str]) -> Iterator[str]:
+    """Yield the images that arguments mean; a removed project counts while the history has its steps."""
+    for argument in arguments:
+        try:
+            yield from images(current, [argument])
+        except ProjectError:
+            name = split_task(current.checkout, argument)[1]
+            if all(entry.image != name for entry in history.entries(current.checkout.history)):
+                raise
+            yield name
 
 
 def _table(entries: list[HistoryEntry]) -> None:

@@ -39,7 +39,9 @@ def differences(changes: Changes, most: int | None = None) -> Iterator[str]:
         yield "recipe      as before"
     yield from recipe
     yield f"size        image.sqsh {_sizes(old.size_bytes, new.size_bytes)}"
-    yield f"            unpacked {_sizes(old.image_size_bytes, new.image_size_bytes)}"
+    # podman counts an image differently than the sum of its files, which the line below compares.
+    before, after = (sum(manifest.contents.sizes_bytes.values()) for manifest in (old, new))
+    yield f"            unpacked {_sizes(before, after)}"
     grown = [f"{path} {size_change(size)}" for path, size in changes.directories_bytes.items()]
     if grown:
         yield f"            {', '.join(grown[:5])}{', …' if len(grown) > 5 else ''}"

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from rc_tasks.model.config.settings import Logs
 from rc_tasks.state import logs
 from rc_tasks.state.disk import locks
+from rc_tasks.state.history import HistoryEntry, Outcome
+from rc_tasks.state.records.records import Step
 from rc_tasks.views.tables import readable
 from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT, doit
@@ -243,3 +246,43 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:
         return b""  # Linux: the last one at the other end has left
+
+
+def ran_in(checkout: Path, run: str, *logs: str, outcome: str = "done") -> None:
+    """Write a run's lines of the history; a log is `IMAGE/STEP/NAME`."""
+    directory = checkout / ".rc/history"
+    directory.mkdir(exist_ok=True)
+    lines = []
+    for number, log in enumerate(logs):
+        image, step, _ = log.split("/")
+        started_at = f"2026-01-02T03:04:{number:02}+00:00"
+        entry = HistoryEntry(run, image, Step(step), Outcome(outcome), started_at, 3.0, 0.0)
+        lines.append(json.dumps(asdict(replace(entry, log=f".rc/logs/{log}"))) + "\n")
+    (directory / f"{run}.jsonl").write_text("".join(lines))
+
+
+def test_all_steps_of_the_last_run_are_shown(checkout: Path) -> None:
+    podman, enroot = f"app:2/podman/{stamped(3)}", f"app:2/enroot/{stamped(5)}"
+    ran_in(checkout, "2026-01-02T03-04-00.000Z.1", podman, enroot)
+    ran = doit(checkout, "log", "app:2")
+    assert ran.status == 0, ran.text
+    headings = [line for line in ran.text.splitlines() if line.startswith("==>")]
+    assert headings == [f"==> .rc/logs/{path} <==" for path in (podman, enroot)]
+    assert f"podman {stamped(3)}\n" in ran.text
+    assert doit(checkout, "log", "app:2", "podman").text.startswith(f".rc/logs/{podman}\n")
+
+
+def test_following_tells_how_the_step_ended(checkout: Path) -> None:
+    log = f"app:2/podman/{stamped(3)}"
+    ran_in(checkout, "2026-01-02T03-04-00.000Z.1", log, outcome="failed")
+    ran = doit(checkout, "log", "app:2", "podman", "--follow")
+    assert ran.status == 1
+    assert "podman:app:2 failed after 3.0 s" in ran.text
+
+
+def test_the_history_of_a_removed_project_is_shown(checkout: Path) -> None:
+    ran_in(checkout, "2026-01-02T03-04-00.000Z.1", f"gone:1/podman/{stamped(1)}")
+    ran = doit(checkout, "history", "gone:1")
+    assert ran.status == 0, ran.text
+    assert "podman:gone:1" in ran.text
+    assert doit(checkout, "history", "never:1").status == 3
