@@ -99,6 +99,8 @@ def test_the_page_of_project_toml_has_each_key() -> None:
         ("doit bases", ("bases", "--json")),
         ("doit store", ("store", "--json")),
         ("doit settings", ("settings", "--json")),
+        ("doit plan", ("plan", "--json")),
+        ("doit why", ("why", "a", "--json")),
         ("doit doctor", ("doctor", "--json")),
         ("doit verify", ("verify", "--all", "--json")),
         ("doit rollback", ("rollback", "a", "--list", "--json")),

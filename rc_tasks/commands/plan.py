@@ -1,9 +1,10 @@
 """`doit plan [NAME…]`: the steps that a run would take, why, and how long each took last time."""
 
+import json
 from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.command import images
-from rc_tasks.commands.cli.parser import add_names
+from rc_tasks.commands.cli.parser import add_json, add_names
 from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
@@ -21,6 +22,7 @@ def arguments(parser: ArgumentParser) -> None:
         " that `doit ignore` leaves out, and for those after them."
     )
     add_names(parser)
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
@@ -29,6 +31,7 @@ def run(args: Namespace) -> int:
     graph = current.checkout.graph
     selected = images(current, args.names)
     skipped = ignored_steps(current.checkout, current.judge, selected)
+    steps: list[dict[str, object]] = []
     rows, total_s, never_ran, ignored = [], 0.0, 0, 0
     adoptable: dict[str, None] = {}
     broken = {name: graph.broken[name] for name in selected if name in graph.broken}
@@ -44,20 +47,22 @@ def run(args: Namespace) -> int:
             if status.settled:
                 continue
             record = current.checkout.records.get(step, name)
-            reason = ", ".join(dict.fromkeys(cause.words for cause in status.causes))
-            rows.append(
-                (
-                    f"{step}:{name}",
-                    tables.duration(record.duration_s) if record else "",
-                    _runs(status, skipped.get(Task(step, name))),
-                    reason,
-                )
-            )
+            reasons = list(dict.fromkeys(cause.words for cause in status.causes))
+            runs = _runs(status, skipped.get(Task(step, name)))
+            last_s = record.duration_s if record else None
+            planned = {"image": name, "step": step, "runs": runs, "reasons": reasons}
+            steps.append(planned | {"last_duration_s": last_s})
+            last = tables.duration(last_s) if last_s is not None else ""
+            rows.append((f"{step}:{name}", last, runs, ", ".join(reasons)))
             if Task(step, name) in skipped:
                 ignored += 1
                 continue
             total_s += record.duration_s if record else 0.0
             never_ran += record is None
+    if args.json:
+        errors = {name: str(error) for name, error in broken.items()}
+        print(json.dumps({"steps": steps, "adoptable": list(adoptable), "broken": errors}, indent=2))
+        return 0
     if rows:
         headings = ("STEP", "LAST TIME", "RUNS", "WHY")
         narrow = (("LAST TIME", 0), ("RUNS", 0))

@@ -1,10 +1,12 @@
 """`doit why NAME`: each cause why an image is not fresh, with digests, and the same for its bases."""
 
+import json
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 
 from rc_tasks.commands.cli.command import images
-from rc_tasks.commands.cli.parser import UsageError, add_names
+from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
 from rc_tasks.engine.schedule.estimates import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
@@ -27,6 +29,7 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description = "Digests are shortened. image.json and .rc/state contain them in full."
     add_names(parser, "NAME ...")
+    add_json(parser)
 
 
 def run(args: Namespace) -> int:
@@ -34,10 +37,24 @@ def run(args: Namespace) -> int:
     current = session()
     if not args.names:
         raise UsageError("NAME is missing", hint="doit why NAME; `doit list` shows all images")
+    if args.json:
+        statuses = map(current.judge.image, images(current, args.names))
+        print(json.dumps([_as_json(status) for status in statuses], indent=2))
+        return 0
     explained: set[str] = set()
     for name in images(current, args.names):
         _explain(current, name, explained)
     return 0
+
+
+def _as_json(status: ImageStatus) -> dict[str, object]:
+    return {
+        "name": status.name,
+        "state": status.state,
+        "reasons": list(status.reasons),
+        "failure": asdict(status.failure) if status.failure is not None else None,
+        "steps": [asdict(step) for step in status.steps],
+    }
 
 
 def _explain(current: Session, start: str, explained: set[str]) -> None:
