@@ -305,7 +305,7 @@ class Judge:
         causes = self._after(Step.PODMAN, name)
         record = self._checkout.records.get(Step.ENROOT, name)
         if record is None or record.artifact is None:
-            return [Cause("image.sqsh", self._unrecorded(Step.ENROOT, node)), *causes]
+            return [Cause(ARTIFACT, self._unrecorded(Step.ENROOT, node)), *causes]
         facts = self._facts(name)
         old, new = record.inputs.get("image", ""), facts.image_id if facts is not None else ""
         # A rollback stays until a build gives another image than the one that it replaced.
@@ -321,7 +321,7 @@ class Judge:
         mismatch = self._not_official(node, record, old) if record.adopted_from else None
         damage = mismatch or self._damage(node, record)
         if damage is not None:
-            causes.append(Cause("image.sqsh", damage))
+            causes.append(Cause(ARTIFACT, damage))
         elif (damage := self._public_damage(node)) is not None:
             causes.append(Cause(IMAGE_JSON, damage))
         tests = smoke.smoke_tests(self._checkout.graph, node)
@@ -330,8 +330,8 @@ class Judge:
             launcher = self._checkout.settings.launcher
             for test in smoke.lacking(tests, record.passed(launcher)):
                 others = ", ".join(run.launcher for run in record.smoke if run.argv == test.argv)
-                changed = f"passed with {others}, not with {launcher}" if others else "changed"
-                causes.append(Cause(SMOKE, f"smoke tests {changed}", new=str(test)))
+                words = f"passed with {others}, not with {launcher}" if others else "changed"
+                causes.append(Cause(SMOKE, f"smoke tests {words}", new=str(test)))
         return causes
 
     def _unrecorded(self, step: Step, node: ImageNode) -> str:
@@ -387,15 +387,15 @@ class Judge:
         causes = self._after(Step.ENROOT, name)
         record = self._checkout.records.get(Step.ENV, name)
         if record is None:
-            return [Cause("env.toml", self._unrecorded(Step.ENV, node)), *causes]
+            return [Cause(EDF, self._unrecorded(Step.ENV, node)), *causes]
         facts = self._facts(name)
         if facts is None:
             return causes
         now = edf_inputs(self._checkout, node, facts)
         try:
-            now["env.toml"] = self._checkout.output_digests.content(f"{node.project.base}/{EDF}")
+            now[EDF] = self._checkout.output_digests.content(f"{node.project.base}/{EDF}")
         except FileNotFoundError:
-            return [Cause("env.toml", "env.toml is missing"), *causes]
+            return [Cause(EDF, "env.toml is missing"), *causes]
         except OSError as error:
             raise EdfError(
                 f"cannot be read: {error.strerror}",

@@ -24,6 +24,8 @@ INSTALL_HINT = "install podman (Debian: apt-get install podman), or ask the site
 _STEP = re.compile(r"((?:\[\d+/\d+\] )?STEP \d+/\d+):? (.*)")
 # podman-run(1): podman itself failed; the command could not be invoked; it is not in the image.
 NOT_STARTED = frozenset({125, 126, 127})
+# The first words of a step's error about a failed build; the run puts the failed instruction there.
+BUILD = "podman build"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ def diagnose(returncode: int, log: Path, request: StepRequest | None) -> Diagnos
 
 
 def _message(report: ErrorReport, lines: list[str]) -> str:
+    """Return the text of a report; after a tool, name the failed instruction and quote its output."""
     first, *rest = [log_line(line.encode(errors="backslashreplace")) for line in report.text.split("\n")]
     if not report.after_tool:
         return "\n".join((first, *rest))
@@ -80,7 +81,7 @@ def _message(report: ErrorReport, lines: list[str]) -> str:
     before = lines[:at]
     instruction = shorten(podman.failed_instruction(before), _INSTRUCTION_WIDTH, placeholder=" …")
     if instruction:
-        first = first.replace("podman build", instruction, 1)
+        first = first.replace(podman.BUILD, instruction, 1)
     # Leave out the instructions before the failing one, which explain nothing.
     steps = [number for number, line in enumerate(before) if line.startswith("STEP ")]
     return "\n".join((first, *_quote(before[steps[-1] :] if steps else before), *rest))

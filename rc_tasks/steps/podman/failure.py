@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rc_tasks.errors import CommandError
 from rc_tasks.model.graph.project import Project
-from rc_tasks.tools import command, failures
+from rc_tasks.tools import command, failures, podman
 from rc_tasks.tools.failures import FailureCause, node_name
 
 # How many of the last lines are read.
@@ -75,14 +75,14 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
     status = 1 if by_itself else returncode
     cause = failures.find(podman_lines, (*failures.PODMAN, *failures.LIMITS), status)
     if cause is not None:
-        return cause.error("podman build")
-    what, where = f"podman build {command.ending(returncode)}", project.shown_dockerfile
+        return cause.error(podman.BUILD)
+    what, where = f"{podman.BUILD} {command.ending(returncode)}", project.shown_dockerfile
     correct = f"correct it and run `doit build:{project.name}`: it resumes there"
     not_started = any(re.search(_RUNTIME.pattern, line) for line in podman_lines)
     if any((_MISTAKES_IN_RUN if not_started else _MISTAKES).search(line) for line in podman_lines):
         return CommandError(what, where=where, hint=correct)
     if not_started:
-        return _RUNTIME.error("podman build")
+        return _RUNTIME.error(podman.BUILD)
     if by_itself:
         # The RUN's output only suggests a cause: it may be about anything.
         probable = failures.find(podman_lines, (_MACHINE, failures.KILLED)) or failures.find(
@@ -98,7 +98,7 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
             f"{probable.hint};\n{otherwise}",
         )
     if probable := failures.find(podman_lines, (_NETWORK, _MACHINE)):
-        return probable.error("podman build")
+        return probable.error(podman.BUILD)
     return CommandError(
         what,
         where=where,
