@@ -64,5 +64,5 @@ def test_exactly_the_stale_steps_are_told(
     assert states == {task.partition(":")[2] for task in stale}
     monkeypatch.setattr(why, "session", lambda: Session(checkout, judge))
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        why.run(Namespace(names=list(NAMES)))
+        why.run(Namespace(names=list(NAMES), json=False))
     assert case.why in said.getvalue()
