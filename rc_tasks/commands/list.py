@@ -11,7 +11,7 @@ from typing import Any
 
 from rc_tasks.commands.cli.command import enter, images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
-from rc_tasks.engine.schedule.estimates import ignored_steps
+from rc_tasks.engine.schedule.ignored import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
 from rc_tasks.state.records.records import Step, Task

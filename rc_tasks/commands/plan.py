@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import add_json, add_names
-from rc_tasks.engine.schedule.estimates import ignored_steps
+from rc_tasks.engine.schedule.ignored import ignored_steps
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.state.records.records import Step, Task

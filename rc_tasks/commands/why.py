@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
-from rc_tasks.engine.schedule.estimates import ignored_steps
+from rc_tasks.engine.schedule.ignored import ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema

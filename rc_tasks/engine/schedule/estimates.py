@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from rc_tasks.engine.schedule.scheduler import ReadyStep, critical_paths, groups
 from rc_tasks.errors import RcError
@@ -92,6 +91,8 @@ def order(
                 kinds[step].append(record.duration_s)
             if str(task) in always or not _fresh(judge, task):
                 stale.add(task)
+    from statistics import median  # commands that only look do not need it
+
     usual = {step: median(kinds[step]) if kinds[step] else _GUESS_S[step] for step in Step}
     seconds = {task: last_s.get(task, usual[task.step]) if task in stale else 0.0 for task in before}
     # Without the store, an image is only on the node that built it: images that share bases stay there.
@@ -106,12 +107,6 @@ def order(
         turns={task: turn for turn, task in enumerate(before)},
         groups=together,
     )
-
-
-def ignored_steps(checkout: Checkout, judge: Judge, names: Iterable[str]) -> dict[Task, Task]:
-    """Return the steps of images and their bases that no run takes: see `ignored_for`."""
-    marked = checkout.records.ignored()
-    return ignored_for(order(checkout, judge, names).before, marked) if marked else {}
 
 
 def ignored_for(before: Mapping[Task, Sequence[Task]], marked: Collection[str]) -> dict[Task, Task]:
