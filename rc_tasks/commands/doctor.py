@@ -262,7 +262,8 @@ def _check(current: Session) -> Iterator[tuple[Command, StepRequest | None]]:
     allocation = slurm.Allocation(request, settings.nodes, f"rc_tasks.{secrets.token_hex(4)}")
     try:
         granted = allocation.wait(
-            lambda job_id: print(f"  job {job_id} waits for its nodes", flush=True)
+            # Standard output may be JSON.
+            lambda job_id: print(f"  job {job_id} waits for its nodes", file=sys.stderr, flush=True)
         )
         step = replace(step, node=next(iter(granted.cpus), ""))
         yield slurm.srun(check_command, step, allocation=granted.job_id), step

@@ -95,6 +95,7 @@ def _print_json(
         "size_bytes": sum(freed_bytes(measured, garbage.items).values()),
         "freed_bytes": sum(freed_bytes(measured, removed).values()),
         "left": garbage.left,
+        "young": garbage.young,
     }
     print(json.dumps(document, indent=2))
 

@@ -90,7 +90,8 @@ def _of_last_run(checkout: Checkout, names: list[str], newest: Path) -> list[Pat
     run = ""
     paths: list[Path] = []
     for entry in history.entries(checkout.history):
-        if entry.image not in names:
+        # A rollback has no log.
+        if entry.image not in names or not entry.log:
             continue
         if run and entry.run != run:
             break

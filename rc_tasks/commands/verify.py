@@ -60,7 +60,8 @@ def run(args: Namespace) -> int:
                 if not args.json:
                     _print(results[-1])
     except KeyboardInterrupt:
-        print(f"interrupted: {len(results)} of {len(names)} images were verified")
+        words = f"interrupted: {len(results)} of {len(names)} images were verified"
+        print(words, file=sys.stderr if args.json else sys.stdout)
         return INTERRUPTED
     verdicts = [result.verdict for result in results]
     damaged = verdicts.count(Verdict.DAMAGED)

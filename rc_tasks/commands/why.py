@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
-from rc_tasks.engine.schedule.ignored import ignored_steps
+from rc_tasks.engine.schedule.ignored import how_to_undo, ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
 from rc_tasks.model.graph.project import EDF, PROJECT_TOML, Project
 from rc_tasks.state.adoption.official import OtherInputsError
 from rc_tasks.state.disk.trust import AbsentError
+from rc_tasks.state.published import manifests
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import Cause, ImageStatus, State
 from rc_tasks.util.safe_read import read_text
@@ -77,9 +78,11 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
             _print(f"  {status.failure.message}\n  at {status.failure.failed_at}{log}")
         if status.state is State.FAILED and not status.steps:
             _print(*_indented("\n".join(status.reasons)))
+        build_args = _build_args(current, name)
         for step in status.steps:
             for number, cause in enumerate(step.causes):
-                _print(f"  {step.step if number == 0 else '':8}{_describe(cause)}")
+                words = build_args.get(cause.part) or _describe(cause)
+                _print(f"  {step.step if number == 0 else '':8}{words}")
         for note in (*graph.notes([graph.images[name]]), *_notes_on_edf(graph.images[name].project)):
             _print(f"  note    {note}")
         _print_frozen(current, status)
@@ -88,7 +91,7 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
         for task, reason in ignored_steps(current.checkout, current.judge, [name]).items():
             if task.name == name:
                 because = "" if reason == task else f", as {reason} is"
-                _print(f"  note    {task} is ignored{because}: `doit ignore --undo {reason}` ends that")
+                _print(f"  note    {task} is ignored{because}: {how_to_undo(reason)}")
         _print_refusal(current, status)
         todo += [
             cause.part.removeprefix("base/")
@@ -97,6 +100,22 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
             for cause in (*step.causes, *step.ignored)
             if cause.part.startswith("base/")
         ]
+
+
+def _build_args(current: Session, name: str) -> dict[str, str]:
+    """Return the causes by build arguments with their values, by part, as far as they are recorded."""
+    record = current.checkout.records.get(Step.PODMAN, name)
+    image_id = record.facts.image_id if record is not None and record.facts is not None else ""
+    origin = manifests.origin(current.checkout, name, image_id)
+    if origin is None:
+        return {}
+    old, new = origin.build_args, current.checkout.graph.images[name].options.build_args
+    return {
+        f"build_args.{key}": f"build argument {key} changed:"
+        f" {old.get(key, '') or 'nothing'} → {new.get(key, '') or 'nothing'}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    }
 
 
 def _notes_on_edf(project: Project) -> list[str]:

@@ -225,3 +225,20 @@ def test_a_list_is_a_table_at_each_usual_width(site: Site, columns: int) -> None
     assert columns == 60 or headings == ["IMAGE", "STATE", "SIZE", "BUILT", "ALIASES", "REASON"]
     assert max(map(len, lines)) <= columns
     assert len([line for line in lines if line.startswith("base ")]) == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(
+    ("command", "headings"),
+    [("history", ("WHEN", "STEP", "OUTCOME", "REASON")), ("plan", ("STEP", "WHY"))],
+)
+def test_other_tables_stay_tables(
+    site: Site, columns: int, command: str, headings: tuple[str, ...]
+) -> None:
+    for name in WAITING[1:]:
+        shutil.rmtree(site.root / "projects" / name)
+    with terminal(site, command, columns=columns) as shown:
+        _, text = shown.end()
+    lines = text.splitlines()
+    assert set(headings) <= set(lines[0].split()), text
+    assert max(map(len, lines)) <= columns

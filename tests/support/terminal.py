@@ -18,6 +18,7 @@ from rich.cells import get_character_cell_size
 
 from tests.support.runs import PATIENCE_S
 
+_SIZE = {"COLUMNS", "LINES"}
 _PIECE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\r|\n|[^\x1b\r\n]")
 
 
@@ -94,10 +95,12 @@ class Terminal:
         self.screen = Screen(columns, rows)
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (rows, columns))
+        # pytest-xdist exports the width of its own terminal, which would count for more than this one's.
+        inherited = {name: value for name, value in os.environ.items() if name not in _SIZE}
         self.process = subprocess.Popen(
             argv,
             cwd=cwd,
-            env={**os.environ, "TERM": "xterm-256color", **environ},
+            env={**inherited, "TERM": "xterm-256color", **environ},
             stdin=slave,
             stdout=slave,
             stderr=slave,

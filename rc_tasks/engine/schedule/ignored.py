@@ -7,6 +7,11 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Task
 
 
+def how_to_undo(ignored: Task) -> str:
+    """Return a sentence with the command that ends the ignore: of all steps of the image at once."""
+    return f"`doit ignore --undo {ignored.name}` ends that"
+
+
 def ignored_steps(checkout: Checkout, judge: Judge, names: Iterable[str]) -> dict[Task, Task]:
     """Return the steps of images and their bases that no run takes: see `ignored_for`."""
     marked = checkout.records.ignored()

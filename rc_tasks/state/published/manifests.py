@@ -137,6 +137,11 @@ def origin_of(manifest: Path) -> Origin | None:
     return parse_origin(text) if text is not None else None
 
 
+def origin(checkout: Checkout, name: str, image_id: str) -> Origin | None:
+    """Return the origin of a build of an image, or None when this checkout keeps none."""
+    return origin_of(_directory(checkout, name) / f"{image_id}.json")
+
+
 def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:
     for file, text in files.items():
         if file.endswith(_ORIGIN) or not file.endswith(_SUFFIX):

@@ -1,12 +1,13 @@
 """Trial of podman on a node: one RUN, and the start of one container, as steps do them."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,8 +158,10 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
             if trial is None:
                 yield Finding(Level.WARNING, NOT_TRIED, "install busybox-static, and run it again")
                 return
-            yield from _run(trial, engine)
-            yield from _start(trial, engine, checkout)
+            # The search takes several builds, and both trials may need its result.
+            fit = functools.cache(lambda: best_fit(trial, engine))
+            yield from _run(trial, engine, fit)
+            yield from _start(trial, engine, checkout, fit)
     except (RcError, OSError) as error:
         yield Finding(Level.PROBLEM, f"no RUN could be tried: {error}")
 
@@ -211,17 +214,19 @@ def _is_static(path: Path) -> bool:
     return _PT_INTERP not in kinds
 
 
-def _run(trial: Trial, engine: Podman) -> Iterator[Finding]:
+def _run(trial: Trial, engine: Podman, find_fit: Callable[[], Fit]) -> Iterator[Finding]:
     error = trial.run_error(engine)
     if not error:
         yield Finding(Level.OK, "a RUN works")
         return
-    fit = best_fit(trial, engine)
+    fit = find_fit()
     hint = _advice(error) if fit.run_error else _cure(fit.settings(engine))
     yield Finding(Level.PROBLEM, f"no RUN works: {error}", hint)
 
 
-def _start(trial: Trial, engine: Podman, checkout: Checkout) -> Iterator[Finding]:
+def _start(
+    trial: Trial, engine: Podman, checkout: Checkout, find_fit: Callable[[], Fit]
+) -> Iterator[Finding]:
     try:
         launcher = smoke_tests.choose(checkout)
     except RcError:
@@ -230,7 +235,7 @@ def _start(trial: Trial, engine: Podman, checkout: Checkout) -> Iterator[Finding
     if launcher is Launcher.PODMAN:
         error = trial.start_error(engine)
         if error:
-            fit = best_fit(trial, engine)
+            fit = find_fit()
             hint = _advice(error) if fit.start_error else _cure(fit.settings(engine))
     elif trial.program.path.name != "busybox":
         # Enroot starts every container by a shell script in the image.

@@ -101,12 +101,14 @@ class FailedImage:
 class RecentChange:
     """What the runs since yesterday did with an image: the newest step that published it, or failed.
 
-    `size_change_bytes` compares with the size before; None where that is not known.
+    `reason` says why that step ran. `size_change_bytes` compares with the size before; None where that
+    is not known.
     """
 
     image: str
     outcome: Outcome
     at: str
+    reason: str = ""
     is_same: bool = False
     size_change_bytes: int | None = None
 
@@ -189,12 +191,12 @@ def recent_changes(entries: Iterable[HistoryEntry], now: datetime) -> Iterator[R
             newest.setdefault(entry.image, entry)
     for image, entry in newest.items():
         if entry.outcome is Outcome.FAILED:
-            yield RecentChange(image, entry.outcome, entry.started_at)
+            yield RecentChange(image, entry.outcome, entry.started_at, entry.reason)
             continue
         sizes = [past.size_bytes for past in published[image][:2] if past.size_bytes is not None]
         change = sizes[0] - sizes[1] if len(sizes) == 2 else None
         is_same = bool(entry.image_id) and entry.image_id == entry.image_id_before
-        yield RecentChange(image, entry.outcome, entry.started_at, is_same, change)
+        yield RecentChange(image, entry.outcome, entry.started_at, entry.reason, is_same, change)
 
 
 def _waiting(view: GraphView, name: str) -> tuple[str, ...]:

@@ -326,7 +326,7 @@ def test_an_ignored_image_is_shown_as_such_and_taken_up_again_with_its_record(tm
     doit(root, "ignore", "build:app:1")
     for name in files:
         (root / name).write_text((root / name).read_text() + "ENV X=1\n")
-    ending = "no run takes podman:app:1: `doit ignore --undo podman:app:1` ends that"
+    ending = "no run takes podman:app:1: `doit ignore --undo app:1` ends that"
     shown = doit(root, "list").text
     assert "ignored; Dockerfile changed" in shown
     assert "ignored, as podman:app:1 is; Dockerfile changed" in shown
@@ -340,8 +340,8 @@ def test_an_ignored_image_is_shown_as_such_and_taken_up_again_with_its_record(tm
     )
     ran = doit(root)
     assert ran.status == 0
-    assert "ignored podman:app:1  `doit ignore --undo podman:app:1` ends that\n" in ran.text
-    assert "podman:on:1  because podman:app:1 is; `doit ignore --undo podman:app:1`" in ran.text
+    assert "ignored podman:app:1  `doit ignore --undo app:1` ends that\n" in ran.text
+    assert "podman:on:1  because podman:app:1 is; `doit ignore --undo app:1`" in ran.text
     assert ran.text.endswith("2 images: 2 ignored\n")
     undone = doit(root, "ignore", "--undo", "build:app:1").text
     assert "no longer ignored: podman:app:1\n" in undone

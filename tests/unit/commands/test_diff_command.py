@@ -37,6 +37,7 @@ from rc_tasks.model.manifest.manifest import (
 )
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.published import manifests
+from rc_tasks.state.records.records import Step
 from rc_tasks.views.cyclonedx import bill
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import doit
@@ -382,3 +383,15 @@ def test_comments_of_rc() -> None:
         "base": ["b (y)", "c (z)"],
         "org.label": ["two words"],
     }
+
+
+def test_why_shows_the_values_of_build_arguments(root: Path) -> None:
+    options = root / f"projects/{NAME}/project.toml"
+    options.write_text('[build_args]\nCUDA = "12.6"\n')
+    pretend_built(root)
+    checkout = open_checkout(root, {})
+    record = checkout.records.get(Step.PODMAN, NAME)
+    assert record is not None
+    manifests.put_origin(checkout, checkout.graph.images[NAME], record, "FROM scratch\n")
+    options.write_text('[build_args]\nCUDA = "12.8"\n')
+    assert "  podman  build argument CUDA changed: 12.6 → 12.8\n" in doit(root, "why", NAME).text

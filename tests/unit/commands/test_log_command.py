@@ -257,7 +257,8 @@ def ran_in(checkout: Path, run: str, *logs: str, outcome: str = "done") -> None:
         image, step, _ = log.split("/")
         started_at = f"2026-01-02T03:04:{number:02}+00:00"
         entry = HistoryEntry(run, image, Step(step), Outcome(outcome), started_at, 3.0, 0.0)
-        lines.append(json.dumps(asdict(replace(entry, log=f".rc/logs/{log}"))) + "\n")
+        path = "" if log.endswith("/") else f".rc/logs/{log}"
+        lines.append(json.dumps(asdict(replace(entry, log=path))) + "\n")
     (directory / f"{run}.jsonl").write_text("".join(lines))
 
 
@@ -270,6 +271,9 @@ def test_all_steps_of_the_last_run_are_shown(checkout: Path) -> None:
     assert headings == [f"==> .rc/logs/{path} <==" for path in (podman, enroot)]
     assert f"podman {stamped(3)}\n" in ran.text
     assert doit(checkout, "log", "app:2", "podman").text.startswith(f".rc/logs/{podman}\n")
+    # A rollback is a run without a log.
+    ran_in(checkout, "2026-01-02T03-05-00.000Z.2", "app:2/enroot/")
+    assert doit(checkout, "log", "app:2").text == ran.text
 
 
 def test_following_tells_how_the_step_ended(checkout: Path) -> None:

@@ -205,7 +205,7 @@ def test_changes_since_yesterday_are_listed_once_for_each_image() -> None:
         return entry(image, step, started_at=(now - timedelta(hours=hours_ago)).isoformat(), **more)
 
     past = [
-        at(1, "grown", size_bytes=150, image_id="b", image_id_before="a"),
+        at(1, "grown", size_bytes=150, image_id="b", image_id_before="a", reason="by <b>"),
         at(2, "broken", Step.PODMAN, outcome=Outcome.FAILED),
         at(3, "same", size_bytes=100, image_id="c", image_id_before="c"),
         at(4, "broken", size_bytes=10),
@@ -222,8 +222,9 @@ def test_changes_since_yesterday_are_listed_once_for_each_image() -> None:
     assert [change.size_change_bytes for change in changes] == [50, None, None]
     assert [change.is_same for change in changes] == [False, False, True]
     page = render(Overview(root=SOURCE, made_at=now, recent=tuple(changes)), SOURCE)
-    assert "new image, +50 B" in page
+    assert "another image, +50 B" in page
     assert "published again, the same image" in page
+    assert "<td>by &lt;b&gt;</td>" in page
 
 
 def test_failures_are_those_that_stand_and_those_of_the_last_run(root: Path) -> None:
@@ -333,7 +334,7 @@ def hostile(text: str) -> Overview:
         Path("/tmp") / text.replace("/", "_").replace("\x00", "_"),
         BEGIN, (image,), picture, tries, failures,
         (RegistryBase(text, How.PINNED, Pin(text, BEGIN.isoformat()), (text, text), (text,)),),
-        (text,), text, text, 3, (RecentChange(text, Outcome.DONE, text, False, 5),), 7,
+        (text,), text, text, 3, (RecentChange(text, Outcome.DONE, text, text, False, 5),), 7,
     )  # fmt: skip
 
 
