@@ -193,12 +193,15 @@ def running(podman: Podman, image_id: str) -> Podman:
     raise AssertionError
 
 
-# Starts what an EDF says with the arguments and standard input of every test.
+# Starts what an EDF says, with arguments and the text of its standard input.
 Start = Callable[..., subprocess.CompletedProcess[str]]
+INPUT = "from standard input\n"
 
 
 def in_podman(place: Place, *, by_id: bool) -> Start:
-    def start(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def start(
+        edf: chain.ResolvedEdf, argv: tuple[str, ...], text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         record = place.file.with_name("image.json")
         record.unlink(missing_ok=True)
         if by_id:
@@ -215,20 +218,28 @@ def in_podman(place: Place, *, by_id: bool) -> Start:
                 engine=place.podman,
                 image=image,
             )
-            return run(wanted)
+            return run(wanted, text)
 
     return start
 
 
-def in_enroot(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    return run(launch.command(Launcher.ENROOT, "e", edf, argv, None, interactive=False))
+def in_enroot(
+    edf: chain.ResolvedEdf, argv: tuple[str, ...], text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return run(launch.command(Launcher.ENROOT, "e", edf, argv, None, interactive=False), text)
 
 
-def run(wanted: Command) -> subprocess.CompletedProcess[str]:
+def run(wanted: Command, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command with a text as its standard input.
+
+    Only a program that reads it gets one: when conmon ends with input that the container did not read,
+    the kernel resets the connection, and podman drops what the container has printed (libpod's
+    redirectResponseToOutputStreams).
+    """
     return subprocess.run(
         wanted.argv,
         env=wanted.environment(),
-        input="from standard input\n",
+        input=text,
         capture_output=True,
         text=True,
         check=False,
@@ -254,7 +265,9 @@ def start(
     # Its default lies in /run, where users may not write.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place.directory.parent))
 
-    def started(edf: chain.ResolvedEdf, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def started(
+        edf: chain.ResolvedEdf, argv: tuple[str, ...], text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         # It mounts no paths with white space.
         mounts = tuple(
             replace(each, source=str(place.directory.parent / "data"), destination="/mnt,x")
@@ -263,13 +276,13 @@ def start(
             for each in edf.mounts
         )
         words = tuple(word.replace("/mnt, x", "/mnt,x") for word in argv)
-        return in_enroot(replace(edf, image=str(plain), mounts=mounts), words)
+        return in_enroot(replace(edf, image=str(plain), mounts=mounts), words, text)
 
     yield started
 
 
 def test_mounts_variables_directory_status_and_input(place: Place, start: Start) -> None:
-    done = start(place.edf(), ("sh", "-c", REPORT, "sh", "a b", "it's"))
+    done = start(place.edf(), ("sh", "-c", REPORT, "sh", "a b", "it's"), INPUT)
     assert done.stdout.splitlines() == [
         "arguments: a b it's",
         "in /image/work dir",
@@ -286,7 +299,7 @@ def test_mounts_variables_directory_status_and_input(place: Place, start: Start)
 
 def test_entrypoint_workdir_and_read_only_root(place: Place, start: Start) -> None:
     edf = place.edf(entrypoint=True, writable=False, workdir="/edf work")
-    done = start(edf, ("sh", "-c", REPORT, "sh"))
+    done = start(edf, ("sh", "-c", REPORT, "sh"), INPUT)
     assert done.stdout.splitlines() == [
         "entrypoint in /edf work",
         "arguments: ",
@@ -412,7 +425,7 @@ def test_a_job_has_our_standard_input_and_variables(
     inner = Command(
         ("sh", "-c", 'cat; echo "$MODE on $SLURM_JOB_NUM_NODES"; exit 7'), env={"MODE": "a, b"}
     )
-    done = run(slurm.attached(inner, StepRequest("launch", account=ACCOUNT), terminal=False))
+    done = run(slurm.attached(inner, StepRequest("launch", account=ACCOUNT), terminal=False), INPUT)
     assert done.stdout == "from standard input\na, b on 1\n", done.stderr
     assert done.returncode == 7
 
