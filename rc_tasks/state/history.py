@@ -8,7 +8,6 @@ import contextlib
 import heapq
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -20,8 +19,6 @@ from rc_tasks.state.records.records import Record, Step, Task
 from rc_tasks.util.json_decode import Seconds, Size, Time, parse
 
 _SUFFIX = ".jsonl"
-# Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.
-_NUMBERS = 1 << 31
 
 
 class Outcome(StrEnum):
@@ -89,7 +86,10 @@ class RunHistory:
     """The history of one run, to be written."""
 
     directory: Path
-    id: str = field(default_factory=lambda: f"{stamp(datetime.now(UTC))}.{secrets.randbelow(_NUMBERS)}")
+    # Two runs may start in one millisecond, and have the same PID on two nodes or in two namespaces.
+    id: str = field(
+        default_factory=lambda: f"{stamp(datetime.now(UTC))}.{int.from_bytes(os.urandom(4))}"
+    )
     _torn: bool = False
 
     def append(self, entry: HistoryEntry) -> None:

@@ -9,9 +9,7 @@ import errno
 import glob
 import os
 import re
-import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +72,8 @@ def temporary_directory(directory: Path, name: str) -> Iterator[Path]:
 
     Processes that cannot see this one go by the age of the directory, which `keep_fresh` renews.
     """
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix=temporary_prefix(name), dir=directory) as directory_made:
         _in_use.add(directory_made)
         try:
@@ -91,6 +91,8 @@ def keep_fresh() -> None:
 
 def sweep_temporaries(directory: Path, name: str) -> None:
     """Remove what dead processes left for `name`; where processes are not visible, after a day."""
+    import shutil
+
     for leftover in temporaries(directory, name):
         with contextlib.suppress(OSError):
             if leftover.is_dir() and not leftover.is_symlink():
@@ -202,6 +204,8 @@ def link(source: Path, name: Path) -> bool:
 
 def copy(source: Path, name: Path) -> None:
     """Copy a file with its times, and sync it; print a line first, as that may take minutes."""
+    import shutil
+
     print(f"copying {source}: it cannot have a hard link there", flush=True)
     shutil.copy2(source, name)
     with name.open("rb") as file:
@@ -210,6 +214,8 @@ def copy(source: Path, name: Path) -> None:
 
 def has_links(directory: Path) -> bool:
     """Return whether files in a directory can have hard links. Raise OSError when it has no room."""
+    import tempfile
+
     descriptor, probe = tempfile.mkstemp(prefix=temporary_prefix(CLOCK), dir=directory)
     os.close(descriptor)
     other = Path(f"{probe}link")
@@ -254,6 +260,8 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
 
 
 def _write(path: Path, text: str) -> None:
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:

@@ -7,12 +7,9 @@ publishes anything: see `files.put_in_place`.
 """
 
 import contextlib
-import getpass
 import glob
 import hashlib
 import os
-import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -87,6 +84,8 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
     raises LostLockError in this thread. So does the end of the block, instead of another error: the
     block may have failed because its files were swept while the process was stopped.
     """
+    import getpass
+
     mine = Holder(
         step,
         getpass.getuser(),
@@ -95,7 +94,7 @@ def held(path: Path, step: str, *, wait: bool = False) -> Iterator[None]:
         os.environ.get("SLURM_JOB_ID", ""),
         datetime.now(UTC).isoformat(timespec="seconds"),
         processes.space(),
-        secrets.token_hex(8),
+        os.urandom(8).hex(),
     )
     try:
         lock = _take_in_turn(path, mine) if wait else _take(path, mine)
@@ -289,6 +288,8 @@ def _take_in_turn(path: Path, mine: Holder) -> _Lock:
 
 def _take(path: Path, mine: Holder) -> _Lock:
     """Create the lock, which names its holder from the first moment. Raise LockedError or OSError."""
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in (path.name, CLOCK):
         sweep_temporaries(path.parent, name)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +192,8 @@ class Store:
         try:
             os.rename(view, final)
         except OSError as error:
+            import shutil
+
             # Another node may have written the same image meanwhile.
             if not self.has(image_id):
                 shutil.rmtree(final, ignore_errors=True)
