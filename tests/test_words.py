@@ -13,7 +13,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rc_tasks"
 # Rooms whose comments, docstrings, messages and names follow the table. Add a room when its text is
 # done.
-ROOMS = ("errors", "util", "model", "tools", "views", "state", "steps", "engine", "commands")
+ROOMS = (
+    "errors",
+    "util",
+    "squashfs",
+    "model",
+    "tools",
+    "views",
+    "state",
+    "steps",
+    "engine",
+    "commands",
+)
 INSTEAD = {
     r"mend(s|ed|ing)?": "fix",
     r"anew": "again",

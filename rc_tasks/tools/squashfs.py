@@ -1,20 +1,16 @@
-"""Commands of mksquashfs and unsquashfs, and a parser for the SquashFS superblock."""
+"""Commands of mksquashfs and unsquashfs."""
 
 import re
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.squashfs.superblock import Compressor, inspect
 from rc_tasks.tools import command, failures, links
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.version import Fault
 
 INSTALL_HINT = "install squashfs-tools (Debian: apt-get install squashfs-tools)"
-# mksquashfs pads the file to a multiple of this, so that a loop device can mount it.
-PADDING_BYTES = 4096
 
 # mksquashfs gives a file of several all-zero blocks the same place as the next file. Which of the two is
 # read depends on the speed of the threads. The CHANGES say since 4.7; it happens since a commit of 4.7.3
@@ -43,86 +39,9 @@ _BAR = re.compile(r"\[=*[-/|\\] *\] *\d+/\d+ +(\d+)%")
 _PROGRESS_LINE = re.compile(r"mksquashfs +(\d+)%")
 # A symlink in what `listing` prints.
 _LINK = re.compile(r"l\S+ \S+ +\d+ \S+ \S+ squashfs-root(/.*?) -> (.*)")
-_MAGIC = 0x73717368
-_SUPERBLOCK = struct.Struct("<5I6H8Q")
-
-
-class Compressor(StrEnum):
-    """A compressor, by the name that mksquashfs has for it."""
-
-    ZSTD = "zstd"
-    LZ4 = "lz4"
-    LZO = "lzo"
-    GZIP = "gzip"
-    XZ = "xz"
-    LZMA = "lzma"
-
-
-# The numbers of the SquashFS 4.0 format.
-_COMPRESSIONS = {
-    1: Compressor.GZIP,
-    2: Compressor.LZMA,
-    3: Compressor.LZO,
-    4: Compressor.XZ,
-    5: Compressor.LZ4,
-    6: Compressor.ZSTD,
-}
 # The order in which to replace a compressor that mksquashfs lacks. gzip is last, as every mksquashfs and
 # every kernel has it.
 _PREFERENCE = (Compressor.ZSTD, Compressor.LZ4, Compressor.LZO, Compressor.GZIP)
-
-
-@dataclass(frozen=True, slots=True)
-class Superblock:
-    """The first 96 bytes of a SquashFS 4.0 file; `made_at` is in seconds since the epoch."""
-
-    inodes: int
-    made_at: int
-    block_size_bytes: int
-    compression: Compressor
-    used_bytes: int
-
-    @classmethod
-    def parse(cls, head: bytes, where: Path) -> "Superblock":
-        """Parse the superblock in `head`. Raise ArtifactError when it is something else."""
-        if len(head) < _SUPERBLOCK.size:
-            raise _damaged(where, f"it is {len(head)} bytes long, shorter than a SquashFS superblock")
-        magic, inodes, made_at, block, _, compressor, _, _, _, major, minor, _, used, *_ = (
-            _SUPERBLOCK.unpack_from(head)
-        )
-        if magic != _MAGIC:
-            raise _damaged(where, "it does not begin like a SquashFS file")
-        if (major, minor) != (4, 0):
-            raise _damaged(where, f"it is SquashFS version {major}.{minor}, not 4.0")
-        if compressor not in _COMPRESSIONS:
-            raise _damaged(where, f"it names an unknown compressor, number {compressor}")
-        return cls(inodes, made_at, block, _COMPRESSIONS[compressor], used)
-
-
-def inspect(path: Path) -> Superblock:
-    """Return the superblock of a file, in constant time.
-
-    Raise ArtifactError when the file is missing, is something else, or has another length than its
-    superblock says. The data between the beginning and the end is not checked.
-    """
-    try:
-        with path.open("rb") as file:
-            superblock = Superblock.parse(file.read(_SUPERBLOCK.size), path)
-            size_bytes = file.seek(0, 2)
-    except OSError as error:
-        raise _damaged(path, f"it cannot be read: {error.strerror}") from None
-    whole_bytes = -(-superblock.used_bytes // PADDING_BYTES) * PADDING_BYTES
-    if size_bytes != whole_bytes:
-        raise _damaged(path, f"it is {size_bytes} bytes long and should be {whole_bytes}")
-    return superblock
-
-
-def _damaged(path: Path, why: str) -> ArtifactError:
-    return ArtifactError(
-        f"not a whole SquashFS image: {why}",
-        where=path,
-        hint="remove the file and build again; if it happens again, check free space and quota",
-    )
 
 
 def version() -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rc_tasks.model.config.settings import Squash
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
@@ -95,7 +96,7 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
             bare = squashfs.mksquashfs(
                 root,
                 made,
-                compression=squashfs.best(squashfs.Compressor.ZSTD, squashfs.probe()),
+                compression=squashfs.best(Compressor.ZSTD, squashfs.probe()),
                 level=0,
                 block_size_bytes=settings.block_size_bytes,
                 processors=len(os.sched_getaffinity(0)),

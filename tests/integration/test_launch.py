@@ -17,6 +17,7 @@ import pytest
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf import chain
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.container import launch, rootfs
@@ -148,7 +149,7 @@ def make_image(podman: Podman, directory: Path, config: Config) -> Image:
         made = squashfs.mksquashfs(
             root,
             file,
-            compression=squashfs.Compressor.GZIP,
+            compression=Compressor.GZIP,
             level=1,
             block_size_bytes=131072,
             processors=1,

@@ -16,6 +16,7 @@ import pytest
 
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
+from rc_tasks.squashfs import superblock
 from rc_tasks.steps.publish import squash
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.podman import Podman
@@ -383,7 +384,7 @@ def test_each_compression(podman: Podman, tmp_path: Path, compression: Compressi
         podman, image_id, tmp_path / "out", settings=Squash(compression=compression, level=3)
     )
     expected = "zstd" if compression is Compression.AUTO else compression.value
-    assert squashfs.inspect(made).compression == expected
+    assert superblock.inspect(made).compression == expected
 
 
 @as_root
@@ -399,7 +400,7 @@ def test_an_old_mksquashfs_without_zstd_still_works(
     monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
     image_id = load(podman, tmp_path / "layout", {}, Layer().busybox())
     made = squashed(podman, image_id, tmp_path / "out", settings=Squash(level=19))
-    assert squashfs.inspect(made).compression == "gzip"
+    assert superblock.inspect(made).compression == "gzip"
 
 
 def answering(directory: Path, monkeypatch: pytest.MonkeyPatch, *cases: str) -> None:
@@ -743,7 +744,7 @@ def test_check_reads_the_tables(tmp_path: Path) -> None:
     (tree / "etc").mkdir(parents=True)
     (tree / "etc/rc").write_text("exec sh")
     path = plain_squashfs(tree, tmp_path / "image.sqsh")
-    used = squashfs.inspect(path).used_bytes
+    used = superblock.inspect(path).used_bytes
     with path.open("r+b") as file:
         file.seek(96)
         file.write(b"\xff" * (used - 96))

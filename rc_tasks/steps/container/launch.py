@@ -20,6 +20,7 @@ from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf import chain
 from rc_tasks.model.edf.chain import EdfMount, ResolvedEdf
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
+from rc_tasks.squashfs import superblock
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.steps.container import rootfs
@@ -214,7 +215,7 @@ def podman_image(
     if image_id and _load(image_id, engine, checkout):
         yield PodmanImage(image_id)
         return
-    squashfs.inspect(Path(path))
+    superblock.inspect(Path(path))
     require("unsquashfs", squashfs.INSTALL_HINT)
     with private_directory("rootfs", engine) as directory:
         root = directory / "root"

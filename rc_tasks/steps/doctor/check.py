@@ -14,6 +14,7 @@ from pathlib import Path
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import Compression, SquashMethod
 from rc_tasks.model.graph import smoke
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import has_links
 from rc_tasks.state.disk.locks import held
@@ -133,7 +134,7 @@ def _squash(checkout: Checkout) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, f"{tool} was not found", f"install {package}")
     if not missing:
         automatic = settings.compression is Compression.AUTO
-        preferred = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
+        preferred = Compressor.ZSTD if automatic else Compressor(settings.compression)
         compression, version = squashfs.best(preferred, squashfs.probe()), squashfs.version()
         if (fault := squashfs.WRONG_CONTENT).affects(version):
             yield Finding(Level.WARNING, f"mksquashfs {version} {fault.does}", fault.advice)

@@ -14,6 +14,7 @@ from pathlib import Path
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import LOCAL_FILE, Isolation, Launcher, Runner
 from rc_tasks.model.graph import smoke
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.steps.container import launch, rootfs
@@ -268,7 +269,7 @@ def _launched(trial: Trial, launcher: Launcher) -> str:
         squashfs.mksquashfs(
             root,
             file,
-            compression=squashfs.Compressor.GZIP,
+            compression=Compressor.GZIP,
             level=1,
             block_size_bytes=131072,
             processors=1,

@@ -20,6 +20,8 @@ from typing import IO, NoReturn
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
+from rc_tasks.squashfs import superblock
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.disk.files import put_in_place, refused, umask
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.publish.contents import ContentsWalk
@@ -80,7 +82,7 @@ def squash(
     """
     processors = settings.processors or len(os.sched_getaffinity(0))
     automatic = settings.compression is Compression.AUTO
-    preferred = squashfs.Compressor.ZSTD if automatic else squashfs.Compressor(settings.compression)
+    preferred = Compressor.ZSTD if automatic else Compressor(settings.compression)
     compression = squashfs.best(preferred, squashfs.probe())
     # Each compressor has its own levels.
     level = settings.level if compression is preferred else 0
@@ -131,7 +133,7 @@ def squash(
 
 def check(path: Path) -> int:
     """Return the size in bytes of an image that Enroot can start. Raise ArtifactError."""
-    squashfs.inspect(path)
+    superblock.inspect(path)
     with tempfile.TemporaryFile() as lines:
         command.require("unsquashfs", squashfs.INSTALL_HINT)
         returncode = command.stream(squashfs.listing(path), lines)
@@ -250,7 +252,7 @@ def _enroot(
             podman.remove_labelled(label)
     # The exit status is 127 or 1 after a good import on most hosts, and can be 0 after a bad one.
     try:
-        squashfs.inspect(destination)
+        superblock.inspect(destination)
     except ArtifactError:
         if done.returncode == 0:
             raise

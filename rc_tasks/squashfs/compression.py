@@ -1,0 +1,108 @@
+"""Compression of metadata blocks, which hold at most 8 KiB; file data is never decompressed here.
+
+gzip and xz come with Python. zstd comes with Python 3.14 and as the package `backports.zstd`. Python has
+neither lz4 nor lzo: blocks are written plain there, which the format allows for each block.
+"""
+
+import functools
+import lzma
+import sys
+import zlib
+from collections.abc import Callable
+from types import ModuleType
+
+from rc_tasks.squashfs.superblock import Compressor
+
+METADATA_BYTES = 8192
+# What decompressing a hostile block of xz may take; xz needs its dictionary and about 50 KiB.
+_MOST_MEMORY_BYTES = 64 << 20
+# Linux rejects dictionaries larger than the block size, and checksums other than CRC32 (xz_wrapper.c).
+_XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": METADATA_BYTES}]
+
+# A function from the bytes of one block to those of another.
+Codec = Callable[[bytes], bytes]
+
+
+class CompressionError(Exception):
+    """A block cannot be decompressed; the message says why, without the place."""
+
+
+def decompressor(compressor: Compressor) -> Codec | None:
+    """Return a function that decompresses a block; None for lz4 and lzo.
+
+    It returns at most 8,193 bytes, whatever the block, and raises CompressionError.
+    """
+    match compressor:
+        case Compressor.GZIP:
+            return _gunzip
+        case Compressor.XZ:
+            return functools.partial(_unxz, lzma.FORMAT_XZ)
+        case Compressor.LZMA:
+            return functools.partial(_unxz, lzma.FORMAT_ALONE)
+        case Compressor.ZSTD:
+            return _unzstd
+        case _:
+            return None
+
+
+def compressor(name: Compressor) -> Codec | None:
+    """Return a function that compresses a block; None where blocks are written plain.
+
+    lzma is among these: Linux does not read it, and its form has no end that all its readers take.
+    """
+    match name:
+        case Compressor.GZIP:
+            return functools.partial(zlib.compress, level=6)
+        case Compressor.XZ:
+            return lambda block: lzma.compress(
+                block, lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=_XZ_FILTERS
+            )
+        case Compressor.ZSTD:
+            return functools.partial(_zstd().compress, level=3)
+        case _:
+            return None
+
+
+def _gunzip(block: bytes) -> bytes:
+    decoder = zlib.decompressobj()
+    try:
+        content = decoder.decompress(block, METADATA_BYTES + 1)
+    except zlib.error as error:
+        raise CompressionError(f"gzip data is damaged ({error})") from None
+    return _whole(content, decoder.eof, "gzip")
+
+
+def _unxz(form: int, block: bytes) -> bytes:
+    decoder = lzma.LZMADecompressor(form, memlimit=_MOST_MEMORY_BYTES)
+    try:
+        content = decoder.decompress(block, METADATA_BYTES + 1)
+    except lzma.LZMAError as error:
+        raise CompressionError(f"xz data is damaged ({error})") from None
+    # lzma without an end marker ends with the data.
+    return _whole(content, decoder.eof or form == lzma.FORMAT_ALONE, "xz")
+
+
+def _unzstd(block: bytes) -> bytes:
+    zstd = _zstd()
+    # A frame can ask for a window of 2 GiB. Linux takes none larger than a data block.
+    decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 20})
+    try:
+        content: bytes = decoder.decompress(block, METADATA_BYTES + 1)
+    except zstd.ZstdError as error:
+        raise CompressionError(f"zstd data is damaged ({error})") from None
+    return _whole(content, decoder.eof, "zstd")
+
+
+def _whole(content: bytes, ended: bool, name: str) -> bytes:
+    if not ended and len(content) <= METADATA_BYTES:
+        raise CompressionError(f"{name} data ends too early")
+    return content
+
+
+@functools.cache
+def _zstd() -> ModuleType:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd  # type: ignore[no-any-return, unused-ignore]

@@ -1,0 +1,152 @@
+"""File data of a new image: which ranges of which layers it takes, where they go, and copying them.
+
+Neither data blocks nor fragments depend on where they are in an image, so they are copied compressed.
+"""
+
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from rc_tasks.squashfs.superblock import SquashfsError
+from rc_tasks.squashfs.tree import BLOCK_BYTES_MASK, FRAGMENT, NO_FRAGMENT, File, LayerFile, identity
+
+# The file systems, or this kernel, do not copy ranges between these two files.
+_CANNOT_COPY = frozenset(
+    (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF)
+)
+_BUFFER_BYTES = 4 << 20
+# Between two of these it looks whether to stop.
+_MOST_COPIED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """`size_bytes` of a source's file, from `start` on, that go to `target` in the new one."""
+
+    source: LayerFile
+    start: int
+    target: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where the data of files and the fragments go; `end` is the offset behind all of it."""
+
+    end: int
+    copies: list[Copy] = field(default_factory=list)
+    # Entries of the new table, and by source: new starts and numbers by old ones.
+    fragments: list[bytes] = field(default_factory=list)
+    starts: dict[LayerFile, dict[int, int]] = field(default_factory=dict)
+    numbers: dict[LayerFile, dict[int, int]] = field(default_factory=dict)
+
+
+def lay_out(files: Iterable[File], begin: int) -> Layout:
+    """Return where the data of files goes in an image whose data begins at an offset.
+
+    What several files share is taken once. Ranges that follow one another are one copy.
+    """
+    extents: dict[LayerFile, dict[int, int]] = {}
+    fragments: dict[LayerFile, set[int]] = {}
+    for file in files:
+        if file.source is None:
+            continue
+        if file.stored_bytes:
+            # Files can share their first blocks: the longer one counts.
+            ends = extents.setdefault(file.source, {})
+            ends[file.start] = max(ends.get(file.start, 0), file.start + file.stored_bytes)
+        if file.fragment != NO_FRAGMENT:
+            fragments.setdefault(file.source, set()).add(file.fragment)
+    layout = Layout(begin)
+    for source in {**extents, **fragments}:
+        ends = extents.get(source, {})
+        blocks = []
+        for number in sorted(fragments.get(source, ())):
+            start, word = source.fragment(number)
+            ends[start] = max(ends.get(start, 0), start + (word & BLOCK_BYTES_MASK))
+            blocks.append((number, start, word))
+        starts = layout.starts[source] = _place(layout, source, ends)
+        numbers = layout.numbers[source] = {}
+        for number, start, word in blocks:
+            numbers[number] = len(layout.fragments)
+            layout.fragments.append(FRAGMENT.pack(starts[start], word, 0))
+    return layout
+
+
+def _place(layout: Layout, source: LayerFile, ends: dict[int, int]) -> dict[int, int]:
+    """Append ranges of a source, which may overlap; return their new starts by the old ones."""
+    starts = {}
+    begin = end = -1
+    for start, stop in sorted(ends.items()):
+        if start > end:
+            _append(layout, source, begin, end)
+            begin = start
+        starts[start] = layout.end + start - begin
+        end = max(end, stop)
+    _append(layout, source, begin, end)
+    return starts
+
+
+def _append(layout: Layout, source: LayerFile, begin: int, end: int) -> None:
+    if end > begin:
+        layout.copies.append(Copy(source, begin, layout.end, end - begin))
+        layout.end += end - begin
+
+
+def copy(copies: Iterable[Copy], descriptor: int, target: Path, stop: Event) -> None:
+    """Copy ranges into an open file; return early once `stop` is set.
+
+    Raise SquashfsError when a source has changed since it was read, OSError when `target` cannot be
+    written.
+    """
+    opened: dict[LayerFile, int] = {}
+    try:
+        for one in copies:
+            source = opened.get(one.source)
+            if source is None:
+                source = opened[one.source] = _open(one.source)
+            _copy_range(one, source, descriptor, target, stop)
+    finally:
+        for source in opened.values():
+            os.close(source)
+
+
+def _open(source: LayerFile) -> int:
+    try:
+        descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _changed(source, f"cannot be opened again: {error.strerror}") from None
+    if identity(os.fstat(descriptor)) != source.identity:
+        os.close(descriptor)
+        raise _changed(source, "changed while it was merged")
+    return descriptor
+
+
+def _copy_range(one: Copy, source: int, descriptor: int, target: Path, stop: Event) -> None:
+    done = 0
+    can_copy = True
+    while done < one.size_bytes and not stop.is_set():
+        left, start, goal = one.size_bytes - done, one.start + done, one.target + done
+        if can_copy:
+            try:
+                count = os.copy_file_range(
+                    source, descriptor, min(left, _MOST_COPIED_BYTES), start, goal
+                )
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY:
+                    raise OSError(error.errno, error.strerror, str(target)) from None
+                can_copy = False
+                continue
+        else:
+            content = os.pread(source, min(left, _BUFFER_BYTES), start)
+            count = os.pwrite(descriptor, content, goal) if content else 0
+        if count == 0:
+            raise _changed(one.source, "became shorter while it was merged")
+        done += count
+
+
+def _changed(source: LayerFile, why: str) -> SquashfsError:
+    return SquashfsError(f"the layer {why}", where=source.path, hint="merge the layers again")

@@ -1,0 +1,216 @@
+"""Inodes and directories of a new image, in the table of each; children before their directory.
+
+The types of inodes are chosen as mksquashfs does (create_inode and add_dir in its mksquashfs.c).
+"""
+
+import struct
+
+from rc_tasks.squashfs.compression import METADATA_BYTES, Codec
+from rc_tasks.squashfs.data import Layout
+from rc_tasks.squashfs.edit import shown
+from rc_tasks.squashfs.metadata import MetadataWriter
+from rc_tasks.squashfs.superblock import SquashfsError
+from rc_tasks.squashfs.tree import (
+    NO_FRAGMENT,
+    BlockDevice,
+    CharacterDevice,
+    Directory,
+    File,
+    Inode,
+    Kind,
+    Node,
+    Symlink,
+)
+from rc_tasks.squashfs.xattrs import NO_XATTR_LIST, XattrWriter
+
+# The superblock counts owners in 16 bits.
+MOST_IDS = 65_535
+_MOST_LISTING_BYTES = 1 << 28
+_MOST_TIME_S = 0xFFFFFFFF
+_EXTENDED = 7
+_DOTS_BYTES = 3
+_MOST_HEADER_ENTRIES = 256
+_MOST_NAME_BYTES = 256
+_MOST_TARGET_BYTES = 4095
+
+_COMMON = "<4HII"
+_PLAIN = struct.Struct(f"{_COMMON}I")
+_PLAIN_WORD = struct.Struct(f"{_COMMON}II")
+_PLAIN_TWO_WORDS = struct.Struct(f"{_COMMON}III")
+_FILE = struct.Struct(f"{_COMMON}4I")
+_LONG_FILE = struct.Struct(f"{_COMMON}3Q4I")
+_DIRECTORY = struct.Struct(f"{_COMMON}2I2HI")
+_LONG_DIRECTORY = struct.Struct(f"{_COMMON}4I2HI")
+_HEADER = struct.Struct("<3I")
+_ENTRY = struct.Struct("<HhHH")
+_INDEX = struct.Struct("<3I")
+_WORD = struct.Struct("<I")
+
+_Entries = list[tuple[bytes, Node]]
+
+
+class InodeWriter:
+    """The tables of inodes and directories of a tree, and what they name: owners and attributes."""
+
+    def __init__(self, root: Directory, compress: Codec | None, xattrs: XattrWriter) -> None:
+        """Number all inodes. Raise SquashfsError for a tree that cannot be written."""
+        self.inodes = MetadataWriter(compress)
+        self.directories = MetadataWriter(compress)
+        self.xattrs = xattrs
+        self.ids: dict[int, int] = {}
+        self.root = root
+        # By inode: its number, the number of its names, where it is, and for directories their parent.
+        self.numbers: dict[Node, int] = {root: 1}
+        self._links: dict[Node, int] = {root: 1}
+        self.places: dict[Node, tuple[int, int]] = {}
+        self._parents: dict[Node, int] = {}
+        # Each directory comes before those in it.
+        self._order = self._number(root)
+
+    def _number(self, root: Directory) -> list[tuple[Directory, _Entries]]:
+        order = []
+        numbers, links, parents = self.numbers, self._links, self._parents
+        stack = [root]
+        while stack:
+            directory = stack.pop()
+            # Linux' lookup expects the order of the bytes.
+            entries = sorted(directory.children.items())
+            order.append((directory, entries))
+            below = []
+            for name, node in entries:
+                if node not in numbers:
+                    # The numbers of one directory follow one another: listings store differences.
+                    numbers[node] = len(numbers) + 1
+                    links[node] = 1
+                    if node.kind is Kind.DIRECTORY:
+                        parents[node] = numbers[directory]
+                        below.append(node)
+                elif node.kind is Kind.DIRECTORY:
+                    raise SquashfsError(f"{shown(name)}: a directory has two names")
+                else:
+                    links[node] += 1
+                if not 0 < len(name) <= _MOST_NAME_BYTES:
+                    raise SquashfsError(f"{shown(name)}: the name has {len(name)} bytes")
+            stack += reversed(below)  # type: ignore[arg-type]
+        # Linux shows the parent of the root as the number that no inode has.
+        parents[root] = len(numbers) + 1
+        return order
+
+    def write(self, layout: Layout) -> None:
+        """Fill the tables, with the places of file data in `layout`. Raise SquashfsError."""
+        # The reversed order has the content of a directory before the directory.
+        for directory, entries in reversed(self._order):
+            for _, node in entries:
+                if node not in self.places:
+                    self._append(node, self._packed(node, layout))
+            self._append(directory, self._packed_directory(directory, entries))
+
+    def _append(self, node: Node, content: bytes) -> None:
+        inodes = self.inodes
+        self.places[node] = inodes.place(inodes.tell())
+        inodes.append(content)
+
+    def _head(self, node: Inode, number: int, extended: bool) -> tuple[int, int, int, int, int, int]:
+        ids = self.ids
+        uid = ids.setdefault(node.uid, len(ids))
+        gid = ids.setdefault(node.gid, len(ids))
+        if len(ids) > MOST_IDS:
+            raise SquashfsError(
+                f"the files belong to more than {MOST_IDS} different users and groups,"
+                " which is all that SquashFS can hold",
+                hint="give the files of the image fewer owners (RUN chown), or all the same one",
+            )
+        # mksquashfs takes the nearest time that fits too.
+        mtime = min(max(node.mtime_s, 0), _MOST_TIME_S)
+        return node.kind + _EXTENDED * extended, node.mode & 0o7777, uid, gid, mtime, number
+
+    def _packed(self, node: Node, layout: Layout) -> bytes:
+        links = self._links[node]
+        xattr = self.xattrs.number(node.xattrs) if node.xattrs else NO_XATTR_LIST
+        if isinstance(node, File):
+            return self._packed_file(node, links, xattr, layout)
+        extended = xattr != NO_XATTR_LIST
+        head = self._head(node, self.numbers[node], extended)
+        if isinstance(node, Symlink):
+            if not 0 < len(node.target) <= _MOST_TARGET_BYTES:
+                raise SquashfsError(f"the target of a symlink has {len(node.target)} bytes")
+            packed = _PLAIN_WORD.pack(*head, links, len(node.target)) + node.target
+            return packed + _WORD.pack(xattr) if extended else packed
+        if isinstance(node, BlockDevice | CharacterDevice):
+            if extended:
+                return _PLAIN_TWO_WORDS.pack(*head, links, node.device, xattr)
+            return _PLAIN_WORD.pack(*head, links, node.device)
+        return _PLAIN_WORD.pack(*head, links, xattr) if extended else _PLAIN.pack(*head, links)
+
+    def _packed_file(self, node: File, links: int, xattr: int, layout: Layout) -> bytes:
+        start, fragment = 0, NO_FRAGMENT
+        if node.source is not None:
+            if node.stored_bytes:
+                start = layout.starts[node.source][node.start]
+            if node.fragment != NO_FRAGMENT:
+                fragment = layout.numbers[node.source][node.fragment]
+        size, sparse = node.size_bytes, node.sparse_bytes
+        extended = (
+            links > 1 or xattr != NO_XATTR_LIST or sparse > 0 or size > 0xFFFFFFFF or start > 0xFFFFFFFF
+        )
+        head = self._head(node, self.numbers[node], extended)
+        if extended:
+            fields = (start, size, sparse, links, fragment, node.fragment_offset, xattr)
+            return _LONG_FILE.pack(*head, *fields) + node.blocks
+        return _FILE.pack(*head, start, fragment, node.fragment_offset, size) + node.blocks
+
+    def _packed_directory(self, directory: Directory, entries: _Entries) -> bytes:
+        begin = self.directories.tell()
+        listing, index = self._listing(entries)
+        if len(listing) > _MOST_LISTING_BYTES:
+            raise SquashfsError(f"a directory of {len(entries)} entries is too large for SquashFS")
+        self.directories.append(listing)
+        start, offset = self.directories.place(begin)
+        size = len(listing) + _DOTS_BYTES
+        links = 2 + sum(node.kind is Kind.DIRECTORY for _, node in entries)
+        xattr = self.xattrs.number(directory.xattrs)
+        extended = bool(index) or xattr != NO_XATTR_LIST or size > 0xFFFF
+        head = self._head(directory, self.numbers[directory], extended)
+        parent = self._parents[directory]
+        if not extended:
+            return _DIRECTORY.pack(*head, start, links, size, offset, parent)
+        packed = _LONG_DIRECTORY.pack(*head, links, size, start, parent, len(index), offset, xattr)
+        for position, name in index:
+            block, _ = self.directories.place(begin + position)
+            packed += _INDEX.pack(position, block, len(name) - 1) + name
+        return packed
+
+    def _listing(self, entries: _Entries) -> tuple[bytes, list[tuple[int, bytes]]]:
+        """Return the listing of a directory, and its index: a position and a name for each 8 KiB.
+
+        Linux searches the index first. Without it, a lookup reads the listing from its beginning.
+        """
+        listing = bytearray()
+        index: list[tuple[int, bytes]] = []
+        indexed = 0
+        header = count = first = 0
+        last_block = -1
+        numbers, places, pack = self.numbers, self.places, _ENTRY.pack
+        for name, node in entries:
+            block, offset = places[node]
+            number = numbers[node]
+            position = len(listing)
+            full = position + _ENTRY.size + len(name) - indexed > METADATA_BYTES
+            if (
+                block != last_block
+                or count == _MOST_HEADER_ENTRIES
+                or full
+                or not -32768 <= number - first <= 32767
+            ):
+                if count:
+                    _HEADER.pack_into(listing, header, count - 1, last_block, first)
+                    if full:
+                        index.append((position, name))
+                        indexed = position
+                header, last_block, first, count = position, block, number, 0
+                listing += bytes(_HEADER.size)
+            listing += pack(offset, number - first, node.kind, len(name) - 1) + name
+            count += 1
+        if count:
+            _HEADER.pack_into(listing, header, count - 1, last_block, first)
+        return bytes(listing), index

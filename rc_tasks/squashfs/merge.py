@@ -1,0 +1,127 @@
+"""Merging of layers into the tree that overlayfs would show.
+
+All forms of deletions are read: character devices 0:0 and attributes of overlayfs (Linux'
+Documentation/filesystems/overlayfs.rst), files `.wh.NAME` and `.wh..wh..opq` (layer.md of the OCI image
+specification, and fuse-overlayfs). The result has none of them.
+"""
+
+from collections.abc import Sequence
+
+from rc_tasks.squashfs.edit import NO_EDIT, OVERLAY_PREFIXES, Edit, edited, shown
+from rc_tasks.squashfs.options import merged_form
+from rc_tasks.squashfs.superblock import SquashfsError
+from rc_tasks.squashfs.tree import (
+    NO_XATTRS,
+    Directory,
+    File,
+    Kind,
+    Layer,
+    LayerFile,
+    Node,
+    Tree,
+)
+
+_DELETED = b".wh."
+_OPAQUE = b".wh..wh..opq"
+# Of aufs, as OPAQUE is; other names that begin so have had a meaning for aufs alone.
+_AUFS = b".wh..wh."
+# What these say is not in the layer itself, and a merge without it would be wrong.
+_ELSEWHERE = (b"redirect", b"metacopy", b"override_stat")
+_PREFIXES = (*OVERLAY_PREFIXES, b"user.containers.", b"security.fuseoverlayfs.")
+
+
+def merge(layers: Sequence[Layer], edit: Edit = NO_EDIT) -> Tree:
+    """Merge layers, the lowest first. The layers do not change.
+
+    A directory of an upper layer gives its mode, owner, times and attributes; all other kinds of nodes
+    replace what is below them, and so do opaque directories. Names of one inode of a layer stay links.
+    Raise MixedLayersError for different compressors or block sizes, SquashfsError for what a layer does
+    not hold itself (redirects and metacopies of overlayfs).
+    """
+    if not layers:
+        raise SquashfsError("there are no layers to merge")
+    form = merged_form(layers)
+    root = Directory(0o755, 0, 0, 0, NO_XATTRS)
+    for layer in layers:
+        root = _stacked(root, layer)
+    return Tree(form, edited(root, edit))
+
+
+def _stacked(below: Directory, layer: Layer) -> Directory:
+    """Return a layer on the directories of `below`, which are changed."""
+    root = _over(below, layer.root, layer.source, b"")
+    stack = [(root.children, layer.root, b"")]
+    while stack:
+        children, above, path = stack.pop()
+        for name, node in _kept(children, above):
+            if node.kind is Kind.DIRECTORY:
+                here = path + name + b"/"
+                merged = _over(children.get(name), node, layer.source, here)  # type: ignore[arg-type]
+                children[name] = merged
+                stack.append((merged.children, node, here))  # type: ignore[arg-type]
+            else:
+                if node.xattrs:
+                    _require_whole(node, layer.source, path + name)
+                children[name] = node
+    return root
+
+
+def _over(below: Node | None, above: Directory, source: LayerFile, path: bytes) -> Directory:
+    """Return `above` with the content of what is below it."""
+    if above.xattrs:
+        _require_whole(above, source, path)
+    inherits = isinstance(below, Directory) and not _is_opaque(above)
+    children = below.children if inherits else {}  # type: ignore[union-attr]
+    return Directory(above.mode, above.uid, above.gid, above.mtime_s, above.xattrs, children)
+
+
+def _kept(children: dict[bytes, Node], above: Directory) -> list[tuple[bytes, Node]]:
+    """Remove what a directory of a layer deletes below; return the entries that are no deletions."""
+    kept = []
+    # Deletions hold for lower layers: `.wh.x` beside `x` deletes the one below.
+    for name, node in above.children.items():
+        if name.startswith(_DELETED):
+            if not name.startswith(_AUFS):
+                children.pop(name.removeprefix(_DELETED), None)
+        elif _is_whiteout(node, above):
+            children.pop(name, None)
+        else:
+            kept.append((name, node))
+    return kept
+
+
+def _is_whiteout(node: Node, directory: Directory) -> bool:
+    if node.kind is Kind.CHARACTER_DEVICE:
+        return node.device == 0  # type: ignore[union-attr]
+    # overlayfs on overlayfs: an empty file with an attribute, in a directory that announces such files.
+    return (
+        bool(node.xattrs)
+        and isinstance(node, File)
+        and node.size_bytes == 0
+        and any(prefix + b"whiteout" in node.xattrs for prefix in OVERLAY_PREFIXES)
+        and _opaque_value(directory) == b"x"
+    )
+
+
+def _is_opaque(directory: Directory) -> bool:
+    return _OPAQUE in directory.children or _opaque_value(directory) == b"y"
+
+
+def _opaque_value(directory: Directory) -> bytes | None:
+    if not directory.xattrs:
+        return None
+    values = (directory.xattrs.get(prefix + b"opaque") for prefix in OVERLAY_PREFIXES)
+    return next((value for value in values if value is not None), None)
+
+
+def _require_whole(node: Node, source: LayerFile, path: bytes) -> None:
+    for prefix in _PREFIXES:
+        for name in _ELSEWHERE:
+            if prefix + name in node.xattrs:
+                raise SquashfsError(
+                    f"{shown(path)} has the attribute {(prefix + name).decode()}: its content, place or"
+                    " mode is not in this layer itself",
+                    where=source.path,
+                    hint="make the layer from the tar of `podman save`, or with metacopy=off and\n"
+                    "redirect_dir=off in the mount options of podman's storage.conf",
+                )

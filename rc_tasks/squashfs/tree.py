@@ -1,0 +1,197 @@
+"""The values of an image: inodes, directories, and where the data of files is.
+
+An inode that several names of a tree share is one object: these names are hard links.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from rc_tasks.squashfs.superblock import Compressor, Superblock
+
+NO_FRAGMENT = 0xFFFFFFFF
+FRAGMENT = struct.Struct("<QII")
+# In the size of a data block or fragment block: it is stored as it is.
+PLAIN_BLOCK = 1 << 24
+BLOCK_BYTES_MASK = PLAIN_BLOCK - 1
+
+Xattrs = Mapping[bytes, bytes]
+NO_XATTRS: Xattrs = MappingProxyType({})
+
+
+class Kind(IntEnum):
+    """Kinds of inodes, by their basic type in the format; extended types are 7 higher."""
+
+    DIRECTORY = 1
+    FILE = 2
+    SYMLINK = 3
+    BLOCK_DEVICE = 4
+    CHARACTER_DEVICE = 5
+    FIFO = 6
+    SOCKET = 7
+
+
+# eq=False: inodes are compared by identity, which is what a hard link is.
+@dataclass(frozen=True, slots=True, eq=False)
+class Inode:
+    """What all kinds have; `mode` holds the 12 permission bits, `mtime_s` seconds since the epoch."""
+
+    kind: ClassVar[Kind]
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_s: int
+    xattrs: Xattrs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Directory(Inode):
+    """A directory; `children` by name, in no certain order."""
+
+    kind = Kind.DIRECTORY
+
+    children: "dict[bytes, Node]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class File(Inode):
+    """A regular file; its data is in the file of `source`, or nowhere when it is empty or all zeros.
+
+    `blocks` has the size of each data block as in the format: 32 bits, little endian, 0 for a block of
+    zeros, PLAIN_BLOCK set for one that is not compressed. The blocks follow one another from byte
+    `start` on and take `stored_bytes`. The end of the file, shorter than a block, is at
+    `fragment_offset` in the decompressed block number `fragment` of the source's fragments.
+    """
+
+    kind = Kind.FILE
+
+    size_bytes: int = 0
+    source: "LayerFile | None" = None
+    start: int = 0
+    stored_bytes: int = 0
+    blocks: bytes = b""
+    fragment: int = NO_FRAGMENT
+    fragment_offset: int = 0
+    sparse_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symlink(Inode):
+    """A symlink."""
+
+    kind = Kind.SYMLINK
+
+    target: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockDevice(Inode):
+    """A block device; `device` is encoded as in the format."""
+
+    kind = Kind.BLOCK_DEVICE
+
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CharacterDevice(Inode):
+    """A character device; `device` is encoded as in the format, and 0 for 0:0, overlay's whiteout."""
+
+    kind = Kind.CHARACTER_DEVICE
+
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fifo(Inode):
+    """A FIFO."""
+
+    kind = Kind.FIFO
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Socket(Inode):
+    """A socket."""
+
+    kind = Kind.SOCKET
+
+
+Device = BlockDevice | CharacterDevice
+Node = Directory | File | Symlink | BlockDevice | CharacterDevice | Fifo | Socket
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What all files of one image share; `options` is the block that sets the compressor's options."""
+
+    compressor: Compressor
+    block_size_bytes: int
+    options: bytes = b""
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerFile:
+    """The file of an image that was read; `fragments` is its table of them, decompressed.
+
+    `identity` recognizes the file when it is opened again: device, inode, size and time of change.
+    """
+
+    path: Path
+    superblock: Superblock
+    options: bytes
+    fragments: bytes
+    identity: tuple[int, int, int, int]
+
+    @property
+    def form(self) -> Form:
+        """What the image shares with those that it can be merged with."""
+        superblock = self.superblock
+        return Form(superblock.compression, superblock.block_size_bytes, self.options, superblock.flags)
+
+    def fragment(self, number: int) -> tuple[int, int]:
+        """Return where a fragment block begins, and its size as in `File.blocks`."""
+        start, size, _ = FRAGMENT.unpack_from(self.fragments, number * FRAGMENT.size)
+        return start, size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """An image that was read: its file and its tree."""
+
+    source: LayerFile
+    root: Directory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """A tree that can be written as one image."""
+
+    form: Form
+    root: Directory
+
+
+def walk(root: Directory) -> Iterator[tuple[bytes, Node]]:
+    """Yield each path below `root` with its node, such as `b"usr/bin"`, a directory before its content.
+
+    No directory is too deep. Directories may be changed once they have been yielded.
+    """
+    stack: list[tuple[bytes, Directory]] = [(b"", root)]
+    while stack:
+        prefix, directory = stack.pop()
+        for name, node in directory.children.items():
+            path = prefix + name
+            yield path, node
+            if isinstance(node, Directory):
+                stack.append((path + b"/", node))
+
+
+def identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what recognizes an open file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
