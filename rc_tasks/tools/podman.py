@@ -286,6 +286,26 @@ class Podman:
         finally:
             self.remove(name)
 
+    def layer_directories(self, image: Image) -> tuple[Path, ...]:
+        """Return the directories with the files of each layer, lowest first; none if they do not exist.
+
+        Only the overlay driver has them: each holds what its layer adds, and whiteouts.
+        """
+        query = self.command("image", "inspect", "--format", "{{json .GraphDriver}}", image.id)
+        driver = json.loads(command.capture(query).stdout)
+        data = driver.get("Data") or {}
+        lower = str(data.get("LowerDir") or "")
+        directories = [str(data.get("UpperDir") or ""), *filter(None, lower.split(":"))]
+        whole = driver.get("Name") == "overlay" and len(directories) == len(image.layers)
+        return tuple(map(Path, reversed(directories))) if whole and all(directories) else ()
+
+    def written_directory(self, container: str) -> Path:
+        """Return the directory with the files that were written in a container (overlay driver)."""
+        query = self.command(
+            "container", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", container
+        )
+        return Path(command.capture(query).stdout.removesuffix("\n"))
+
     def remove(self, *containers: str) -> None:
         """Unmount and delete containers and their anonymous volumes; a missing one is fine."""
         # A second TERM or Ctrl-C must not stop the cleanup after the first.

@@ -123,12 +123,13 @@ def mksquashfs(
     actions: Iterable[str] = (),
     options: Iterable[str] = (),
     compares: bool = True,
+    keeps_owners: bool = False,
 ) -> Command:
     """Return `mksquashfs` of a directory; `exclude` holds shell patterns relative to `source`.
 
     `actions` change what is stored, not the source (squashfs-tools, ACTIONS-README; all of 4.4 and newer
     understand the ones we use). `options` are those of `workaround_options`. `compares`: files with the
-    same content are stored once.
+    same content are stored once. `keeps_owners`: owners and attributes are stored, else root owns all.
     """
     argv = [
         "mksquashfs",
@@ -136,10 +137,9 @@ def mksquashfs(
         str(destination),
         # Without it, mksquashfs appends to an existing file, and the image has two root directories.
         "-noappend",
-        # Rootless, files belong to UIDs of a subuid range, which mean nothing on other hosts.
-        "-all-root",
-        # Rootless overlay storage keeps its own book-keeping in attributes.
-        "-no-xattrs",
+        # Rootless, files belong to UIDs of a subuid range, which mean nothing on other hosts. Overlay
+        # storage keeps its own records in attributes.
+        *(("-xattrs",) if keeps_owners else ("-all-root", "-no-xattrs")),
         # Without it, an unreadable file is stored empty, with a warning and exit status 0.
         "-exit-on-error",
         *compression_options(compression, level, block_size_bytes),

@@ -2,12 +2,15 @@
 
     python -m tests.bench.publish [MEGABYTES…]          (default: 900 2900), as root
 
-Images are made of this machine's own programs and libraries. Each way runs three times in turn and the
-medians are compared: mksquashfs alone with our options, our whole way (prepare, squash and look for
-packages, check, digest, publish), and `enroot import` with its defaults where Enroot is installed.
+Images are made of this machine's own programs and libraries, with a small last layer. Each way runs
+three times in turn, with a new last layer each time, and the medians are compared: mksquashfs alone with
+our options, a copy of its file, our whole way (prepare, squash and look for packages, check, digest,
+publish) when the store has the layers below the last (`changed`), when it has none (`first`) and without
+merging (`direct`), and `enroot import` with its defaults where Enroot is installed.
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,9 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rc_tasks.model.config.settings import Squash
+from rc_tasks.model.config.settings import Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.tools import command, squashfs
@@ -35,25 +40,31 @@ def main(sizes_mb: list[int]) -> None:
     with own_storage() as (podman, environment), tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         os.environ.update(environment)
         for size_mb in sizes_mb:
-            image = make_image(podman, Path(scratch), size_mb)
-            print(f"image of {image.size_bytes / 1e6:.0f} MB")
-            ways = dict(make_ways(podman, image, Path(scratch)))
-            times_s: dict[str, list[float]] = {name: [] for name in ways}
+            base = make_image(podman, Path(scratch), size_mb)
+            print(f"image of {base.size_bytes / 1e6:.0f} MB")
+            times_s: dict[str, list[float]] = {}
             sizes: dict[str, int] = {}
+            stored = SquashedLayers(Store(Path(scratch, f"store{size_mb}")))
+            publish(podman, base, Path(scratch), Squash(), stored).unlink()
             for _ in range(RUNS):
+                image = with_new_layer(podman, base, Path(scratch))
+                ways = dict(make_ways(podman, image, Path(scratch), stored))
                 for name, way in ways.items():
+                    times_s.setdefault(name, [])
                     os.sync()  # what the way before wrote is not this one's to wait for
                     started = time.monotonic()
                     made = way()
                     times_s[name].append(time.monotonic() - started)
                     sizes[name] = made.stat().st_size
-                    made.unlink()
-            ours_s = statistics.median(times_s["ours"])
+                    if name != "bare":
+                        made.unlink()
+                Path(scratch, "bare.sqsh").unlink()
+            changed_s = statistics.median(times_s["changed"])
             for name, found in times_s.items():
                 took_s = statistics.median(found)
                 print(
                     f"  {name:10} {took_s:6.1f} s  {sizes[name] / 1e6:6.0f} MB"
-                    f"  ours takes {ours_s / took_s:.2f} of it"
+                    f"  a changed last layer takes {changed_s / took_s:.2f} of it"
                 )
 
 
@@ -75,6 +86,18 @@ def make_image(podman: Podman, scratch: Path, size_mb: int) -> Image:
     return podman.inspect(iid.read_text())
 
 
+def with_new_layer(podman: Podman, base: Image, scratch: Path) -> Image:
+    """The image with a layer of 6 MB on it that no other has."""
+    with tempfile.TemporaryDirectory(dir=scratch) as context:
+        for number in range(300):
+            Path(context, f"file{number}").write_bytes(os.urandom(10_000) + bytes(10_000))
+        Path(context, "Dockerfile").write_text(f"FROM {base.id}\nCOPY file* /new/\n")
+        iid = scratch / "iid"
+        argv = ("--quiet", "--format", "docker", "--iidfile", str(iid), context)
+        command.capture(podman.command("build", *argv))
+    return podman.inspect(iid.read_text())
+
+
 def files() -> Iterator[Path]:
     """Regular files of this machine, in a stable order."""
     for source in SOURCES:
@@ -86,7 +109,32 @@ def files() -> Iterator[Path]:
                     yield path
 
 
-def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
+def publish(
+    podman: Podman, image: Image, scratch: Path, settings: Squash, layers: SquashedLayers | None
+) -> Path:
+    """Our whole way."""
+    final = scratch / "image.sqsh"
+    made = squash.temporary(final)
+    with (scratch / "log").open("wb") as log:
+        squash.squash(
+            podman,
+            image,
+            made,
+            settings=settings,
+            provenance=("bench",),
+            log=log,
+            walk=ContentsWalk(),
+            layers=layers,
+        )
+    squash.check(made)
+    blocks_digest(str(made))
+    squash.publish(made, final)
+    return final
+
+
+def make_ways(
+    podman: Podman, image: Image, scratch: Path, stored: SquashedLayers
+) -> Iterator[tuple[str, Callable[[], Path]]]:
     """The ways to publish, each returning the file that it made."""
     settings = Squash()
 
@@ -107,23 +155,18 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
             command.capture(bare)
         return made
 
-    def ours() -> Path:
-        final = scratch / "image.sqsh"
-        made = squash.temporary(final)
-        with (scratch / "log").open("wb") as log:
-            squash.squash(
-                podman,
-                image,
-                made,
-                settings=settings,
-                provenance=("bench",),
-                log=log,
-                walk=ContentsWalk(),
-            )
-        squash.check(made)
-        blocks_digest(str(made))
-        squash.publish(made, final)
-        return final
+    def copy() -> Path:
+        return Path(shutil.copy(scratch / "bare.sqsh", scratch / "copy.sqsh"))
+
+    def changed() -> Path:
+        return publish(podman, image, scratch, settings, stored)
+
+    def first() -> Path:
+        with tempfile.TemporaryDirectory(dir=scratch) as empty:
+            return publish(podman, image, scratch, settings, SquashedLayers(Store(Path(empty))))
+
+    def direct() -> Path:
+        return publish(podman, image, scratch, Squash(method=SquashMethod.DIRECT), None)
 
     def enroot() -> Path:
         made = scratch / "enroot.sqsh"
@@ -136,7 +179,10 @@ def make_ways(podman: Podman, image: Image, scratch: Path) -> Iterator[tuple[str
         return made
 
     yield "bare", bare
-    yield "ours", ours
+    yield "cp", copy
+    yield "changed", changed
+    yield "first", first
+    yield "direct", direct
     if command.which("enroot"):
         yield "enroot", enroot
 

@@ -17,6 +17,8 @@ import pytest
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs import superblock
+from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.podman import Podman
@@ -201,6 +203,7 @@ def squashed(
             settings=settings or Squash(processors=1),
             provenance=provenance,
             log=log,
+            layers=SquashedLayers(Store(directory.parent / "store")),
         )
     assert squash.check(temporary) == temporary.stat().st_size
     squash.publish(temporary, final)

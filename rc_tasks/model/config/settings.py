@@ -51,8 +51,13 @@ class Launcher(StrEnum):
 
 
 class SquashMethod(StrEnum):
-    """How an image becomes a SquashFS file: mksquashfs on the mounted image, or `enroot import`."""
+    """How an image becomes a SquashFS file.
 
+    `merge`: mksquashfs on new layers, and all layers merged. `direct`: mksquashfs on the mounted image.
+    `enroot`: `enroot import`.
+    """
+
+    MERGE = "merge"
     DIRECT = "direct"
     ENROOT = "enroot"
 
@@ -253,7 +258,7 @@ class Squash:
     """How image.sqsh is made."""
 
     method: SquashMethod = setting(
-        SquashMethod.DIRECT, "mksquashfs on the mounted image, or enroot import"
+        SquashMethod.MERGE, "squash new layers alone, or (direct) the whole image, or enroot import"
     )
     compression: Compression = setting(Compression.AUTO, "auto: zstd where mksquashfs has it")
     level: int = setting(0, "compression level; 0: a fast one", whole(0, 22))

@@ -25,6 +25,7 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
+from rc_tasks.state.store.layers import layer_file
 from rc_tasks.state.store.store import Store
 
 if TYPE_CHECKING:
@@ -150,6 +151,15 @@ class Official:
     def store(self) -> Store:
         """The official store."""
         return Store(Path(f"{self.root}/{GENERATED}/store"), read_only=True)
+
+    def layer(self, digest: str) -> Path | None:
+        """Return the SquashFS file of a layer in the official store, if only trusted users wrote it."""
+        path = layer_file(self.store, digest)
+        try:
+            self._file(str(path))
+        except (NotOfferedError, OSError):
+            return None
+        return path
 
     @property
     def trusted(self) -> bool:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,9 +87,7 @@ class Store:
             if beside is not None and beside._blob(layer).exists() and not self._blob(layer).exists():
                 with contextlib.suppress(FileExistsError):
                     os.symlink(beside._blob(layer), self._blob(layer))
-        with self.scratch() as scratch:
-            # Announce the blobs before checking for them, so that `doit gc` keeps those that exist.
-            (scratch / _WANTED).write_text("\n".join((image.id, *map(_hex, image.layers))))
+        with self.writing(image.id, image.layers) as scratch:
             # The layers of an intermediate image are here with those of the image built on it.
             if any(not self._blob(layer).exists() for layer in image.layers):
                 self._put_layers(podman, image, scratch)
@@ -307,6 +305,15 @@ class Store:
                 # Rename it first: a half removed image must not look like an image.
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(image, scratch / image.name)
+
+    @contextlib.contextmanager
+    def writing(self, image_id: str, layers: Iterable[str]) -> Iterator[Path]:
+        """Make a temporary directory for a writer of an image, whose parts `doit gc` keeps meanwhile."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.scratch() as scratch:
+            # Announce them before checking for them, so that `doit gc` keeps those that exist.
+            (scratch / _WANTED).write_text("\n".join((image_id, *map(_hex, layers))))
+            yield scratch
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:

@@ -44,7 +44,8 @@ EXCLUDE = ("dev/*", "dev/.*", ".dockerenv")
 # The modes that Enroot gives, so that an ordinary user can unpack and delete the image: `chmod -R
 # u+rX`, and u+w for directories down to find's depth 15, which mksquashfs counts from 1. Changed in
 # the SquashFS file alone: in overlay storage each chmod would copy a file up, and a walk takes time.
-ACTIONS = ("chmod(u+rX)@true", "chmod(u+w)@type(d)&&depth(-16)")
+WRITABLE_DEPTH = 16
+ACTIONS = ("chmod(u+rX)@true", f"chmod(u+w)@type(d)&&depth(-{WRITABLE_DEPTH})")
 
 
 def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:

@@ -7,26 +7,25 @@ import json
 import os
 import re
 import secrets
-import shutil
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs import superblock
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.disk.files import put_in_place, refused, umask
+from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
+from rc_tasks.steps.publish import mksquashfs
 from rc_tasks.steps.publish.contents import ContentsWalk
+from rc_tasks.steps.publish.merge import merge
 from rc_tasks.tools import command, enroot, squashfs
-from rc_tasks.tools.command import Command, Completed
+from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Image, Podman
 
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp\.sqsh")
@@ -72,12 +71,14 @@ def squash(
     provenance: tuple[str, ...],
     log: IO[bytes] | None,
     walk: ContentsWalk | None = None,
+    layers: SquashedLayers | None = None,
 ) -> None:
     """Write the image to `destination`, a name that does not exist; leave nothing on failure.
 
     `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
     tools' output goes to `log` (None: to our own output). `walk` walks through the image meanwhile.
-    Rootless, run it in `podman unshare`.
+    `layers` has what the method `merge` needs; None squashes the image whole. Rootless, run it in
+    `podman unshare`.
     Raise ArtifactError when the disk is full or the tool fails.
     """
     processors = settings.processors or len(os.sched_getaffinity(0))
@@ -89,7 +90,7 @@ def squash(
     version = squashfs.version()
     if avoiding := squashfs.workaround_options(version):
         does = squashfs.WRONG_CONTENT.does
-        _say(log, f"mksquashfs {version} {does}: {' '.join(avoiding)} avoids it")
+        mksquashfs.say(log, f"mksquashfs {version} {does}: {' '.join(avoiding)} avoids it")
     try:
         if settings.method is SquashMethod.ENROOT:
             options = squashfs.compression_options(compression, level, settings.block_size_bytes)
@@ -99,33 +100,35 @@ def squash(
                 with _beside(walk, root):
                     _enroot(podman, image, destination, options, processors, log)
             return
-        with podman.mounted(image.id, name=container_name(destination)) as root:
+        make = functools.partial(
+            squashfs.mksquashfs,
+            compression=compression,
+            level=level,
+            block_size_bytes=settings.block_size_bytes,
+            processors=processors,
+            memory_bytes=_MEMORY_BYTES + processors * _MEMORY_PER_PROCESSOR_BYTES,
+            options=avoiding,
+        )
+        container = container_name(destination)
+        with podman.mounted(image.id, name=container) as root:
             rootfs.prepare(root, image, provenance)
-            make = functools.partial(
-                squashfs.mksquashfs,
-                root,
-                destination,
-                compression=compression,
-                level=level,
-                block_size_bytes=settings.block_size_bytes,
-                processors=processors,
-                memory_bytes=_MEMORY_BYTES + processors * _MEMORY_PER_PROCESSOR_BYTES,
-                exclude=rootfs.EXCLUDE,
-                actions=rootfs.ACTIONS,
-                options=avoiding,
-            )
             with _beside(walk, root):
-                done = _draw(make(), log)
-                if done.returncode != 0 and squashfs.failed_comparing(done.stdout):
-                    # A second attempt with the same files may fail again, so do not compare them.
-                    _say(
-                        log,
-                        f"mksquashfs {version} failed while it compared files: once more without, which"
-                        " stores files with the same content several times",
+                if layers is not None and settings.method is SquashMethod.MERGE:
+                    why = merge(podman, image, container, destination, layers=layers, make=make, log=log)
+                    if not why:
+                        return
+                    mksquashfs.say(log, f"the image is squashed whole: {why}")
+
+                def whole(compares: bool) -> Command:
+                    return make(
+                        root,
+                        destination,
+                        exclude=rootfs.EXCLUDE,
+                        actions=rootfs.ACTIONS,
+                        compares=compares,
                     )
-                    done = _draw(make(compares=False), log)
-                if done.returncode != 0:
-                    _fail(done, destination.parent, image)
+
+                mksquashfs.run(whole, destination.parent, image.size_bytes, log)
     except BaseException:
         destination.unlink(missing_ok=True)
         raise
@@ -247,7 +250,7 @@ def _enroot(
         # Remove the container of a killed run, as --replace would.
         podman.remove_labelled(label)
         try:
-            done = _run(invocation, log)
+            done = mksquashfs.copied(invocation, log)
         finally:
             podman.remove_labelled(label)
     # The exit status is 127 or 1 after a good import on most hosts, and can be 0 after a bad one.
@@ -259,7 +262,7 @@ def _enroot(
         # Enroot unpacks the whole image in `temp_path` first.
         started = "Creating squashfs filesystem" in done.stderr
         full = destination.parent if started else Path(temp_path or tempfile.gettempdir())
-        _fail(done, full, image)
+        mksquashfs.fail(done, full, image.size_bytes)
 
 
 def _inspected(image: Image) -> str:
@@ -273,83 +276,6 @@ def _inspected(image: Image) -> str:
         "Volumes": {volume: {} for volume in image.volumes},
     }
     return json.dumps([{"Architecture": image.architecture, "Config": config}])
-
-
-def _draw(invocation: Command, log: IO[bytes] | None) -> Completed:
-    """Run mksquashfs; the log gets its percentage in one line that is overwritten."""
-    output = log if log is not None else sys.stdout.buffer
-    lines: list[str] = []
-    last_percent = -1
-
-    def write(text: str) -> None:
-        output.write(text.encode(errors="surrogateescape"))
-        output.flush()
-
-    def see(line: str) -> None:
-        nonlocal last_percent
-        percent = squashfs.drawn_percent(line)
-        if percent is None:
-            write("\n" * (last_percent >= 0) + f"{line}\n")
-            if squashfs.may_explain_failure(line):
-                lines.append(line)
-            last_percent = -1
-        elif percent != last_percent:
-            write(f"{squashfs.progress_line(percent)}\r")
-            last_percent = percent
-
-    write(f"+ {invocation}\n")
-    started = time.monotonic()
-    returncode = command.watch_drawing(invocation, see)
-    write("\n" * (last_percent >= 0))
-    return Completed(invocation, returncode, "\n".join(lines), "", time.monotonic() - started)
-
-
-def _run(invocation: Command, log: IO[bytes] | None) -> Completed:
-    """Run a tool with short output, and copy its output to the log."""
-    output = log if log is not None else sys.stdout.buffer
-    output.write(f"+ {invocation}\n".encode(errors="surrogateescape"))
-    output.flush()
-    done = command.capture(invocation, check=False)
-    output.write((done.stdout + done.stderr).encode())
-    output.flush()
-    return done
-
-
-def _say(log: IO[bytes] | None, line: str) -> None:
-    output = log if log is not None else sys.stdout.buffer
-    output.write(f"{line}\n".encode())
-    output.flush()
-
-
-def _fail(done: Completed, directory: Path, image: Image) -> NoReturn:
-    """Raise the error of a tool; `directory` is where it wrote, and has removed its file."""
-    lines = (done.stderr or done.stdout).splitlines()
-    output = done.stdout + done.stderr
-    if "Disk quota exceeded" in output:
-        # The free space of the disk does not matter then.
-        raise ArtifactError(
-            f"the disk quota was used up while squashing; the image is {_gb(image.size_bytes)} unpacked",
-            where=directory,
-            quote=tuple(lines[-3:]),
-            hint="remove what is not needed (`doit gc`) or ask for more quota there, then run again;\n"
-            "the image that was there before is untouched",
-        )
-    if "No space left on device" not in output:
-        # The log shows its environment, such as the changed PATH.
-        raise command.failure(replace(done.command, env={}), done.returncode, lines)
-    free = shutil.disk_usage(directory).free
-    raise ArtifactError(
-        f"no space left while squashing: {_gb(free)} are free here without the unfinished file, and "
-        f"the image is {_gb(image.size_bytes)} unpacked",
-        where=directory,
-        quote=tuple(lines[-3:]),
-        hint="free space or ask for more quota there, then run again;\n"
-        "the image that was there before is untouched",
-    )
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB"
 
 
 def container_name(destination: Path) -> str:

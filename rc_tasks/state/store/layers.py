@@ -1,0 +1,91 @@
+"""Layers of a store as SquashFS files, from which images are published without squashing them again.
+
+    store/layers/DIFF_ID/layer.sqsh    the layer: whiteouts, owners and attributes as podman keeps them
+    store/layers/DIFF_ID/layer.json    what `doit verify` compares it with
+
+A directory gets its name when both files are whole. A layer that podman makes again may have other bytes
+as a SquashFS file, with the same content.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.state.disk import reading
+from rc_tasks.state.store.store import Store
+from rc_tasks.util.json_decode import Size, encode, parse
+
+LAYERS = "layers"
+_FILE = "layer.sqsh"
+_RECORD = "layer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """What was written: `blocks_digest` is defined in docs/reference/image-json.md."""
+
+    size_bytes: Size
+    blocks_digest: str
+    mksquashfs: str
+
+
+@dataclass(frozen=True, slots=True)
+class SquashedLayers:
+    """The SquashFS files of a store's layers; `official` finds those of the official store."""
+
+    store: Store
+    official: Callable[[str], Path | None] = lambda _digest: None
+
+    def find(self, digest: str) -> Path | None:
+        """Return the file of a layer, given by its diff ID (`sha256:…`), or None."""
+        path = layer_file(self.store, digest)
+        if reading.status(path) is None:
+            return self.official(digest)
+        # It may belong to another member: then it keeps its age.
+        with contextlib.suppress(OSError):
+            os.utime(path.parent)
+        return path
+
+    def put(self, digest: str, made: Path, record: LayerRecord, scratch: Path) -> Path:
+        """Put a file in place, and return its path; an older one of this layer is removed.
+
+        `made` is in `scratch`, a temporary directory of the store.
+        """
+        final = layer_file(self.store, digest).parent
+        final.parent.mkdir(parents=True, exist_ok=True)
+        new = scratch / f"{final.name}.new"
+        new.mkdir()
+        (new / _RECORD).write_text(encode(record))
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        os.rename(made, new / _FILE)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(final, scratch / f"{final.name}.old")
+        try:
+            os.rename(new, final)
+        except OSError:
+            # Another node has put it there at this moment.
+            if reading.status(final / _FILE) is None:
+                raise
+        return final / _FILE
+
+    def discard(self, path: Path, scratch: Path) -> None:
+        """Remove a damaged file, if it is in the store of this checkout."""
+        if path.is_relative_to(self.store.directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path.parent, scratch / f"{path.parent.name}.damaged")
+
+
+def files(store: Store) -> Iterator[tuple[Path, LayerRecord | None]]:
+    """Yield the file of each layer of a store, with its record; None for a record that is damaged."""
+    for name in reading.names(store.directory / LAYERS):
+        path = store.directory / LAYERS / name / _FILE
+        if reading.status(path) is not None:
+            yield path, parse(LayerRecord, reading.content(path.with_name(_RECORD)))
+
+
+def layer_file(store: Store, digest: str) -> Path:
+    """Return where the file of a layer is, or would be."""
+    return store.directory / LAYERS / digest.removeprefix("sha256:") / _FILE
