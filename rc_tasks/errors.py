@@ -112,5 +112,9 @@ class UnreachableError(SlurmError):
     """Slurm's controller did not answer: the same request may succeed once it does."""
 
 
+class DiskFullError(RcError):
+    """A file cannot be written, because the disk is full or the quota is used up."""
+
+
 class ArtifactError(RcError):
     """Something that was made does not pass its check, so it was not published."""

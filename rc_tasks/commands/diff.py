@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rc_tasks.commands.cli.command import not_published
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
 from rc_tasks.commands.manifest import one_image, present
 from rc_tasks.engine.session import session
@@ -48,6 +49,8 @@ def run(args: Namespace) -> int:
     name = one_image(current, names[0])
     builds = manifests.builds(current.checkout, name)
     if args.list:
+        if not builds and not manifests.present_id(current.checkout, name):
+            raise not_published(name)
         _list(builds)
         return 0
     new = chosen(builds, names[2]) if len(names) == 3 else present(current, name)

@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.command import images, not_published
 from rc_tasks.commands.cli.parser import add_flag, add_json, add_names, one_name
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
@@ -62,7 +62,7 @@ def present(current: Session, name: str) -> Manifest:
         return builds[0].manifest
     image_id = manifests.present_id(current.checkout, name)
     if not image_id:
-        raise RcError(f"{name} is not published yet", hint=f"doit build:{name}")
+        raise not_published(name)
     raise RcError(
         f"no manifest of {name} ({image_id[:_SHORT_ID]}) is kept: an older version published it",
         hint="the next build writes one; to squash the image again now:\n"

@@ -27,7 +27,8 @@ def arguments(parser: ArgumentParser) -> None:
         "--output",
         default="",
         metavar="FILE",
-        help=f"the file to write, - for standard output; {DEFAULT_OUTPUT} of the checkout by default",
+        help="the file to write, in a directory that is made if it is missing; - for standard output;"
+        f" {DEFAULT_OUTPUT} of the checkout by default",
     )
 
 
@@ -38,6 +39,8 @@ def run(args: Namespace) -> int:
     if output == "-":
         sys.stdout.buffer.write(page(current).encode())
         return 0
+    if output.endswith("/"):
+        raise RcError("is a directory, not a file", where=output, hint="name a file in it with -o")
     path = Path(output) if output.strip() else current.checkout.root / DEFAULT_OUTPUT
     write(current, path)
     print(f"{tables.printable(os.path.abspath(path))}  {tables.size(path.stat().st_size)}")

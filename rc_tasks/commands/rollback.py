@@ -6,7 +6,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 
-from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.command import images, not_published
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError
@@ -164,6 +164,8 @@ def _image_and_number(current: Session, words: list[str]) -> tuple[str, int | No
 
 
 def _nothing_kept(checkout: Checkout, project: Project) -> RcError:
+    if checkout.records.get(Step.ENROOT, project.name) is None:
+        return not_published(project.name)
     limit = checkout.settings.store.previous
     hint = (
         f"doit keeps an image when it publishes the next one, at most {limit} of them"

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from rc_tasks.commands.cli.command import images
+from rc_tasks.commands.cli.command import images, not_published
 from rc_tasks.commands.cli.errors import INTERRUPTED
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
 from rc_tasks.engine.run.step_command import runner
@@ -71,16 +71,21 @@ def run(args: Namespace) -> int:
         documents = [{**asdict(result), "verdict": result.verdict.name.lower()} for result in results]
         print(json.dumps(documents, indent=2))
     else:
+        if not count and Verdict.UNPUBLISHED in verdicts:
+            return 3
         print(
             f"{count} image{'' if count == 1 else 's'} verified, {damaged} damaged;"
             f" {tables.size(progress.read_bytes)} read in {took}"
         )
     if damaged or len(names) < len(selected):
         return 1
-    return 3 if Verdict.UNREADABLE in verdicts else 0
+    return 3 if {Verdict.UNREADABLE, Verdict.UNPUBLISHED} & {*verdicts} else 0
 
 
 def _print(verified: Verified) -> None:
+    if verified.verdict is Verdict.UNPUBLISHED:
+        sys.stderr.write(f"ERROR: {not_published(verified.name)}\n")
+        return
     print(f"{verified.name}  {verified.verdict}")
     for damage in verified.damages:
         print(f"  {tables.printable(damage.where)} {tables.printable(damage.what)}")

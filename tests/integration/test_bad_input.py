@@ -209,7 +209,7 @@ CASES = (
     Case(
         "record-wrong-values",
         GOOD,
-        {"list": 0, "verify good": 0, "rollback good --list": 3},
+        {"list": 0, "verify good": 3, "rollback good --list": 3},
         built=("good",),
         prepare=rewritten({"podman": {"ended_at": "yesterday"}, "enroot": {"inputs": {"image": 5}}}),
     ),

@@ -9,7 +9,7 @@ from rc_tasks.commands.cli.errors import discard_output
 from rc_tasks.commands.cli.parser import UsageError, parsed
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
-from rc_tasks.errors import ProjectError
+from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.state.checkout import DODO, Checkout
 
 
@@ -50,6 +50,11 @@ def _absent(path: str, kind: str, option: str) -> UsageError:
         where=path,
         hint=f"name another {kind} with {option}, or leave {option} out in a checkout",
     )
+
+
+def not_published(name: str) -> RcError:
+    """Return the error of each command that needs a published image."""
+    return RcError(f"{name} is not published yet", hint=f"doit build:{name}")
 
 
 def images(current: Session, names: list[str]) -> list[str]:

@@ -1,19 +1,21 @@
 """Garbage collection of a checkout: finds files that nothing needs, then removes them.
 
-Nothing of an image whose lock is held is removed: a step or a rollback is running. Jobs, and steps that
-read the store, hold no lock, so files that they may need stay for a time. `state/store/previous.py` says
-how long for images, and `state/store/garbage.py` for the store. Files of a deleted project stay for a
-month: it may be back with the next branch.
+Nothing of an image whose lock is held is removed: a step or a rollback is running. Jobs and the steps of
+clones hold no lock, so files that they may need stay for a time. `state/store/previous.py` says how long
+for images, and `state/store/garbage.py` for the store. Files of a deleted project stay for a month: it
+may be back with the next branch.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +24,7 @@ from pathlib import Path
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import ARTIFACT, EDF, GENERATED, IMAGE_JSON, PROJECTS
 from rc_tasks.state import logs
+from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import files, locks, reading
 from rc_tasks.state.disk.files import write_atomically
@@ -37,6 +40,9 @@ from rc_tasks.util.json_decode import Time, parse
 
 GONE_DAYS = 30
 _DAY_S = 86_400.0
+# How far the clock of a lock's holder may be from that of the file server.
+_CLOCKS_S = 300.0
+_LOCKS_AT_ONCE = 16
 _MANIFEST = re.compile(r"([0-9a-f]{64})(?:\.origin)?\.json")
 
 
@@ -56,7 +62,10 @@ class GarbageKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file or a directory to be removed, and the name of its image, if it belongs to one."""
+    """A file or a directory to be removed, and the name of its image, if it belongs to one.
+
+    For an image of the store it is the name that it was built for, if that is known.
+    """
 
     kind: GarbageKind
     path: Path
@@ -67,12 +76,14 @@ class Item:
 class Garbage:
     """All files that can be removed. `left` names paths that stay although they look unneeded, and why.
 
-    `gone` are the deleted projects, with the time when that was first seen. `young` counts images of the
-    store that nothing refers to, but that are too young to be removed.
+    `gone` are the deleted projects, with the time when that was first seen. `young` are the images of
+    the store that nothing refers to, and their layers, which stay because they are young. `used_ns` has
+    the time at which each image of the store was last used.
     """
 
     items: list[Item] = field(default_factory=list)
-    young: int = 0
+    young: list[Item] = field(default_factory=list)
+    used_ns: dict[Path, int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     gone: dict[str, str] = field(default_factory=dict)
 
@@ -81,12 +92,21 @@ class Garbage:
         of_kind = [item for item in self.items if item.kind is kind]
         return len({item.image for item in of_kind}) if kind is GarbageKind.GONE else len(of_kind)
 
+    @property
+    def young_images(self) -> int:
+        """The number of images of the store that stay because they are young."""
+        return sum(item.kind is GarbageKind.IMAGE for item in self.young)
+
 
 class Collector:
-    """Finds and removes what one checkout does not need."""
+    """Finds and removes what one checkout does not need.
 
-    def __init__(self, checkout: Checkout) -> None:
+    With `now`, images of the store do not stay for a day, but only while a running step may need them.
+    """
+
+    def __init__(self, checkout: Checkout, *, now: bool = False) -> None:
         self._checkout = checkout
+        self.now = now
         self._generated = checkout.lock("").parent.parent
         self._now_s = files.server_time_s(self._generated) if self._generated.is_dir() else time.time()
         self._named = in_use.naming(checkout)
@@ -95,6 +115,11 @@ class Collector:
     def lock(self) -> Path:
         """The lock that is held during a removal."""
         return self._generated / "gc.json"
+
+    @property
+    def serves_clones(self) -> bool:
+        """Whether this is the official checkout: clones read its store, and hold no lock here."""
+        return bool(self._checkout.settings.images_root) and official_of(self._checkout) is None
 
     def find(self) -> Garbage:
         """Return all that could be removed now; changes nothing."""
@@ -132,7 +157,7 @@ class Collector:
                     removed += [item for item in items if self._removed(item, unneeded)]
             except RcError as error:
                 unneeded.left.append(f"{image}: {error.what}")
-        removed += self._remove_stored(unneeded)
+        removed += self._remove_stored(unneeded, removed)
         for item in unneeded.items:
             if item.kind is GarbageKind.JOB:
                 podman_storage.remove(item.path, nodes.storage(self._checkout.settings.podman))
@@ -166,18 +191,24 @@ class Collector:
             for item in collected.items
             if item.kind in {GarbageKind.PREVIOUS, GarbageKind.BASE}
         }
+        # Keep this order, see `state/store/garbage.py`.
+        collected.used_ns = garbage.last_used(store)
+        before_s, why = self._used_before_s()
         needed = references(self._checkout, set(gone), leaving)
         if needed.unreadable:
-            # The file may be of a later version of this tool, and refer to any image.
-            unread = self._shown(needed.unreadable[0])
-            collected.left.append(f"the whole store: {unread} cannot be read, and may refer to an image")
+            collected.left.append(self._unreadable(needed.unreadable[0]))
             return
         collected.left += map(self._foreign, garbage.foreign(store))
         if not garbage.linked_parts(store):
-            unneeded = garbage.unneeded(store, needed.words, self._now_s)
-            collected.items += [Item(GarbageKind.IMAGE, path) for path in unneeded.images]
-            collected.items += [Item(GarbageKind.BLOB, path) for path in unneeded.blobs]
-            collected.young = unneeded.young
+            of_any_age = garbage.unneeded(store, collected.used_ns, needed.words, math.inf)
+            unneeded = garbage.unneeded(store, collected.used_ns, needed.words, before_s)
+            collected.items += self._stored_items(unneeded)
+            going = set(collected.items)
+            collected.young = [item for item in self._stored_items(of_any_age) if item not in going]
+            count = collected.young_images
+            if self.now and count:
+                images = "1 image" if count == 1 else f"{count} images"
+                collected.left.append(f"{images} of the store that nothing refers to: {why}")
         history_days = self._checkout.settings.history.days
         for directory in self._manifests():
             for path in _listed(directory) if directory.name not in gone else ():
@@ -192,14 +223,64 @@ class Collector:
         """Return the directories of manifests, by image."""
         return _listed(self._generated / "manifests")
 
-    def _remove_stored(self, collected: Garbage) -> list[Item]:
-        images = tuple(item.path for item in collected.items if item.kind is GarbageKind.IMAGE)
+    def _stored_items(self, unneeded: Unneeded) -> list[Item]:
+        names = self._built_for()
+        images = [
+            Item(GarbageKind.IMAGE, path, names.get(path.name, "")) for path in sorted(unneeded.images)
+        ]
+        return images + [Item(GarbageKind.BLOB, path) for path in unneeded.blobs]
+
+    def _built_for(self) -> dict[str, str]:
+        """Return the names for which images were built, by image ID, as far as manifests say it."""
+        return {
+            manifest[1]: directory.name
+            for directory in self._manifests()
+            for path in _listed(directory)
+            if (manifest := _MANIFEST.fullmatch(path.name))
+        }
+
+    def _used_before_s(self) -> tuple[float, str]:
+        """Return a time: images that were used later stay. Return why they stay, too."""
+        day_s = self._now_s - garbage.REST_S
+        if not self.now:
+            return day_s, ""
+        if self.serves_clones:
+            return day_s, "younger than a day, and a clone of this checkout may be using them"
+        directory = self._checkout.lock("").parent
+        paths = [path for path in _listed(directory) if path.suffix == ".json" and path.name[0] != "."]
+        # It takes some seconds to tell that a holder on another host is dead.
+        with ThreadPoolExecutor(_LOCKS_AT_ONCE) as pool:
+            holders = [holder for holder in pool.map(locks.living_holder, paths) if holder is not None]
+        if not holders:
+            return math.inf, ""
+        oldest = min(holders, key=_began_s)
+        why = f"{oldest.user} has been running {oldest.step} since {oldest.since} (on {oldest.node})"
+        return max(day_s, _began_s(oldest) - _CLOCKS_S), f"{why}, and may need them"
+
+    def _remove_stored(self, collected: Garbage, removed_before: list[Item]) -> list[Item]:
+        images = {
+            item.path: collected.used_ns[item.path]
+            for item in collected.items
+            if item.kind is GarbageKind.IMAGE
+        }
         blobs = tuple(item.path for item in collected.items if item.kind is GarbageKind.BLOB)
         if not images and not blobs:
             return []
-        store, unneeded = self._checkout.store, Unneeded(images, blobs)
-        removed = set(garbage.remove(store, unneeded, self._now_s))
+        # What refers to an image may have stayed, for example because a rollback is running.
+        stayed = set(collected.items) - set(removed_before)
+        gone = {item.image for item in collected.items if item.kind is GarbageKind.GONE}
+        gone -= {item.image for item in stayed if item.kind is GarbageKind.GONE}
+        needed = references(self._checkout, gone)
+        if needed.unreadable:
+            collected.left.append(self._unreadable(needed.unreadable[0]))
+            return []
+        images = {path: time_ns for path, time_ns in images.items() if path.name not in needed.words}
+        removed = set(garbage.remove(self._checkout.store, Unneeded(images, blobs)))
         return [item for item in collected.items if item.path in removed]
+
+    def _unreadable(self, path: Path) -> str:
+        # The file may be of a later version of this tool, and refer to any image.
+        return f"the whole store: {self._shown(path)} cannot be read, and may refer to an image"
 
     def _logs(self, unneeded: Garbage, gone: Iterable[str]) -> None:
         for image in _listed(self._generated / "logs"):
@@ -329,6 +410,14 @@ class Collector:
 
     def _shown(self, path: Path) -> str:
         return self._checkout.shown(path)
+
+
+def _began_s(holder: locks.Holder) -> float:
+    """Return when the holder of a lock began, in s since 1970; 0 if the lock does not say it."""
+    try:
+        return datetime.fromisoformat(holder.since).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
 
 
 def measure(items: Iterable[Item]) -> dict[Item, tuple[os.stat_result, ...]]:

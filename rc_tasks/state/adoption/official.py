@@ -266,6 +266,8 @@ class Official:
             self._directory(os.path.dirname(path))
             record = parse(self._text(path), task)
         except FileNotFoundError:
+            if not os.path.isdir(self.root):
+                raise NotOfferedError("images_root does not exist here") from None
             raise AbsentError(f"{task} never ran there") from None
         if record is None or not all(_plausible(record)):
             raise RefusedError(

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rc_tasks.errors import RcError
+from rc_tasks.errors import DiskFullError, RcError
 from rc_tasks.state.disk import processes
 from rc_tasks.state.disk.reading import denied
 
@@ -233,7 +233,7 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
     """
     where = path or error.filename2 or error.filename
     if error.errno in _FULL:
-        return RcError(
+        return DiskFullError(
             f"cannot be written: {error.strerror}",
             where=where,
             hint="free space or ask for more quota there, then run the same command again",

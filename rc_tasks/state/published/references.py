@@ -73,6 +73,8 @@ def recorded(checkout: Checkout) -> set[str]:
 
 def _of_image(checkout: Checkout, name: str, result: References) -> None:
     for step in (Step.PODMAN, Step.ENROOT):
+        # A step may have written it since this process has read it.
+        checkout.records.reread(step, name)
         record = checkout.records.get(step, name)
         path, _ = checkout.records.files(step, name)
         if record is None:

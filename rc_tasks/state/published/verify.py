@@ -50,7 +50,7 @@ class Verdict(StrEnum):
 
     WHOLE = "whole"
     DAMAGED = "damaged"
-    UNPUBLISHED = "was never published"
+    UNPUBLISHED = "is not published yet"
     BUILDING = "is being built: verify it again later"
     UNREADABLE = "cannot be verified"
 

@@ -6,8 +6,11 @@ shares would make every step wait for the slowest. Instead:
 - Images and blobs that were written, loaded or replaced within a day stay. So a step has a day between
   the check for an image and the record that refers to it, of which it needs seconds. A clone has a day
   to notice that the official image was replaced.
+- `doit gc --now` does without that day: only what was used since the oldest running step began stays. So
+  the times of the images are read first (`last_used`), then the locks of steps, and then the references.
+  A step that began after that touches an image before it relies on it.
 - A writer notes the blobs that it relies on before it checks for them (`Store.wanted`).
-- Garbage is first renamed out of its place. Then the store is read again, and what has been noted
+- Garbage is first renamed out of its place. Then the store is read again, and what was touched or noted
   meanwhile is put back. A writer that checked in between has missed it, and writes it again.
 
 A link to a blob of another store is removed as a link. Files whose names are not those of images or
@@ -18,7 +21,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,38 +36,51 @@ _BLOBS = "blobs/sha256"
 
 @dataclass(frozen=True, slots=True)
 class Unneeded:
-    """Images that nothing refers to, and the blobs that no other image has.
+    """Images that nothing refers to, each with its time of `last_used`, and blobs of no other image."""
 
-    `young` counts the images that nothing refers to, but which stay for a day.
-    """
-
-    images: tuple[Path, ...]
+    images: Mapping[Path, int]
     blobs: tuple[Path, ...]
-    young: int = 0
 
 
-def unneeded(store: Store, referenced: Iterable[str], now_s: float) -> Unneeded:
-    """Return what may be removed from a store; `referenced` are the IDs of all needed images."""
-    keep = set(referenced)
-    views = _entries(store.directory / _IMAGES)
-    images = [path for path in views if path.name not in keep and _rests(path, now_s)]
-    needed = store.wanted() | _blobs_of(set(views) - set(images))
+def last_used(store: Store) -> dict[Path, int]:
+    """Return all images of a store, with the time at which each was last used, in ns since 1970."""
+    times_ns = {}
+    for path in _entries(store.directory / _IMAGES):
+        with contextlib.suppress(OSError):
+            times_ns[path] = os.lstat(path).st_mtime_ns
+    return times_ns
+
+
+def unneeded(
+    store: Store, used_ns: Mapping[Path, int], referenced: Collection[str], before_s: float
+) -> Unneeded:
+    """Return what may be removed of the images and blobs that were last used before a time.
+
+    `used_ns` is what `last_used` returned before the references were read; `referenced` are the IDs of
+    all needed images.
+    """
+    noted = store.wanted()
+    images = {
+        path: time_ns
+        for path, time_ns in used_ns.items()
+        if path.name not in referenced and path.name not in noted and time_ns < before_s * 1e9
+    }
+    needed = noted | _blobs_of(set(_entries(store.directory / _IMAGES)) - images.keys())
     blobs = [
         path
         for path in _entries(store.directory / _BLOBS)
-        if path.name not in needed and _rests(path, now_s)
+        if path.name not in needed and _is_older(path, before_s)
     ]
-    young = sum(path.name not in keep for path in views) - len(images)
-    return Unneeded(tuple(images), tuple(blobs), young)
+    return Unneeded(images, tuple(blobs))
 
 
-def remove(store: Store, garbage: Unneeded, now_s: float) -> list[Path]:
+def remove(store: Store, garbage: Unneeded) -> list[Path]:
     """Remove what is still not needed; return the removed paths."""
     removed = []
     with store.scratch() as trash:
         taken = _take_out(garbage.images, trash / "images")
         for place, path in taken.items():
-            if _rests(path, now_s):
+            if _is_untouched(path, garbage.images[place]):
                 removed.append(place)
             else:
                 _put_back(path, place)
@@ -124,9 +140,16 @@ def _blobs_of(views: Iterable[Path]) -> set[str]:
     return {name for view in views for name in reading.names(view) if _DIGEST.fullmatch(name)}
 
 
-def _rests(path: Path, now_s: float) -> bool:
+def _is_older(path: Path, before_s: float) -> bool:
     try:
-        return os.lstat(path).st_mtime < now_s - REST_S
+        return os.lstat(path).st_mtime < before_s
+    except OSError:
+        return False
+
+
+def _is_untouched(path: Path, time_ns: int) -> bool:
+    try:
+        return os.lstat(path).st_mtime_ns == time_ns
     except OSError:
         return False
 

@@ -163,11 +163,12 @@ def _put_cache(
 ) -> None:
     store, beside = checkout.store, _beside(checkout)
     cached = layers.images(podman)
-    # Start with the last image of each stage, which holds all layers of those before it.
+    # Start with the last image of each stage, which holds all layers of those before it. Use those that
+    # the store has: nothing may refer to them before this cache does, and `doit gc` would remove them.
     new = [
         cached_image.image_id
         for cached_image in reversed(cached)
-        if not store.has(cached_image.image_id)
+        if not store.use(cached_image.image_id)
     ]
     for image in podman.inspect_all(new):
         store.put(podman, image, beside=beside)

@@ -264,6 +264,10 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
             "ERROR: TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME\n",
         ),
         (
+            ("report", "-o", "site/"),
+            "ERROR: site/: is a directory, not a file\n  next: name a file in it with -o\n",
+        ),
+        (
             ("report", "-o", "/proc/page.html"),
             "ERROR: /proc/page.html: cannot be written: No such file or directory\n"
             "  next: name another file with -o\n",
@@ -272,6 +276,12 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
 )
 def test_a_mistake_is_an_error_without_a_traceback(root: Path, argv: tuple[str, ...], text: str) -> None:
     assert doit(root, *argv) == Ran(3, text)
+
+
+def test_report_makes_the_directory_of_its_file(root: Path) -> None:
+    ran = doit(root, "report", "-o", "site/today/index.html")
+    assert ran.status == 0 and ran.text.startswith(f"{root}/site/today/index.html  ")
+    assert (root / "site/today/index.html").read_text().startswith("<!")
 
 
 @pytest.mark.parametrize("name", ["list", "help", "why"])

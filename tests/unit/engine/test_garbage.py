@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,8 @@ from rc_tasks.state.store.catalogue import Cached, Pulled
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.node import podman_storage
 from tests.support.checkouts import pretend_built, record, write_checkout
-from tests.support.doit import Ran, doit
+from tests.support.doit import DOIT, Ran, doit
+from tests.support.terminal import Terminal
 
 NAMES = ("base", "app:1", "gone:1")
 RECIPES = {
@@ -91,9 +93,10 @@ def gc(opened: Checkout, *argv: str) -> Ran:
     """What `doit gc` says and does, without a process of its own."""
     checkout = open_checkout(opened.root, {})
     dry_run, verbose = bool({"-n", "--dry-run"} & {*argv}), bool({"-v", "--verbose"} & {*argv})
+    current, now = Session(checkout, Judge(checkout)), "--now" in argv
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = collect(Session(checkout, Judge(checkout)), dry_run=dry_run, verbose=verbose)
+        status = collect(current, dry_run=dry_run, verbose=verbose, now=now)
     return Ran(status, said.getvalue())
 
 
@@ -152,8 +155,156 @@ def test_what_is_younger_than_a_day_stays(tmp_path: Path) -> None:
         f"{blobs}/{digest('f')}",
         f"{blobs}/{digest('9')}",
     }
-    assert "younger than a day: 1\n" in ran.text
+    young = "1 image of the store that nothing refers to, 71 kB, is younger than a day: doit gc --now\n"
+    assert f"kept: {young}" in ran.text
+    assert gc(opened).text == f"nothing to remove; {young}"
     assert not opened.store.use(digest("f")) and opened.store.use(digest("e"))
+
+
+def test_now_removes_what_is_young_and_says_what_that_costs(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    for place in opened.store.directory.rglob("*"):
+        os.utime(place, follow_symlinks=False)
+    (opened.root / ".rc/manifests/app:1").mkdir(parents=True)
+    (opened.root / f".rc/manifests/app:1/{digest('e')}.origin.json").write_text("{}")
+    before = tree(opened.store.directory)
+    dry = doit(opened.root, "gc", "--now", "-n")
+    assert (dry.status, tree(opened.store.directory)) == (0, before)
+    assert f"  image {'e' * 12}, built for app:1, last used 2" in dry.text
+    assert f"  image {'f' * 12}, layer cache, last used 2" in dry.text
+    assert re.search(r"^ +7\d kB  in all$", dry.text, re.MULTILINE), dry.text
+    assert "cost: a recipe that goes back to what one of these was built from is built" in dry.text
+    # There is no terminal.
+    asked = doit(opened.root, "gc", "--now")
+    assert (asked.status, tree(opened.store.directory)) == (3, before)
+    assert "ERROR: nothing was removed: --now asks first, and there is no terminal here" in asked.text
+    assert "next: doit gc --now --yes" in asked.text
+    document = json.loads(doit(opened.root, "gc", "--now", "-n", "--json").text)
+    assert document["size_bytes"] > 70_000 and (document["young"], document["young_bytes"]) == (0, 0)
+    ran = doit(opened.root, "gc", "--now", "--yes")
+    assert re.search(r"^freed 7\d kB$", ran.text, re.MULTILINE), ran.text
+    gone = {path for path in before - tree(opened.store.directory) if path.startswith("images/")}
+    assert {path.split("/")[1] for path in gone} == {digest("e"), digest("f")}
+    assert gc(opened, "--now").text == "nothing to remove\n"
+    shown = json.loads(doit(opened.root, "store", "--json").text)
+    assert all(image["referred_by"] for image in shown["images"])
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 1), ("", 1), ("\x04", 1)])
+def test_now_asks_on_a_terminal(tmp_path: Path, answer: str, status: int) -> None:
+    opened = checkout(tmp_path)
+    os.utime(opened.store.directory / "images" / digest("e"))
+    with Terminal((DOIT, "gc", "--now"), opened.root, {}, 100, 40) as terminal:
+        terminal.shows(lambda text: "remove all this? [y/N]" in text)
+        terminal.type(answer if answer == "\x04" else f"{answer}\n")
+        ended, text = terminal.end()
+    assert ended == status, text
+    assert ("nothing was removed" in text, "freed " in text) == (bool(status), not status)
+    assert opened.store.has(digest("e")) == bool(status)
+
+
+def test_now_keeps_what_a_running_step_may_need(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    old(opened.store.directory, days=0.5)
+    # A step that has put an image into the store, and has not recorded it yet.
+    with locks.held(opened.lock("app:1"), "podman:app:1"):
+        opened.store.use(digest("e"))
+        ran = gc(opened, "--now")
+        assert opened.store.has(digest("e")) and not opened.store.has(digest("f"))
+        assert (opened.store.directory / "blobs/sha256" / digest("b")).exists()
+    assert "left alone: 1 image of the store that nothing refers to: " in ran.text
+    assert " has been running podman:app:1 since " in ran.text
+    assert gc(opened, "--now").status == 0
+    assert not opened.store.has(digest("e"))
+
+
+def test_now_keeps_all_that_is_young_beside_a_lock_that_cannot_be_read(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    old(opened.store.directory, days=0.5)
+    lock = opened.lock("app:1")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text("{")
+    gc(opened, "--now")
+    assert opened.store.has(digest("e")) and opened.store.has(digest("f"))
+
+
+def test_now_keeps_what_a_step_uses_or_records_meanwhile(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    old(opened.store.directory, days=0.01)
+    collector = Collector(opened, now=True)
+    found = collector.find()
+    assert {item.path.name[0] for item in found.items if item.kind is GarbageKind.IMAGE} == {"e", "f"}
+    opened.store.use(digest("e"))
+    recorded(opened, digest("f"))
+    assert collector.remove(found) == []
+    assert opened.store.has(digest("e")) and opened.store.has(digest("f"))
+
+
+def recorded(opened: Checkout, image_id: str) -> None:
+    """Let another process record a build of an image that was there before."""
+    records = open_checkout(opened.root, {}).records
+    built = records.get(Step.PODMAN, "app:1")
+    assert built is not None and built.facts is not None
+    records.put(Step.PODMAN, "app:1", replace(built, facts=replace(built.facts, image_id=image_id)))
+
+
+def test_now_knows_the_record_of_a_step_that_ends_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = checkout(tmp_path)
+    collector = Collector(opened, now=True)
+    collector.find()
+    look = Collector._used_before_s
+
+    def looked(self: Collector) -> tuple[float, str]:
+        recorded(opened, digest("f"))
+        return look(self)
+
+    monkeypatch.setattr(Collector, "_used_before_s", looked)
+    assert digest("f") not in {item.path.name for item in collector.find().items}
+
+
+def test_now_removes_nothing_that_was_recorded_before_the_answer(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    with Terminal((DOIT, "gc", "--now"), opened.root, {}, 100, 40) as terminal:
+        terminal.shows(lambda text: "remove all this? [y/N]" in text)
+        recorded(opened, digest("f"))
+        terminal.type("y\n")
+        ended, text = terminal.end()
+    assert ended == 0 and "freed " in text
+    assert opened.store.has(digest("f")) and not opened.store.has(digest("e"))
+
+
+def test_now_keeps_a_day_for_clones_of_the_official_checkout(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    old(opened.store.directory, days=0.5)
+    settings = opened.root / "pyproject.toml"
+    settings.write_text(f'[tool.rc_tasks]\nimages_root = "{opened.root}"\n')
+    ran = gc(opened, "--now")
+    assert (
+        "left alone: 2 images of the store that nothing refers to: younger than a day, and a" in ran.text
+    )
+    assert opened.store.has(digest("e")) and opened.store.has(digest("f"))
+    assert "younger than a day: clones may be using them\n" in gc(opened).text
+    # A clone has none of its own.
+    (tmp_path / "official").mkdir()
+    settings.write_text(f'[tool.rc_tasks]\nimages_root = "{tmp_path}/official"\n')
+    gc(opened, "--now")
+    assert not opened.store.has(digest("e"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--yes",), "--yes needs --now"),
+        (("--now", "--json"), "--now asks first, which --json cannot"),
+    ],
+)
+def test_options_that_cannot_go_together(tmp_path: Path, argv: tuple[str, ...], words: str) -> None:
+    opened = checkout(tmp_path)
+    ran = doit(opened.root, "gc", *argv)
+    assert ran.status == 3 and words in ran.text
+    assert opened.store.has(digest("e"))
 
 
 def test_what_a_writer_wants_meanwhile_is_put_back(
@@ -445,3 +596,25 @@ def test_without_anything_there_is_nothing(tmp_path: Path) -> None:
     assert not (root / ".rc").exists()
     assert doit(root, "gc").text == "nothing to remove\n"
     assert doit(root, "gc", "app").status == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_gets_room(tmp_path: Path) -> None:
+    opened = checkout(tmp_path / "roomy")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(("mount", "-t", "tmpfs", "-o", "size=3m", "none", small), check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mount is not permitted here")
+    try:
+        root = small / "imgs"
+        subprocess.run(("cp", "-a", opened.root, root), check=True)
+        with contextlib.suppress(OSError), (small / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        ran = doit(root, "gc", "--now", "--yes")
+        assert ran.status == 0 and "freed 7" in ran.text, ran.text
+        assert not Store(root / ".rc/store").has(digest("e"))
+        (root / "room").write_bytes(bytes(60_000))
+    finally:
+        subprocess.run(("umount", "--lazy", small), check=True)

@@ -24,7 +24,7 @@ from rc_tasks.state.records.records import Artifact, Step
 from rc_tasks.state.records.status import State
 from rc_tasks.steps.doctor.finding import Finding, Level
 from tests.support.checkouts import pretend_built, write_checkout
-from tests.support.doit import DOIT
+from tests.support.doit import DOIT, doit
 from tests.support.tools import limited
 
 CHILD = "projects/child:1"
@@ -350,6 +350,13 @@ def test_another_images_root_makes_it_stale(official: Path, clone: Path, tmp_pat
     adopted(clone)
     (clone / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/elsewhere"\n')
     assert states(clone)["base"][1][0] == (f"adopted from {official}, which is no longer images_root")
+
+
+def test_why_says_that_images_root_does_not_exist(clone: Path) -> None:
+    note = "  note    not adopted from /elsewhere: images_root does not exist here\n"
+    assert "images_root does not exist" not in doit(clone, "why", "base").text
+    (clone / "pyproject.toml").write_text('[tool.rc_tasks]\nimages_root = "/elsewhere"\n')
+    assert note in doit(clone, "why", "base").text
 
 
 def test_touching_the_official_image_changes_nothing(official: Path, clone: Path) -> None:

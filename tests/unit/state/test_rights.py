@@ -17,7 +17,7 @@ from rc_tasks.state.disk.trust import user
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.verify import Verification
 from rc_tasks.state.records.records import Step
-from rc_tasks.state.store.garbage import unneeded
+from rc_tasks.state.store.garbage import last_used, unneeded
 from rc_tasks.steps.doctor.finding import Level
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import DOIT
@@ -197,10 +197,11 @@ def test_the_garbage_collector_takes_nothing_that_it_cannot_judge(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return allowed(path)
 
-    assert unneeded(store, (), 0.0).images == ()
+    used_ns = last_used(store)
+    assert unneeded(store, used_ns, (), 0.0).images == {}
     monkeypatch.setattr(os, "listdir", listed)
     with pytest.raises(PermissionError):
-        unneeded(store, (), 0.0)
+        unneeded(store, used_ns, (), 0.0)
 
 
 @pytest.mark.parametrize("setgid", [0, 0o2000], ids=oct)

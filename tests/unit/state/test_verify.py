@@ -90,7 +90,28 @@ def test_whole_images(root: Path) -> None:
         "base": Verdict.WHOLE,
         "new:1": Verdict.UNPUBLISHED,
     }
-    assert "new:1  was never published\n0 images verified" in doit(root, "verify", "new:1").text
+
+
+@pytest.mark.parametrize(
+    "command", ["verify", "diff", "diff --list", "rollback", "rollback --list", "manifest"]
+)
+def test_an_image_that_is_not_published_yet(root: Path, command: str) -> None:
+    verb, *options = command.split()
+    ran = doit(root, verb, "new:1", *options)
+    assert (ran.status, ran.text) == (
+        3,
+        "ERROR: new:1 is not published yet\n  next: doit build:new:1\n",
+    )
+
+
+def test_the_other_images_are_verified(root: Path) -> None:
+    ran = doit(root, "verify", "new:1", "app:1")
+    assert ran.status == 3
+    assert "ERROR: new:1 is not published yet\n" in ran.text
+    assert "app:1  whole\n1 image verified, 0 damaged" in ran.text
+    documents = doit(root, "verify", "new:1", "--json")
+    assert documents.status == 3
+    assert [document["verdict"] for document in json.loads(documents.text)] == ["unpublished"]
 
 
 def overwrite(path: str, text: bytes, at: int = 0) -> Callable[[Path], object]:
