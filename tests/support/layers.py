@@ -41,7 +41,11 @@ def seen(root: Path) -> dict[str, Seen]:
     found: dict[str, tuple[os.stat_result, Path]] = {}
     for path in (root, *sorted(root.rglob("*"))):
         name = str(path.relative_to(root))
-        status = path.lstat()
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            # overlayfs lists a whiteout with nothing below it, and says that it is not there.
+            continue
         found[name] = status, path
         inodes.setdefault((status.st_dev, status.st_ino), []).append(name)
     return {
