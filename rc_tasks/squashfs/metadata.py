@@ -102,8 +102,8 @@ class MetadataReader:
                 raise SquashfsError(
                     f"the lists of files in this image are compressed with {name}, which Python lacks",
                     where=self.path,
-                    hint="squash it again with zstd or gzip, or with the options -noI -noX, which keep\n"
-                    "only these lists uncompressed",
+                    hint="squash it again with zstd or gzip, or with the options -noI -noF -noX, which\n"
+                    "leave these lists and the ends of files uncompressed",
                 )
             try:
                 content = self._decompress(content)

@@ -96,9 +96,10 @@ class XattrReader:
 
     def _bytes(self, position: int, length: int) -> bytes:
         content = self._table.content[position : position + length]
-        # Lists of a hostile image overlap: ever more of them would be read from few bytes.
+        # Each byte is read once in its place, and once more as a shared value. Lists of a hostile image
+        # overlap: ever more of them would be read from few bytes.
         self._read_bytes += length
-        if len(content) != length or self._read_bytes > len(self._table.content):
+        if len(content) != length or self._read_bytes > 2 * len(self._table.content):
             raise self._damaged("an extended attribute ends too late")
         return content
 

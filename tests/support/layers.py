@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -40,7 +41,11 @@ def seen(root: Path) -> dict[str, Seen]:
     found: dict[str, tuple[os.stat_result, Path]] = {}
     for path in (root, *sorted(root.rglob("*"))):
         name = str(path.relative_to(root))
-        status = path.lstat()
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            # overlayfs lists a whiteout with nothing below it, and says that it is not there.
+            continue
         found[name] = status, path
         inodes.setdefault((status.st_dev, status.st_ino), []).append(name)
     return {
@@ -110,3 +115,61 @@ def _mount(arguments: tuple[str, ...], point: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(("umount", point), check=True)
+
+
+def applied(layers: list[Path], target: Path) -> Path:
+    """Layers copied onto one another, without what they delete: a merge by plain file operations."""
+    target.mkdir()
+    for layer in layers:
+        times = {}
+        gone = []
+        for directory, names, files in os.walk(layer):
+            place = target / Path(directory).relative_to(layer)
+            times[place] = os.lstat(directory)
+            if _is_opaque(Path(directory)):
+                gone += list(place.iterdir()) if place.is_dir() else []
+            for name in names + files:
+                above, below = Path(directory, name), place / name
+                if name.startswith(".wh."):
+                    gone += [] if name.startswith(".wh..wh.") else [place / name.removeprefix(".wh.")]
+                elif _is_whiteout(above) or _replaces(above, below):
+                    gone.append(below)
+        for path in gone:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        # cp adds attributes to those that a directory has; a layer's directory has its own alone.
+        for place in filter(Path.is_dir, times):
+            for name in _xattrs(place):
+                os.removexattr(place, name)
+        subprocess.run(("cp", "-a", "--remove-destination", f"{layer}/.", target), check=True)
+        for path in sorted(target.rglob("*")):
+            if path.name.startswith(".wh.") or _is_whiteout(path):
+                path.unlink()
+        for path in (target, *target.rglob("*")):
+            for name in _xattrs(path):
+                if name.startswith(("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")):
+                    os.removexattr(path, name, follow_symlinks=False)
+        for place, status in times.items():
+            os.utime(place, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    return target
+
+
+def _is_opaque(directory: Path) -> bool:
+    flags = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
+    return (directory / ".wh..wh..opq").exists() or any(
+        _xattrs(directory).get(flag) == b"y" for flag in flags
+    )
+
+
+def _is_whiteout(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _replaces(above: Path, below: Path) -> bool:
+    """Whether a directory takes the place of something else, or the other way round."""
+    if not os.path.lexists(below):
+        return False
+    return stat.S_ISDIR(above.lstat().st_mode) != stat.S_ISDIR(below.lstat().st_mode)
