@@ -286,25 +286,19 @@ class Podman:
         finally:
             self.remove(name)
 
-    def layer_directories(self, image: Image) -> tuple[Path, ...]:
-        """Return the directories with the files of each layer, lowest first; none if they do not exist.
+    def layer_directories(self, container: str) -> tuple[Path, ...]:
+        """Return the directories of a container's layers, lowest first; none if they do not exist.
 
-        Only the overlay driver has them: each holds what its layer adds, and whiteouts.
+        Only the overlay driver has them: each holds what its layer adds, and whiteouts. The last one
+        holds what was written in the container.
         """
-        query = self.command("image", "inspect", "--format", "{{json .GraphDriver}}", image.id)
+        query = self.command("container", "inspect", "--format", "{{json .GraphDriver}}", container)
         driver = json.loads(command.capture(query).stdout)
+        if driver.get("Name") != "overlay":
+            return ()
         data = driver.get("Data") or {}
-        lower = str(data.get("LowerDir") or "")
-        directories = [str(data.get("UpperDir") or ""), *filter(None, lower.split(":"))]
-        whole = driver.get("Name") == "overlay" and len(directories) == len(image.layers)
-        return tuple(map(Path, reversed(directories))) if whole and all(directories) else ()
-
-    def written_directory(self, container: str) -> Path:
-        """Return the directory with the files that were written in a container (overlay driver)."""
-        query = self.command(
-            "container", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", container
-        )
-        return Path(command.capture(query).stdout.removesuffix("\n"))
+        directories = [data.get("UpperDir") or "", *str(data.get("LowerDir") or "").split(":")]
+        return tuple(map(Path, reversed(directories))) if all(directories) else ()
 
     def remove(self, *containers: str) -> None:
         """Unmount and delete containers and their anonymous volumes; a missing one is fine."""

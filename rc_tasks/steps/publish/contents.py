@@ -1,5 +1,7 @@
 """Contents of a mounted image: its packages, and its size by directory, found in one walk.
 
+What lies where comes from the merged tree, if the image is made of one, else from the mounted image.
+
 An image is untrusted and this process may be root: it follows no symlink, opens only regular files, and
 executes nothing of the image. Files that cannot be read are listed.
 """
@@ -9,12 +11,14 @@ import itertools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from enum import Enum, auto
 from pathlib import Path
 from typing import IO
 
 from rc_tasks.model.manifest import packages
 from rc_tasks.model.manifest.manifest import Contents, Distribution, Package, PackageKind, Unread, groups
+from rc_tasks.squashfs.tree import Directory, File
 from rc_tasks.tools import rpm_database
 
 # Only this much of a METADATA is read: a licence may precede the empty line.
@@ -28,6 +32,16 @@ _RPM_LIMIT_S = 20.0
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
 # The squashed image has nothing in /dev.
 _EMPTY = "/dev"
+
+
+# A name in a directory: what it is, the size of a file, and what recognizes a file with several names.
+_Entry = tuple[str, "_Kind", int, Hashable]
+
+
+class _Kind(Enum):
+    DIRECTORY = auto()
+    FILE = auto()
+    OTHER = auto()
 
 
 class _FullError(Exception):
@@ -45,14 +59,23 @@ class ContentsWalk:
         self._files = 0
         self._unread: list[Unread] = []
         self._missed = 0
-        self._linked: set[tuple[int, int]] = set()
+        self._linked: set[Hashable] = set()
+        self._entries: Callable[[str], Iterable[_Entry]] = self._mounted
+        # The directories of a merged tree that were seen, but not walked through yet.
+        self._directories: dict[str, Directory] = {}
         # Paths in the image without a trailing slash, the top-level directory of each, and whether
         # packages in it count.
         self._todo = [("", "", True)]
 
-    def run(self, root: Path, stop: threading.Event) -> None:
-        """Walk through the image; end early, with incomplete contents, when `stop` is set."""
+    def run(self, root: Path, stop: threading.Event, tree: Directory | None = None) -> None:
+        """Walk through the image; end early, with incomplete contents, when `stop` is set.
+
+        `root` is where it is mounted, and `tree` the same tree after a merge.
+        """
         self._root = os.fspath(root)
+        if tree is not None:
+            self._entries = self._merged
+            self._directories[""] = tree
         self._distribution = self._os_release()
         while self._todo and not stop.is_set():
             try:
@@ -78,40 +101,65 @@ class ContentsWalk:
 
     def _directory(self, directory: str, top: str, books: bool) -> None:
         """See what lies in a directory; `books`: packages in it count."""
+        entries = list(self._entries(directory))
+        # conda keeps there what it has installed: the same files once more.
+        cache = "pkgs" if any(name == "conda-meta" for name, *_ in entries) else ""
+        for name, kind, size_bytes, inode in entries:
+            path = f"{directory}/{name}"
+            try:
+                if kind is _Kind.DIRECTORY:
+                    if path == _EMPTY:
+                        continue
+                    self._todo.append((path, top or path, books and name != cache))
+                    if books:
+                        self._in_directory(directory, name)
+                elif kind is _Kind.FILE:
+                    self._count(size_bytes, inode, top or "/")
+                    if books:
+                        self._in_file(directory, name)
+                elif books and (directory, name) in _FIXED:
+                    self._miss(path, "it is not a regular file, and no symlink is followed")
+            except OSError as error:
+                self._miss(path, error.strerror)
+
+    def _mounted(self, directory: str) -> Iterator[_Entry]:
         try:
             with os.scandir(f"{self._root}{directory}/") as listing:
                 entries = list(listing)
         except OSError as error:
             self._miss(directory, error.strerror)
             return
-        # conda keeps there what it has installed: the same files once more.
-        cache = "pkgs" if any(entry.name == "conda-meta" for entry in entries) else ""
         for entry in entries:
-            path = f"{directory}/{entry.name}"
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    if path == _EMPTY:
-                        continue
-                    self._todo.append((path, top or path, books and entry.name != cache))
-                    if books:
-                        self._in_directory(directory, entry.name)
+                    yield entry.name, _Kind.DIRECTORY, 0, None
                 elif entry.is_file(follow_symlinks=False):
-                    self._count(entry.stat(follow_symlinks=False), top or "/")
-                    if books:
-                        self._in_file(directory, entry.name)
-                elif books and (directory, entry.name) in _FIXED:
-                    self._miss(path, "it is not a regular file, and no symlink is followed")
+                    status = entry.stat(follow_symlinks=False)
+                    inode = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
+                    yield entry.name, _Kind.FILE, status.st_size, inode
+                else:
+                    yield entry.name, _Kind.OTHER, 0, None
             except OSError as error:
-                self._miss(path, error.strerror)
+                self._miss(f"{directory}/{entry.name}", error.strerror)
 
-    def _count(self, status: os.stat_result, top: str) -> None:
-        if status.st_nlink > 1:
-            inode = (status.st_dev, status.st_ino)
+    def _merged(self, directory: str) -> Iterator[_Entry]:
+        for raw_name, node in self._directories.pop(directory).children.items():
+            name = os.fsdecode(raw_name)
+            if isinstance(node, Directory):
+                self._directories[f"{directory}/{name}"] = node
+                yield name, _Kind.DIRECTORY, 0, None
+            elif isinstance(node, File):
+                yield name, _Kind.FILE, node.size_bytes, node
+            else:
+                yield name, _Kind.OTHER, 0, None
+
+    def _count(self, size_bytes: int, inode: Hashable, top: str) -> None:
+        if inode is not None:
             if inode in self._linked:
                 return
             self._linked.add(inode)
         self._files += 1
-        self._sizes_bytes[top] = self._sizes_bytes.get(top, 0) + status.st_size
+        self._sizes_bytes[top] = self._sizes_bytes.get(top, 0) + size_bytes
 
     def _in_directory(self, directory: str, name: str) -> None:
         path = f"{directory}/{name}"

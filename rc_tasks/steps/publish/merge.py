@@ -14,7 +14,7 @@ from rc_tasks.squashfs.edit import Edit
 from rc_tasks.squashfs.merge import merge as merge_layers
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError
-from rc_tasks.squashfs.tree import Layer
+from rc_tasks.squashfs.tree import Layer, Tree
 from rc_tasks.squashfs.write import write
 from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.layers import LayerRecord, SquashedLayers
@@ -45,16 +45,17 @@ def merge(
     layers: SquashedLayers,
     make: Callable[..., Command],
     log: IO[bytes] | None,
-) -> str:
+) -> Tree | None:
     """Merge an image's layers, and what was written in its container, into `destination`.
 
     Layers without a file get one in the store. `make` returns mksquashfs of a directory into a file.
-    Return an empty string, or why this image's layers cannot be merged; then nothing was written. Raise
-    ArtifactError or CommandError.
+    Return what was merged, or None if these layers cannot be merged; then the log says why, and nothing
+    was written. Raise ArtifactError or CommandError.
     """
-    directories = podman.layer_directories(image)
-    if not directories:
-        return "podman's storage driver has no directory for each layer"
+    *directories, written = podman.layer_directories(container) or (Path(),)
+    if len(directories) != len(image.layers):
+        _not_merged("podman's storage has no directory for each layer", log)
+        return None
     by_digest = dict(zip(image.layers, directories, strict=True))
     with layers.store.writing(image.id, by_digest) as scratch:
 
@@ -62,7 +63,7 @@ def merge(
             _squash(wanted, make, image.size_bytes, log)
 
         top_file = scratch / "written.sqsh"
-        squash({top_file: podman.written_directory(container)})
+        squash({top_file: written})
         try:
             top = read_layer(top_file)
             known = {digest: _known(layers, digest, top, scratch, log) for digest in by_digest}
@@ -77,12 +78,17 @@ def merge(
             stack = [layer for digest in image.layers if (layer := known[digest]) is not None]
             tree = merge_layers((*stack, top), _EDIT)
         except SquashfsError as error:
-            return error.what
+            _not_merged(error.what, log)
+            return None
         copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
     mksquashfs.say(
         log, f"merged {len(stack)} layers, {len(new)} of them new: {copied_bytes / 1e6:.1f} MB copied"
     )
-    return ""
+    return tree
+
+
+def _not_merged(why: str, log: IO[bytes] | None) -> None:
+    mksquashfs.say(log, f"the image is squashed whole: {why}")
 
 
 def _known(

@@ -112,22 +112,18 @@ def squash(
         container = container_name(destination)
         with podman.mounted(image.id, name=container) as root:
             rootfs.prepare(root, image, provenance)
+            if layers is not None and settings.method is SquashMethod.MERGE:
+                tree = merge(podman, image, container, destination, layers=layers, make=make, log=log)
+                if tree is not None:
+                    if walk is not None:
+                        walk.run(root, threading.Event(), tree.root)
+                    return
+
+            def whole(compares: bool) -> Command:
+                edit = functools.partial(make, exclude=rootfs.EXCLUDE, actions=rootfs.ACTIONS)
+                return edit(root, destination, compares=compares)
+
             with _beside(walk, root):
-                if layers is not None and settings.method is SquashMethod.MERGE:
-                    why = merge(podman, image, container, destination, layers=layers, make=make, log=log)
-                    if not why:
-                        return
-                    mksquashfs.say(log, f"the image is squashed whole: {why}")
-
-                def whole(compares: bool) -> Command:
-                    return make(
-                        root,
-                        destination,
-                        exclude=rootfs.EXCLUDE,
-                        actions=rootfs.ACTIONS,
-                        compares=compares,
-                    )
-
                 mksquashfs.run(whole, destination.parent, image.size_bytes, log)
     except BaseException:
         destination.unlink(missing_ok=True)
