@@ -90,8 +90,11 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
     return project
 
 
-def unused(checkout: Checkout, name: str) -> Project:
-    """Return the project that a name would make. Raise ProjectError when it cannot be made."""
+def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
+    """Return the project that a name would make. Raise ProjectError when it cannot be made.
+
+    `renamed` is the project that would get this name.
+    """
     problem = name_problem(name)
     if problem is not None:
         raise ProjectError(
@@ -119,11 +122,12 @@ def unused(checkout: Checkout, name: str) -> Project:
         else:
             what, hint = "exists and has no Dockerfile", "move it away, or write a Dockerfile into it"
         raise ProjectError(what, where=path, hint=f"{hint}, or choose another name")
-    versions = [other for other in checkout.graph.names() if other.partition(":")[0] == name]
+    others = (other for other in checkout.graph.names() if other != renamed)
+    versions = [other for other in others if other.partition(":")[0] == name]
     if versions:
         raise ProjectError(
             f"an image named {name} would hide the group of {', '.join(versions)}",
-            hint=f"name a version: doit new {name}:VERSION",
+            hint=f"name a version, such as {name}:1",
         )
     return Project(name, checkout.root, f"{PROJECTS}/{name}")
 

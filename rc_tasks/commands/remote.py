@@ -3,13 +3,13 @@
 import getpass
 import os
 import re
-import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.commands import new
+from rc_tasks.commands.cli.confirm import ask
 from rc_tasks.commands.cli.interactive import (
     add_job_arguments,
     at_terminal,
@@ -177,9 +177,7 @@ def _no_project(checkout: Checkout, name: str) -> ProjectError:
 def _confirm_creation(checkout: Checkout, project: Project) -> None:
     """Ask whether to create a project. Raise ProjectError when the answer is no."""
     tell(f"there is no project {project.name}{_suggestion(checkout, project.name)}")
-    sys.stderr.write(f"create {project.path}/ from the templates? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if not ask(f"create {project.path}/ from the templates?"):
         raise ProjectError("no project was created", hint="`doit list` shows all projects")
 
 

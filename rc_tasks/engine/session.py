@@ -59,6 +59,8 @@ def report_without_display(event: Event) -> None:
 def session(start: Path | None = None) -> Session:
     """Return the session of the checkout around `start` (the working directory). Raise RcError."""
     checkout = open_checkout(find_root(start or Path(os.getcwd())))
+    for error in checkout.moves.interrupted(checkout.lock("").parent):
+        sys.stderr.write(f"warning: {error}\n")
     return Session(checkout, Judge(checkout))
 
 

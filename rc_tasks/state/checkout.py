@@ -16,6 +16,7 @@ from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
+from rc_tasks.state.moves import Journal
 from rc_tasks.state.records.comparisons import ComparisonCache
 from rc_tasks.state.records.digests import Digests
 from rc_tasks.state.records.records import Records, Step
@@ -97,6 +98,11 @@ class Checkout:
     def history(self) -> Path:
         """The directory of the history of runs."""
         return self.root / GENERATED / "history"
+
+    @property
+    def moves(self) -> Journal:
+        """The moves of projects that were interrupted."""
+        return Journal(self.root / GENERATED / "moves")
 
     @property
     def nightly_records(self) -> Path:
@@ -224,6 +230,11 @@ def _node(
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of an image. Raise DockerfileError."""
     return _parsed(node.project, node.options, text, architecture)
+
+
+def parse_project(project: Project, text: bytes, architecture: str) -> parser.Dockerfile:
+    """Parse a text as the Dockerfile of a project, which no graph has to hold. Raise RcError."""
+    return _parsed(project, _options(project), text, architecture)
 
 
 def _parsed(

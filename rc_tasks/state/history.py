@@ -1,10 +1,12 @@
 """History of runs: one file per run in `.rc/history`, with a JSON line for each step that ended.
 
 A line is appended by a single write, so that the threads of a run do not mix their lines. Readers skip
-the incomplete last line of a killed run.
+the incomplete last line of a killed run. `renames.jsonl` has a line for each project that got another
+name: readers give earlier steps the new name.
 """
 
 import contextlib
+import functools
 import heapq
 import json
 import os
@@ -19,6 +21,8 @@ from rc_tasks.state.records.records import Record, Step, Task
 from rc_tasks.util.json_decode import Seconds, Size, Time, parse
 
 _SUFFIX = ".jsonl"
+# `trim` removes it once all runs before the last rename are gone, too.
+_RENAMES = f"renames{_SUFFIX}"
 
 
 class Outcome(StrEnum):
@@ -81,6 +85,21 @@ class HistoryEntry:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """An image that got another name `at` a time (UTC, ISO 8601)."""
+
+    old: str
+    new: str
+    at: Time
+
+    def applied(self, entry: HistoryEntry) -> HistoryEntry:
+        """Return an entry with the new name, if the image was built under the old one."""
+        if entry.image != self.old or entry.began > datetime.fromisoformat(self.at):
+            return entry
+        return replace(entry, image=self.new, log=entry.log.replace(f"/{self.old}/", f"/{self.new}/", 1))
+
+
 @dataclass(slots=True)
 class RunHistory:
     """The history of one run, to be written."""
@@ -96,9 +115,7 @@ class RunHistory:
         """Append a line; a failure to write it must not fail the step."""
         line = json.dumps(asdict(entry)).encode() + b"\n"
         with contextlib.suppress(OSError):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            descriptor = os.open(self.directory / f"{self.id}{_SUFFIX}", flags, 0o666)
+            descriptor = _open(self.directory / f"{self.id}{_SUFFIX}")
             try:
                 # A full disk may take half a line, which must not spoil the next one.
                 whole = b"\n" + line if self._torn else line
@@ -108,19 +125,32 @@ class RunHistory:
                 os.close(descriptor)
 
 
+def put_rename(directory: Path, rename: Rename) -> None:
+    """Note another name of an image, once. Raise OSError."""
+    if rename not in _renames(directory):
+        descriptor = _open(directory / _RENAMES)
+        try:
+            # The line before may be incomplete.
+            os.write(descriptor, b"\n" + json.dumps(asdict(rename)).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+
 def entries(directory: Path) -> Iterator[HistoryEntry]:
     """Yield each step of each run, the latest start first; files are read as needed.
 
     Raise OSError when a file exists and cannot be read.
     """
     files = sorted(_files(directory), key=lambda file: -file[1])
+    renames = _renames(directory)
     waiting: list[tuple[float, int, HistoryEntry]] = []
     count = 0
     for path, written_s in files:
         # All steps in this file and in those after it began before its last write.
         while waiting and -waiting[0][0] >= written_s:
             yield heapq.heappop(waiting)[2]
-        for entry in _read(path):
+        for written in _read(path):
+            entry = functools.reduce(lambda entry, rename: rename.applied(entry), renames, written)
             count += 1
             heapq.heappush(waiting, (-entry.began.timestamp(), -count, entry))
     while waiting:
@@ -159,6 +189,16 @@ def _files(directory: Path, suffix: str = _SUFFIX) -> list[tuple[Path, float]]:
                 if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
                     files.append((Path(entry.path), entry.stat().st_mtime))
     return files
+
+
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _renames(directory: Path) -> tuple[Rename, ...]:
+    lines = (reading.content(directory / _RENAMES) or b"").split(b"\n")
+    return tuple(rename for line in lines if (rename := parse(Rename, line)) is not None)
 
 
 def _read(path: Path) -> Iterator[HistoryEntry]:

@@ -45,6 +45,7 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
             hint="work in a clone of your own, or ask its owner (`ls -ld`) for the right to write",
         )
     with held(checkout.lock(project.name), str(task)):
+        checkout.moves.require_settled(project.name)
         if seen and seen != record_digest(checkout.records.get(*task)):
             raise LockedError(f"another process has just done {task}")
         for file in (project.image_json, project.edf, *checkout.records.files(*task)):

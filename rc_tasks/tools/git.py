@@ -1,8 +1,10 @@
 """git: commit, branch and upstream of a checkout, and switching branches."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +41,8 @@ _OPERATIONS = {
     "REVERT_HEAD": "revert",
     "BISECT_LOG": "bisect",
 }
+# Since 2.47 git names a reference before it: cannot lock ref 'HEAD': Unable to create '…'.
+_LOCKED = re.compile(r"Unable to create '(.*\.lock)': File exists")
 _FETCH_TIMEOUT_S = 120.0
 _NOT_IN_A_BRANCH = re.compile(r"[^A-Za-z0-9._-]|(?<=\.)\.")
 
@@ -107,6 +111,79 @@ def changes(directory: Path) -> list[str]:
     return command.capture(_reading(directory, "status", "--porcelain")).stdout.splitlines()
 
 
+def uncommitted(directory: Path, path: str) -> list[str] | None:
+    """Return what no commit has at or below a path of a checkout, as `git status --short` lists it.
+
+    Files that git ignores are among it, after `!!`. Return None without a repository or without git.
+    """
+    try:
+        # A user's configuration may hide new files.
+        shown = ("--porcelain", "--untracked-files=all", "--ignored")
+        status = _reading(directory, "status", *shown, "--", _literal(path))
+        return command.capture(status).stdout.splitlines()
+    except RcError:
+        return None
+
+
+def rename_in_index(directory: Path, old: str, new: str) -> None:
+    """Rename a directory in the index as `git mv` does, but not on disk; do nothing in no repository.
+
+    Both paths are relative to the checkout. A second call goes on after a kill. Raise CommandError, for
+    example while another git runs.
+    """
+    prefix = _prefix(directory)
+    listing = _reading(directory, "ls-files", "-z", "--", _literal(old))
+    if prefix is None or not command.capture(listing).stdout:
+        return
+    # A killed call may have left some there, and a directory that was removed without git all.
+    remove_from_index(directory, (new,))
+    # As a tree, because names of files need not be UTF-8.
+    tree = _change_index(directory, "write-tree", f"--prefix={prefix}{old}/").strip()
+    _change_index(directory, "read-tree", f"--prefix={prefix}{new}/", tree)
+    remove_from_index(directory, (old,))
+
+
+def remove_from_index(directory: Path, paths: Sequence[str]) -> None:
+    """Remove files and directories from the index, but not on disk; do nothing in no repository.
+
+    Raise CommandError, for example while another git runs.
+    """
+    if _prefix(directory) is not None:
+        argv = ("rm", "-r", "--cached", "--force", "--quiet", "--ignore-unmatch", "--")
+        _change_index(directory, *argv, *map(_literal, paths))
+
+
+def _prefix(directory: Path) -> str | None:
+    """Return the path of a directory in its repository, with a slash at its end unless it is empty.
+
+    Return None without a repository or without git.
+    """
+    with contextlib.suppress(RcError):
+        return command.capture(_reading(directory, "rev-parse", "--show-prefix")).stdout[:-1]
+    return None
+
+
+def _literal(path: str) -> str:
+    return f":(literal){path}"
+
+
+def _change_index(directory: Path, *argv: str) -> str:
+    done = command.capture(_git(directory, *argv), check=False)
+    if done.returncode != 0:
+        locked = _LOCKED.search(done.stderr)
+        raise CommandError(
+            "git cannot change its index",
+            where=directory,
+            quote=tuple(filter(None, done.stderr.splitlines())),
+            hint=_locked_hint(locked[1]) if locked else "`git status` shows what is wrong",
+        )
+    return done.stdout
+
+
+def _locked_hint(lock: str) -> str:
+    return f"wait for the other git that is running here; if `ps` shows none: rm '{lock}'"
+
+
 def upstream(directory: Path) -> str:
     """Return the upstream of a checkout's branch, such as `origin/main`; empty when it has none."""
     query = _reading(directory, "rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
@@ -155,10 +232,9 @@ def switch(directory: Path, branch: str, *, create: bool) -> None:
         remove = _git(directory, "update-ref", "--no-deref", "-d", f"refs/heads/{branch}")
         command.capture(remove, check=False)
     lines = [line for line in done.stderr.splitlines() if line]
-    # Since 2.47 git names the reference before it: cannot lock ref 'HEAD': Unable to create '…'.
-    locked = re.search(r"Unable to create '(.*\.lock)': File exists", done.stderr)
+    locked = _LOCKED.search(done.stderr)
     hint = (
-        f"wait for the other git that is running here; if `ps` shows none: rm '{locked[1]}'"
+        _locked_hint(locked[1])
         if locked
         else "nothing was changed; commit or stash what stands in the way, then run this again"
     )

@@ -4,12 +4,14 @@ import fnmatch
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rc_tasks.commands.cli.errors import discard_output
 from rc_tasks.commands.cli.parser import UsageError, parsed
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
 from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.graph.project import PROJECTS
 from rc_tasks.state.checkout import DODO, Checkout
 
 
@@ -129,6 +131,20 @@ def images_in(checkout: Checkout, path: str) -> list[str] | None:
             "there is no image in this directory", where=path, hint="`doit list` shows all images"
         )
     return inside
+
+
+def project_or_alias(checkout: Checkout, word: str) -> str:
+    """Return the name of one project or alias that a word means: itself, or that of a directory.
+
+    The path of an alias means the alias. Raise ProjectError for a directory with several projects.
+    """
+    path = Path(word)
+    if "/" in word and path.is_symlink() and path.parent.resolve() == checkout.root / PROJECTS:
+        return path.name
+    inside = images_in(checkout, word)
+    if inside is not None and len(inside) > 1:
+        raise ProjectError(f"has several projects: {', '.join(inside)}", where=word, hint="name one")
+    return inside[0] if inside else word
 
 
 def tasks(current: Session, words: Sequence[str], *, bare: bool) -> list[str]:

@@ -11,6 +11,12 @@ _GROUPS = {
         ("plan", "show what would run, in order, and why; runs nothing", "doit plan reasoning"),
         ("new", "create a project directory from the templates", "doit new reasoning:2025.2"),
         (
+            "mv",
+            "rename a project, with its images, history and all that names it",
+            "doit mv reasoning:2025.1 reasoning:2025.2",
+        ),
+        ("rm", "remove projects and aliases", "doit rm reasoning:2024.9"),
+        (
             "remote",
             "create a branch, and start a shell or CMD in the official image",
             "doit remote reasoning:2025.1",

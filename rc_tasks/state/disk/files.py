@@ -48,14 +48,15 @@ class _Guards(threading.local):
 _guards = _Guards()
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | bytes, *, mode: int | None = None) -> None:
     """Write beside the file, sync, and rename over it: after `kill -9` the old or the new text is there.
 
-    The file gets the mode of the umask, not that of mkstemp. Raise RcError when the disk is full or the
-    directory cannot be written.
+    The file gets `mode`, by default that of the umask, not that of mkstemp. Raise RcError when the disk
+    is full or the directory cannot be written.
     """
     try:
-        _write(path, text)
+        content = text.encode() if isinstance(text, str) else text
+        _write(path, content, 0o666 & ~umask() if mode is None else mode)
     except OSError as error:
         raise refused(error, path) or error from None
 
@@ -259,16 +260,16 @@ def refused(error: OSError, path: Path | None = None) -> RcError | None:
     return None
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes, mode: int) -> None:
     import tempfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path.name), dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~umask())
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         put_in_place(temporary, path)
     except BaseException:

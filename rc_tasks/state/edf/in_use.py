@@ -27,13 +27,18 @@ def naming(checkout: Checkout, environ: Mapping[str, str] = os.environ) -> Calla
 
     def named(text: str) -> bool:
         if not texts:
-            texts.extend(("", *_texts(checkout, environ)))
+            texts.extend(("", *(text for _, text in _texts(checkout, environ))))
         return any(text in content for content in texts)
 
     return named
 
 
-def _texts(checkout: Checkout, environ: Mapping[str, str]) -> Iterator[str]:
+def that_name(checkout: Checkout, text: str, environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Return the EDFs in reach that contain a text."""
+    return sorted(path for path, content in _texts(checkout, environ) if text in content)
+
+
+def _texts(checkout: Checkout, environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
     directories: tuple[Path, ...] = ()
     with contextlib.suppress(RcError):
         directories = search_path(environ)
@@ -48,7 +53,7 @@ def _texts(checkout: Checkout, environ: Mapping[str, str]) -> Iterator[str]:
             continue
         seen.add(real)
         text = _text(real)
-        yield text
+        yield path, text
         # What it extends is among its words; those that name no EDF are no file.
         for quoted in _QUOTED.finditer(text):
             word = os.path.expandvars(quoted[1] or quoted[2])

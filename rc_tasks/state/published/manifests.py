@@ -19,6 +19,7 @@ from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
+from rc_tasks.state.disk.renaming import merge_directories, replace_name
 from rc_tasks.state.records.inputs import BASE, CONTEXT
 from rc_tasks.state.records.records import Record, Step
 from rc_tasks.util.json_decode import DecodeError, load
@@ -140,6 +141,15 @@ def origin_of(manifest: Path) -> Origin | None:
 def origin(checkout: Checkout, name: str, image_id: str) -> Origin | None:
     """Return the origin of a build of an image, or None when this checkout keeps none."""
     return origin_of(_directory(checkout, name) / f"{image_id}.json")
+
+
+def rename(checkout: Checkout, old: str, new: str) -> None:
+    """Give the manifests of an image to its new name; go on after a kill. Raise OSError."""
+    directory = _directory(checkout, new)
+    merge_directories(_directory(checkout, old), directory)
+    for file in reading.names(directory):
+        if file.endswith(_SUFFIX):
+            replace_name(directory / file, new, indent=None)
 
 
 def _manifests(files: dict[str, bytes], name: str) -> Iterator[Manifest]:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
-from rc_tasks.state.records.inputs import recorded
+from rc_tasks.state.records.inputs import BASE, recorded
 from rc_tasks.util import json_decode
 from rc_tasks.util.json_decode import DecodeError, Seconds, Size, Time, decode, encode, load
 
@@ -193,6 +193,13 @@ class Records:
         self._remove(self._path(task))
         self._remove(self._failure_path(task))
 
+    def forget_all(self, name: str) -> None:
+        """Remove the records and failures of an image, and its marks of `doit ignore`."""
+        for step in Step:
+            self.forget(step, name)
+        for task in self._ignored(name):
+            self.ignore_no_longer(task)
+
     def ignored(self) -> frozenset[str]:
         """Return the names of the tasks that `doit ignore` leaves out of all runs."""
         names = reading.names(self.directory)
@@ -224,6 +231,36 @@ class Records:
         """Write the failure of a step; the record of its last success stays."""
         write_atomically(self._failure_path(Task(step, name)), encode(failure))
 
+    def rename(self, old: str, new: str, log: Callable[[str], str]) -> None:
+        """Rename the records, failures and marks of `doit ignore` of an image; go on after a kill.
+
+        `log` returns the new path of a log.
+        """
+        for step in Step:
+            failure, record = self.failure(step, old), self.get(step, old)
+            if record is not None:
+                self.put(step, new, record)
+            if failure is not None:
+                self.put_failure(step, new, replace(failure, log=log(failure.log)))
+            self.forget(step, old)
+        for task in self._ignored(old):
+            self.ignore(f"{task.partition(':')[0]}:{new}")
+            self.ignore_no_longer(task)
+
+    def rename_base(self, name: str, old: str, new: str) -> None:
+        """Rename a base in the inputs of an image that is built on it."""
+        task, parts = Task(Step.PODMAN, name), {BASE + old: BASE + new}
+        record, failure = self.get(*task), self.failure(*task)
+        if record is not None and BASE + old in record.inputs:
+            renamed = replace(record, inputs=_renamed(record.inputs, parts))
+            write_atomically(self._path(task), as_text(renamed, task))
+            self.reread(*task)
+        if failure is not None:
+            self.put_failure(*task, replace(failure, inputs=_renamed(failure.inputs, parts)))
+
+    def _ignored(self, name: str) -> list[str]:
+        return [task for task in self.ignored() if task.partition(":")[2] == name]
+
     def _read(self, task: Task) -> Record | None:
         text = reading.content(f"{self.directory}/{task}.json")
         return parse(text, task) if text is not None else None
@@ -238,6 +275,10 @@ class Records:
     def _remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _renamed(inputs: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
+    return {parts.get(part, part): value for part, value in inputs.items()}
 
 
 def as_text(record: Record, task: Task) -> str:

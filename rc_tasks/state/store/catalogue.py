@@ -5,13 +5,14 @@ store/cache/NAME.json                           the intermediate images of the l
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from rc_tasks.state.disk import reading
-from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.disk.files import put_in_place, write_atomically
 from rc_tasks.util.json_decode import encode, parse
 
 # A file name has 255 bytes at most, and `write_atomically` adds some for its temporary one.
@@ -102,6 +103,11 @@ class Catalogue:
             if file.endswith(".json"):
                 name = file.removesuffix(".json")
                 yield name, self.cache(name)
+
+    def rename_cache(self, old: str, new: str) -> None:
+        """Give the intermediate images of a project to its new name."""
+        if os.path.lexists(self._cache_file(old)):
+            put_in_place(self._cache_file(old), self._cache_file(new))
 
     def base_file(self, reference: str, architecture: str) -> Path:
         """Return the file of the base for a reference."""

@@ -32,6 +32,7 @@ from rc_tasks.state.disk.files import (
     sweep_temporaries,
     temporary_prefix,
 )
+from rc_tasks.state.disk.renaming import merge_directories, replace_name, rewrite
 from rc_tasks.state.history import stamp
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.records import Artifact, Record, Step, Task, as_text, parse
@@ -147,6 +148,16 @@ class Previous:
         """Return the names of images with kept ones."""
         names = reading.names(self.directory)
         return [name for name in names if (self.directory / name).is_dir()]
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the kept images of an image to its new name; go on after a kill. Raise OSError."""
+        merge_directories(self.directory / old, self.directory / new)
+        for name in self.entries(new):
+            entry = self.directory / new / name
+            record = _read(entry, old)
+            if record is not None:
+                rewrite(entry / RECORD, as_text(record, _task(new)))
+            replace_name(entry / IMAGE_JSON, new, indent=2)
 
     def image_ids(self, name: str) -> Iterator[tuple[str, str]]:
         """Yield the name of each entry of an image with its image ID, as far as that is known."""

@@ -143,7 +143,7 @@ REGISTRY = "An image of a registry is written\n        with its host, as in dock
             "app",
             "",
             "an image named app would hide the group of app:1, app:2\n"
-            "  next: name a version: doit new app:VERSION",
+            "  next: name a version, such as app:1",
         ),
         (
             "build:x",

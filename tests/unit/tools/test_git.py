@@ -239,3 +239,36 @@ def test_a_checkout_and_what_it_follows(repository: Path, tmp_path: Path) -> Non
     repository.rename(tmp_path / "moved")
     with pytest.raises(CommandError, match="git failed"):
         git.fetch(clone)
+
+
+def test_a_directory_is_renamed_in_the_index_alone(repository: Path) -> None:
+    """The checkout may be a folder of the repository; what is staged and not committed goes along."""
+    checkout = repository / "images ü"
+    (checkout / "old:1").mkdir(parents=True)
+    odd = os.fsencode(checkout) + b"/old:1/odd \xff"
+    Path(os.fsdecode(odd)).write_text("odd\n")
+    (checkout / "old:1/run").write_text("one\n")
+    (checkout / "old:1/run").chmod(0o755)
+    (checkout / "old:11").mkdir()
+    (checkout / "old:11/other").touch()
+    run(repository, "add", "--all")
+    run(repository, "commit", "--quiet", "--message=all")
+    (checkout / "old:1/run").write_text("staged\n")
+    run(repository, "add", "--all")
+    (checkout / "old:1/run").write_text("not staged\n")
+    (checkout / "old:1/untracked").touch()
+    staged = run(checkout, "ls-files", "--stage", "old:1")
+    for _ in range(2):
+        git.rename_in_index(checkout, "old:1", "new")
+        assert run(checkout, "ls-files", "--stage", "new") == staged.replace("old:1/", "new/")
+        assert run(checkout, "ls-files", "old:1") == ""
+    assert run(checkout, "ls-files", "old:11") == "old:11/other"
+    assert (checkout / "old:1/run").read_text() == "not staged\n"
+    git.remove_from_index(checkout, ("new", "old:11", "never"))
+    assert run(repository, "ls-files") == "file"
+
+
+def test_without_a_repository_there_is_no_index(tmp_path: Path) -> None:
+    git.rename_in_index(tmp_path, "a", "b")
+    git.remove_from_index(tmp_path, ("a",))
+    assert git.uncommitted(tmp_path, "a") is None

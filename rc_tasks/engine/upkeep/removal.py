@@ -1,0 +1,108 @@
+"""Removal of projects and aliases; `doit gc` later removes what is kept under their names."""
+
+import contextlib
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rc_tasks.engine.upkeep.move import nodes, require_writable
+from rc_tasks.errors import GraphError
+from rc_tasks.model.graph.graph import local_name
+from rc_tasks.model.graph.project import PROJECTS, Project
+from rc_tasks.state.checkout import GENERATED, Checkout
+from rc_tasks.state.disk.files import open_up, put_in_place, temporary_prefix
+from rc_tasks.state.disk.locks import held
+from rc_tasks.state.records.records import Step
+from rc_tasks.tools import git
+
+_TEMPORARY = "rm"
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is removed: directories of projects by name, and aliases, which are symlinks in projects/."""
+
+    projects: dict[str, str]
+    aliases: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of it, relative to the checkout."""
+        return (*self.projects.values(), *(f"{PROJECTS}/{alias}" for alias in self.aliases))
+
+
+def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
+    """Return what is removed with these projects and aliases; change nothing.
+
+    Raise ProjectError for an unknown name, and GraphError when another image is built on one of them.
+    """
+    graph = checkout.graph
+    projects: dict[str, str] = {}
+    aliases: dict[str, None] = {}
+    for name in names:
+        if name in graph.aliases or (checkout.root / PROJECTS / name).is_symlink():
+            aliases[name] = None
+            continue
+        path = checkout.directory(name)
+        is_double = (checkout.root / name).is_dir() and path != name
+        if name not in graph.broken or is_double or not (checkout.root / path).is_dir():
+            path = graph.resolve(name).project.path
+        projects[name] = path
+    for alias, target in graph.aliases.items():
+        if target in projects:
+            aliases[alias] = None
+    users = {user: line for name in (*projects, *aliases) for user, line in _users(checkout, name)}
+    staying = {user: line for user, line in users.items() if user not in projects}
+    if staying:
+        raise GraphError(
+            "cannot be removed: other images are built on it",
+            where=" and ".join(names),
+            quote=tuple(staying.values()),
+            hint=f"change these lines, or remove all: doit rm {' '.join((*names, *staying))}",
+        )
+    for path in projects.values():
+        require_writable(checkout, path, posixpath.dirname(path))
+    if aliases:
+        require_writable(checkout, PROJECTS)
+    return Removal(projects, tuple(aliases))
+
+
+def remove(checkout: Checkout, removal: Removal) -> None:
+    """Remove the projects and aliases, first from git's index. Raise RcError and OSError.
+
+    A published image is kept as a previous one. So the jobs that use it go on, on NFS and Lustre too.
+    """
+    generated = checkout.root / GENERATED
+    with contextlib.ExitStack() as locked:
+        for name in sorted(removal.projects):
+            locked.enter_context(held(checkout.lock(name), f"rm:{name}"))
+            checkout.moves.require_settled(name)
+        git.remove_from_index(checkout.root, removal.paths)
+        for alias in removal.aliases:
+            (checkout.root / PROJECTS / alias).unlink(missing_ok=True)
+        for name, path in removal.projects.items():
+            checkout.records.reread(Step.ENROOT, name)
+            record = checkout.records.get(Step.ENROOT, name)
+            why = checkout.previous.keep(Project(name, checkout.root, path), record)
+            if why:
+                print(f"warning: the published image of {name} is not kept: {why}", flush=True)
+            # Under another name first: half a project must not look like one.
+            trash = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=generated))
+            open_up(trash)
+            put_in_place(checkout.root / path, trash / name)
+            shutil.rmtree(trash)
+
+
+def _users(checkout: Checkout, name: str) -> Iterator[tuple[str, str]]:
+    """Yield each image that is built on a project, or names an alias, with the line that says so."""
+    graph = checkout.graph
+    for node in nodes(checkout):
+        for base in node.dockerfile.bases:
+            is_named = local_name(base.name, graph.names()) == name
+            if is_named or node.local.get(base.name) == name:
+                where = f"{node.project.shown_dockerfile}:{base.line}"
+                yield node.project.name, f"{where}: {base.name}"
+                break
