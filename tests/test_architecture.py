@@ -91,6 +91,7 @@ RENAMES = {
     "state/disk/locks",
     "state/logs",
     "state/store/store",
+    "state/store/layers",
     "state/store/garbage",
     "commands/new",
 }

@@ -15,7 +15,7 @@ from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.disk import locks
+from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.history import image_id as image_id_of
 from rc_tasks.state.records.digests import sample_digest
@@ -23,6 +23,7 @@ from rc_tasks.state.records.records import Artifact, Record, Step
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
+from rc_tasks.state.store.layers import LayerRecord, layer_file, layer_record
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes, read_text
@@ -76,6 +77,7 @@ class Verification:
     read: Callable[[int], None]
     at_once: int
     _blobs: dict[Path, str] = field(default_factory=dict)
+    _layers: dict[Path, str] = field(default_factory=dict)
 
     def size_bytes(self, names: Iterable[str]) -> int:
         """Return how many bytes there are to read."""
@@ -87,6 +89,9 @@ class Verification:
                 total += record.artifact.size_bytes if record.artifact.blocks_digest else 0
                 for store, image_id in self._chain(name, record):
                     blobs |= {store.blob(blob): size for blob, size in _blobs(store, image_id).items()}
+                    blobs |= {
+                        path: layer.size_bytes for path, layer in _squashed(store, image_id) if layer
+                    }
         return total + sum(blobs.values())
 
     def verify(self, name: str) -> Verified:
@@ -105,6 +110,7 @@ class Verification:
                     *self._image_json(node, record, record.artifact),
                     *self._edf(node),
                     *self._stored(node, record, notes),
+                    *self._squashed(name, record),
                 ]
             except PermissionError as error:
                 return Verified(name, Verdict.UNREADABLE, self._denied(error))
@@ -270,6 +276,34 @@ class Verification:
                 what = f"{self._blobs[path]}; it is a part of {shown}"
                 yield {image_id for _, image_id in having}, Damage(self.checkout.shown(path), what, hint)
 
+    def _squashed(self, name: str, record: Record) -> Iterator[Damage]:
+        """Yield the damages of squashed layers, which the next publishing would copy from."""
+        if not self.checkout.settings.store.enabled:
+            return
+        for store, image_id in self._chain(name, record):
+            for path, layer in _squashed(store, image_id):
+                if path not in self._layers:
+                    self._layers[path] = self._layer_words(path, layer)
+                if self._layers[path]:
+                    hint = (
+                        f"{_remove(path.parent)}doit verify {name}    (it is squashed again when needed)"
+                    )
+                    if store.read_only:
+                        hint = _rebuild(store, name)
+                    yield Damage(self.checkout.shown(path), self._layers[path], hint)
+
+    def _layer_words(self, path: Path, layer: LayerRecord | None) -> str:
+        """Return what is wrong with a squashed layer, or an empty string. Raise PermissionError."""
+        if layer is None:
+            return "has no record beside it that can be read"
+        try:
+            digest = blocks_digest(str(path), self.read, self.at_once)
+        except FileNotFoundError:
+            return ""  # replaced at this moment
+        except OSError as error:
+            return _words(layer.blocks_digest, error)
+        return _words(layer.blocks_digest, digest)
+
     def _is_put_back(self, name: str, record: Record) -> bool:
         """Return whether an older image is published, so that a build would publish another one."""
         newest = rolled_back_from(record, self.checkout.records.get(Step.PODMAN, name))
@@ -318,6 +352,14 @@ def _remove(*paths: Path) -> str:
     there = [path for path in paths if os.path.lexists(path)]
     recursive = "-r " if any(map(os.path.isdir, there)) else ""
     return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""
+
+
+def _squashed(store: Store, image_id: str) -> Iterator[tuple[Path, LayerRecord | None]]:
+    """Yield the squashed layers of an image with their records; None for a record that is damaged."""
+    for digest in _blobs(store, image_id):
+        path = layer_file(store, digest)
+        if reading.status(path) is not None:
+            yield path, layer_record(path)
 
 
 def _blobs(store: Store, image_id: str) -> dict[str, int]:

@@ -26,17 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.state.disk import reading
-from rc_tasks.state.store.store import Store
+from rc_tasks.state.store.store import LAYERS, Store
 
 REST_S = 86_400.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _IMAGES = "images"
 _BLOBS = "blobs/sha256"
+# A layer is a blob, and a directory of the same name here once it was squashed.
+_PARTS = (_BLOBS, LAYERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Unneeded:
-    """Images that nothing refers to, each with its time of `last_used`, and blobs of no other image."""
+    """Images that nothing refers to, each with its time of `last_used`, and parts of no other image.
+
+    `blobs` are blobs and squashed layers.
+    """
 
     images: Mapping[Path, int]
     blobs: tuple[Path, ...]
@@ -68,7 +73,8 @@ def unneeded(
     needed = noted | _blobs_of(set(_entries(store.directory / _IMAGES)) - images.keys())
     blobs = [
         path
-        for path in _entries(store.directory / _BLOBS)
+        for part in _PARTS
+        for path in _entries(store.directory / part)
         if path.name not in needed and _is_older(path, before_s)
     ]
     return Unneeded(images, tuple(blobs))
@@ -103,7 +109,7 @@ def foreign(store: Store) -> list[Path]:
         return linked
     return [
         place / name
-        for place in (store.directory / _IMAGES, store.directory / _BLOBS)
+        for place in (store.directory / part for part in (_IMAGES, *_PARTS))
         for name in reading.names(place)
         if not _DIGEST.fullmatch(name)
     ]
@@ -111,7 +117,7 @@ def foreign(store: Store) -> list[Path]:
 
 def linked_parts(store: Store) -> list[Path]:
     """Return the directories of a store that are symlinks, which another checkout may share."""
-    parts = (store.directory, *(store.directory / part for part in (_IMAGES, "blobs", _BLOBS)))
+    parts = (store.directory, *(store.directory / part for part in (_IMAGES, "blobs", *_PARTS)))
     return [part for part in parts if part.is_symlink()]
 
 
@@ -121,8 +127,10 @@ def _take_out(places: Iterable[Path], trash: Path) -> dict[Path, Path]:
     for place in places:
         # It may be gone, or belong to another member.
         with contextlib.suppress(OSError):
-            os.rename(place, trash / place.name)
-            taken[place] = trash / place.name
+            # A blob and a squashed layer have the same name.
+            path = trash / f"{place.parent.name}.{place.name}"
+            os.rename(place, path)
+            taken[place] = path
     return taken
 
 

@@ -9,15 +9,14 @@ as a SquashFS file, with the same content.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.state.disk import reading
-from rc_tasks.state.store.store import Store
+from rc_tasks.state.store.store import LAYERS, Store
 from rc_tasks.util.json_decode import Size, encode, parse
 
-LAYERS = "layers"
 _FILE = "layer.sqsh"
 _RECORD = "layer.json"
 
@@ -78,12 +77,9 @@ class SquashedLayers:
                 os.rename(path.parent, scratch / f"{path.parent.name}.damaged")
 
 
-def files(store: Store) -> Iterator[tuple[Path, LayerRecord | None]]:
-    """Yield the file of each layer of a store, with its record; None for a record that is damaged."""
-    for name in reading.names(store.directory / LAYERS):
-        path = store.directory / LAYERS / name / _FILE
-        if reading.status(path) is not None:
-            yield path, parse(LayerRecord, reading.content(path.with_name(_RECORD)))
+def layer_record(file: Path) -> LayerRecord | None:
+    """Return the record of a layer's file; None for one that is missing or damaged."""
+    return parse(LayerRecord, reading.content(file.with_name(_RECORD)))
 
 
 def layer_file(store: Store, digest: str) -> Path:

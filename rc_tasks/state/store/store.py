@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _MANIFEST = "manifest.json"
 _DOCKER = "application/vnd.docker"
 _SCRATCH = "put"
+# The directory of the layers as SquashFS files (`store/layers.py`).
+LAYERS = "layers"
 # The file that names the blobs a writer relies on, one digest a line: `store/garbage.py` keeps those.
 _WANTED = "wanted"
 
@@ -162,9 +164,10 @@ class Store:
         return self._image(image_id)
 
     def size_bytes(self) -> int:
-        """Return the size of all blobs, with what killed writers left."""
+        """Return the size of all blobs and squashed layers, with what killed writers left."""
         total = 0
-        for directory in (self.directory / "blobs/sha256", *self.directory.glob(f".{_SCRATCH}.*")):
+        places = (self.directory / "blobs/sha256", self.directory / LAYERS)
+        for directory in (*places, *self.directory.glob(f".{_SCRATCH}.*")):
             for parent, _, names in os.walk(directory):
                 for name in names:
                     with contextlib.suppress(OSError):

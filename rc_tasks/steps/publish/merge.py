@@ -1,6 +1,6 @@
 """Publishing by merging: only new layers are squashed, and the image is made of all layers' files.
 
-The data of the layers is copied as it is; `rc_tasks/squashfs` makes the metadata anew.
+The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new metadata.
 """
 
 import time
@@ -59,8 +59,8 @@ def merge(
     by_digest = dict(zip(image.layers, directories, strict=True))
     with layers.store.writing(image.id, by_digest) as scratch:
 
-        def squash(wanted: Mapping[Path, Path]) -> None:
-            _squash(wanted, make, image.size_bytes, log)
+        def squash(directories_by_file: Mapping[Path, Path]) -> None:
+            _squash(directories_by_file, make, image.size_bytes, log)
 
         top_file = scratch / "written.sqsh"
         squash({top_file: written})
@@ -99,12 +99,12 @@ def _known(
     if path is None:
         return None
     try:
-        found = read_layer(path)
+        layer = read_layer(path)
     except ArtifactError as error:
         mksquashfs.say(log, f"{path}: {error.what}; this layer is squashed again")
         layers.discard(path, scratch)
         return None
-    theirs, ours = found.source.form, like.source.form
+    theirs, ours = layer.source.form, like.source.form
     if (theirs.compressor, theirs.block_size_bytes) != (ours.compressor, ours.block_size_bytes):
         mksquashfs.say(
             log,
@@ -112,7 +112,7 @@ def _known(
             f" say {ours.compressor} and {ours.block_size_bytes}; this layer is squashed again",
         )
         return None
-    return found
+    return layer
 
 
 def _put(layers: SquashedLayers, digest: str, file: Path, scratch: Path) -> Path:
@@ -122,7 +122,7 @@ def _put(layers: SquashedLayers, digest: str, file: Path, scratch: Path) -> Path
 
 
 def _squash(
-    wanted: Mapping[Path, Path],
+    directories: Mapping[Path, Path],
     make: Callable[..., Command],
     unpacked_bytes: int,
     log: IO[bytes] | None,
@@ -130,18 +130,18 @@ def _squash(
     """Squash directories, by the file that each becomes, side by side."""
 
     def one(file: Path, directory: Path) -> None:
-        def layer(compares: bool) -> Command:
+        def make_layer(compares: bool) -> Command:
             return make(directory, file, compares=compares, keeps_owners=True)
 
-        mksquashfs.run(layer, file.parent, unpacked_bytes, log, draws=len(wanted) == 1)
+        mksquashfs.run(make_layer, file.parent, unpacked_bytes, log, draws=len(directories) == 1)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        running = [pool.submit(one, file, directory) for file, directory in wanted.items()]
+        running = [pool.submit(one, file, directory) for file, directory in directories.items()]
         try:
-            for each in running:
-                each.result()
+            for future in running:
+                future.result()
         except BaseException:
-            for each in running:
-                each.cancel()
+            for future in running:
+                future.cancel()
             command.end_all()
             raise
