@@ -26,7 +26,7 @@ from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
 from rc_tasks.state.store.layers import layer_file
-from rc_tasks.state.store.store import Store
+from rc_tasks.state.store.store import LAYERS, Store
 
 if TYPE_CHECKING:
     from rc_tasks.tools.podman import Podman
@@ -174,6 +174,7 @@ class Official:
         """Yield an error for each path of the official checkout that a clone would refuse."""
         store = self.store.directory
         places = [f"{self.root}/{GENERATED}/state", f"{store}/images", f"{store}/blobs/sha256"]
+        places.append(f"{store}/{LAYERS}")
         places += [f"{self.root}/{project.path}/{ARTIFACT}" for project in projects]
         reported = set()
         for place in places:

@@ -135,6 +135,23 @@ def test_what_is_said_before_is_what_goes(tmp_path: Path) -> None:
     assert all(image["referred_by"] for image in shown["images"])
 
 
+def test_squashed_layers_go_with_the_last_image_that_has_them(tmp_path: Path) -> None:
+    opened = checkout(tmp_path)
+    layers = opened.store.directory / "layers"
+    for name in "12b9":
+        (layers / digest(name)).mkdir(parents=True)
+        (layers / digest(name) / "layer.sqsh").write_bytes(bytes(500))
+    (layers / "notes").write_text("somebody's\n")
+    old(opened.root)
+    # One was used an hour ago by a step whose image is not in the store yet.
+    os.utime(layers / digest("9"))
+    ran = gc(opened, "--verbose")
+    assert f".rc/store/layers/{digest('b')}" in named(ran)
+    assert sorted(path.name for path in layers.iterdir()) == [*map(digest, "129"), "notes"]
+    assert ".rc/store/layers/notes" in ran.text
+    assert list((opened.store.directory / "blobs/sha256").glob(digest("b"))) == []
+
+
 def test_what_doit_store_shows_as_needed_by_nothing_is_what_goes(tmp_path: Path) -> None:
     opened = checkout(tmp_path)
     shown = json.loads(doit(opened.root, "store", "--json").text)

@@ -15,6 +15,7 @@ import pytest
 from rc_tasks.commands import doctor
 from rc_tasks.engine.run import adopt
 from rc_tasks.engine.session import Session
+from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.disk import trust
 from rc_tasks.state.disk.locks import held
@@ -589,6 +590,24 @@ def test_why_an_image_is_not_offered(
     offers = opened(clone).judge.offers
     assert offers is not None
     assert str(offers.refusal("base")) == reason
+
+
+def test_a_squashed_layer_that_others_could_have_written_is_not_used(
+    official: Path, clone: Path
+) -> None:
+    file = official / ".rc/store/layers" / ("1" * 64) / "layer.sqsh"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"hsqs")
+    found = official_of(open_checkout(clone, {}))
+    assert found is not None and found.layer(f"sha256:{'1' * 64}") == file
+    assert found.layer(f"sha256:{'2' * 64}") is None
+    file.chmod(0o666)
+    found = official_of(open_checkout(clone, {}))
+    assert found is not None and found.layer(f"sha256:{'1' * 64}") is None
+    file.chmod(0o644)
+    file.parent.chmod(0o777)
+    found = official_of(open_checkout(clone, {}))
+    assert found is not None and found.layer(f"sha256:{'1' * 64}") is None
 
 
 def test_the_doctor_names_what_clones_would_refuse(official: Path) -> None:

@@ -21,6 +21,8 @@ from rc_tasks.state.published.verify import Verdict, Verification, verifiable
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.store import block_digest
 from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.state.store.layers import LayerRecord, layer_file
+from rc_tasks.util.json_decode import encode
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import DOIT, doit
 
@@ -90,6 +92,40 @@ def test_whole_images(root: Path) -> None:
         "base": Verdict.WHOLE,
         "new:1": Verdict.UNPUBLISHED,
     }
+
+
+def squash_layer(root: Path, blob: bytes, text: bytes) -> Path:
+    """Let a layer have been squashed."""
+    file = layer_file(open_checkout(root, {}).store, hashlib.sha256(blob).hexdigest())
+    file.parent.mkdir(parents=True)
+    file.write_bytes(text)
+    record = LayerRecord(len(text), blocks_digest(str(file)), "4.5.1")
+    file.with_name("layer.json").write_text(encode(record))
+    return file
+
+
+def test_a_squashed_layer_with_other_content(root: Path) -> None:
+    file = squash_layer(root, b"shared layer", b"squashed")
+    assert doit(root, "verify", "--all").status == 0
+    file.write_bytes(b"Squashed")
+    ran = doit(root, "verify", "app:1")
+    assert ran.status == 1
+    assert f"{file.relative_to(root.resolve())} has other content, with the digest " in ran.text
+    removed = f"rm -r {shlex.quote(str(file.parent))} && doit verify app:1 "
+    assert removed in ran.text
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"size_bytes": "x"}', None])
+def test_a_squashed_layer_without_its_record(root: Path, text: str | None) -> None:
+    file = squash_layer(root, b"layer of app:1", b"squashed")
+    record = file.with_name("layer.json")
+    record.unlink()
+    if text is not None:
+        record.write_text(text)
+    ran = doit(root, "verify", "app:1")
+    assert ran.status == 1
+    assert "has no record beside it that can be read" in ran.text
+    assert doit(root, "verify", "base").status == 0
 
 
 @pytest.mark.parametrize(
