@@ -1,7 +1,7 @@
 """Compression of metadata blocks, which hold at most 8 KiB; file data is never decompressed here.
 
-gzip and xz come with Python. zstd comes with Python 3.14 and as the package `backports.zstd`. Python has
-neither lz4 nor lzo: blocks are written plain there, which the format allows for each block.
+gzip and xz come with Python. zstd comes with Python 3.14 and as the package `backports.zstd`. lz4 is
+decompressed here, and lzo is not. Both are written plain, which the format allows for each block.
 """
 
 import functools
@@ -28,7 +28,7 @@ class CompressionError(Exception):
 
 
 def decompressor(compressor: Compressor) -> Codec | None:
-    """Return a function that decompresses a block; None for lz4 and lzo.
+    """Return a function that decompresses a block; None for lzo.
 
     It returns at most 8,193 bytes, whatever the block, and raises CompressionError.
     """
@@ -41,6 +41,8 @@ def decompressor(compressor: Compressor) -> Codec | None:
             return functools.partial(_unxz, lzma.FORMAT_ALONE)
         case Compressor.ZSTD:
             return _unzstd
+        case Compressor.LZ4:
+            return _unlz4
         case _:
             return None
 
@@ -91,6 +93,46 @@ def _unzstd(block: bytes) -> bytes:
     except zstd.ZstdError as error:
         raise CompressionError(f"zstd data is damaged ({error})") from None
     return _whole(content, decoder.eof, "zstd")
+
+
+def _unlz4(block: bytes) -> bytes:
+    """Decompress a block: literals and a copy of earlier bytes, in turn (lz4's lz4_Block_format.md)."""
+    content = bytearray()
+    at, end = 0, len(block)
+    try:
+        while at < end and len(content) <= METADATA_BYTES:
+            token = block[at]
+            length, at = _lz4_length(block, at + 1, token >> 4)
+            content += block[at : at + length]
+            at += length
+            if at >= end:
+                # The last sequence has no copy.
+                break
+            distance = block[at] | block[at + 1] << 8
+            length, at = _lz4_length(block, at + 2, token & 15)
+            begin = len(content) - distance
+            if distance == 0 or begin < 0:
+                raise CompressionError("lz4 data is damaged (it copies what is not there)")
+            # Bytes that a copy appends can be among those that it copies.
+            copied = content[begin : begin + length + 4]
+            times = -(-min(length + 4, METADATA_BYTES + 1) // len(copied))
+            content += (copied * times)[: length + 4]
+    except IndexError:
+        raise CompressionError("lz4 data ends too early") from None
+    if at > end:
+        raise CompressionError("lz4 data ends too early")
+    return bytes(content[: METADATA_BYTES + 1])
+
+
+def _lz4_length(block: bytes, at: int, length: int) -> tuple[int, int]:
+    """Return a length and the position behind it; 15 goes on in further bytes up to one below 255."""
+    if length == 15:
+        while (more := block[at]) == 255:
+            length += 255
+            at += 1
+        length += more
+        at += 1
+    return length, at
 
 
 def _whole(content: bytes, ended: bool, name: str) -> bytes:

@@ -143,7 +143,10 @@ def _copy_range(one: Copy, source: int, descriptor: int, target: Path, stop: Eve
         else:
             content = os.pread(source, min(left, _BUFFER_BYTES), start)
             count = os.pwrite(descriptor, content, goal) if content else 0
-        if count == 0:
+        if count == 0 and can_copy:
+            # Some network file systems copy nothing, and say so in this way alone.
+            can_copy = False
+        elif count == 0:
             raise _changed(one.source, "became shorter while it was merged")
         done += count
 

@@ -62,7 +62,7 @@ _DOTS_BYTES = 3
 
 
 def read_layer(path: Path) -> Layer:
-    """Read an image. Raise SquashfsError when it is missing, damaged, or compressed with lz4 or lzo."""
+    """Read an image. Raise SquashfsError when it is missing, damaged, or compressed with lzo."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -108,6 +108,8 @@ class _Reader:
         if superblock.flags & Flag.COMPRESSOR_OPTIONS:
             options, _ = reader.plain_block(SUPERBLOCK_BYTES)
         self.source = LayerFile(path, superblock, options, fragments, identity(status))
+        # The numbers of those that are known to be in the image.
+        self.fragments: set[int] = set()
         # What lists of blocks, targets and listings have taken of the tables so far.
         self.inode_bytes = self.listing_bytes = 0
 
@@ -161,11 +163,12 @@ class _Reader:
                 place = block + offset
                 node = nodes.get(place)
                 if node is None:
-                    stored = inodes[place] if place < len(inodes) else 0
-                    # Byte order is little endian, and no type is larger than 14.
+                    stored = int.from_bytes(inodes[place : place + 2], "little")
                     if stored != kind and stored != kind + 7:
                         raise self._damaged_inode(place, f"it is of type {stored}, not {kind}")
-                    if kind == 1:
+                    if kind == 2:
+                        node = self._file(place)
+                    elif kind == 1:
                         node, below = self._directory(place)
                         stack.append((node, below))
                     else:
@@ -200,15 +203,13 @@ class _Reader:
         return node, (begin, begin + max(size, 0))
 
     def _node(self, position: int) -> Node:
-        """Read an inode that is not a directory."""
+        """Read an inode that is neither a directory nor a file."""
         content = self.inodes.content
         kind, mode, uid, gid, mtime, _ = _INODE.unpack_from(content, position)
         mode &= 0o7777
         uid, gid = self._id(uid), self._id(gid)
         position += _INODE.size
         match kind:
-            case 2 | 9:
-                return self._file(kind, position, mode, uid, gid, mtime)
             case 3 | 10:
                 _, length = _LINKS_AND_WORD.unpack_from(content, position)
                 position += _LINKS_AND_WORD.size
@@ -230,9 +231,11 @@ class _Reader:
             case _:
                 raise self._damaged_inode(position, f"it is of unknown type {kind}")
 
-    def _file(self, kind: int, position: int, mode: int, uid: int, gid: int, mtime: int) -> File:
+    def _file(self, position: int) -> File:
         content = self.inodes.content
-        if kind == Kind.FILE:
+        kind, mode, uid, gid, mtime, _ = _INODE.unpack_from(content, position)
+        position += _INODE.size
+        if kind == 2:
             start, fragment, offset, size = _FILE.unpack_from(content, position)
             sparse, xattr = 0, NO_XATTR_LIST
             position += _FILE.size
@@ -246,37 +249,36 @@ class _Reader:
             count += tail > 0
             offset = 0
         else:
-            self._check_fragment(fragment, offset + tail, position)
+            if fragment not in self.fragments:
+                self._check_fragment(fragment, position)
+            if offset + tail > block_size:
+                raise self._damaged_inode(position, "the end of a file is not in its fragment")
         blocks = content[position : position + 4 * count]
         if len(blocks) != 4 * count:
             raise self._damaged_inode(position, f"a file of {size} bytes has too few blocks")
         self._account(len(blocks), position)
         stored = 0
-        if count == 1:
-            stored = _WORD.unpack(blocks)[0] & ~PLAIN_BLOCK
-            largest = stored
-        elif blocks.count(0) != len(blocks):
+        # A file of terabytes can be all zeros.
+        if count and blocks.count(0) != len(blocks):
             sizes = [word & ~PLAIN_BLOCK for word in struct.unpack(f"<{count}I", blocks)]
-            stored, largest = sum(sizes), max(sizes)
-        else:
-            largest = 0
-        if largest > block_size or start + stored > self.superblock.used_bytes:
-            raise self._damaged_inode(position, "the data of a file is not in the image")
+            stored = sum(sizes)
+            if max(sizes) > block_size or start + stored > self.superblock.used_bytes:
+                raise self._damaged_inode(position, "the data of a file is not in the image")
         return File(
-            mode, uid, gid, mtime, self.xattrs.get(xattr), size, self.source,
-            start if stored else 0, stored, blocks, fragment, offset, min(sparse, size),
+            mode & 0o7777, self._id(uid), self._id(gid), mtime, self.xattrs.get(xattr), size,
+            self.source, start if stored else 0, stored, blocks, fragment, offset, min(sparse, size),
         )  # fmt: skip
 
-    def _check_fragment(self, number: int, end: int, position: int) -> None:
+    def _check_fragment(self, number: int, position: int) -> None:
         if number >= self.superblock.fragments:
             raise self._damaged_inode(position, f"there is no fragment {number}")
         start, word = self.source.fragment(number)
         size = word & BLOCK_BYTES_MASK
-        most = self.superblock.block_size_bytes
-        if word & ~(PLAIN_BLOCK | BLOCK_BYTES_MASK) or size > most or end > most:
-            raise self._damaged_inode(position, f"fragment {number} is too large or too small")
+        if word & ~(PLAIN_BLOCK | BLOCK_BYTES_MASK) or size > self.superblock.block_size_bytes:
+            raise self._damaged_inode(position, f"fragment {number} is too large")
         if start + size > self.superblock.used_bytes:
             raise self._damaged_inode(position, f"fragment {number} is not in the image")
+        self.fragments.add(number)
 
     def _xattrs(self, extended: bool, position: int) -> Xattrs:
         if not extended:

@@ -2,9 +2,9 @@
 
     python -m tests.bench.merge [MEGABYTES [ENTRIES]]      (default: 1000 30000)
 
-The base is made of this machine's own programs and libraries, and of large files for the rest of the
-megabytes; the layer on it has 6 MB. All three write to the same file system, three times in turn, and
-the medians are compared. What the merge takes beyond `cp` is also given for each inode.
+The base is made of this machine's own programs and libraries; the layer on it has 6 MB. All three write
+to the same file system, three times in turn, and the medians are compared. What the merge takes beyond
+`cp` is also given for each inode.
 """
 
 import os
@@ -25,7 +25,7 @@ from rc_tasks.tools import command, squashfs
 from tests.bench.publish import RUNS, files
 
 LAYER_BYTES = 6_000_000
-LARGE_BYTES = 12_000_000
+LARGE_BYTES = 1_000_000
 
 
 def main(size_mb: int = 1000, entries: int = 30_000) -> None:
@@ -44,18 +44,20 @@ def main(size_mb: int = 1000, entries: int = 30_000) -> None:
 
 
 def make_base(base: Path, size_mb: int, entries: int) -> None:
-    """Copy files of this machine until there are so many megabytes or entries."""
-    left = size_mb * 1_000_000
-    for count, path in enumerate(files()):
-        if left <= 0 or count == entries:
-            break
-        target = base / path.relative_to("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
-        left -= path.stat().st_size
-    # A third of a large library is left when it is compressed.
-    for number in range(left // LARGE_BYTES):
-        (base / f"large{number}").write_bytes(os.urandom(LARGE_BYTES // 3) + bytes(LARGE_BYTES // 3 * 2))
+    """Copy files of this machine: large ones for two thirds of the megabytes, then small ones."""
+    left_bytes = size_mb * 1_000_000
+    count = 0
+    for large, keep_bytes in ((True, left_bytes // 3), (False, 0)):
+        for path in files():
+            size_bytes = path.stat().st_size
+            if left_bytes <= keep_bytes or count == entries:
+                break
+            if (size_bytes >= LARGE_BYTES) is large:
+                target = base / path.relative_to("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+                left_bytes -= size_bytes
+                count += 1
 
 
 def mksquashfs(source: Path, target: Path) -> Path:

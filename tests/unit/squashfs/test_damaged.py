@@ -42,7 +42,7 @@ def small_image(directory: Path, *options: str) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [("-comp", "gzip"), ("-comp", "zstd"), ("-comp", "xz"), ("-b", "4K", *PLAIN)],
+    [("-comp", "gzip"), ("-comp", "zstd"), ("-comp", "xz"), ("-comp", "lz4"), ("-b", "4K", *PLAIN)],
     ids=" ".join,
 )
 def test_flipped_bytes_give_an_error_or_a_result(tmp_path: Path, options: tuple[str, ...]) -> None:

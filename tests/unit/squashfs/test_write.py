@@ -8,6 +8,7 @@ import pytest
 
 from rc_tasks.squashfs import data
 from rc_tasks.squashfs.edit import Edit, edited
+from rc_tasks.squashfs.inodes import InodeWriter
 from rc_tasks.squashfs.merge import merge
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import Compressor, Flag, SquashfsError, inspect
@@ -27,6 +28,7 @@ from rc_tasks.squashfs.tree import (
     walk,
 )
 from rc_tasks.squashfs.write import Written, write
+from rc_tasks.squashfs.xattrs import XattrWriter
 from tests.support.layers import squash
 from tests.support.tools import require_tools
 
@@ -238,6 +240,26 @@ def test_the_superblock_says_what_is_there(tmp_path: Path, image: Path) -> None:
     assert (one.inodes, one.fragments, one.ids) == (3, 1, 1)
     assert one.flags == Flag.DUPLICATES_REMOVED | Flag.EXPORTABLE | Flag.NO_XATTRS | 0x400
     assert other.flags == one.flags & ~Flag.EXPORTABLE
+
+
+def test_data_behind_four_gibibytes_needs_the_long_inode(tmp_path: Path, image: Path) -> None:
+    layer = read_layer(image)
+    for begin, kind in ((96, 2), (5 << 30, 9)):
+        writer = InodeWriter(layer.root, None, XattrWriter(None))
+        writer.write(
+            data.lay_out([node for _, node in walk(layer.root) if isinstance(node, File)], begin)
+        )
+        # Behind the length of the block, the first inode: its type, and where its data begins.
+        inodes = writer.inodes.finish()
+        assert struct.unpack_from("<H", inodes, 2)[0] == kind
+        assert struct.unpack_from("<I" if kind == 2 else "<Q", inodes, 18)[0] == begin
+
+
+def test_a_merge_leaves_the_layers_as_they_are(image: Path) -> None:
+    layer = read_layer(image)
+    before = dict(walk(layer.root))
+    merge([layer], Edit(drop=("random",), owner_reads=True, all_root=True))
+    assert dict(walk(layer.root)) == before
 
 
 def test_paths_are_dropped_by_pattern() -> None:
