@@ -30,7 +30,7 @@ FAILING_COMPARISON = Fault(
     (4, 7),
     (4, 7, 6),
     "can fail while it compares files with each other",
-    'with squash.method = "direct" the step then runs it once more without comparing, which makes\n'
+    'unless squash.method is "enroot", the step runs it once more without comparing, which makes\n'
     "the image larger; versions after 4.7.5 do not fail (squashfs-tools#361, #362)",
     "squashfs-tools#361 and #362, both fixed in April 2026",
 )

@@ -173,10 +173,9 @@ def test_layers_of_other_settings_are_squashed_again(place: Place) -> None:
     assert ", 0 of them new: " in log
 
 
-@pytest.mark.parametrize("compression", [Compression.LZ4, Compression.LZO])
-def test_what_cannot_be_merged_is_squashed_whole(place: Place, compression: Compression) -> None:
-    if Compressor(compression) not in squashfs.probe():
-        pytest.skip(f"mksquashfs has no {compression}")
-    made, log = place.publish(place.build(DOCKERFILE), Squash(compression=compression))
+def test_what_cannot_be_merged_is_squashed_whole(place: Place) -> None:
+    if Compressor.LZO not in squashfs.probe():
+        pytest.skip("mksquashfs has no lzo")
+    made, log = place.publish(place.build(DOCKERFILE), Squash(compression=Compression.LZO))
     assert "the image is squashed whole: " in log
     assert subprocess.run(["unsquashfs", "-ll", made], check=False, capture_output=True).returncode == 0

@@ -57,6 +57,7 @@ def merge(
         _not_merged("podman's storage has no directory for each layer", log)
         return None
     by_digest = dict(zip(image.layers, directories, strict=True))
+    layers.store.sweep()
     with layers.store.writing(image.id, by_digest) as scratch:
 
         def squash(directories_by_file: Mapping[Path, Path]) -> None:

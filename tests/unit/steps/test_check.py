@@ -21,7 +21,7 @@ WRONG = (
 )
 FAILS = (
     "; it can fail while it compares files with each other\n"
-    '    with squash.method = "direct" the step then runs it once more without comparing, which makes\n'
+    '    unless squash.method is "enroot", the step runs it once more without comparing, which makes\n'
     "    the image larger; versions after 4.7.5 do not fail (squashfs-tools#361, #362)\n"
 )
 MKSQUASHFS = {
