@@ -194,6 +194,25 @@ def test_deletions_in_the_form_of_oci_layers(tmp_path: Path) -> None:
     assert not [path for path in result if ".wh." in path]
 
 
+def test_deletions_of_an_overlayfs_on_overlayfs(tmp_path: Path) -> None:
+    def second(root: Path) -> None:
+        (root / "usr/lib").mkdir(parents=True)
+        os.setxattr(root / "usr/lib", "trusted.overlay.opaque", b"x")
+        for name in ("gone", "empty"):
+            (root / "usr/lib" / name).touch()
+        os.setxattr(root / "usr/lib/gone", "trusted.overlay.whiteout", b"")
+
+    directories, images = stack(tmp_path, base, second)
+    merged(images, tmp_path / "merged.sqsh")
+    result = shown(tmp_path / "merged.sqsh", tmp_path)
+    assert "usr/lib/gone" not in result
+    assert {"usr/lib/text", "usr/lib/empty"} <= result.keys()
+    # Linux before 6.7 does not know them.
+    if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 7):
+        with overlaid(directories, tmp_path / "overlay") as expected:
+            assert result == seen(expected)
+
+
 def test_hard_links_stay_links_and_are_counted_again(tmp_path: Path) -> None:
     def links(root: Path) -> None:
         (root / "a").mkdir()
