@@ -1,5 +1,6 @@
 """Merged SquashFS layers, beside what the kernel's overlayfs shows of the same directories."""
 
+import json
 import os
 import socket
 import struct
@@ -16,6 +17,9 @@ from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.write import Written, write
 from rc_tasks.steps.container import rootfs
+from rc_tasks.tools import command
+from rc_tasks.tools.podman import Podman
+from tests.support.images import Layer, load
 from tests.support.layers import Seen, applied, mounted, overlaid, require_root, seen, squash
 from tests.support.tools import require_tools
 
@@ -550,3 +554,33 @@ def test_owners_of_a_subordinate_range_become_those_of_the_image(tmp_path: Path)
     assert result["first"].links == ("first", "link")
     with pytest.raises(SquashfsError, match="/first belongs to user 100000, which is in no range"):
         merged(images, tmp_path / "x.sqsh", Edit(uids=ranges[:1], gids=ranges))
+
+
+@pytest.mark.podman
+def test_the_layers_of_an_image_of_podman(podman_storage: Podman, tmp_path: Path) -> None:
+    if podman_storage.driver != "overlay":
+        pytest.skip("the storage is not overlay")
+    second = Layer().directory("data", 0o700).file("data/.wh.a").file("data/c", b"c")
+    layers = (
+        Layer().busybox().directory("data").file("data/a", b"a" * 200_000).file("data/b", b"b"),
+        second.hardlink("data/d", "data/c"),
+        Layer().directory("bin").file("bin/.wh..wh..opq").file("bin/own", b"own", 0o4755),
+        Layer().file("data/.wh.b").fifo("pipe").device("null", 1, 3),
+    )
+    image_id = load(podman_storage, tmp_path / "layout", {}, *layers)
+    form = ("--format", "{{json .GraphDriver.Data}}")
+    inspect = podman_storage.command("image", "inspect", *form, image_id)
+    driver = json.loads(command.capture(inspect).stdout)
+    directories = [driver["UpperDir"], *driver["LowerDir"].split(":")][::-1]
+    images = [
+        squash(Path(directory), tmp_path / f"{number}.sqsh")
+        for number, directory in enumerate(directories)
+    ]
+    merged(images, tmp_path / "merged.sqsh")
+    result = shown(tmp_path / "merged.sqsh", tmp_path)
+    root = command.capture(podman_storage.command("image", "mount", image_id)).stdout.strip()
+    assert result == seen(Path(root))
+    assert {path for path in result if not path.startswith("data/")} == {
+        ".", "bin", "bin/own", "data", "pipe", "null",
+    }  # fmt: skip
+    command.capture(podman_storage.command("image", "unmount", image_id))
