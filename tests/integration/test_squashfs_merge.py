@@ -424,6 +424,38 @@ def test_every_form_of_layers(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert words[0] == words[1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "options"),
+    [
+        # Linux needs the larger dictionary, and finds filters by itself.
+        (
+            ("-comp", "xz", "-Xdict-size", "8K"),
+            ("-comp", "xz", "-Xdict-size", "64K", "-Xbcj", "x86"),
+            struct.pack("<II", 65536, 1),
+        ),
+        (("-comp", "xz", "-Xdict-size", "8K"), ("-comp", "xz"), b""),
+        (("-comp", "lz4"), ("-comp", "lz4", "-Xhc"), struct.pack("<II", 1, 1)),
+        (("-comp", "zstd", "-Xcompression-level", "1"), ("-comp", "zstd"), b""),
+        (("-comp", "gzip", "-Xcompression-level", "1"), ("-comp", "gzip", "-Xwindow-size", "10"), b""),
+    ],
+    ids=["xz", "xz default", "lz4", "zstd", "gzip"],
+)
+def test_layers_of_different_levels(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...], options: bytes
+) -> None:
+    # Files of both layers are left.
+    def more(root: Path) -> None:
+        (root / "more").write_bytes(b"more " * 100_000)
+
+    directories, images = stack(tmp_path, base, more)
+    for directory, image, given in zip(directories, images, (first, second), strict=True):
+        squash(directory, image, *given)
+    tree = merge([read_layer(image) for image in images])
+    assert tree.form.options == options
+    write(tree, tmp_path / "merged.sqsh", made_at=0)
+    assert shown(tmp_path / "merged.sqsh", tmp_path) == seen(applied(directories, tmp_path / "applied"))
+
+
 def _superblock(image: Path) -> list[str]:
     argv = ("unsquashfs", "-s", str(image))
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
