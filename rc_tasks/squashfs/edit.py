@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from os import fsdecode, fsencode
 
 from rc_tasks.squashfs.superblock import SquashfsError
-from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Kind, Node, Xattrs
+from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Kind, Node, Trail, Xattrs, shown
 
 # Attributes in which overlayfs and fuse-overlayfs keep their own records.
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
@@ -79,13 +79,13 @@ class _Editor:
         # Names of one inode must get one new inode.
         self._changed: dict[Node, Node] = {}
 
-    def node(self, node: Node, depth: int, path: bytes) -> Node:
+    def node(self, node: Node, depth: int, trail: Trail) -> Node:
         """Return the node as it should be, which is the same one when nothing changes."""
         uid, gid = self._uids[node.uid], self._gids[node.gid]
         if uid < 0 or gid < 0:
             owner = f"user {node.uid}" if uid < 0 else f"group {node.gid}"
             raise SquashfsError(
-                f"{shown(path)} belongs to {owner}, which is in no range of owners",
+                f"{shown(trail)} belongs to {owner}, which is in no range of owners",
                 hint="name the ranges of /etc/subuid and /etc/subgid with which the layers were made",
             )
         mode = node.mode
@@ -122,17 +122,17 @@ def edited(root: Directory, edit: Edit) -> Directory:
     for pattern in edit.drop:
         _drop(root, pattern)
     editor = _Editor(edit)
-    new_root = editor.node(root, 0, b"")
-    stack: list[tuple[dict[bytes, Node], int, bytes]] = [(root.children, 1, b"")]
+    new_root = editor.node(root, 0, None)
+    stack: list[tuple[dict[bytes, Node], int, Trail]] = [(root.children, 1, None)]
     while stack:
-        children, depth, path = stack.pop()
+        children, depth, trail = stack.pop()
         for name, node in children.items():
-            new = editor.node(node, depth, path + name)
+            new = editor.node(node, depth, (trail, name))
             if new is not node:
                 # Replacing the value of a key does not disturb the loop.
                 children[name] = new
             if isinstance(new, Directory):
-                stack.append((new.children, depth + 1, path + name + b"/"))
+                stack.append((new.children, depth + 1, (trail, name)))
     return new_root if isinstance(new_root, Directory) else root
 
 
@@ -156,8 +156,3 @@ def _matching(directory: Directory, pattern: str) -> Iterable[bytes]:
         name = fsencode(pattern)
         return [name] if name in directory.children else []
     return [name for name in directory.children if fnmatchcase(fsdecode(name), pattern)]
-
-
-def shown(path: bytes) -> str:
-    """Return a path of a tree as a message shows it."""
-    return "/" + path.rstrip(b"/").decode(errors="backslashreplace")

@@ -7,7 +7,6 @@ import struct
 
 from rc_tasks.squashfs.compression import METADATA_BYTES, Codec
 from rc_tasks.squashfs.data import Layout
-from rc_tasks.squashfs.edit import shown
 from rc_tasks.squashfs.metadata import MetadataWriter
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.tree import (
@@ -20,6 +19,7 @@ from rc_tasks.squashfs.tree import (
     Kind,
     Node,
     Symlink,
+    shown,
 )
 from rc_tasks.squashfs.xattrs import NO_XATTR_LIST, XattrWriter
 
@@ -86,11 +86,11 @@ class InodeWriter:
                         parents[node] = numbers[directory]
                         below.append(node)
                 elif node.kind is Kind.DIRECTORY:
-                    raise SquashfsError(f"{shown(name)}: a directory has two names")
+                    raise SquashfsError(f"{shown((None, name))}: a directory has two names")
                 else:
                     links[node] += 1
                 if not 0 < len(name) <= _MOST_NAME_BYTES:
-                    raise SquashfsError(f"{shown(name)}: the name has {len(name)} bytes")
+                    raise SquashfsError(f"{shown((None, name))}: the name has {len(name)} bytes")
             stack += reversed(below)  # type: ignore[arg-type]
         # Linux shows the parent of the root as the number that no inode has.
         parents[root] = len(numbers) + 1

@@ -7,18 +7,20 @@ specification, and fuse-overlayfs). The result has none of them.
 
 from collections.abc import Sequence
 
-from rc_tasks.squashfs.edit import NO_EDIT, OVERLAY_PREFIXES, Edit, edited, shown
+from rc_tasks.squashfs.edit import NO_EDIT, OVERLAY_PREFIXES, Edit, edited
 from rc_tasks.squashfs.options import merged_form
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.tree import (
     NO_XATTRS,
+    CharacterDevice,
     Directory,
     File,
-    Kind,
     Layer,
     LayerFile,
     Node,
+    Trail,
     Tree,
+    shown,
 )
 
 _DELETED = b".wh."
@@ -49,29 +51,25 @@ def merge(layers: Sequence[Layer], edit: Edit = NO_EDIT) -> Tree:
 
 def _stacked(below: Directory, layer: Layer) -> Directory:
     """Return a layer on the directories of `below`, which are changed."""
-    root = _over(below, layer.root, layer.source, b"")
-    stack = [(root.children, layer.root, b"")]
+    root = _over(below, layer.root)
+    _require_whole(layer.root, layer.source, None)
+    stack: list[tuple[dict[bytes, Node], Directory, Trail]] = [(root.children, layer.root, None)]
     while stack:
-        children, above, path = stack.pop()
+        children, above, trail = stack.pop()
         for name, node in _kept(children, above):
-            if node.kind is Kind.DIRECTORY:
-                here = path + name + b"/"
-                merged = _over(children.get(name), node, layer.source, here)  # type: ignore[arg-type]
-                children[name] = merged
-                stack.append((merged.children, node, here))  # type: ignore[arg-type]
+            if node.xattrs:
+                _require_whole(node, layer.source, (trail, name))
+            if isinstance(node, Directory):
+                merged = children[name] = _over(children.get(name), node)
+                stack.append((merged.children, node, (trail, name)))
             else:
-                if node.xattrs:
-                    _require_whole(node, layer.source, path + name)
                 children[name] = node
     return root
 
 
-def _over(below: Node | None, above: Directory, source: LayerFile, path: bytes) -> Directory:
+def _over(below: Node | None, above: Directory) -> Directory:
     """Return `above` with the content of what is below it."""
-    if above.xattrs:
-        _require_whole(above, source, path)
-    inherits = isinstance(below, Directory) and not _is_opaque(above)
-    children = below.children if inherits else {}  # type: ignore[union-attr]
+    children = below.children if isinstance(below, Directory) and not _is_opaque(above) else {}
     return Directory(above.mode, above.uid, above.gid, above.mtime_s, above.xattrs, children)
 
 
@@ -83,43 +81,38 @@ def _kept(children: dict[bytes, Node], above: Directory) -> list[tuple[bytes, No
         if name.startswith(_DELETED):
             if not name.startswith(_AUFS):
                 children.pop(name.removeprefix(_DELETED), None)
-        elif _is_whiteout(node, above):
+        elif _is_whiteout(node):
             children.pop(name, None)
         else:
             kept.append((name, node))
     return kept
 
 
-def _is_whiteout(node: Node, directory: Directory) -> bool:
-    if node.kind is Kind.CHARACTER_DEVICE:
-        return node.device == 0  # type: ignore[union-attr]
-    # overlayfs on overlayfs: an empty file with an attribute, in a directory that announces such files.
+def _is_whiteout(node: Node) -> bool:
+    if isinstance(node, CharacterDevice):
+        return node.device == 0
+    # overlayfs on overlayfs, which cannot hold such devices, has empty files with an attribute.
     return (
         bool(node.xattrs)
         and isinstance(node, File)
         and node.size_bytes == 0
         and any(prefix + b"whiteout" in node.xattrs for prefix in OVERLAY_PREFIXES)
-        and _opaque_value(directory) == b"x"
     )
 
 
 def _is_opaque(directory: Directory) -> bool:
-    return _OPAQUE in directory.children or _opaque_value(directory) == b"y"
+    # Its other value, x, announces such empty files.
+    return _OPAQUE in directory.children or any(
+        directory.xattrs.get(prefix + b"opaque") == b"y" for prefix in OVERLAY_PREFIXES
+    )
 
 
-def _opaque_value(directory: Directory) -> bytes | None:
-    if not directory.xattrs:
-        return None
-    values = (directory.xattrs.get(prefix + b"opaque") for prefix in OVERLAY_PREFIXES)
-    return next((value for value in values if value is not None), None)
-
-
-def _require_whole(node: Node, source: LayerFile, path: bytes) -> None:
+def _require_whole(node: Node, source: LayerFile, trail: Trail) -> None:
     for prefix in _PREFIXES:
         for name in _ELSEWHERE:
             if prefix + name in node.xattrs:
                 raise SquashfsError(
-                    f"{shown(path)} has the attribute {(prefix + name).decode()}: its content, place or"
+                    f"{shown(trail)} has the attribute {(prefix + name).decode()}: its content, place or"
                     " mode is not in this layer itself",
                     where=source.path,
                     hint="make the layer from the tar of `podman save`, or with metacopy=off and\n"

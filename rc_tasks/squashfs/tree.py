@@ -177,6 +177,20 @@ class Tree:
     root: Directory
 
 
+# The name of a node and, before it, the trail of its directory; None is the root. A hostile tree is
+# millions of directories deep: to join all their paths would take hours.
+Trail = tuple["Trail", bytes] | None
+
+
+def shown(trail: Trail) -> str:
+    """Return a path of a tree as a message shows it."""
+    names: list[bytes] = []
+    while trail is not None:
+        trail, name = trail
+        names.append(name)
+    return "/" + b"/".join(reversed(names)).decode(errors="backslashreplace")
+
+
 def walk(root: Directory) -> Iterator[tuple[bytes, Node]]:
     """Yield each path below `root` with its node, such as `b"usr/bin"`, a directory before its content.
 

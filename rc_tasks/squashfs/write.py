@@ -59,6 +59,8 @@ def write(tree: Tree, target: Path, *, made_at: int, exportable: bool = True) ->
             return _write(tree, descriptor, target, made_at, exportable)
     except OSError as error:
         raise _unwritable(target, error) from None
+    except SquashfsError as error:
+        raise (error if error.where else error.with_where(target)) from None
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """Merged SquashFS layers, beside what the kernel's overlayfs shows of the same directories."""
 
+import json
 import os
 import socket
 import struct
@@ -16,6 +17,9 @@ from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.write import Written, write
 from rc_tasks.steps.container import rootfs
+from rc_tasks.tools import command
+from rc_tasks.tools.podman import Podman
+from tests.support.images import Layer, load
 from tests.support.layers import Seen, applied, mounted, overlaid, require_root, seen, squash
 from tests.support.tools import require_tools
 
@@ -192,6 +196,25 @@ def test_deletions_in_the_form_of_oci_layers(tmp_path: Path) -> None:
     assert not {"usr/lib/gone", "usr/share"} & result.keys()
     assert result["etc/passwd"].content == b"new"
     assert not [path for path in result if ".wh." in path]
+
+
+def test_deletions_of_an_overlayfs_on_overlayfs(tmp_path: Path) -> None:
+    def second(root: Path) -> None:
+        (root / "usr/lib").mkdir(parents=True)
+        os.setxattr(root / "usr/lib", "trusted.overlay.opaque", b"x")
+        for name in ("gone", "empty"):
+            (root / "usr/lib" / name).touch()
+        os.setxattr(root / "usr/lib/gone", "trusted.overlay.whiteout", b"")
+
+    directories, images = stack(tmp_path, base, second)
+    merged(images, tmp_path / "merged.sqsh")
+    result = shown(tmp_path / "merged.sqsh", tmp_path)
+    assert "usr/lib/gone" not in result
+    assert {"usr/lib/text", "usr/lib/empty"} <= result.keys()
+    # Linux before 6.7 does not know them.
+    if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 7):
+        with overlaid(directories, tmp_path / "overlay") as expected:
+            assert result == seen(expected)
 
 
 def test_hard_links_stay_links_and_are_counted_again(tmp_path: Path) -> None:
@@ -401,6 +424,38 @@ def test_every_form_of_layers(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert words[0] == words[1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "options"),
+    [
+        # Linux needs the larger dictionary, and finds filters by itself.
+        (
+            ("-comp", "xz", "-Xdict-size", "8K"),
+            ("-comp", "xz", "-Xdict-size", "64K", "-Xbcj", "x86"),
+            struct.pack("<II", 65536, 1),
+        ),
+        (("-comp", "xz", "-Xdict-size", "8K"), ("-comp", "xz"), b""),
+        (("-comp", "lz4"), ("-comp", "lz4", "-Xhc"), struct.pack("<II", 1, 1)),
+        (("-comp", "zstd", "-Xcompression-level", "1"), ("-comp", "zstd"), b""),
+        (("-comp", "gzip", "-Xcompression-level", "1"), ("-comp", "gzip", "-Xwindow-size", "10"), b""),
+    ],
+    ids=["xz", "xz default", "lz4", "zstd", "gzip"],
+)
+def test_layers_of_different_levels(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...], options: bytes
+) -> None:
+    # Files of both layers are left.
+    def more(root: Path) -> None:
+        (root / "more").write_bytes(b"more " * 100_000)
+
+    directories, images = stack(tmp_path, base, more)
+    for directory, image, given in zip(directories, images, (first, second), strict=True):
+        squash(directory, image, *given)
+    tree = merge([read_layer(image) for image in images])
+    assert tree.form.options == options
+    write(tree, tmp_path / "merged.sqsh", made_at=0)
+    assert shown(tmp_path / "merged.sqsh", tmp_path) == seen(applied(directories, tmp_path / "applied"))
+
+
 def _superblock(image: Path) -> list[str]:
     argv = ("unsquashfs", "-s", str(image))
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
@@ -531,3 +586,33 @@ def test_owners_of_a_subordinate_range_become_those_of_the_image(tmp_path: Path)
     assert result["first"].links == ("first", "link")
     with pytest.raises(SquashfsError, match="/first belongs to user 100000, which is in no range"):
         merged(images, tmp_path / "x.sqsh", Edit(uids=ranges[:1], gids=ranges))
+
+
+@pytest.mark.podman
+def test_the_layers_of_an_image_of_podman(podman_storage: Podman, tmp_path: Path) -> None:
+    if podman_storage.driver != "overlay":
+        pytest.skip("the storage is not overlay")
+    second = Layer().directory("data", 0o700).file("data/.wh.a").file("data/c", b"c")
+    layers = (
+        Layer().busybox().directory("data").file("data/a", b"a" * 200_000).file("data/b", b"b"),
+        second.hardlink("data/d", "data/c"),
+        Layer().directory("bin").file("bin/.wh..wh..opq").file("bin/own", b"own", 0o4755),
+        Layer().file("data/.wh.b").fifo("pipe").device("null", 1, 3),
+    )
+    image_id = load(podman_storage, tmp_path / "layout", {}, *layers)
+    form = ("--format", "{{json .GraphDriver.Data}}")
+    inspect = podman_storage.command("image", "inspect", *form, image_id)
+    driver = json.loads(command.capture(inspect).stdout)
+    directories = [driver["UpperDir"], *driver["LowerDir"].split(":")][::-1]
+    images = [
+        squash(Path(directory), tmp_path / f"{number}.sqsh")
+        for number, directory in enumerate(directories)
+    ]
+    merged(images, tmp_path / "merged.sqsh")
+    result = shown(tmp_path / "merged.sqsh", tmp_path)
+    root = command.capture(podman_storage.command("image", "mount", image_id)).stdout.strip()
+    assert result == seen(Path(root))
+    assert {path for path in result if not path.startswith("data/")} == {
+        ".", "bin", "bin/own", "data", "pipe", "null",
+    }  # fmt: skip
+    command.capture(podman_storage.command("image", "unmount", image_id))

@@ -166,8 +166,9 @@ TWICE = directory()
     ],
 )
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, root: Directory, said: str) -> None:
-    with pytest.raises(SquashfsError, match=said):
+    with pytest.raises(SquashfsError, match=said) as error:
         written(root, tmp_path / "image.sqsh")
+    assert str(error.value).startswith(f"{tmp_path}/image.sqsh: ")
     assert not (tmp_path / "image.sqsh").exists()
 
 
