@@ -93,6 +93,7 @@ RENAMES = {
     "state/store/store",
     "state/store/layers",
     "state/store/garbage",
+    "tools/additional_store",
     "commands/new",
 }
 

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,7 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk.files import temporaries, temporary_directory
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps.node import podman_storage as storages
-from rc_tasks.tools import command, git, podman, slurm
+from rc_tasks.tools import additional_store, command, git, podman, slurm
 from rc_tasks.tools.podman import Podman
 
 _MOST_OPEN_FILES = 1 << 20
@@ -104,6 +104,8 @@ def storage(settings: PodmanSettings) -> Podman:
     if directory is not None:
         storages.use_runtime_directory(directory)
         driver = storages.driver(settings, directory)
+        if additional_store.exists(images := storages.images(directory)):
+            driver = replace(driver, options=(*driver.options, additional_store.option(images)))
     in_job = slurm.job_id() is not None
     return Podman(
         root=str(storages.root(directory)) if directory else "",

@@ -31,7 +31,7 @@ _FUSE = Path("/dev/fuse")
 _REMOVE = """\
 below() { awk -v base="$1/" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
 below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
-[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run"
+[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run" "$1/images"
 """
 
 
@@ -83,6 +83,11 @@ def root(storage: Path) -> Path:
 def runroot(storage: Path) -> Path:
     """Return where podman keeps state that a reboot ends, such as mounts."""
     return storage / "run"
+
+
+def images(storage: Path) -> Path:
+    """Return where images are mounted, see `mounted_images`."""
+    return storage / "images"
 
 
 @dataclass(frozen=True, slots=True)
