@@ -93,7 +93,6 @@ RENAMES = {
     "state/store/store",
     "state/store/layers",
     "state/store/garbage",
-    "tools/additional_store",
     "commands/new",
 }
 

@@ -108,8 +108,7 @@ def main(argv: list[str]) -> int:
             nodes.sweep()
             run(checkout, task, seen)
             return 0
-        mounted_images.prepare(checkout.settings)
-        with nodes.prepared(checkout.settings.podman):
+        with nodes.prepared(checkout.settings.podman), mounted_images.available(checkout):
             run(checkout, task, seen)
     except ReportedError as error:
         if error.report is not None:

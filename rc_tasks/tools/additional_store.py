@@ -12,7 +12,6 @@ no tar-split, so podman can build on an image and mount it, but not push its lay
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,6 @@ class StoredImage:
 def option(directory: Path) -> str:
     """Return the storage option with which podman reads a store."""
     return f"additionalimagestore={directory}"
-
-
-def exists(directory: Path) -> bool:
-    """Return whether a directory is such a store."""
-    return (directory / _IMAGES).exists()
 
 
 def create(directory: Path) -> None:
@@ -74,41 +68,19 @@ def mount_point(directory: Path, layer_id: str) -> Path:
 
 
 def mount_points(directory: Path) -> Iterator[Path]:
-    """Yield where the layers of a store have to be mounted."""
+    """Yield where layers of a store are mounted."""
     yield from sorted(directory.glob("overlay/*/diff"))
 
 
-def add_layers(directory: Path, diff_ids: tuple[str, ...]) -> None:
-    """Add layers that a store lacks, each on those before it; they are not mounted yet."""
-    entries = _read(directory / _LAYERS)
-    known = {entry["id"] for entry in entries}
-    below: list[str] = []
-    parent = ""
-    for diff_id, layer_id in zip(diff_ids, layer_ids(diff_ids), strict=True):
-        short = hashlib.sha256(layer_id.encode()).hexdigest()[:_SHORT_LENGTH].upper()
-        if layer_id not in known:
-            place = mount_point(directory, layer_id)
-            place.mkdir(parents=True, exist_ok=True)
-            (place.parent / "link").write_text(short)
-            if below:
-                (place.parent / "lower").write_text(":".join(f"l/{name}" for name in reversed(below)))
-            link = directory / "overlay" / "l" / short
-            if not link.is_symlink():
-                link.symlink_to(f"../{layer_id}/diff")
-            entry = {
-                "id": layer_id,
-                "created": _CREATED,
-                "compressed-diff-digest": diff_id,
-                "diff-digest": diff_id,
-            }
-            entries.append({**entry, "parent": parent} if parent else entry)
-        below.append(short)
-        parent = layer_id
-    _write(directory / _LAYERS, entries)
+def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the IDs of those layers that a store knows, mounted or not."""
+    known = {entry["id"] for entry in _read(directory / _LAYERS)}
+    return tuple(layer_id for layer_id in layer_ids(diff_ids) if layer_id in known)
 
 
 def add_image(directory: Path, image: StoredImage) -> None:
-    """Add an image whose layers the store has."""
+    """Add an image with its layers, which have to be mounted before podman uses it."""
+    _add_layers(directory, image.diff_ids)
     digest = f"sha256:{hashlib.sha256(image.manifest).hexdigest()}"
     parts = {
         f"sha256:{image.id}": image.config,
@@ -121,7 +93,6 @@ def add_image(directory: Path, image: StoredImage) -> None:
         # containers/storage encodes names that are not plain words (makeBigDataBaseName).
         plain = name if name == "manifest" else f"={base64.b64encode(name.encode()).decode()}"
         (place / plain).write_bytes(content)
-    entries = [entry for entry in _read(directory / _IMAGES) if entry["id"] != image.id]
     entry = {
         "id": image.id,
         "digest": digest,
@@ -134,7 +105,33 @@ def add_image(directory: Path, image: StoredImage) -> None:
         },
         "created": _CREATED,
     }
-    _write(directory / _IMAGES, [*entries, entry])
+    _write(directory / _IMAGES, [*_read(directory / _IMAGES), entry])
+
+
+def _add_layers(directory: Path, diff_ids: tuple[str, ...]) -> None:
+    entries = _read(directory / _LAYERS)
+    known = {entry["id"] for entry in entries}
+    below: list[str] = []
+    parent = ""
+    for diff_id, layer_id in zip(diff_ids, layer_ids(diff_ids), strict=True):
+        short = hashlib.sha256(layer_id.encode()).hexdigest()[:_SHORT_LENGTH].upper()
+        if layer_id not in known:
+            place = mount_point(directory, layer_id).parent
+            place.mkdir(exist_ok=True)
+            (place / "link").write_text(short)
+            if below:
+                (place / "lower").write_text(":".join(f"l/{name}" for name in reversed(below)))
+            (directory / "overlay" / "l" / short).symlink_to(f"../{layer_id}/diff")
+            entry = {
+                "id": layer_id,
+                "created": _CREATED,
+                "compressed-diff-digest": diff_id,
+                "diff-digest": diff_id,
+            }
+            entries.append({**entry, "parent": parent} if parent else entry)
+        below.append(short)
+        parent = layer_id
+    _write(directory / _LAYERS, entries)
 
 
 def has_image(directory: Path, image_id: str) -> bool:
@@ -148,6 +145,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(entries))
-    os.replace(temporary, path)
+    path.write_text(json.dumps(entries))

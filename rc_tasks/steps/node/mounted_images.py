@@ -1,16 +1,15 @@
 """Images of the store on a node without loading them: their squashed layers are mounted.
 
-Loading takes the node's memory and time for each layer of a base; a mount takes neither. The mounts
-belong to podman's private storage on the node and end with it. An image whose layers are not all
-squashed yet is loaded.
+Loading takes the node's memory and time for each layer of a base; a mount takes neither. root mounts
+with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts belong to the
+step: Slurm ends all processes of a step with it, and so what serves them. An image whose layers are not
+all squashed yet is loaded.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rc_tasks.errors import CommandError
@@ -18,63 +17,77 @@ from rc_tasks.model.config.settings import MountMode, Settings
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk.reading import names
 from rc_tasks.state.disk.trust import NotOfferedError
+from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.tools import additional_store, command, skopeo
 from rc_tasks.tools.additional_store import StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
 
-# Beside a layer's mount point: the file that is mounted there.
-_SOURCE = "source"
+# Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
+_MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
+_MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
+_UNMOUNT = 'for each; do umount --lazy "$each"; done'
 
 
-def prepare(settings: Settings) -> None:
-    """Make podman's storage on this node ready for mounted images, if the settings want them.
+@contextlib.contextmanager
+def available(checkout: Checkout) -> Iterator[None]:
+    """Let podman mount images during a step, if the settings want it; unmount them at its end.
 
-    Layers that a reboot has unmounted are mounted again. Raise CommandError if one cannot be.
+    Call it in `nodes.prepared`, whose temporary directory holds the mount points.
     """
-    storage = podman_storage.directory(settings.podman)
-    if storage is None or not _wanted(settings, storage):
+    storage = podman_storage.directory(checkout.settings.podman)
+    if storage is None or not _wanted(checkout.settings, storage):
+        yield
         return
-    images = podman_storage.images(storage)
-    if not additional_store.exists(images):
-        additional_store.create(images)
-    with _locked(images):
-        for place in additional_store.mount_points(images):
-            if not os.path.ismount(place):
-                _mount(Path((place.parent / _SOURCE).read_text()), place)
+    with nodes.mounting_images() as images:
+        # What earlier steps built is built on images that they had mounted: podman has to know these.
+        for image_id in names(podman_storage.images(storage)):
+            if image := _stored(checkout, image_id):
+                additional_store.add_image(images, image)
+        try:
+            yield
+        finally:
+            _unmount(nodes.storage(checkout.settings.podman), images)
 
 
 def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
     """Mount those images whose layers are all squashed, from this store or the official one; say which.
 
-    What cannot be mounted is left to be loaded; a message says why, unless a layer is not squashed yet.
+    Of an image that podman has built on mounted layers, these are mounted. What cannot be mounted is
+    left to be loaded; a message says why, unless a layer is not squashed yet.
     """
-    images = podman_storage.images(Path(podman.root).parent) if podman.root else None
+    images = nodes.mounted_images()
     if images is None or additional_store.option(images) not in podman.options:
         return
     find = squashed_layers(checkout).find
-    with _locked(images):
-        for image_id in dict.fromkeys(image_ids):
-            if additional_store.has_image(images, image_id):
-                continue
-            image = _stored(checkout, image_id)
-            files = list(map(find, image.diff_ids)) if image is not None else []
-            if image is None or not files or None in files:
-                continue
-            try:
-                _add(images, image, [file for file in files if file is not None])
-            except (CommandError, SquashfsError) as error:
-                print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
+    for image_id in dict.fromkeys(image_ids):
+        image = _stored(checkout, image_id)
+        if image is None:
+            continue
+        known = additional_store.known_layers(images, image.diff_ids)
+        whole = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
+        files = {layer_id: find(diff_id) for layer_id, diff_id in whole.items()}
+        try:
+            if files and None not in files.values():
+                _mount(podman, images, {key: file for key, file in files.items() if file is not None})
+                if not additional_store.has_image(images, image.id):
+                    additional_store.add_image(images, image)
+                    registered = podman_storage.images(Path(podman.root).parent)
+                    registered.mkdir(exist_ok=True)
+                    (registered / image.id).touch()
+                    print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+            else:
+                _mount(podman, images, {key: file for key in known if (file := files[key]) is not None})
+        except (CommandError, SquashfsError) as error:
+            print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
 
 
 def _wanted(settings: Settings, storage: Path) -> bool:
     mode = settings.store.mount
-    if mode is MountMode.NEVER or not settings.store.enabled or rootless():
-        return False
-    # podman itself can only write all layers of an image, and lacks what it needs for mounted ones.
-    if not skopeo.available():
+    if mode is MountMode.NEVER or not settings.store.enabled or _lacking():
         return False
     if podman_storage.driver(settings.podman, storage).name != "overlay":
         return False
@@ -82,21 +95,57 @@ def _wanted(settings: Settings, storage: Path) -> bool:
     return mode is MountMode.ALWAYS or storage == podman_storage.of_this_job(settings.podman)
 
 
-def _add(images: Path, image: StoredImage, files: list[Path]) -> None:
-    for layer_id, file in zip(additional_store.layer_ids(image.diff_ids), files, strict=True):
+def _lacking() -> str:
+    """Return what is missing on this node for mounting images, or an empty string."""
+    # podman itself can only write all layers of an image, and lacks what it needs for mounted ones.
+    if not skopeo.available():
+        return "skopeo was not found on PATH"
+    if not rootless():
+        return ""
+    if _squashfuse() is None:
+        return "neither squashfuse_ll nor squashfuse was found on PATH"
+    return "" if podman_storage.can_use_fuse() else "/dev/fuse cannot be used"
+
+
+def _squashfuse() -> str | None:
+    return command.which("squashfuse_ll") or command.which("squashfuse")
+
+
+def _mount(podman: Podman, images: Path, files: Mapping[str, Path]) -> None:
+    """Mount the files of layers, by the IDs of the layers, as far as they are not mounted yet."""
+    arguments: list[str] = []
+    for layer_id, file in files.items():
         place = additional_store.mount_point(images, layer_id)
-        if not os.path.ismount(place):
+        if not place.exists():
             inspect(file)
-            place.mkdir(parents=True, exist_ok=True)
-            (place.parent / _SOURCE).write_text(str(file))
-            _mount(file, place)
-    additional_store.add_layers(images, image.diff_ids)
-    additional_store.add_image(images, image)
-    print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+            arguments += (str(file), str(place))
+    if not arguments:
+        return
+    # Without its directory a layer that is not mounted is an error of podman's, never an empty layer.
+    for place in map(Path, arguments[1::2]):
+        place.mkdir(parents=True)
+    try:
+        if rootless():
+            argv = ("sh", "-c", _MOUNT_FUSE, str(_squashfuse()), *arguments)
+            command.capture(podman.unshare(Command(argv)))
+        else:
+            command.capture(Command(("sh", "-c", _MOUNT, "sh", *arguments)))
+    except BaseException:
+        _unmount(podman, images, map(Path, arguments[1::2]))
+        raise
 
 
-def _mount(file: Path, place: Path) -> None:
-    command.capture(Command(("mount", "-t", "squashfs", "-o", "loop,ro", str(file), str(place))))
+def _unmount(podman: Podman, images: Path, places: Iterable[Path] | None = None) -> None:
+    """Unmount layers, all by default, and remove their mount points."""
+    mounted = list(additional_store.mount_points(images) if places is None else places)
+    if not mounted:
+        return
+    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *map(str, mounted)))
+    command.capture(podman.unshare(unmount) if rootless() else unmount, check=False)
+    for place in mounted:
+        # It stays, and the next sweep tries again, if it could not be unmounted.
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 def _stored(checkout: Checkout, image_id: str) -> StoredImage | None:
@@ -112,11 +161,3 @@ def _stored(checkout: Checkout, image_id: str) -> StoredImage | None:
     except (NotOfferedError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return StoredImage(image_id, config, manifest, diff_ids)
-
-
-@contextlib.contextmanager
-def _locked(images: Path) -> Iterator[None]:
-    """Let one step at a time change the mounted images; the lock is local to the node."""
-    with (images / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -86,8 +86,13 @@ def runroot(storage: Path) -> Path:
 
 
 def images(storage: Path) -> Path:
-    """Return where images are mounted, see `mounted_images`."""
+    """Return where steps note the images that they had mounted, see `mounted_images`."""
     return storage / "images"
+
+
+def can_use_fuse() -> bool:
+    """Return whether this user may mount FUSE file systems."""
+    return os.access(_FUSE, os.R_OK | os.W_OK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def driver(settings: PodmanSettings, storage: Path) -> Driver:
     if not lacking:
         return preferred
     program = _fuse_overlayfs()
-    if program is not None and os.access(_FUSE, os.R_OK | os.W_OK):
+    if program is not None and can_use_fuse():
         return Driver("overlay", (*settings.options, f"overlay.mount_program={program}"))
     missing = "/dev/fuse cannot be used" if program else "no fuse-overlayfs was found"
     return Driver(
