@@ -85,18 +85,34 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
 
 
+def described(settings: Settings) -> tuple[str, str]:
+    """Return how bases get into podman's storage on this node, and what would make that faster."""
+    storage = podman_storage.directory(settings.podman)
+    if storage is None or not _asked(settings, storage):
+        return "bases are loaded into podman's storage", ""
+    if why := _lacking(settings, storage):
+        return f"bases are loaded into podman's storage: {why}", "with it, they would be mounted at once"
+    by = Path(str(_squashfuse())).name if rootless() else "loop devices"
+    return f"the layers of bases are mounted ({by}); what is not squashed yet is loaded", ""
+
+
 def _wanted(settings: Settings, storage: Path) -> bool:
+    return _asked(settings, storage) and not _lacking(settings, storage)
+
+
+def _asked(settings: Settings, storage: Path) -> bool:
+    """Return whether the settings want images to be mounted."""
     mode = settings.store.mount
-    if mode is MountMode.NEVER or not settings.store.enabled or _lacking():
-        return False
-    if podman_storage.driver(settings.podman, storage).name != "overlay":
+    if mode is MountMode.NEVER or not settings.store.enabled:
         return False
     # Another storage may outlive the node's memory, so that images are loaded into it once.
     return mode is MountMode.ALWAYS or storage == podman_storage.of_this_job(settings.podman)
 
 
-def _lacking() -> str:
+def _lacking(settings: Settings, storage: Path) -> str:
     """Return what is missing on this node for mounting images, or an empty string."""
+    if podman_storage.driver(settings.podman, storage).name != "overlay":
+        return "the storage driver is not overlay"
     # podman itself can only write all layers of an image, and lacks what it needs for mounted ones.
     if not skopeo.available():
         return "skopeo was not found on PATH"
