@@ -146,5 +146,10 @@ def _zstd() -> ModuleType:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
-        from backports import zstd
+        try:
+            from backports import zstd
+        except ImportError:
+            raise CompressionError(
+                "zstd is missing in this Python: install the package backports.zstd"
+            ) from None
     return zstd  # type: ignore[no-any-return, unused-ignore]

@@ -23,10 +23,10 @@ from rc_tasks.squashfs.tree import (
     shown,
 )
 
-_DELETED = b".wh."
+DELETED = b".wh."
 _OPAQUE = b".wh..wh..opq"
 # Of aufs, as OPAQUE is; other names that begin so have had a meaning for aufs alone.
-_AUFS = b".wh..wh."
+AUFS = b".wh..wh."
 # What these say is not in the layer itself, and a merge without it would be wrong.
 _ELSEWHERE = (b"redirect", b"metacopy", b"override_stat")
 _PREFIXES = (*OVERLAY_PREFIXES, b"user.containers.", b"security.fuseoverlayfs.")
@@ -69,7 +69,7 @@ def _stacked(below: Directory, layer: Layer) -> Directory:
 
 def _over(below: Node | None, above: Directory) -> Directory:
     """Return `above` with the content of what is below it."""
-    children = below.children if isinstance(below, Directory) and not _is_opaque(above) else {}
+    children = below.children if isinstance(below, Directory) and not is_opaque(above) else {}
     return Directory(above.mode, above.uid, above.gid, above.mtime_s, above.xattrs, children)
 
 
@@ -78,17 +78,18 @@ def _kept(children: dict[bytes, Node], above: Directory) -> list[tuple[bytes, No
     kept = []
     # Deletions hold for lower layers: `.wh.x` beside `x` deletes the one below.
     for name, node in above.children.items():
-        if name.startswith(_DELETED):
-            if not name.startswith(_AUFS):
-                children.pop(name.removeprefix(_DELETED), None)
-        elif _is_whiteout(node):
+        if name.startswith(DELETED):
+            if not name.startswith(AUFS):
+                children.pop(name.removeprefix(DELETED), None)
+        elif is_whiteout(node):
             children.pop(name, None)
         else:
             kept.append((name, node))
     return kept
 
 
-def _is_whiteout(node: Node) -> bool:
+def is_whiteout(node: Node) -> bool:
+    """Return whether a node deletes the one of its name below; names `.wh.NAME` are not seen here."""
     if isinstance(node, CharacterDevice):
         return node.device == 0
     # overlayfs on overlayfs, which cannot hold such devices, has empty files with an attribute.
@@ -100,7 +101,8 @@ def _is_whiteout(node: Node) -> bool:
     )
 
 
-def _is_opaque(directory: Directory) -> bool:
+def is_opaque(directory: Directory) -> bool:
+    """Return whether a directory hides all that is below it."""
     # Its other value, x, announces such empty files.
     return _OPAQUE in directory.children or any(
         directory.xattrs.get(prefix + b"opaque") == b"y" for prefix in OVERLAY_PREFIXES

@@ -22,6 +22,7 @@ from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_u
 from rc_tasks.state.disk.locks import LockedError, held
 from rc_tasks.state.records.records import Step, Task, record_digest
 from rc_tasks.steps.error_report import ErrorReport, ReportedError
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import command, interrupt
 
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> int:
             nodes.sweep()
             run(checkout, task, seen)
             return 0
-        with nodes.prepared(checkout.settings.podman):
+        with nodes.prepared(checkout.settings.podman), mounted_images.available(checkout):
             run(checkout, task, seen)
     except ReportedError as error:
         if error.report is not None:

@@ -251,10 +251,12 @@ class Podman:
         if not root:
             info = self.command("info", "--format", "{{.Store.GraphRoot}}")
             root = command.capture(info).stdout.removesuffix("\n")
+        others = (option.partition("additionalimagestore=")[2] for option in self.options)
         file = base64.b64encode(name.encode()).decode()
-        for path in Path(root).glob(f"*-images/{image_id}/={file}"):
-            with contextlib.suppress(OSError):
-                yield path.read_bytes()
+        for place in (root, *filter(None, others)):
+            for path in Path(place).glob(f"*-images/{image_id}/={file}"):
+                with contextlib.suppress(OSError):
+                    yield path.read_bytes()
 
     def half_written(self) -> str:
         """Return the ID of an image that a killed podman did not finish writing, or an empty string.

@@ -4,13 +4,16 @@ import os
 import random
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_tasks.squashfs.merge import merge
+from rc_tasks.squashfs.neutral import is_neutral, neutral
 from rc_tasks.squashfs.read import read_layer
+from rc_tasks.squashfs.tree import NO_XATTRS, Directory
 from rc_tasks.squashfs.write import write
 from tests.support.layers import mounted, overlaid, require_root, seen, squash
 from tests.support.tools import require_tools
@@ -30,9 +33,13 @@ KINDS = (
     "link",
     "xattr",
 )
-LAYERS = st.lists(
-    st.lists(st.tuples(NAMES, st.sampled_from(KINDS)), max_size=12), min_size=1, max_size=4
-)
+OCI_KINDS = (*KINDS, "oci opaque", "oci whiteout", "oci whiteout")
+
+
+def stacks(kinds: tuple[str, ...]) -> st.SearchStrategy[list[list[tuple[str, str]]]]:
+    return st.lists(
+        st.lists(st.tuples(NAMES, st.sampled_from(kinds)), max_size=12), min_size=1, max_size=4
+    )
 
 
 def fill(root: Path, entries: list[tuple[str, str]], chance: random.Random) -> None:
@@ -56,6 +63,11 @@ def fill(root: Path, entries: list[tuple[str, str]], chance: random.Random) -> N
             case "opaque":
                 path.mkdir()
                 os.setxattr(path, "trusted.overlay.opaque", b"y")
+            case "oci opaque":
+                path.mkdir()
+                (path / ".wh..wh..opq").touch()
+            case "oci whiteout":
+                (path.parent / f".wh.{path.name}").touch()
             case "symlink":
                 path.symlink_to(chance.choice(("a", "b/c", "/nowhere")))
             case "pipe":
@@ -80,7 +92,7 @@ def _may_be_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() if os.path.lexists(path) else True
 
 
-@given(layers=LAYERS, seed=st.integers(0, 1 << 32))
+@given(layers=stacks(KINDS), seed=st.integers(0, 1 << 32))
 def test_a_merge_is_what_overlayfs_shows(layers: list[list[tuple[str, str]]], seed: int) -> None:
     require_tools("mksquashfs", "mount")
     require_root()
@@ -104,5 +116,39 @@ def test_a_merge_is_what_overlayfs_shows(layers: list[list[tuple[str, str]]], se
             assert result == seen(expected)
             for path, one in result.items():
                 assert not one.links or (found / path).lstat().st_nlink == len(one.links)
+    finally:
+        shutil.rmtree(scratch)
+
+
+@given(layers=stacks(OCI_KINDS), seed=st.integers(0, 1 << 32))
+def test_layers_in_the_neutral_form_show_the_same(
+    layers: list[list[tuple[str, str]]], seed: int
+) -> None:
+    require_tools("mksquashfs", "mount")
+    require_root()
+    scratch = Path(tempfile.mkdtemp(prefix="rc-stacks-"))
+    try:
+        chance = random.Random(seed)
+        images, neutrals = [], []
+        for number, entries in enumerate(layers):
+            directory = scratch / str(number)
+            directory.mkdir()
+            fill(directory, entries, chance)
+            images.append(read_layer(squash(directory, scratch / f"{number}.sqsh")))
+            below = merge(images[:-1]).root if number else Directory(0o755, 0, 0, 0, NO_XATTRS)
+            changed = scratch / f"{number}n.sqsh"
+            write(neutral(images[-1], below), changed, made_at=0)
+            neutrals.append(read_layer(changed))
+            assert is_neutral(neutrals[-1])
+        write(merge(images), scratch / "merged.sqsh", made_at=0)
+        with ExitStack() as stack:
+            expected = stack.enter_context(mounted(scratch / "merged.sqsh", scratch / "merged"))
+            points = [
+                stack.enter_context(mounted(layer.source.path, scratch / f"point{number}"))
+                for number, layer in enumerate(neutrals)
+            ]
+            # With this option the kernel does not see what root's overlay keeps in attributes.
+            found = stack.enter_context(overlaid(points, scratch / "overlay", ",userxattr"))
+            assert seen(found) == seen(expected)
     finally:
         shutil.rmtree(scratch)

@@ -62,6 +62,17 @@ class SquashMethod(StrEnum):
     ENROOT = "enroot"
 
 
+class MountMode(StrEnum):
+    """Where squashed layers are mounted for a build, instead of being loaded into podman's storage.
+
+    `auto`: in the storage that each job has of its own.
+    """
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Compression(StrEnum):
     """The compressor of mksquashfs; `auto` is zstd where mksquashfs has it, else one that it has."""
 
@@ -271,6 +282,10 @@ class StoreSettings:
     """The image store on the shared file system."""
 
     enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
+    mount: MountMode = setting(
+        MountMode.AUTO,
+        "mount the layers of bases on nodes instead of loading them; auto: in a job's own storage",
+    )
     previous: int = setting(2, "how many previous image.sqsh of an image are kept for `doit rollback`")
     previous_days: int = setting(
         2,

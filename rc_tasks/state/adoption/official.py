@@ -25,7 +25,7 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
-from rc_tasks.state.store.layers import layer_file
+from rc_tasks.state.store.layers import SquashedLayers, layer_file
 from rc_tasks.state.store.store import LAYERS, Store
 
 if TYPE_CHECKING:
@@ -336,6 +336,12 @@ def official_of(checkout: Checkout) -> Official | None:
     except OSError:
         same = False
     return None if same else Official(root, Trust(checkout.settings.images_owners))
+
+
+def squashed_layers(checkout: Checkout) -> SquashedLayers:
+    """Return the squashed layers that a checkout may use: its own, and those of the official store."""
+    official = official_of(checkout)
+    return SquashedLayers(checkout.store, official.layer) if official else SquashedLayers(checkout.store)
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Cause]:

@@ -155,6 +155,10 @@ class Store:
         """Return an image's configuration; None when it is not here. Raise OSError."""
         return reading.content(self._blob(image_id))
 
+    def manifest(self, image_id: str) -> bytes | None:
+        """Return an image's manifest; None when it is not here. Raise OSError."""
+        return reading.content(self._image(image_id) / _MANIFEST)
+
     def blob(self, digest: str) -> Path:
         """Return where a blob of this digest lies, or would lie."""
         return self._blob(digest)

@@ -24,6 +24,7 @@ from rc_tasks.squashfs import superblock
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.steps.container import rootfs
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import enroot, podman, slurm, squashfs
 from rc_tasks.tools.command import Command, capture, failure, require, which
@@ -446,6 +447,8 @@ def _recorded_id(image: Path) -> str:
 
 def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
     """Load an image into podman if it lacks it; return whether podman has it."""
+    if checkout is not None:
+        mounted_images.mount(checkout, engine, (image_id,))
     if not engine.lacking((image_id,)):
         return True
     if checkout is None:

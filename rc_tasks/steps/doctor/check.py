@@ -20,6 +20,7 @@ from rc_tasks.state.disk.files import has_links
 from rc_tasks.state.disk.locks import held
 from rc_tasks.steps.doctor import credentials, trial
 from rc_tasks.steps.doctor.finding import Finding, Level
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage as storages
 from rc_tasks.steps.publish import smoke as smoke_tests
@@ -122,6 +123,8 @@ def _skopeo(checkout: Checkout) -> Iterator[Finding]:
         )
     else:
         yield Finding(Level.OK, "skopeo")
+        with contextlib.suppress(RcError):  # the check of podman has reported it
+            yield Finding(Level.OK, *mounted_images.described(checkout.settings))
 
 
 def _squash(checkout: Checkout) -> Iterator[Finding]:

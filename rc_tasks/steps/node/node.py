@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -21,12 +21,16 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk.files import temporaries, temporary_directory
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps.node import podman_storage as storages
-from rc_tasks.tools import command, git, podman, slurm
+from rc_tasks.tools import additional_store, command, git, podman, slurm
+from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 
 _MOST_OPEN_FILES = 1 << 20
 _PID_MAX = Path("/proc/sys/kernel/pid_max")
 _SCRATCH = "rc_tasks"
+# The variable that tells the part of a step in podman's namespace where images are mounted.
+_IMAGES = "_RC_TASKS_IMAGES"
+_IMAGES_DIRECTORY = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ def storage(settings: PodmanSettings) -> Podman:
     if directory is not None:
         storages.use_runtime_directory(directory)
         driver = storages.driver(settings, directory)
+        if images := mounted_images():
+            driver = replace(driver, options=(*driver.options, additional_store.option(images)))
     in_job = slurm.job_id() is not None
     return Podman(
         root=str(storages.root(directory)) if directory else "",
@@ -115,6 +121,24 @@ def storage(settings: PodmanSettings) -> Podman:
         runtime=settings.runtime,
         cgroup_manager=settings.cgroup_manager or ("cgroupfs" if in_job else ""),
     )
+
+
+def mounted_images() -> Path | None:
+    """Return where this step mounts images, or None."""
+    images = os.environ.get(_IMAGES)
+    return Path(images) if images else None
+
+
+@contextlib.contextmanager
+def mounting_images() -> Iterator[Path]:
+    """Let this step and its children mount images, in its temporary directory."""
+    directory = temporary_files() / _IMAGES_DIRECTORY
+    additional_store.create(directory)
+    os.environ[_IMAGES] = str(directory)
+    try:
+        yield directory
+    finally:
+        del os.environ[_IMAGES]
 
 
 @contextlib.contextmanager
@@ -193,6 +217,7 @@ def sweep() -> None:
         with contextlib.suppress(OSError):
             if leftover.lstat().st_uid == os.getuid():
                 _end_rooted_in(leftover)
+                _unmount_images(leftover / _IMAGES_DIRECTORY)
                 # Keep it while something is mounted in it: a RUN may have mounted files of the host.
                 if not storages.mounts_below(leftover):
                     shutil.rmtree(leftover)
@@ -218,6 +243,19 @@ def _end_rooted_in(directory: Path) -> None:
         with contextlib.suppress(OSError, ValueError):
             if Path(os.readlink(f"/proc/{int(process)}/root")).is_relative_to(directory):
                 os.kill(int(process), signal.SIGKILL)
+
+
+def _unmount_images(images: Path) -> None:
+    """Unmount the images of a killed step; what serves them to an ordinary user is ended."""
+    if not images.is_dir():
+        return
+    for place in storages.mounts_below(images):
+        command.capture(Command(("umount", "--lazy", str(place))), check=False)
+    for process in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            arguments = Path(f"/proc/{int(process)}/cmdline").read_bytes().split(b"\0")
+            if any(argument.startswith(os.fsencode(f"{images}/")) for argument in arguments):
+                os.kill(int(process), signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ _FUSE = Path("/dev/fuse")
 _REMOVE = """\
 below() { awk -v base="$1/" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
 below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
-[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run"
+[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run" "$1/images"
 """
 
 
@@ -85,6 +85,16 @@ def runroot(storage: Path) -> Path:
     return storage / "run"
 
 
+def images(storage: Path) -> Path:
+    """Return where steps note the images that they had mounted, see `mounted_images`."""
+    return storage / "images"
+
+
+def can_use_fuse() -> bool:
+    """Return whether this user may mount FUSE file systems."""
+    return os.access(_FUSE, os.R_OK | os.W_OK)
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A storage driver with its options, and a warning when it is slow."""
@@ -105,7 +115,7 @@ def driver(settings: PodmanSettings, storage: Path) -> Driver:
     if not lacking:
         return preferred
     program = _fuse_overlayfs()
-    if program is not None and os.access(_FUSE, os.R_OK | os.W_OK):
+    if program is not None and can_use_fuse():
         return Driver("overlay", (*settings.options, f"overlay.mount_program={program}"))
     missing = "/dev/fuse cannot be used" if program else "no fuse-overlayfs was found"
     return Driver(

@@ -14,6 +14,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import STORE
 from rc_tasks.steps.error_report import NeedsError
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman.pull import pulled
 from rc_tasks.tools.podman import Podman
@@ -76,6 +77,7 @@ def load_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str
     known = (*checkout.store.catalogue.cache(name), *(official.cache(name) if official else ()))
     cached = [image.image_id for image in known if image.key in useful]
     with contextlib.suppress(RcError):
+        mounted_images.mount(checkout, podman, cached)
         lacking = podman.lacking(cached)
         not_loaded = checkout.store.load(podman, *lacking) if lacking else ()
         if official is not None and not_loaded:
@@ -104,6 +106,7 @@ def _recorded(checkout: Checkout, name: str) -> str:
 
 def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
     """Load images of this checkout; `names` maps image IDs to names."""
+    mounted_images.mount(checkout, podman, names)
     lacking = podman.lacking(names)
     for image_id in lacking:
         if checkout.store.has(image_id):

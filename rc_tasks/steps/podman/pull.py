@@ -11,6 +11,7 @@ from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.store.catalogue import Pulled
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import skopeo
 from rc_tasks.tools.podman import Image, Podman
@@ -74,6 +75,7 @@ def _load_pulled(
     official = official_of(checkout)
     official_base = official.base(reference, architecture) if official is not None else None
     if official is not None and official_base is not None and _agrees(official_base, pin):
+        mounted_images.mount(checkout, podman, (official_base.image_id,))
         lacking = podman.lacking((official_base.image_id,))
         if not lacking or not official.load(podman, official_base.image_id):
             return official_base
@@ -98,6 +100,7 @@ def _agrees(candidate: Pulled, pin: Pin | None) -> bool:
 
 
 def _from_store(checkout: Checkout, podman: Podman, candidate: Pulled) -> bool:
+    mounted_images.mount(checkout, podman, (candidate.image_id,))
     if podman.lacking((candidate.image_id,)):
         if not checkout.store.has(candidate.image_id):
             return False

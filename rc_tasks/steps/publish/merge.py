@@ -12,9 +12,10 @@ from typing import IO
 from rc_tasks.errors import ArtifactError
 from rc_tasks.squashfs.edit import Edit
 from rc_tasks.squashfs.merge import merge as merge_layers
+from rc_tasks.squashfs.neutral import is_neutral, neutral
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError
-from rc_tasks.squashfs.tree import Layer, Tree
+from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Layer, Tree
 from rc_tasks.squashfs.write import write
 from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.layers import LayerRecord, SquashedLayers
@@ -74,9 +75,13 @@ def merge(
                 if layer is None
             }
             squash({made: by_digest[digest] for digest, made in new.items()})
-            for digest, made in new.items():
-                known[digest] = read_layer(_put(layers, digest, made, scratch))
-            stack = [layer for digest in image.layers if (layer := known[digest]) is not None]
+            stack: list[Layer] = []
+            for digest in image.layers:
+                layer = known[digest]
+                if layer is None:
+                    layer = _neutral(read_layer(new[digest]), stack)
+                    layer = known[digest] = read_layer(_put(layers, digest, layer.source.path, scratch))
+                stack.append(layer)
             tree = merge_layers((*stack, top), _EDIT)
         except SquashfsError as error:
             _not_merged(error.what, log)
@@ -114,6 +119,16 @@ def _known(
         )
         return None
     return layer
+
+
+def _neutral(layer: Layer, below: list[Layer]) -> Layer:
+    """Return a new layer in the form that root and users can mount; `below` are the layers below it."""
+    if is_neutral(layer):
+        return layer
+    lower = merge_layers(below).root if below else Directory(0o755, 0, 0, 0, NO_XATTRS)
+    file = layer.source.path.with_suffix(".neutral")
+    write(neutral(layer, lower), file, made_at=layer.source.superblock.made_at)
+    return read_layer(file)
 
 
 def _put(layers: SquashedLayers, digest: str, file: Path, scratch: Path) -> Path:

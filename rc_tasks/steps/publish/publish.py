@@ -15,7 +15,7 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
-from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.adoption.official import squashed_layers
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.edf import in_use
@@ -29,7 +29,6 @@ from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import SMOKE
 from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
@@ -115,17 +114,9 @@ def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Content
         provenance=_provenance(node, built),
         log=None,
         walk=walk,
-        layers=_layers(checkout),
+        layers=squashed_layers(checkout) if checkout.settings.store.enabled else None,
     )
     return walk.contents
-
-
-def _layers(checkout: Checkout) -> SquashedLayers | None:
-    """Return the squashed layers that the image can be merged from; None without a store."""
-    if not checkout.settings.store.enabled:
-        return None
-    official = official_of(checkout)
-    return SquashedLayers(checkout.store, official.layer) if official else SquashedLayers(checkout.store)
 
 
 def _squash(

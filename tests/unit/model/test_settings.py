@@ -162,7 +162,7 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         (
             "store = false",
             "store: expected a table, found false\n"
-            "  next: set one of its keys: store.enabled, store.previous, store.previous_days",
+            "  next: set one of its keys: store.enabled, store.mount, store.previous, store.previous_days",
         ),
         ('slurm.cpus = "2"', 'slurm.cpus: expected a whole number of at least 0, found "2"'),
         ("slurm.cpus = -1", "slurm.cpus: expected a whole number of at least 0, found -1"),
@@ -177,7 +177,7 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         ('podman.isolation = "vm"', 'expected "", "oci", "rootless" or "chroot"'),
         ('podman.volumes = ["/a"]', "expected a volume SRC:DST[:OPTIONS] of absolute paths"),
         ('podman.storage = "here"', 'expected "auto", an absolute path, or an empty string'),
-        ('squash.method = "zip"', 'squash.method: expected "direct" or "enroot", found "zip"'),
+        ('squash.method = "zip"', 'squash.method: expected "merge", "direct" or "enroot", found "zip"'),
         ("squash.level = 23", "expected a whole number from 0 to 22, found 23"),
         ('squash = {compression = "gzip", level = 10}', "gzip has levels up to 9, found 10"),
         ('squash = {compression = "xz", level = 1}', "xz has no levels, found 1"),
@@ -205,7 +205,7 @@ def test_mistake_in_a_file(places: Places, line: str, message: str) -> None:
             "RC_STORE",
             "0",
             "RC_STORE: no setting has this variable\n"
-            "  next: did you mean RC_STORE_ENABLED or RC_STORE_PREVIOUS or RC_STORE_PREVIOUS_DAYS?",
+            "  next: did you mean RC_STORE_ENABLED or RC_STORE_MOUNT or RC_STORE_PREVIOUS or RC_STORE_PREVIOUS_DAYS?",
         ),
         ("RC_FOO_BAR", "", "no setting has this variable\n  next: `doit settings`"),
         (

@@ -1,0 +1,179 @@
+"""Images of the store on a node without loading them: their squashed layers are mounted.
+
+Loading takes the node's memory and time for each layer of a base; a mount takes neither. root mounts
+with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts belong to the
+step: Slurm ends all processes of a step with it, and so what serves them. An image whose layers are not
+all squashed yet is loaded.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from rc_tasks.errors import CommandError
+from rc_tasks.model.config.settings import MountMode, Settings
+from rc_tasks.squashfs.superblock import SquashfsError, inspect
+from rc_tasks.state.adoption.official import official_of, squashed_layers
+from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.disk.reading import names
+from rc_tasks.state.disk.trust import NotOfferedError
+from rc_tasks.steps.node import node as nodes
+from rc_tasks.steps.node import podman_storage
+from rc_tasks.tools import additional_store, command, skopeo
+from rc_tasks.tools.additional_store import StoredImage
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman, rootless
+
+# Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
+_MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
+_MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
+_UNMOUNT = 'for each; do umount --lazy "$each"; done'
+
+
+@contextlib.contextmanager
+def available(checkout: Checkout) -> Iterator[None]:
+    """Let podman mount images during a step, if the settings want it; unmount them at its end.
+
+    Call it in `nodes.prepared`, whose temporary directory holds the mount points.
+    """
+    storage = podman_storage.directory(checkout.settings.podman)
+    if storage is None or not _wanted(checkout.settings, storage):
+        yield
+        return
+    with nodes.mounting_images() as images:
+        # What earlier steps built is built on images that they had mounted: podman has to know these.
+        for image_id in names(podman_storage.images(storage)):
+            if image := _stored(checkout, image_id):
+                additional_store.add_image(images, image)
+        try:
+            yield
+        finally:
+            _unmount(nodes.storage(checkout.settings.podman), images)
+
+
+def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
+    """Mount those images whose layers are all squashed, from this store or the official one; say which.
+
+    Of an image that podman has built on mounted layers, these are mounted. What cannot be mounted is
+    left to be loaded; a message says why, unless a layer is not squashed yet.
+    """
+    images = nodes.mounted_images()
+    if images is None or additional_store.option(images) not in podman.options:
+        return
+    find = squashed_layers(checkout).find
+    for image_id in dict.fromkeys(image_ids):
+        image = _stored(checkout, image_id)
+        if image is None:
+            continue
+        known = additional_store.known_layers(images, image.diff_ids)
+        whole = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
+        files = {layer_id: find(diff_id) for layer_id, diff_id in whole.items()}
+        try:
+            if files and None not in files.values():
+                _mount(podman, images, {key: file for key, file in files.items() if file is not None})
+                if not additional_store.has_image(images, image.id):
+                    additional_store.add_image(images, image)
+                    registered = podman_storage.images(Path(podman.root).parent)
+                    registered.mkdir(exist_ok=True)
+                    (registered / image.id).touch()
+                    print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+            else:
+                _mount(podman, images, {key: file for key in known if (file := files[key]) is not None})
+        except (CommandError, SquashfsError) as error:
+            print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
+
+
+def described(settings: Settings) -> tuple[str, str]:
+    """Return how bases get into podman's storage on this node, and what would make that faster."""
+    storage = podman_storage.directory(settings.podman)
+    if storage is None or not _asked(settings, storage):
+        return "bases are loaded into podman's storage", ""
+    if why := _lacking(settings, storage):
+        return f"bases are loaded into podman's storage: {why}", "with it, they would be mounted at once"
+    by = Path(str(_squashfuse())).name if rootless() else "loop devices"
+    return f"the layers of bases are mounted ({by}); what is not squashed yet is loaded", ""
+
+
+def _wanted(settings: Settings, storage: Path) -> bool:
+    return _asked(settings, storage) and not _lacking(settings, storage)
+
+
+def _asked(settings: Settings, storage: Path) -> bool:
+    """Return whether the settings want images to be mounted."""
+    mode = settings.store.mount
+    if mode is MountMode.NEVER or not settings.store.enabled:
+        return False
+    # Another storage may outlive the node's memory, so that images are loaded into it once.
+    return mode is MountMode.ALWAYS or storage == podman_storage.of_this_job(settings.podman)
+
+
+def _lacking(settings: Settings, storage: Path) -> str:
+    """Return what is missing on this node for mounting images, or an empty string."""
+    if podman_storage.driver(settings.podman, storage).name != "overlay":
+        return "the storage driver is not overlay"
+    # podman itself can only write all layers of an image, and lacks what it needs for mounted ones.
+    if not skopeo.available():
+        return "skopeo was not found on PATH"
+    if not rootless():
+        return ""
+    if _squashfuse() is None:
+        return "neither squashfuse_ll nor squashfuse was found on PATH"
+    return "" if podman_storage.can_use_fuse() else "/dev/fuse cannot be used"
+
+
+def _squashfuse() -> str | None:
+    return command.which("squashfuse_ll") or command.which("squashfuse")
+
+
+def _mount(podman: Podman, images: Path, files: Mapping[str, Path]) -> None:
+    """Mount the files of layers, by the IDs of the layers, as far as they are not mounted yet."""
+    arguments: list[str] = []
+    for layer_id, file in files.items():
+        place = additional_store.mount_point(images, layer_id)
+        if not place.exists():
+            inspect(file)
+            arguments += (str(file), str(place))
+    if not arguments:
+        return
+    # Without its directory a layer that is not mounted is an error of podman's, never an empty layer.
+    for place in map(Path, arguments[1::2]):
+        place.mkdir(parents=True)
+    try:
+        if rootless():
+            argv = ("sh", "-c", _MOUNT_FUSE, str(_squashfuse()), *arguments)
+            command.capture(podman.unshare(Command(argv)))
+        else:
+            command.capture(Command(("sh", "-c", _MOUNT, "sh", *arguments)))
+    except BaseException:
+        _unmount(podman, images, map(Path, arguments[1::2]))
+        raise
+
+
+def _unmount(podman: Podman, images: Path, places: Iterable[Path] | None = None) -> None:
+    """Unmount layers, all by default, and remove their mount points."""
+    mounted = list(additional_store.mount_points(images) if places is None else places)
+    if not mounted:
+        return
+    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *map(str, mounted)))
+    command.capture(podman.unshare(unmount) if rootless() else unmount, check=False)
+    for place in mounted:
+        # It stays, and the next sweep tries again, if it could not be unmounted.
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def _stored(checkout: Checkout, image_id: str) -> StoredImage | None:
+    """Return an image of this store or the official one; None if there is none, or a damaged one."""
+    store, official = checkout.store, official_of(checkout)
+    try:
+        if not store.has(image_id) and official is not None and official.has(image_id):
+            store = official.store
+        config, manifest = store.config(image_id), store.manifest(image_id)
+        if config is None or manifest is None or hashlib.sha256(config).hexdigest() != image_id:
+            return None
+        diff_ids = tuple(map(str, json.loads(config)["rootfs"]["diff_ids"]))
+    except (NotOfferedError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return StoredImage(image_id, config, manifest, diff_ids)

@@ -1,0 +1,148 @@
+"""Additional image store of containers/storage: images that podman may read, on layers mounted there.
+
+    overlay-images/images.json, ID/…    images with their configurations and manifests (images.go)
+    overlay-layers/layers.json          layers, each with its parent (layers.go)
+    overlay/LAYER/{diff,link,lower}     where a layer is mounted, and short names of those below it
+    overlay/l/NAME                      a symlink for each short name (drivers/overlay/overlay.go)
+
+podman finds it by the storage option `additionalimagestore`. Tried with podman 4.3.1 and 5.8. There is
+no tar-split, so podman can build on an image and mount it, but not push its layers.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Of each entry; nothing depends on it.
+_CREATED = "1970-01-01T00:00:00Z"
+_IMAGES = "overlay-images/images.json"
+_LAYERS = "overlay-layers/layers.json"
+# As many characters as containers/storage takes, which keeps mount options short.
+_SHORT_LENGTH = 26
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image: its ID, its configuration and its manifest (bytes), and its diff IDs, lowest first."""
+
+    id: str
+    config: bytes
+    manifest: bytes
+    diff_ids: tuple[str, ...]
+
+
+def option(directory: Path) -> str:
+    """Return the storage option with which podman reads a store."""
+    return f"additionalimagestore={directory}"
+
+
+def create(directory: Path) -> None:
+    """Make an empty store."""
+    (directory / "overlay" / "l").mkdir(parents=True, exist_ok=True)
+    for path in (directory / _LAYERS, directory / _IMAGES):
+        path.parent.mkdir(exist_ok=True)
+        # podman takes these locks, and cannot make them in a store that it only reads.
+        path.with_suffix(".lock").touch()
+        _write(path, [])
+
+
+def layer_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the IDs that podman gives to layers: each depends on those below it.
+
+    Source: `commitLayer` in containers/image, storage/storage_dest.go.
+    """
+    ids: list[str] = []
+    for diff_id in diff_ids:
+        own = diff_id.removeprefix("sha256:")
+        ids.append(hashlib.sha256(f"{ids[-1]}+{own}".encode()).hexdigest() if ids else own)
+    return tuple(ids)
+
+
+def mount_point(directory: Path, layer_id: str) -> Path:
+    """Return where a layer has to be mounted."""
+    return directory / "overlay" / layer_id / "diff"
+
+
+def mount_points(directory: Path) -> Iterator[Path]:
+    """Yield where layers of a store are mounted."""
+    yield from sorted(directory.glob("overlay/*/diff"))
+
+
+def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the IDs of those layers that a store knows, mounted or not."""
+    known = {entry["id"] for entry in _read(directory / _LAYERS)}
+    return tuple(layer_id for layer_id in layer_ids(diff_ids) if layer_id in known)
+
+
+def add_image(directory: Path, image: StoredImage) -> None:
+    """Add an image with its layers, which have to be mounted before podman uses it."""
+    _add_layers(directory, image.diff_ids)
+    digest = f"sha256:{hashlib.sha256(image.manifest).hexdigest()}"
+    parts = {
+        f"sha256:{image.id}": image.config,
+        f"manifest-{digest}": image.manifest,
+        "manifest": image.manifest,
+    }
+    place = directory / "overlay-images" / image.id
+    place.mkdir(exist_ok=True)
+    for name, content in parts.items():
+        # containers/storage encodes names that are not plain words (makeBigDataBaseName).
+        plain = name if name == "manifest" else f"={base64.b64encode(name.encode()).decode()}"
+        (place / plain).write_bytes(content)
+    entry = {
+        "id": image.id,
+        "digest": digest,
+        "layer": layer_ids(image.diff_ids)[-1],
+        "metadata": "{}",
+        "big-data-names": list(parts),
+        "big-data-sizes": {name: len(content) for name, content in parts.items()},
+        "big-data-digests": {
+            name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in parts.items()
+        },
+        "created": _CREATED,
+    }
+    _write(directory / _IMAGES, [*_read(directory / _IMAGES), entry])
+
+
+def _add_layers(directory: Path, diff_ids: tuple[str, ...]) -> None:
+    entries = _read(directory / _LAYERS)
+    known = {entry["id"] for entry in entries}
+    below: list[str] = []
+    parent = ""
+    for diff_id, layer_id in zip(diff_ids, layer_ids(diff_ids), strict=True):
+        short = hashlib.sha256(layer_id.encode()).hexdigest()[:_SHORT_LENGTH].upper()
+        if layer_id not in known:
+            place = mount_point(directory, layer_id).parent
+            place.mkdir(exist_ok=True)
+            (place / "link").write_text(short)
+            if below:
+                (place / "lower").write_text(":".join(f"l/{name}" for name in reversed(below)))
+            (directory / "overlay" / "l" / short).symlink_to(f"../{layer_id}/diff")
+            entry = {
+                "id": layer_id,
+                "created": _CREATED,
+                "compressed-diff-digest": diff_id,
+                "diff-digest": diff_id,
+            }
+            entries.append({**entry, "parent": parent} if parent else entry)
+        below.append(short)
+        parent = layer_id
+    _write(directory / _LAYERS, entries)
+
+
+def has_image(directory: Path, image_id: str) -> bool:
+    """Return whether a store has an image."""
+    return any(entry["id"] == image_id for entry in _read(directory / _IMAGES))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(path.read_bytes())
+    return entries
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(entries))
