@@ -19,6 +19,7 @@ from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Podman
+from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
@@ -62,7 +63,7 @@ class Place:
         shutil.copy(BUSYBOX, context / "busybox")
         (context / "Dockerfile").write_text(dockerfile)
         iid = self.directory / "iid"
-        argv = ("build", "--isolation=chroot", "--layers", "--format=docker", "--network=host")
+        argv = ("build", "--isolation=chroot", "--layers", "--format=docker", *ulimits())
         command.capture(self.podman.command(*argv, "--iidfile", str(iid), str(context)))
         return iid.read_text().removeprefix("sha256:")
 
@@ -97,7 +98,7 @@ def listing(path: Path) -> list[str]:
     """All entries but for the times of what publishing itself writes, and the sizes of directories."""
     text = command.capture(squashfs.listing(path)).stdout
     lines = ENTRY.sub(r"\1 \2 \3", text[text.index("drwx") :]).splitlines()
-    own = re.compile(r" squashfs-root(/etc(/(fstab|environment|rc|rc\.local))?)?$")
+    own = re.compile(r" squashfs-root(/etc(/(fstab|environment|rc|rc\.local))?|/work(/here)?)?$")
     date = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d")
     return [date.sub("now", line) if own.search(line) else line for line in lines]
 
