@@ -162,7 +162,8 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         (
             "store = false",
             "store: expected a table, found false\n"
-            "  next: set one of its keys: store.enabled, store.mount, store.previous, store.previous_days",
+            "  next: set one of its keys: store.enabled, store.mount, store.previous,"
+            " store.previous_days",
         ),
         ('slurm.cpus = "2"', 'slurm.cpus: expected a whole number of at least 0, found "2"'),
         ("slurm.cpus = -1", "slurm.cpus: expected a whole number of at least 0, found -1"),
@@ -205,7 +206,8 @@ def test_mistake_in_a_file(places: Places, line: str, message: str) -> None:
             "RC_STORE",
             "0",
             "RC_STORE: no setting has this variable\n"
-            "  next: did you mean RC_STORE_ENABLED or RC_STORE_MOUNT or RC_STORE_PREVIOUS or RC_STORE_PREVIOUS_DAYS?",
+            "  next: did you mean RC_STORE_ENABLED or RC_STORE_MOUNT or RC_STORE_PREVIOUS or"
+            " RC_STORE_PREVIOUS_DAYS?",
         ),
         ("RC_FOO_BAR", "", "no setting has this variable\n  next: `doit settings`"),
         (
