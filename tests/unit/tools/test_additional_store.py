@@ -1,0 +1,53 @@
+"""The additional image store that podman reads; tests/integration/test_mounted_images.py uses it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from rc_tasks.tools import additional_store
+from rc_tasks.tools.additional_store import StoredImage
+
+LOW, HIGH, OTHER = (f"sha256:{digit * 64}" for digit in "123")
+
+
+def image(name: str, *diff_ids: str) -> StoredImage:
+    config = json.dumps({"name": name}).encode()
+    return StoredImage(hashlib.sha256(config).hexdigest(), config, b'{"manifest": 1}', diff_ids)
+
+
+def test_a_layer_is_named_by_all_below_it() -> None:
+    low, high = additional_store.layer_ids((LOW, HIGH))
+    assert low == "1" * 64
+    assert high == hashlib.sha256(f"{'1' * 64}+{'2' * 64}".encode()).hexdigest()
+    assert additional_store.layer_ids((OTHER, HIGH))[1] != high
+
+
+def test_images_share_their_layers(tmp_path: Path) -> None:
+    additional_store.create(tmp_path)
+    first, second = image("first", LOW, HIGH), image("second", LOW, HIGH, OTHER)
+    assert not additional_store.has_image(tmp_path, first.id)
+    for added in (first, second):
+        additional_store.add_image(tmp_path, added)
+        assert additional_store.has_image(tmp_path, added.id)
+    layers = json.loads((tmp_path / "overlay-layers/layers.json").read_text())
+    ids = additional_store.layer_ids((LOW, HIGH, OTHER))
+    assert [(layer["id"], layer.get("parent")) for layer in layers] == [
+        (ids[0], None),
+        (ids[1], ids[0]),
+        (ids[2], ids[1]),
+    ]
+    lower = (tmp_path / "overlay" / ids[2] / "lower").read_text().split(":")
+    # The nearest first, as overlayfs wants them, each by a short name that leads to its files.
+    assert [(tmp_path / "overlay" / name).readlink() for name in lower] == [
+        Path(f"../{ids[1]}/diff"),
+        Path(f"../{ids[0]}/diff"),
+    ]
+    assert additional_store.known_layers(tmp_path, (LOW, OTHER)) == (ids[0],)
+
+
+def test_a_layer_that_is_not_mounted_has_no_directory(tmp_path: Path) -> None:
+    """podman would take an empty one for a layer without files."""
+    additional_store.create(tmp_path)
+    additional_store.add_image(tmp_path, image("first", LOW, HIGH))
+    assert list(additional_store.mount_points(tmp_path)) == []
+    assert not additional_store.mount_point(tmp_path, "1" * 64).exists()
