@@ -17,7 +17,6 @@ from rc_tasks.commands.cli.interactive import (
     prepare,
     resolve_edf,
     tell,
-    tell_next,
 )
 from rc_tasks.commands.cli.parser import add_flag, one_name
 from rc_tasks.engine.session import session
@@ -73,7 +72,7 @@ def run(args: Namespace) -> int:
     _require_official(edf.image)
     status = job.start(edf)
     if not args.print:
-        tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
+        job.tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
     return status
 
 

@@ -29,9 +29,10 @@ import pytest
 
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
+from tests.support.containers import working_runtime
 from tests.support.doit import DOIT, Ran
 from tests.support.doit import doit as run_doit
-from tests.support.storage import remove_storage
+from tests.support.storage import own_storage, remove_storage
 from tests.support.tools import require_tools
 
 SOURCE = Path(__file__).parents[2]
@@ -367,6 +368,47 @@ def test_the_container_engine_gets_the_name_the_job_and_the_command(made: Team, 
     elsewhere = environ | {"EDF_PATH": "/elsewhere"}
     ran = run_doit(made.clone, "local", "reasoning:2025.1", "--", "true", environ=elsewhere)
     assert f"<--environment={Path.home()}/.edf/reasoning:2025.1.toml>" in ran.text
+
+
+@pytest.mark.parametrize(
+    ("status", "next_line"),
+    [
+        (0, "next, when it works: git add "),
+        (3, "next, when it works: git add "),
+        (1, "next: if no container started, the lines above say why; `doit doctor` checks this host\n"),
+    ],
+)
+def test_nobody_is_sent_to_commit_what_enroot_may_not_have_started(
+    tmp_path: Path, status: int, next_line: str
+) -> None:
+    root = write_checkout(tmp_path / "checkout", FILES)
+    pretend_built(root)
+    enroot = f"#!/bin/sh\necho '[ERROR] No such file or directory' >&2\nexit {status}\n"
+    environ = programs(tmp_path / "bin", enroot=enroot)
+    environ |= {"RC_RUNNER": "local", "RC_LAUNCHER": "enroot", "RC_EDF_MOUNTS": "[]"}
+    ran = run_doit(root, "local", "reasoning:latest", "--", "true", environ=environ)
+    assert ran.status == status
+    assert ran.text.count("\nnext") == 1 and f"\n{next_line}" in ran.text, ran.text
+
+
+@pytest.mark.podman
+def test_a_program_in_podman_that_exits_as_podman_does_is_no_fault_of_this_host(tmp_path: Path) -> None:
+    require_tools("podman", "busybox")
+    root = write_checkout(tmp_path / "checkout", {"projects/x:1/Dockerfile": BASE})
+    shutil.copy("/bin/busybox", root / "projects/x:1/busybox")
+    with own_storage() as (podman, storage):
+        environ = storage | {
+            "RC_RUNNER": "local",
+            "RC_LAUNCHER": "podman",
+            "RC_PODMAN_RUNTIME": working_runtime(podman, tmp_path),
+        }
+        assert run_doit(root, "build:x:1", environ=environ).status == 0
+        for status in (0, 7, 127):
+            command = ("local", "x:1", "--", "sh", "-c", f"echo ran; exit {status}")
+            ran = run_doit(root, *command, environ=environ)
+            assert ran.status == status and "\nran\n" in ran.text, ran.text
+            assert "doit doctor" not in ran.text
+            assert ("\nnext, when it works: git add " in ran.text) == (status != 127)
 
 
 @pytest.mark.parametrize("end", ["Ctrl-C", "TERM"])
