@@ -427,6 +427,17 @@ def test_the_end_is_up_to_what_runs_in_the_job(made: Team, tmp_path: Path, end: 
         assert shell.end() == 5
 
 
+def test_a_misspelt_project_is_named_before_what_a_new_one_would_lack(made: Team) -> None:
+    image = made.official / "reasoning_base/image.sqsh"
+    image.unlink()
+    (made.clone / "reasoning_base/env.toml").write_text(f'image = "{image}"\n')
+    environ = {"RC_RUNNER": "local", "RC_LAUNCHER": "podman"}
+    with Terminal((DOIT, "remote", "resoning:2025.1"), made.clone, environ) as shell:
+        shell.wait_for(r"there is no project resoning:2025.1 \(did you mean reasoning:2025.1\?\)\n")
+        shell.wait_for("reasoning_base/image.sqsh: the official image does not exist")
+        assert shell.end() == 3
+
+
 def test_a_branch_is_made_once_and_a_new_project_when_the_answer_is_yes(
     made: Team, tmp_path: Path
 ) -> None:
