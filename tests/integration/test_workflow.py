@@ -427,6 +427,13 @@ def test_the_end_is_up_to_what_runs_in_the_job(made: Team, tmp_path: Path, end: 
         assert shell.end() == 5
 
 
+def test_the_bar_of_verify_shows_no_total_that_it_does_not_know(made: Team) -> None:
+    with Terminal((DOIT, "verify", "--all"), made.clone, {"TERM": "xterm"}) as shell:
+        shown = shell.wait_for("2 images verified")
+        shell.end()
+    assert " bytes" in shown and "0/100 bytes" not in shown
+
+
 def test_a_misspelt_project_is_named_before_what_a_new_one_would_lack(made: Team) -> None:
     image = made.official / "reasoning_base/image.sqsh"
     image.unlink()
