@@ -135,7 +135,9 @@ def unknown_task(name: str, known: list[str], commands: Sequence[str] = ()) -> I
     # Any two names are alike in the step before the colon, so compare them without.
     names = [task.partition(":")[2] for task in known if task.startswith(f"{step}:")]
     close = [f"{step}:{image}" for image in ((bare,) if bare in names else near(bare, names))]
-    close = [*(f"`doit {command}`" for command in near(name, commands, 1)), *close][:3]
+    # The exact name of an image is no misspelt command.
+    mistyped = () if bare in names else near(name, commands, 1)
+    close = [*(f"`doit {command}`" for command in mistyped), *close][:3]
     hint = (
         f"did you mean {' or '.join(close)}?"
         if close

@@ -100,6 +100,10 @@ def test_help_shows_all_commands_by_purpose(root: Path, argv: tuple[str, ...]) -
             "ERROR: --process: must be a whole number, not 'x'\n  next: `doit help run`\n",
         ),
         (("why", "ap"), "ERROR: there is no image named 'ap'"),
+        (
+            ("base",),
+            "ERROR: there is no task or command named 'base'\n  next: did you mean build:base?\n",
+        ),
     ],
 )
 def test_wrong_arguments_are_told(root: Path, argv: tuple[str, ...], text: str) -> None:
