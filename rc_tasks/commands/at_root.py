@@ -1,4 +1,4 @@
-"""doit's commands list, info, forget, ignore and clean, adapted to this project.
+"""doit's commands list, info, forget, ignore, clean and help, adapted to this project.
 
 A class named Doit… is doit's own command. The class without this prefix is our version, which also works
 from folders below the checkout, suggests names, and reports errors as all our commands do.
@@ -7,6 +7,7 @@ from folders below the checkout, suggests names, and reports errors as all our c
 import io
 import os
 import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from doit.cmd_base import DoitCmdBase, subtasks_iter
 from doit.cmd_clean import Clean as DoitClean
 from doit.cmd_forget import Forget as DoitForget
+from doit.cmd_help import Help as DoitHelp
 from doit.cmd_ignore import Ignore as DoitIgnore
 from doit.cmd_info import Info as DoitInfo
 from doit.cmd_list import List as DoitList
@@ -22,6 +24,7 @@ from doit.dependency import DependencyStatus
 from doit.exceptions import InvalidCommand
 from doit.task import Task
 
+from rc_tasks.commands.cli import help as overview
 from rc_tasks.commands.cli.command import enter, tasks
 from rc_tasks.commands.cli.errors import report_errors
 from rc_tasks.commands.cli.parser import (
@@ -132,7 +135,9 @@ def unknown_task(name: str, known: list[str], commands: Sequence[str] = ()) -> I
     # Any two names are alike in the step before the colon, so compare them without.
     names = [task.partition(":")[2] for task in known if task.startswith(f"{step}:")]
     close = [f"{step}:{image}" for image in ((bare,) if bare in names else near(bare, names))]
-    close = [*(f"`doit {command}`" for command in near(name, commands, 1)), *close][:3]
+    # The exact name of an image is no misspelt command.
+    mistyped = () if bare in names else near(name, commands, 1)
+    close = [*(f"`doit {command}`" for command in mistyped), *close][:3]
     hint = (
         f"did you mean {' or '.join(close)}?"
         if close
@@ -288,8 +293,9 @@ class Ignore(AdaptedCommand, DoitIgnore):
     def _execute(self, pos_args: list[str], undo: bool = False) -> Any:
         records = session().checkout.records
         if not pos_args:
+            command = "doit ignore --undo" if undo else "doit ignore"
             raise InvalidCommand(
-                "TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME"
+                f"TASK is missing\n  next: {command} build:NAME, or podman:, enroot: or env:NAME"
             )
         names = expand_names(self, pos_args, "")
         if not undo:
@@ -319,3 +325,11 @@ class Clean(AdaptedCommand, DoitClean):
         if not cleanall:
             pos_args = expand_names(self, pos_args, "--clean-all")
         return super()._execute(dryrun, cleandep, cleanall, cleanforget, pos_args)
+
+
+class Help(AdaptedCommand, DoitHelp):
+    """`doit help COMMAND`, when doit's own script runs it."""
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Print the help of the named commands, or the overview of all."""
+        return overview.run(Namespace(commands=args))

@@ -9,7 +9,6 @@ from rc_tasks.commands.cli.interactive import (
     find_project,
     prepare,
     tell,
-    tell_next,
 )
 from rc_tasks.commands.cli.parser import one_name
 from rc_tasks.engine.session import Session, session
@@ -39,7 +38,7 @@ def run(args: Namespace) -> int:
     entry = prepare(checkout, project.name, args, "local")
     status = entry.start(entry.write(project, project.artifact))
     if not args.print:
-        tell_next(status, f", when it works: {_share_commands(checkout, project)}")
+        entry.tell_next(status, f", when it works: {_share_commands(checkout, project)}")
     return status
 
 

@@ -168,8 +168,8 @@ def _no_base(checkout: Checkout, written: str) -> ProjectError:
     close = near(written.removeprefix("localhost/"), checkout.graph.names())
     return ProjectError(
         f"there is no image named {written!r} in this checkout",
-        hint=(f"did you mean {' or '.join(close)}? " if close else "")
-        + "An image of a registry is written\nwith its host, as in docker.io/library/debian:12",
+        hint=(f"did you mean {' or '.join(close)}? Otherwise " if close else "")
+        + "write the image of a registry\nwith its host, as in docker.io/library/debian:12",
     )
 
 

@@ -17,7 +17,6 @@ from rc_tasks.commands.cli.interactive import (
     prepare,
     resolve_edf,
     tell,
-    tell_next,
 )
 from rc_tasks.commands.cli.parser import add_flag, one_name
 from rc_tasks.engine.session import session
@@ -53,13 +52,15 @@ def run(args: Namespace) -> int:
     project = existing or new.unused(checkout, name)
     if existing is None and (args.print or not (args.yes or at_terminal())):
         raise _no_project(checkout, project.name)
+    if existing is None and not args.yes:
+        tell(f"there is no project {project.name}{_suggestion(checkout, project.name)}")
     base = None if existing else new.find_base(checkout)
     _require_clone(checkout)
     work = _user_work(checkout, project.name)
     job = prepare(checkout, project.name, args, "remote")
     _require_image(project.edf if existing else (base.project.edf if base and base.project else None))
     if existing is None and not args.yes:
-        _confirm_creation(checkout, project)
+        _confirm_creation(project)
     if not args.print:
         _switch_to_branch(checkout.root, work, project.name)
         _print_distance(checkout)
@@ -73,7 +74,7 @@ def run(args: Namespace) -> int:
     _require_official(edf.image)
     status = job.start(edf)
     if not args.print:
-        tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
+        job.tell_next(status, f": edit {project.shown_dockerfile}, then `doit build:{project.name}`")
     return status
 
 
@@ -174,9 +175,8 @@ def _no_project(checkout: Checkout, name: str) -> ProjectError:
     )
 
 
-def _confirm_creation(checkout: Checkout, project: Project) -> None:
+def _confirm_creation(project: Project) -> None:
     """Ask whether to create a project. Raise ProjectError when the answer is no."""
-    tell(f"there is no project {project.name}{_suggestion(checkout, project.name)}")
     if not ask(f"create {project.path}/ from the templates?"):
         raise ProjectError("no project was created", hint="`doit list` shows all projects")
 

@@ -136,7 +136,7 @@ def _progress(*, drawn: bool) -> Iterator[_Progress]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     # rich redirects standard output, so that printed lines appear above the bar.
     with Progress(*columns, console=Console(highlight=False), transient=True) as bars:
-        bar = bars.add_task("verify")
+        bar = bars.add_task("verify", total=None)
         yield _Progress(
             begin=lambda total_bytes: bars.update(bar, total=total_bytes),
             draw=lambda size_bytes: bars.advance(bar, size_bytes),

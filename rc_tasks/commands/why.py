@@ -19,6 +19,7 @@ from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import Cause, ImageStatus, State
 from rc_tasks.util.safe_read import read_text
 from rc_tasks.util.text import printable_lines
+from rc_tasks.views import tables
 
 _ROLLED_BACK = (
     "rolled back until a build makes a different image; `doit rollback {name} 0` puts the newest image"
@@ -75,7 +76,7 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
         _print(f"{name} is {status.state}")
         if status.failure is not None:
             log = f", log {status.failure.log}" if status.failure.log else ""
-            _print(f"  {status.failure.message}\n  at {status.failure.failed_at}{log}")
+            _print(f"  {status.failure.message}\n  at {tables.when(status.failure.failed_at)}{log}")
         if status.state is State.FAILED and not status.steps:
             _print(*_indented("\n".join(status.reasons)))
         build_args = _build_args(current, name)

@@ -263,7 +263,7 @@ class Judge:
     def _podman(self, node: ImageNode) -> list[Cause]:
         name = node.project.name
         causes = [
-            Cause(f"base/{base}", f"base {base} is stale", upstream=True)
+            Cause(f"base/{base}", f"base image {base} is stale", upstream=True)
             for base in node.bases
             if base in self._checkout.graph.broken or not self.step(Step.PODMAN, base).settled
         ]

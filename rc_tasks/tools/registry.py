@@ -77,7 +77,7 @@ _WORDS = {
     ),
     Refusal.UNNAMED: (
         "podman does not know which registry this name is of",
-        "write the registry too, as in docker.io/library/debian:12",
+        "check the name, or write the registry too, as in docker.io/library/debian:12",
     ),
     Refusal.ELSEWHERE: (
         "the registry has this image for other machines only",

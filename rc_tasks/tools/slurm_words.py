@@ -124,6 +124,7 @@ _NO_DIRECTORY = _Cause(
     "put the checkout on a file system that the compute nodes share; /tmp is not one",
 )
 
+_WHERE_TO_SET = "\n`doit help settings` names the files in which settings stand"
 _REACH_HINT = (
     "see that SLURM_CONF, if it is set, names a file, and that `scontrol ping` finds the\n"
     "controller; then run the command again"
@@ -161,18 +162,18 @@ _REFUSALS = (
         "Slurm refused the account of {request}",
         "{unread}"
         "set `{table}.account` to one that may use this partition, or change `{table}.partition`;\n"
-        "yours: `sacctmgr show associations user=$USER format=account,partition,qos`",
+        "yours: `sacctmgr show associations user=$USER format=account,partition,qos`" + _WHERE_TO_SET,
     ),
     _Cause(
         r"time limit",
         "Slurm refused the time limit of {request}",
         "lower `{table}.time_limit_min` (now {time_limit}), or change `{table}.partition`; what each\n"
-        "allows: `sinfo --format='%P %l'`",
+        "allows: `sinfo --format='%P %l'`" + _WHERE_TO_SET,
     ),
     _Cause(
         r"[Pp]artition",
         "Slurm refused the partition of {request}",
-        "set `{table}.partition` to one that is up and open to you: `sinfo --summarize`",
+        "set `{table}.partition` to one that is up and open to you: `sinfo --summarize`" + _WHERE_TO_SET,
     ),
     # A step never asks for more of a node than its allocation has, so the node is at fault.
     _Cause(

@@ -132,7 +132,7 @@ def test_builds_take_the_pin_until_it_is_moved(site: Site) -> None:
     ran = site.doit(root, "bases", "--update", "app:1")
     assert ran.status == 0 and f"{base}  {first[7:19]} → {second[7:19]}\n" in ran.text, ran.text
     assert "stale now: app:1\n" in ran.text
-    assert stale(root) == {"app:1": f"base {base} was pinned to another digest"}
+    assert stale(root) == {"app:1": f"base image {base} was pinned to another digest"}
     assert f"Trying to pull {registry}/multi@{second}" in site.step(root, "app:1", node="b")
     assert site.text(root, "app:1", node="b") == "two"
     assert stale(root) == {}
@@ -159,7 +159,7 @@ def test_a_moved_pin_stops_at_a_frozen_image(site: Site) -> None:
     site.registry.index("frozen", "1", "two")
     ran = site.doit(root, "bases", "--update")
     assert ran.status == 0 and "stale now: plain:1\n" in ran.text, ran.text
-    assert stale(root) == {"plain:1": f"base {base} was pinned to another digest"}
+    assert stale(root) == {"plain:1": f"base image {base} was pinned to another digest"}
 
 
 def test_a_whole_build_records_the_digest(site: Site) -> None:
@@ -311,6 +311,6 @@ def test_a_clone_agrees_with_its_own_pins(site: Site) -> None:
 
     open_checkout(clone, {}).pins.move({base: Pin(second)})
     ran = site.doit(clone, "why", "app:1", **theirs)
-    assert "not adopted" in ran.text and f"base {base} was pinned to another digest" in ran.text
+    assert "not adopted" in ran.text and f"base image {base} was pinned to another digest" in ran.text
     site.step(clone, "mine:1", node="b", RC_IMAGES_ROOT=str(official))
     assert site.text(clone, "mine:1", node="b") == "two"

@@ -127,6 +127,7 @@ REFUSED = """\
            in ~/.config/rc_tasks.toml, or
            set `slurm.account` to one that may use this partition, or change `slurm.partition`;
            yours: `sacctmgr show associations user=$USER format=account,partition,qos`
+           `doit help settings` names the files in which settings stand
 """  # noqa: E501 - as Slurm says it
 
 

@@ -105,7 +105,7 @@ def test_nothing_that_changes_builds_it_again(family: Family) -> None:
     assert listed(family, "paper:1")["reasons"] == [
         "frozen, though Dockerfile changed",
         "data changed",
-        "base base was rebuilt",
+        "base image base was rebuilt",
         "new added",
         "smoke tests changed",
     ]

@@ -29,9 +29,10 @@ import pytest
 
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
+from tests.support.containers import working_runtime
 from tests.support.doit import DOIT, Ran
 from tests.support.doit import doit as run_doit
-from tests.support.storage import remove_storage
+from tests.support.storage import own_storage, remove_storage
 from tests.support.tools import require_tools
 
 SOURCE = Path(__file__).parents[2]
@@ -369,6 +370,47 @@ def test_the_container_engine_gets_the_name_the_job_and_the_command(made: Team, 
     assert f"<--environment={Path.home()}/.edf/reasoning:2025.1.toml>" in ran.text
 
 
+@pytest.mark.parametrize(
+    ("status", "next_line"),
+    [
+        (0, "next, when it works: git add "),
+        (3, "next, when it works: git add "),
+        (1, "next: if no container started, the lines above say why; `doit doctor` checks this host\n"),
+    ],
+)
+def test_nobody_is_sent_to_commit_what_enroot_may_not_have_started(
+    tmp_path: Path, status: int, next_line: str
+) -> None:
+    root = write_checkout(tmp_path / "checkout", FILES)
+    pretend_built(root)
+    enroot = f"#!/bin/sh\necho '[ERROR] No such file or directory' >&2\nexit {status}\n"
+    environ = programs(tmp_path / "bin", enroot=enroot)
+    environ |= {"RC_RUNNER": "local", "RC_LAUNCHER": "enroot", "RC_EDF_MOUNTS": "[]"}
+    ran = run_doit(root, "local", "reasoning:latest", "--", "true", environ=environ)
+    assert ran.status == status
+    assert ran.text.count("\nnext") == 1 and f"\n{next_line}" in ran.text, ran.text
+
+
+@pytest.mark.podman
+def test_a_program_in_podman_that_exits_as_podman_does_is_no_fault_of_this_host(tmp_path: Path) -> None:
+    require_tools("podman", "busybox")
+    root = write_checkout(tmp_path / "checkout", {"projects/x:1/Dockerfile": BASE})
+    shutil.copy("/bin/busybox", root / "projects/x:1/busybox")
+    with own_storage() as (podman, storage):
+        environ = storage | {
+            "RC_RUNNER": "local",
+            "RC_LAUNCHER": "podman",
+            "RC_PODMAN_RUNTIME": working_runtime(podman, tmp_path),
+        }
+        assert run_doit(root, "build:x:1", environ=environ).status == 0
+        for status in (0, 7, 127):
+            command = ("local", "x:1", "--", "sh", "-c", f"echo ran; exit {status}")
+            ran = run_doit(root, *command, environ=environ)
+            assert ran.status == status and "\nran\n" in ran.text, ran.text
+            assert "doit doctor" not in ran.text
+            assert ("\nnext, when it works: git add " in ran.text) == (status != 127)
+
+
 @pytest.mark.parametrize("end", ["Ctrl-C", "TERM"])
 def test_the_end_is_up_to_what_runs_in_the_job(made: Team, tmp_path: Path, end: str) -> None:
     trap = "for each in INT TERM; do trap \"echo cau''ght $each; exit 5\" $each; done"
@@ -383,6 +425,24 @@ def test_the_end_is_up_to_what_runs_in_the_job(made: Team, tmp_path: Path, end: 
         shell.wait_for(f"caught {'TERM' if end == 'TERM' else 'INT'}\n")
         shell.wait_for("next, when it works: git add ")
         assert shell.end() == 5
+
+
+def test_the_bar_of_verify_shows_no_total_that_it_does_not_know(made: Team) -> None:
+    with Terminal((DOIT, "verify", "--all"), made.clone, {"TERM": "xterm"}) as shell:
+        shown = shell.wait_for("2 images verified")
+        shell.end()
+    assert " bytes" in shown and "0/100 bytes" not in shown
+
+
+def test_a_misspelt_project_is_named_before_what_a_new_one_would_lack(made: Team) -> None:
+    image = made.official / "reasoning_base/image.sqsh"
+    image.unlink()
+    (made.clone / "reasoning_base/env.toml").write_text(f'image = "{image}"\n')
+    environ = {"RC_RUNNER": "local", "RC_LAUNCHER": "podman"}
+    with Terminal((DOIT, "remote", "resoning:2025.1"), made.clone, environ) as shell:
+        shell.wait_for(r"there is no project resoning:2025.1 \(did you mean reasoning:2025.1\?\)\n")
+        shell.wait_for("reasoning_base/image.sqsh: the official image does not exist")
+        assert shell.end() == 3
 
 
 def test_a_branch_is_made_once_and_a_new_project_when_the_answer_is_yes(

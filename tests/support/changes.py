@@ -137,7 +137,7 @@ CASES = (
         "RUN in the base",
         edit("base/Dockerfile", "echo base", "echo new"),
         {"podman:base"},
-        "base base is stale",
+        "base image base is stale",
     ),
     Case(
         "context file's content",
@@ -246,7 +246,7 @@ CASES = (
         steps(Step.PODMAN, *NAMES),
         "the image is no longer in the store",
     ),
-    Case("alias retargeted", retarget_alias, {"podman:user:1"}, "base left:1 added"),
+    Case("alias retargeted", retarget_alias, {"podman:user:1"}, "base image left:1 added"),
     Case("digest cache gone", remove(".rc/cache/digests.json"), set()),
     Case("digest cache damaged", write(".rc/cache/digests.json", "[1, 2"), set()),
     Case(

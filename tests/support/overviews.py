@@ -65,14 +65,14 @@ TEAM: tuple[tuple[str, tuple[str, ...], State, tuple[str, ...], float], ...] = (
         "reasoning-eval:1.2",
         ("reasoning:2025.1",),
         State.STALE,
-        ("base reasoning:2025.1 is stale",),
+        ("base image reasoning:2025.1 is stale",),
         13.1e9,
     ),
     (
         "reasoning-train:0.9",
         ("reasoning:2025.1", "megatron:core-0.11"),
         State.STALE,
-        ("base reasoning:2025.1 is stale", "train.sh changed", "requirements.txt changed"),
+        ("base image reasoning:2025.1 is stale", "train.sh changed", "requirements.txt changed"),
         14.6e9,
     ),
     ("megatron:core-0.11", (PYTORCH,), State.FRESH, (), 12.2e9),
@@ -129,7 +129,8 @@ def crowd(count: int = 500, runs: int = 20, root: Path = Path("/imgs")) -> Overv
             bases = (*bases, rows[number // 9][0])
         states = (State.FRESH, State.FRESH, State.STALE, State.FRESH, State.MISSING, State.FRESH)
         state = State.FAILED if number % 12 == 11 else states[number % 6]
-        reasons = () if state is State.FRESH else (f"base {bases[0]} is stale", "Dockerfile changed")
+        stale = (f"base image {bases[0]} is stale", "Dockerfile changed")
+        reasons = () if state is State.FRESH else stale
         rows.append((name, bases, state, reasons, random.uniform(0.3e9, 15e9)))
     entries: list[HistoryEntry] = []
     for night in range(runs - 1, -1, -1):

@@ -24,6 +24,9 @@ from rc_tasks.tools import command, podman, sacctmgr, slurm, slurm_words
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
 
+# Enroot and srun exit with it when they cannot start a container; so do many programs in one.
+_LAUNCHER_FAILED = 1
+
 
 def add_job_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments of a command that starts a job, with CMD after `--`."""
@@ -120,6 +123,19 @@ class InteractiveJob:
             return command.interact(job)
         return slurm.patiently(lambda: self._attach(job), tell)
 
+    def tell_next(self, status: int, words: str) -> None:
+        """Suggest what to do after the job, unless its exit status may mean that it never began."""
+        if self.launcher is Launcher.PODMAN:
+            # A program can exit with these too; `container/shell.py` reports those of podman.
+            if status not in podman.NOT_STARTED:
+                tell(f"next{words}")
+        elif status == _LAUNCHER_FAILED:
+            tell(
+                "next: if no container started, the lines above say why; `doit doctor` checks this host"
+            )
+        else:
+            tell(f"next{words}")
+
     def _attach(self, job: Command) -> int:
         """Start the job through Slurm. Raise UnreachableError when its controller does not answer."""
         assert self.request is not None  # noqa: S101 - for mypy
@@ -201,14 +217,6 @@ def resolve_edf(path: Path) -> ResolvedEdf:
 def at_terminal() -> bool:
     """Return whether standard input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def tell_next(status: int, words: str) -> None:
-    """Suggest what to do after a job that ended with `status`, or where to look if it never began."""
-    if status in podman.NOT_STARTED:
-        tell("next: the lines above name what could not be started; `doit doctor` checks this host")
-    else:
-        tell(f"next{words}")
 
 
 def tell(line: str) -> None:

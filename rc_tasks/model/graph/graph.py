@@ -85,19 +85,20 @@ class ImageGraph:
     def notes(self, nodes: Iterable[ImageNode]) -> Iterator[str]:
         """Yield notes on probable mistakes in these images that podman accepts.
 
-        Among them are registry bases that may be misspelt projects. A search for near names takes
-        milliseconds, so it is done once for each base, and only when notes are shown.
+        Among them are registry bases that may be misspelt projects or stages. A search for near names
+        takes milliseconds, so it is done once for each base, and only when notes are shown.
         """
         names = self.names()
-        close = cache(lambda name: near(name, names))
+        close = cache(lambda name, stages: near(name, (*stages, *names)))
         for node in nodes:
             yield from node.dockerfile.notes
             where = node.project.shown_dockerfile
+            stages = tuple(stage.name for stage in node.dockerfile.stages if stage.name)
             for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
-                if name in node.remote and "/" not in name and close(name):
+                if name in node.remote and "/" not in name and (meant := close(name, stages)):
                     yield (
                         f"{where}:{line}: {name} is not an image of this checkout and will be pulled"
-                        f" from a registry; did you mean {' or '.join(close(name))}?"
+                        f" from a registry; did you mean {' or '.join(meant)}?"
                     )
 
     def with_bases(self, names: Iterable[str]) -> tuple[str, ...]:

@@ -125,11 +125,11 @@ def changed(part: str, old: str | None, new: str | None) -> str:
         case "cache":
             return _OVERLOOKED[Overlooked(rest)]
         case "base" if old is not None and new is not None:
-            return f"base {rest} was rebuilt"
+            return f"base image {rest} was rebuilt"
         case "base":
-            return f"base {rest} {'added' if old is None else 'removed'}"
+            return f"base image {rest} {'added' if old is None else 'removed'}"
         case "pin":
-            return f"base {rest} was pinned to another digest"
+            return f"base image {rest} was pinned to another digest"
         case "architecture":
             return f"built for {old}, this host is {new}"
         case "context" | "Containerfile" | "Dockerfile" if old is not None and new is not None:

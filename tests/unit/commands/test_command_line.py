@@ -100,6 +100,10 @@ def test_help_shows_all_commands_by_purpose(root: Path, argv: tuple[str, ...]) -
             "ERROR: --process: must be a whole number, not 'x'\n  next: `doit help run`\n",
         ),
         (("why", "ap"), "ERROR: there is no image named 'ap'"),
+        (
+            ("base",),
+            "ERROR: there is no task or command named 'base'\n  next: did you mean build:base?\n",
+        ),
     ],
 )
 def test_wrong_arguments_are_told(root: Path, argv: tuple[str, ...], text: str) -> None:
@@ -262,6 +266,11 @@ def test_scripts_for_completion_can_be_read_by_their_shell(
         (
             ("ignore",),
             "ERROR: TASK is missing\n  next: doit ignore build:NAME, or podman:, enroot: or env:NAME\n",
+        ),
+        (
+            ("ignore", "--undo"),
+            "ERROR: TASK is missing\n"
+            "  next: doit ignore --undo build:NAME, or podman:, enroot: or env:NAME\n",
         ),
         (
             ("report", "-o", "site/"),
@@ -456,3 +465,19 @@ def test_a_closed_pipe_is_no_traceback(root: Path, argv: tuple[str, ...], status
         os.close(writer)
     assert both.returncode == status
     assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("argv", [("help",), ("help", "list")])
+def test_help_is_ours_when_doits_own_script_prints_it(root: Path, argv: tuple[str, ...]) -> None:
+    own_script = (sys.executable, "-m", "doit", *argv)
+    said = subprocess.run(own_script, cwd=root, capture_output=True, text=True, check=True)
+    assert said.stdout == doit(root, *argv).text
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        closed = subprocess.run(
+            own_script, cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (closed.returncode, closed.stderr) == (141, "")

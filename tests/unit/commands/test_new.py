@@ -123,7 +123,7 @@ def test_files_are_as_readable_as_others(checkout: Checkout) -> None:
     assert project.directory.stat().st_mode & 0o777 == 0o750
 
 
-REGISTRY = "An image of a registry is written\n        with its host, as in docker.io/library/debian:12"
+REGISTRY = "write the image of a registry\n        with its host, as in docker.io/library/debian:12"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,8 @@ REGISTRY = "An image of a registry is written\n        with its host, as in dock
         (
             "x:1",
             "bsae",
-            f"there is no image named 'bsae' in this checkout\n  next: did you mean base? {REGISTRY}",
+            "there is no image named 'bsae' in this checkout\n"
+            f"  next: did you mean base? Otherwise {REGISTRY}",
         ),
         (
             "app",

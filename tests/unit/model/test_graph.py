@@ -90,6 +90,7 @@ def test_a_near_name_is_told_and_an_unknown_local_one_refused(tmp_path: Path) ->
             "reasoning_base": "FROM scratch\n",
             "near": "FROM reasoning_bse\n",
             "far": "FROM alpine\n",
+            "stage": "FROM scratch AS builder\nFROM scratch\nCOPY --from=biulder /a /a\n",
             "local": "FROM localhost/reasoning_bse\n",
         },
     )
@@ -99,6 +100,10 @@ def test_a_near_name_is_told_and_an_unknown_local_one_refused(tmp_path: Path) ->
         " from a registry; did you mean reasoning_base?",
     ]
     assert not list(checkout.graph.notes([images["far"]]))
+    assert list(checkout.graph.notes([images["stage"]])) == [
+        "projects/stage/Dockerfile:3: biulder is not an image of this checkout and will be pulled"
+        " from a registry; did you mean builder?",
+    ]
     assert str(checkout.graph.broken["local"]) == (
         "projects/local/Dockerfile:1: localhost/reasoning_bse is not an image of this checkout,"
         " and localhost/ cannot be pulled\n  next: did you mean reasoning_base?"

@@ -247,7 +247,7 @@ def test_a_clone_notices_that_the_official_image_changed(official: Path, clone: 
     (clone / "base/Dockerfile").write_text(recipe)
     assert adopted(clone) == ["base"]
     assert states(clone)["base"] == (State.FRESH, (f"adopted from {official}",))
-    assert states(clone)["child:1"] == (State.STALE, ("base base was rebuilt",))
+    assert states(clone)["child:1"] == (State.STALE, ("base image base was rebuilt",))
 
 
 def publish(official: Path, name: str, content: bytes) -> None:

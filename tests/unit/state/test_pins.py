@@ -190,7 +190,7 @@ def write(root: Path, **found: Pin) -> None:
 
 
 FRESH: tuple[State, tuple[str, ...]] = (State.FRESH, ())
-WORDS = f"base {BASE} was pinned to another digest"
+WORDS = f"base image {BASE} was pinned to another digest"
 
 
 def test_records_from_before_pins_stay_fresh_until_a_pin_is_moved(root: Path) -> None:
@@ -199,7 +199,7 @@ def test_records_from_before_pins_stay_fresh_until_a_pin_is_moved(root: Path) ->
     write(root, base=Pin(B, previous=A))
     found = states(root)
     assert found["app:1"] == (State.STALE, (WORDS,))
-    assert found["top:1"] == (State.STALE, ("base app:1 is stale",))
+    assert found["top:1"] == (State.STALE, ("base image app:1 is stale",))
     assert found["many:1"] == found["alone:1"] == FRESH
 
 
@@ -208,7 +208,7 @@ def test_a_moved_pin_makes_stale_what_stands_on_it_and_no_more(root: Path) -> No
     pretend_built(root)
     write(root, debian=Pin(B, previous=A))
     found = states(root)
-    assert found.pop("many:1") == (State.STALE, ("base debian was pinned to another digest",))
+    assert found.pop("many:1") == (State.STALE, ("base image debian was pinned to another digest",))
     assert set(found.values()) == {FRESH}
     ran = doit(root, "why", "many:1")
     assert f"was pinned to another digest: {'a' * 12} → {'b' * 12}\n" in ran.text

@@ -417,7 +417,7 @@ def test_staleness_is_passed_down_in_words(root: Path) -> None:
     judge = Judge(open_checkout(root, {}))
     assert judge.image("base").reasons == ("data changed",)
     child = judge.image("child:1")
-    assert (child.state, child.reasons) == (State.STALE, ("base base is stale",))
+    assert (child.state, child.reasons) == (State.STALE, ("base image base is stale",))
     assert not judge.step(Step.PODMAN, "child:1").certain
 
 
@@ -446,7 +446,7 @@ def test_a_broken_project_is_failed_and_its_children_stale(root: Path) -> None:
     assert judge.image("base").state is State.FAILED
     assert judge.image("base").reasons[0].startswith("base/Dockerfile:1: ")
     child = judge.image("child:1")
-    assert (child.state, child.reasons) == (State.STALE, ("base base is stale",))
+    assert (child.state, child.reasons) == (State.STALE, ("base image base is stale",))
 
 
 def test_a_long_chain_is_judged(tmp_path: Path) -> None:

@@ -334,7 +334,7 @@ def test_a_pull_that_finds_no_space_is_the_nodes_affair() -> None:
     )
     assert str(told) == (
         "bsae: podman does not know which registry this name is of\n"
-        "  next: write the registry too, as in docker.io/library/debian:12"
+        "  next: check the name, or write the registry too, as in docker.io/library/debian:12"
     )
 
 

@@ -254,6 +254,7 @@ EXPLAINED = {
           | srun: error: Unable to allocate resources: Invalid account or account/partition combination specified
           next: set `slurm.account` to one that may use this partition, or change `slurm.partition`;
                 yours: `sacctmgr show associations user=$USER format=account,partition,qos`
+                `doit help settings` names the files in which settings stand
         """,
     ),
     "wrong partition": (
@@ -268,6 +269,7 @@ EXPLAINED = {
           | srun: error: invalid partition specified: nope
           | srun: error: Unable to allocate resources: Invalid partition name specified
           next: set `slurm.partition` to one that is up and open to you: `sinfo --summarize`
+                `doit help settings` names the files in which settings stand
         """,
     ),
     "partition is down": (
@@ -278,6 +280,7 @@ EXPLAINED = {
         Slurm refused the partition of podman:reasoning:2025.1 (account a-demo, partition debug)
           | srun: error: Unable to allocate resources: Required partition not available (inactive or drain)
           next: set `slurm.partition` to one that is up and open to you: `sinfo --summarize`
+                `doit help settings` names the files in which settings stand
         """,
     ),
     "time limit refused": (
@@ -290,6 +293,7 @@ EXPLAINED = {
           | srun: error: Unable to allocate resources: Requested time limit is invalid (missing or exceeds some limit)
           next: lower `slurm.time_limit_min` (now 90), or change `slurm.partition`; what each
                 allows: `sinfo --format='%P %l'`
+                `doit help settings` names the files in which settings stand
         """,
     ),
     "QOS": (
