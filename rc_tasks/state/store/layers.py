@@ -48,7 +48,7 @@ class SquashedLayers:
         return path
 
     def put(self, digest: str, made: Path, record: LayerRecord, scratch: Path) -> Path:
-        """Put a file in place, and return its path; an older one of this layer is removed.
+        """Put a file in place unless the layer has one, and return the path.
 
         `made` is in `scratch`, a temporary directory of the store.
         """
@@ -60,21 +60,20 @@ class SquashedLayers:
         with made.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(made, new / _FILE)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(final, scratch / f"{final.name}.old")
         try:
             os.rename(new, final)
         except OSError:
-            # Another node has put it there at this moment.
+            # Another node may have put its file there meanwhile, and copies from it now.
             if reading.status(final / _FILE) is None:
-                raise
+                self.discard(final / _FILE, scratch)
+                os.rename(new, final)
         return final / _FILE
 
     def discard(self, path: Path, scratch: Path) -> None:
-        """Remove a damaged file, if it is in the store of this checkout."""
+        """Remove the file of a layer, if it is in the store of this checkout."""
         if path.is_relative_to(self.store.directory):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path.parent, scratch / f"{path.parent.name}.damaged")
+                os.rename(path.parent, scratch / f"{path.parent.name}.old")
 
 
 def layer_record(file: Path) -> LayerRecord | None:
