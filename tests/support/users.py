@@ -1,6 +1,7 @@
 """An ordinary user for tests that run as root."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import dockerfile_parse
-
-import rc_tasks
 from tests.support.tools import refuse
+
+# What steps need beside Python's own modules.
+PACKAGES: tuple[str, ...] = ("rc_tasks", "dockerfile_parse")
+if sys.version_info < (3, 14):
+    PACKAGES += ("backports.zstd",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,13 @@ def python(user: User) -> tuple[str, ...]:
     The one of these tests, and this checkout, can lie where only root may go.
     """
     copies = user.home / "python"
-    for package in (rc_tasks, dockerfile_parse):
-        found = Path(str(package.__file__)).parent
-        shutil.copytree(found, copies / found.name, ignore=shutil.ignore_patterns("__pycache__"))
-    probe = "import sys, rc_tasks.steps.__main__; assert sys.version_info >= (3, 11)"
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        target = copies / package.replace(".", "/")
+        shutil.copytree(Path(spec.origin).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    imports = ", ".join(("sys", "rc_tasks.steps.__main__", *PACKAGES))
+    probe = f"import {imports}; assert sys.version_info >= (3, 11)"
     for candidate in (sys.executable, "/usr/bin/python3"):
         argv = ("env", f"PYTHONPATH={copies}", "PYTHONDONTWRITEBYTECODE=1", candidate)
         done = subprocess.run([*user.argv, *argv, "-c", probe], check=False, capture_output=True)
