@@ -73,7 +73,9 @@ class _Hook:
         step, phase = self._wanted.step, self._wanted.phase
         tool = event == "subprocess.Popen" and _TOOLS.get(step) in {Path(word).name for word in words}
         self._tool_ran |= tool
-        self._merging |= event == "open" and words[0].endswith(".tmp.sqsh")
+        # A descriptor that is opened has no name.
+        opened = words[0] if event == "open" and words else ""
+        self._merging |= opened.endswith(".tmp.sqsh")
         match phase:
             case Phase.START:
                 return event == "os.link" and any("/.rc/locks/" in word for word in words)
@@ -87,7 +89,7 @@ class _Hook:
             case Phase.BEFORE_LAYER | Phase.AFTER_LAYER:
                 return event == "os.rename" and "/.rc/store/layers/" in words[1]
             case Phase.COPY:
-                return self._merging and event == "open" and words[0].endswith("/layer.sqsh")
+                return self._merging and opened.endswith("/layer.sqsh")
             case Phase.AFTER_WRITE:
                 # The first look at what mksquashfs has written.
                 return self._tool_ran and event == "subprocess.Popen" and "unsquashfs" in " ".join(words)

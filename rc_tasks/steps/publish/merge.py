@@ -139,15 +139,15 @@ class _Squasher:
         self, directories: Mapping[str, Path], like: Layer, scratch: Path
     ) -> tuple[dict[str, Layer], int]:
         """Return layers by their digests, and how many of them are new. Raise SquashfsError."""
-        found = {digest: path for digest in directories if (path := self.layers.find(digest))}
-        with _reading(found) as readings:
-            new = self._new(directories, directories.keys() - found.keys(), scratch)
+        stored = {digest: path for digest in directories if (path := self.layers.find(digest))}
+        with _reading(stored) as readings:
+            new = self._new(directories, directories.keys() - stored.keys(), scratch)
             stack = {
                 digest: layer
-                for digest, path in found.items()
+                for digest, path in stored.items()
                 if (layer := self._usable(path, readings[digest], like, scratch))
             }
-        new |= self._new(directories, found.keys() - stack.keys(), scratch)
+        new |= self._new(directories, stored.keys() - stack.keys(), scratch)
         return stack | {digest: read_layer(file) for digest, file in new.items()}, len(new)
 
     def _usable(self, path: Path, reading: Future[Layer], like: Layer, scratch: Path) -> Layer | None:
