@@ -177,7 +177,7 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         ('podman.isolation = "vm"', 'expected "", "oci", "rootless" or "chroot"'),
         ('podman.volumes = ["/a"]', "expected a volume SRC:DST[:OPTIONS] of absolute paths"),
         ('podman.storage = "here"', 'expected "auto", an absolute path, or an empty string'),
-        ('squash.method = "zip"', 'squash.method: expected "direct" or "enroot", found "zip"'),
+        ('squash.method = "zip"', 'squash.method: expected "merge", "direct" or "enroot", found "zip"'),
         ("squash.level = 23", "expected a whole number from 0 to 22, found 23"),
         ('squash = {compression = "gzip", level = 10}', "gzip has levels up to 9, found 10"),
         ('squash = {compression = "xz", level = 1}', "xz has no levels, found 1"),
