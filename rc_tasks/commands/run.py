@@ -33,6 +33,7 @@ from rc_tasks.engine.session import (
 from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
+from rc_tasks.state.disk import locks
 from rc_tasks.state.records.records import Task
 from rc_tasks.state.records.status import briefly
 from rc_tasks.tools import interrupt
@@ -120,6 +121,8 @@ class Run(AdaptedCommand, DoitRun):
         require_own(current.checkout)
         for job_id in release_abandoned(current.checkout):
             print(f"job {job_id} of an earlier run released", flush=True)
+        # A step that was killed after its record has left its lock, and will not run again.
+        locks.clear_ended(current.checkout.lock("").parent)
         always: Collection[str] = ()
         if self._always_all:
             always = reached

@@ -22,6 +22,10 @@ _BUFFER_BYTES = 4 << 20
 _MOST_COPIED_BYTES = 256 << 20
 
 
+class ChangedLayerError(SquashfsError):
+    """The file of a layer was replaced, removed or written to since it was read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """`size_bytes` of a source's file, from `start` on, that go to `target` in the new one."""
@@ -99,7 +103,7 @@ def _append(layout: Layout, source: LayerFile, begin: int, end: int) -> None:
 def copy(copies: Iterable[Copy], descriptor: int, target: Path, stop: Event) -> None:
     """Copy ranges into an open file; return early once `stop` is set.
 
-    Raise SquashfsError when a source has changed since it was read, OSError when `target` cannot be
+    Raise ChangedLayerError when a source has changed since it was read, OSError when `target` cannot be
     written.
     """
     opened: dict[LayerFile, int] = {}
@@ -109,6 +113,8 @@ def copy(copies: Iterable[Copy], descriptor: int, target: Path, stop: Event) -> 
             if source is None:
                 source = opened[one.source] = _open(one.source)
             _copy_range(one, source, descriptor, target, stop)
+        for layer, source in opened.items():
+            _require_unchanged(layer, source)
     finally:
         for source in opened.values():
             os.close(source)
@@ -119,10 +125,17 @@ def _open(source: LayerFile) -> int:
         descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _changed(source, f"cannot be opened again: {error.strerror}") from None
-    if identity(os.fstat(descriptor)) != source.identity:
+    try:
+        _require_unchanged(source, descriptor)
+    except ChangedLayerError:
         os.close(descriptor)
-        raise _changed(source, "changed while it was merged")
+        raise
     return descriptor
+
+
+def _require_unchanged(source: LayerFile, descriptor: int) -> None:
+    if identity(os.fstat(descriptor)) != source.identity:
+        raise _changed(source, "changed while it was merged")
 
 
 def _copy_range(one: Copy, source: int, descriptor: int, target: Path, stop: Event) -> None:
@@ -151,5 +164,5 @@ def _copy_range(one: Copy, source: int, descriptor: int, target: Path, stop: Eve
         done += count
 
 
-def _changed(source: LayerFile, why: str) -> SquashfsError:
-    return SquashfsError(f"the layer {why}", where=source.path, hint="merge the layers again")
+def _changed(source: LayerFile, why: str) -> ChangedLayerError:
+    return ChangedLayerError(f"the layer {why}", where=source.path, hint="merge the layers again")

@@ -48,7 +48,8 @@ def write(tree: Tree, target: Path, *, made_at: int, exportable: bool = True) ->
 
     `made_at` is the time in the superblock, in seconds since the epoch. `exportable` adds the table that
     NFS servers need, as mksquashfs does. The file is not synchronized to the disk.
-    Raise SquashfsError when the file cannot be written, or the tree has what the format cannot hold.
+    Raise ChangedLayerError when a layer has changed since it was read, SquashfsError when the file
+    cannot be written, or the tree has what the format cannot hold.
     """
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -4,8 +4,8 @@ EDITION is that of the record which the caller has seen; FILE is where the step 
 
 It works in the checkout around the current directory. `check` checks this node instead. `clear` removes
 podman's images of this job from this node. `fit` finds the podman settings that work on this host, and
-writes them into the checkout's rc_tasks.toml. `squash NAME FILE CONTENTS` is the part of the enroot step
-that runs in podman's namespace.
+writes them into the checkout's rc_tasks.toml. `squash NAME FILE CONTENTS UMASK` is the part of the
+enroot step that runs in podman's namespace.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
 
 def main(argv: list[str]) -> int:
     """Return the exit status: 0 done, 1 failed and reported, 2 wrong arguments, 130 interrupted."""
-    is_squash = argv[:1] == ["squash"] and len(argv) == 4
+    is_squash = argv[:1] == ["squash"] and len(argv) == 5
     has_no_name = argv in (["check"], ["clear"], ["fit"])
     if not (is_squash or has_no_name or (len(argv) in {2, 3, 4} and argv[0] in set(Step))):
         print(
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> int:
     # A job that is cancelled or runs out of time gets TERM: clean up as after Ctrl-C.
     interrupt.raise_once({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     command.end_with_parent()
-    with_careful_umask()
+    # podman gives its children the umask 022, with which no other member could write to the store.
+    with_careful_umask(int(argv[4], 8) if is_squash else None)
     try:
         checkout = open_checkout(find_root(Path.cwd()))
         if argv == ["check"]:

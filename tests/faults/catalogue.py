@@ -17,6 +17,7 @@ from pathlib import Path
 from rc_tasks.state.disk.processes import space
 from rc_tasks.state.records.records import Step
 from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Run
+from tests.faults.injected import largest_layer, overwrite
 from tests.faults.plan import LOST_VARIABLE, PHASES, Action, Injection, Phase
 from tests.support.storage import remove_storage
 
@@ -61,6 +62,7 @@ def cases() -> Iterator[Case]:
     yield from _in_steps()
     yield from _tools()
     yield from _damaged_images()
+    yield from _damaged_layers()
     yield from _damaged_records()
     yield from _damaged_state()
     yield from _clock()
@@ -74,6 +76,7 @@ def cases() -> Iterator[Case]:
 
 def _in_steps() -> Iterator[Case]:
     apart = {Action.STOP, Action.WAIT, Action.KILL_SLURMSTEPD, Action.MOVE_TREE}
+    apart |= {Action.DAMAGE_LAYER, Action.REMOVE_LAYER}
     alone = [action for action in Action if action not in apart]
     for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:
@@ -85,7 +88,7 @@ def _makes_sense(action: Action, phase: Phase) -> bool:
     if action is Action.KILL_TOOL:
         return phase is Phase.DURING
     # A process loses its rights thread by thread: only the one that acts can be hit.
-    return action is not Action.NO_PERMISSION or phase is not Phase.DURING
+    return action is not Action.NO_PERMISSION or phase not in {Phase.DURING, Phase.COPY}
 
 
 def _injection(ground: Ground, step: str, image: str, phase: Phase, action: Action) -> Injection:
@@ -95,7 +98,7 @@ def _injection(ground: Ground, step: str, image: str, phase: Phase, action: Acti
 
 def _injected(step: str, image: str, phase: Phase, action: Action) -> Callable[[Ground], Ended]:
     def run(ground: Ground) -> Ended:
-        ground.change(image)
+        ground.change(image, large=phase is Phase.DURING)
         wanted = _injection(ground, step, image, phase, action)
         ended = ground.run(injection=wanted)
         ground.lift()
@@ -186,6 +189,27 @@ def _damaged_images() -> Iterator[Case]:
             frozenset({task}),
             Ends.WELL,
         )
+
+
+def _damaged_layers() -> Iterator[Case]:
+    """Files of the layer that all images share, between two runs and while it is copied."""
+
+    def record(path: Path) -> Path:
+        return path.with_name("layer.json")
+
+    damages: dict[str, Callable[[Path], object]] = {
+        "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+        "one block overwritten": overwrite,
+        "gone": Path.unlink,
+        "record gone": lambda path: record(path).unlink(),
+        "record truncated": lambda path: os.truncate(record(path), 20),
+    }
+    for (moment, damage), image in itertools.product(damages.items(), IMAGES):
+        run = _damaged_then_changed(lambda ground: largest_layer(ground.root), damage, image)
+        yield Case("damaged layer", moment, image, run, ends=Ends.WELL)
+    for action, image in itertools.product((Action.DAMAGE_LAYER, Action.REMOVE_LAYER), IMAGES):
+        run = _injected("enroot", image, Phase.COPY, action)
+        yield Case(str(action), f"enroot {Phase.COPY}", image, run, ends=Ends.WELL)
 
 
 def _damaged_records() -> Iterator[Case]:
@@ -325,7 +349,7 @@ def _all_damaged(pattern: str, damage: Callable[[Path], None]) -> Callable[[Grou
 
 
 def _damaged_then_changed(
-    where: Callable[[Ground], Path], damage: Callable[[Path], None], image: str
+    where: Callable[[Ground], Path], damage: Callable[[Path], object], image: str
 ) -> Callable[[Ground], Ended]:
     def run(ground: Ground) -> Ended:
         damage(where(ground))
@@ -392,7 +416,7 @@ def _stopped_holders() -> Iterator[Case]:
         for phase in phases:
 
             def run(ground: Ground, step: str = step, phase: Phase = phase, image: str = image) -> Ended:
-                ground.change(image)
+                ground.change(image, large=phase is Phase.DURING)
                 wanted = _injection(ground, step, image, phase, Action.STOP)
                 older = ground.start(injection=wanted, **lost)
                 process = _stopped(Path(wanted.done), older)

@@ -29,8 +29,10 @@ from tests.support.storage import own_storage, remove_storage
 
 BASE, CHILD = "base", "left:1"
 IMAGES = (BASE, CHILD)
+# A file of the base that never changes.
+FILLER = "filler"
 # The checkout has a file system of its own, small enough to be filled.
-SPACE = "160m"
+SPACE = "400m"
 _SOURCE = Path(__file__).resolve().parents[2]
 _GONE_S = 60.0
 # A run that takes longer never ends. One whose step was lost in its first second takes five minutes.
@@ -100,13 +102,15 @@ class Ground:
         """Where a step's record lies."""
         return self.root / f".rc/state/{step}:{image}.json"
 
-    def change(self, image: str) -> None:
-        """Change an image's recipe, and what every env.toml says."""
+    def change(self, image: str, *, large: bool = False) -> None:
+        """Change an image's recipe, and what every env.toml says; `large` makes a layer of 3 MB."""
         self.number += 1
         self.before = dict(self.marks)
         self.marks[image] = f"{image}-{self.number}"
         origin = "scratch\nCOPY rootfs/ /" if image == BASE else BASE
         text = f"FROM {origin}\nRUN sleep 0.3; echo {self.marks[image]} > /etc/{_mark(image)}\n"
+        if large:
+            text += "RUN busybox head -c 3000000 /dev/urandom > /etc/large\n"
         (self.directory(image) / "Dockerfile").write_text(text)
         settings = f'images_root = "/official"\n[tool.rc_tasks.edf]\nworkdir = "/w{self.number}"\n'
         (self.root / "pyproject.toml").write_text(f"[tool.rc_tasks]\n{settings}")
@@ -190,6 +194,8 @@ class Ground:
             stale |= image == CHILD and self._base_mark(path) != self.marks[BASE]
             if states.get(image) == "fresh" and stale:
                 found.append(f"{image}: called fresh, and holds {mark.strip()}")
+            if not _same(path, FILLER, self.root / "base/rootfs" / FILLER):
+                found.append(f"{image}: {FILLER} has other bytes")
             moving = (self.root / MOVING).read_text()
             if states.get(image) == "fresh" and _unsquash(path, "-cat", "moving") != moving:
                 found.append(f"{image}: called fresh, and holds a file that has gone again")
@@ -381,7 +387,7 @@ def _checkout(root: Path) -> Path:
     for applet in ("sh", "sleep"):
         (programs / applet).symlink_to("busybox")
     # What xz takes most of a second for.
-    (root / "base/rootfs/filler").write_bytes(random.Random(1).randbytes(3_000_000))
+    (root / "base/rootfs" / FILLER).write_bytes(random.Random(1).randbytes(3_000_000))
     return root
 
 
@@ -400,3 +406,9 @@ def _unsquash(path: Path, *argv: str) -> str | None:
         check=False,
     )
     return done.stdout if done.returncode == 0 else None
+
+
+def _same(image: Path, name: str, file: Path) -> bool:
+    """Whether a file of an image has the bytes of another file."""
+    done = subprocess.run(("unsquashfs", "-cat", image, name), capture_output=True, check=False)
+    return done.stdout == file.read_bytes()

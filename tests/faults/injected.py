@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ class _Hook:
         self._over = False
         self._next = False
         self._tool_ran = False
+        self._merging = False
 
     def see(self, event: str, arguments: tuple[object, ...]) -> None:
         """Called by Python before each thing that it does."""
@@ -51,7 +53,7 @@ class _Hook:
         words = [os.fsdecode(each) for each in _flat(arguments) if isinstance(each, str | bytes)]
         if self._comes(event, words):
             match self._wanted.phase:
-                case Phase.AFTER_RENAME | Phase.AFTER_RECORD:
+                case Phase.AFTER_LAYER | Phase.AFTER_RENAME | Phase.AFTER_RECORD:
                     # What this event announces is done when the next one comes.
                     self._next = True
                 case Phase.DURING:
@@ -71,13 +73,23 @@ class _Hook:
         step, phase = self._wanted.step, self._wanted.phase
         tool = event == "subprocess.Popen" and _TOOLS.get(step) in {Path(word).name for word in words}
         self._tool_ran |= tool
+        # A descriptor that is opened has no name.
+        opened = words[0] if event == "open" and words else ""
+        self._merging |= opened.endswith(".tmp.sqsh")
         match phase:
             case Phase.START:
                 return event == "os.link" and any("/.rc/locks/" in word for word in words)
-            case Phase.BEFORE | Phase.DURING:
+            case Phase.BEFORE:
                 return tool
+            case Phase.DURING:
+                # What is squashed first, for Enroot, is done in no time.
+                return tool and not any(word.endswith("/written.sqsh") for word in words)
             case Phase.STORE:
                 return event == "os.rename" and "/.rc/store/" in words[1]
+            case Phase.BEFORE_LAYER | Phase.AFTER_LAYER:
+                return event == "os.rename" and "/.rc/store/layers/" in words[1]
+            case Phase.COPY:
+                return self._merging and opened.endswith("/layer.sqsh")
             case Phase.AFTER_WRITE:
                 # The first look at what mksquashfs has written.
                 return self._tool_ran and event == "subprocess.Popen" and "unsquashfs" in " ".join(words)
@@ -116,6 +128,10 @@ class _Hook:
                 os.kill(_slurmstepd(), signal.SIGKILL)
             case Action.MOVE_TREE:
                 _move(Path(wanted.checkout, MOVING))
+            case Action.DAMAGE_LAYER:
+                overwrite(largest_layer(Path(wanted.checkout)))
+            case Action.REMOVE_LAYER:
+                shutil.rmtree(largest_layer(Path(wanted.checkout)).parent)
             case Action.WAIT:
                 time.sleep(60)
             case Action.FULL_DISK:
@@ -139,6 +155,19 @@ def _move(path: Path) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     threading.Timer(1.0, back).start()
+
+
+def largest_layer(root: Path) -> Path:
+    """The file of the layer that all images share."""
+    files = (root / ".rc/store/layers").glob("*/layer.sqsh")
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def overwrite(path: Path) -> None:
+    """Overwrite a data block of a squashed layer."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\0" * 4096)
 
 
 def fill(path: Path) -> None:

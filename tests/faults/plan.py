@@ -20,6 +20,9 @@ class Phase(StrEnum):
     BEFORE = "before the tool"
     DURING = "during the tool"
     STORE = "before the store"
+    BEFORE_LAYER = "before a layer is put"
+    AFTER_LAYER = "after a layer was put"
+    COPY = "while layers are copied"
     AFTER_WRITE = "after the write"
     BEFORE_RENAME = "before the rename"
     AFTER_RENAME = "after the rename"
@@ -41,6 +44,9 @@ PHASES = {
         Phase.START,
         Phase.BEFORE,
         Phase.DURING,
+        Phase.BEFORE_LAYER,
+        Phase.AFTER_LAYER,
+        Phase.COPY,
         Phase.AFTER_WRITE,
         Phase.BEFORE_RENAME,
         Phase.AFTER_RENAME,
@@ -73,6 +79,9 @@ class Action(StrEnum):
     KILL_SLURMSTEPD = "kill -9 of slurmstepd"
     # A file of the build context is another one for a second, as when branches are switched and back.
     MOVE_TREE = "tree that moves"
+    # What a broken disk does to a layer, and what `doit gc` on another node does.
+    DAMAGE_LAYER = "layer damaged while it is copied"
+    REMOVE_LAYER = "layer removed while it is copied"
     # Only says that the moment has come, and waits for what others do.
     WAIT = "waits"
 

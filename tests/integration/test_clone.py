@@ -171,6 +171,48 @@ def test_a_branch_resumes_where_it_differs_from_the_official_image(
     assert log.count("Using cache") == 2, "RUN and COPY above the change"
 
 
+def squashed(family: Family) -> set[str]:
+    """The layers that are squashed in a store."""
+    return {path.parent.name for path in (family.root / ".rc/store/layers").glob("*/layer.sqsh")}
+
+
+def publish_log(family: Family, name: str) -> str:
+    """What publishing an image last said."""
+    return max((family.root / f".rc/logs/{name}/enroot").glob("*Z*.log")).read_text()
+
+
+@pytest.mark.podman
+def test_a_branch_copies_from_the_layers_of_the_official_store(official: Family, clone: Family) -> None:
+    assert clone.run("build:base") == {}
+    clone.edit("projects/user:1/Dockerfile", "echo user", "echo changed")
+    assert set(clone.run("build:user:1")) == steps("user:1") | {"env:user:1"}
+    found = re.search(r"merged (\d+) layers, 1 of them new: ", publish_log(clone, "user:1"))
+    assert found is not None and int(found[1]) > 1
+    assert len(squashed(clone)) == 1 and not squashed(clone) & squashed(official)
+    assert inside(clone.artifact("user:1"), "user") == "changed\n"
+    assert inside(clone.artifact("user:1"), "base") == "base\n"
+
+
+@pytest.mark.podman
+def test_a_damaged_official_layer_is_squashed_in_the_clone(changing: Family, tmp_path: Path) -> None:
+    clone = cloned(changing, tmp_path / "clone")
+    assert clone.run("build:base") == {}
+    files = (changing.root / ".rc/store/layers").glob("*/layer.sqsh")
+    path = max(files, key=lambda file: file.stat().st_size)
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    before = listing(changing.root)
+    clone.edit("projects/user:1/Dockerfile", "echo user", "echo changed")
+    assert set(clone.run("build:user:1")) == steps("user:1") | {"env:user:1"}
+    log = publish_log(clone, "user:1")
+    why = "not a whole SquashFS image: its bytes have changed since it was written"
+    assert f"{path}: {why}; this layer is squashed again\n" in log
+    assert ", 2 of them new: " in log
+    assert path.parent.name in squashed(clone)
+    assert listing(changing.root) == before
+
+
 @pytest.mark.podman
 def test_a_clone_notices_that_the_official_image_changed(changing: Family, tmp_path: Path) -> None:
     clone = cloned(changing, tmp_path / "clone")

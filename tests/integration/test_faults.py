@@ -20,6 +20,8 @@ CHOSEN = (
     "exit 0 with no output, podman, left:1",
     "exit 0 with no output, mksquashfs, left:1",
     "half a file, exit 0, mksquashfs, left:1",
+    "damaged layer, one block overwritten, left:1",
+    "layer removed while it is copied, enroot while layers are copied, left:1",
     "damaged record, enroot: another task's, left:1",
     "clock, -2d, left:1",
     "stopped lock holder, podman before the record, left:1",

@@ -5,15 +5,19 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
-from rc_tasks.state.store import layers
+from rc_tasks.squashfs.write import Written, write
+from rc_tasks.state.store import garbage, layers
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
@@ -21,6 +25,7 @@ from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX
+from tests.support.layers import listing
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
@@ -46,7 +51,6 @@ RUN chmod 0711 /a; chown 12:34 /a/b/2; echo more >> /a/big-too; touch -d '1999-1
 RUN rm -r /a/b/c; mkdir /a/b/c; dd if=/dev/zero of=/a/zeros bs=1M count=3 2>/dev/null; : > /a/empty
 WORKDIR /work/here
 """
-ENTRY = re.compile(r"(?m)^(d\S+) (\S+) +\d+ (.*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +96,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
         if podman.driver != "overlay":
             pytest.skip("no overlay here")
         yield Place(podman, Store(tmp_path / "store"), tmp_path)
-
-
-def listing(path: Path) -> list[str]:
-    """All entries but for the times of what publishing itself writes, and the sizes of directories."""
-    text = command.capture(squashfs.listing(path)).stdout
-    lines = ENTRY.sub(r"\1 \2 \3", text[text.index("drwx") :]).splitlines()
-    own = re.compile(r" squashfs-root(/etc(/(fstab|environment|rc|rc\.local))?|/work(/here)?)?$")
-    date = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d")
-    return [date.sub("now", line) if own.search(line) else line for line in lines]
 
 
 def squashed_layers(store: Store) -> list[Path]:
@@ -161,6 +156,99 @@ def test_a_damaged_layer_is_told_and_made_again(place: Place) -> None:
     assert path.stat().st_size == record.size_bytes
     whole, _ = place.publish(image_id, Squash(method=SquashMethod.DIRECT))
     assert listing(merged) == listing(whole)
+
+
+@pytest.mark.parametrize("damaged", ["block", "record"])
+def test_damaged_bytes_are_not_published(place: Place, damaged: str) -> None:
+    image_id = place.build(DOCKERFILE)
+    good, _ = place.publish(image_id)
+    path = max(squashed_layers(place.store), key=lambda file: file.stat().st_size)
+    if damaged == "block":
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 3)
+            file.write(b"damage")
+    else:
+        path.with_name("layer.json").write_text("{")
+    merged, log = place.publish(image_id)
+    why = "its bytes have changed since it was written" if damaged == "block" else "its record is"
+    assert f"{path}: not a whole SquashFS image: {why}" in log
+    assert re.search(r"merged \d+ layers, 1 of them new: ", log), log
+    assert contents(merged, place.directory / "now") == contents(good, place.directory / "before")
+    _, log = place.publish(image_id)
+    assert ", 0 of them new: " in log
+
+
+def test_a_layer_that_is_taken_away_is_squashed_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id = place.build(DOCKERFILE)
+    place.publish(image_id)
+    path = max(squashed_layers(place.store), key=lambda file: file.stat().st_size)
+    times = 0
+
+    def taken_away(*arguments: Any, **options: Any) -> Written:
+        nonlocal times
+        times += 1
+        if times == 1:
+            shutil.rmtree(path.parent)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr("rc_tasks.steps.publish.merge.write", taken_away)
+    merged, log = place.publish(image_id)
+    assert f"{path}: the layer cannot be opened again: No such file or directory; the layers are" in log
+    assert re.search(r"merged \d+ layers, 1 of them new: ", log), log
+    whole, _ = place.publish(image_id, Squash(method=SquashMethod.DIRECT))
+    assert listing(merged) == listing(whole)
+
+
+def test_layers_that_change_again_and_again_are_not_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id = place.build(DOCKERFILE)
+
+    def taken_away(*arguments: Any, **options: Any) -> Written:
+        shutil.rmtree(place.store.directory / "layers")
+        return write(*arguments, **options)
+
+    monkeypatch.setattr("rc_tasks.steps.publish.merge.write", taken_away)
+    made, log = place.publish(image_id)
+    assert "the image is squashed whole: its layers changed 3 times while they were merged\n" in log
+    whole, _ = place.publish(image_id, Squash(method=SquashMethod.DIRECT))
+    assert listing(made) == listing(whole)
+
+
+def test_gc_keeps_the_layers_of_a_running_merge(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_id = place.build(DOCKERFILE)
+    place.publish(image_id)
+
+    def collect() -> list[Path]:
+        # Nothing refers to these layers, and all of them are old.
+        return garbage.remove(place.store, garbage.unneeded(place.store, {}, (), time.time() + 10))
+
+    def collected(*arguments: Any, **options: Any) -> Written:
+        assert collect() == []
+        return write(*arguments, **options)
+
+    monkeypatch.setattr("rc_tasks.steps.publish.merge.write", collected)
+    _, log = place.publish(image_id)
+    assert ", 0 of them new: " in log
+    assert {path.parent for path in squashed_layers(place.store)} == set(collect())
+
+
+def test_two_writers_share_a_base(place: Place) -> None:
+    images = [place.build(f"{DOCKERFILE}RUN echo {word} > /{word}\n") for word in ("one", "two")]
+    places = [replace(place, directory=place.directory / image_id) for image_id in images]
+    for each in places:
+        each.directory.mkdir()
+    with ThreadPoolExecutor() as pool:
+        published = list(pool.map(Place.publish, places, images))
+    for each, image_id, (merged, log) in zip(places, images, published, strict=True):
+        assert "merged " in log
+        whole, _ = each.publish(image_id, Squash(method=SquashMethod.DIRECT))
+        assert listing(merged) == listing(whole)
+        _, again = each.publish(image_id)
+        assert ", 0 of them new: " in again
+    assert not [name for name in os.listdir(place.store.directory) if name.startswith(".put")]
 
 
 def test_layers_of_other_settings_are_squashed_again(place: Place) -> None:

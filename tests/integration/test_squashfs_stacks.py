@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rc_tasks.squashfs.merge import merge
-from rc_tasks.squashfs.neutral import is_neutral, neutral
 from rc_tasks.squashfs.read import read_layer
-from rc_tasks.squashfs.tree import NO_XATTRS, Directory
+from rc_tasks.squashfs.readers import Readers, readers
 from rc_tasks.squashfs.write import write
 from tests.support.layers import mounted, overlaid, require_root, seen, squash
 from tests.support.tools import require_tools
@@ -33,7 +32,7 @@ KINDS = (
     "link",
     "xattr",
 )
-OCI_KINDS = (*KINDS, "oci opaque", "oci whiteout", "oci whiteout")
+OCI_KINDS = ("oci opaque", "user opaque", "user opaque", "oci whiteout")
 
 
 def stacks(kinds: tuple[str, ...]) -> st.SearchStrategy[list[list[tuple[str, str]]]]:
@@ -63,6 +62,9 @@ def fill(root: Path, entries: list[tuple[str, str]], chance: random.Random) -> N
             case "opaque":
                 path.mkdir()
                 os.setxattr(path, "trusted.overlay.opaque", b"y")
+            case "user opaque":
+                path.mkdir()
+                os.setxattr(path, "user.overlay.opaque", b"y")
             case "oci opaque":
                 path.mkdir()
                 (path / ".wh..wh..opq").touch()
@@ -120,8 +122,8 @@ def test_a_merge_is_what_overlayfs_shows(layers: list[list[tuple[str, str]]], se
         shutil.rmtree(scratch)
 
 
-@given(layers=stacks(OCI_KINDS), seed=st.integers(0, 1 << 32))
-def test_layers_in_the_neutral_form_show_the_same(
+@given(layers=stacks((*KINDS, *OCI_KINDS)), seed=st.integers(0, 1 << 32))
+def test_whoever_can_mount_layers_sees_what_a_merge_gives(
     layers: list[list[tuple[str, str]]], seed: int
 ) -> None:
     require_tools("mksquashfs", "mount")
@@ -129,26 +131,23 @@ def test_layers_in_the_neutral_form_show_the_same(
     scratch = Path(tempfile.mkdtemp(prefix="rc-stacks-"))
     try:
         chance = random.Random(seed)
-        images, neutrals = [], []
+        images = []
         for number, entries in enumerate(layers):
             directory = scratch / str(number)
             directory.mkdir()
             fill(directory, entries, chance)
             images.append(read_layer(squash(directory, scratch / f"{number}.sqsh")))
-            below = merge(images[:-1]).root if number else Directory(0o755, 0, 0, 0, NO_XATTRS)
-            changed = scratch / f"{number}n.sqsh"
-            write(neutral(images[-1], below), changed, made_at=0)
-            neutrals.append(read_layer(changed))
-            assert is_neutral(neutrals[-1])
         write(merge(images), scratch / "merged.sqsh", made_at=0)
+        able = [readers(image) for image in images]
         with ExitStack() as stack:
             expected = stack.enter_context(mounted(scratch / "merged.sqsh", scratch / "merged"))
             points = [
-                stack.enter_context(mounted(layer.source.path, scratch / f"point{number}"))
-                for number, layer in enumerate(neutrals)
+                stack.enter_context(mounted(image.source.path, scratch / f"point{number}"))
+                for number, image in enumerate(images)
             ]
-            # With this option the kernel does not see what root's overlay keeps in attributes.
-            found = stack.enter_context(overlaid(points, scratch / "overlay", ",userxattr"))
-            assert seen(found) == seen(expected)
+            for who, options in ((Readers.ROOT, ""), (Readers.USERS, ",userxattr")):
+                if set(able) <= {who, Readers.EVERYBODY}:
+                    found = stack.enter_context(overlaid(points, scratch / who, options))
+                    assert seen(found) == seen(expected)
     finally:
         shutil.rmtree(scratch)

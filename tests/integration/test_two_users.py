@@ -2,9 +2,12 @@
 
 import grp
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ import pytest
 
 from tests.support.checkouts import write_checkout
 from tests.support.images import BUSYBOX
+from tests.support.layers import listing
+from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
 from tests.support.users import User, ordinary_user, python
 
@@ -34,9 +39,13 @@ class Member:
     python: tuple[str, ...]
     root: Path
 
-    def start(self, *step: str) -> "subprocess.Popen[str]":
+    def start(self, *step: str, **settings: str) -> "subprocess.Popen[str]":
         """`python -m rc_tasks.steps STEP…`, running."""
-        variables = ("RC_PODMAN_ISOLATION=chroot", f"RC_PODMAN_STORAGE={self.user.home}/storage")
+        variables = (
+            *(f"{name}={value}" for name, value in settings.items()),
+            "RC_PODMAN_ISOLATION=chroot",
+            f"RC_PODMAN_STORAGE={self.user.home}/storage",
+        )
         in_checkout = (*self.user.argv, "env", f"--chdir={self.root}", *variables)
         return subprocess.Popen(
             (*in_checkout, *self.python, "-m", "rc_tasks.steps", *step),
@@ -47,8 +56,8 @@ class Member:
             text=True,
         )
 
-    def run(self, *step: str, status: int = 0) -> str:
-        return ended(self.start(*step), status)
+    def run(self, *step: str, status: int = 0, **settings: str) -> str:
+        return ended(self.start(*step, **settings), status)
 
 
 def ended(started: "subprocess.Popen[str]", status: int = 0) -> str:
@@ -94,6 +103,14 @@ def members() -> Iterator[tuple[Member, Member]]:
         )
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for podman, which takes no long paths."""
+    with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as directory:
+        yield Path(directory)
+        remove_storage(Path(directory, "storage"))
+
+
 def test_two_members_build_and_replace_each_others_images(members: tuple[Member, Member]) -> None:
     first, second = members
     root = first.root
@@ -115,3 +132,69 @@ def test_two_members_build_and_replace_each_others_images(members: tuple[Member,
     assert foreign == [], "what another member could not remove"
     closed = [path for path in found if path.is_dir() and not path.stat().st_mode & stat.S_IWGRP]
     assert closed == []
+
+
+def test_each_publishes_from_the_layers_of_the_others(
+    members: tuple[Member, Member], short_path: Path
+) -> None:
+    first, second = members
+    root = first.root
+    # In root's storage, deletions have another form than in a user's.
+    admin = Member(User("root", short_path, ()), (sys.executable,), root)
+    lines = (
+        "busybox rm /base; busybox mkdir /gone; echo a > /gone/a",
+        "busybox rm -r /gone; busybox mkdir /gone",
+    )
+    change(root, "two:1", *lines)
+    for name in ("base", "two:1"):
+        first.run("podman", name)
+    shutil.rmtree(root / ".rc/store/layers", ignore_errors=True)
+    layers, new = merged(first.run("enroot", "base"))
+    assert new == layers
+    # Those of the base are the first member's.
+    assert merged(second.run("enroot", "two:1")) == (layers + 3, 3)
+    published = published_listing(root)
+    assert not [line for line in published if line.endswith(("/base", "/gone/a"))]
+    change(root, "two:1", "echo more > /more")
+    first.run("podman", "two:1")
+    assert merged(admin.run("enroot", "two:1")) == (layers + 4, 1)
+    assert len(published_listing(root)) == len(published) + 1
+    shutil.rmtree(root / ".rc/store/layers")
+    assert merged(admin.run("enroot", "two:1")) == (layers + 4, layers + 4)
+    made_by_root = published_listing(root)
+    for each in (first, second, admin):
+        assert merged(each.run("enroot", "two:1")) == (layers + 4, 0)
+        assert published_listing(root) == made_by_root
+        assert " of them new" not in each.run("enroot", "two:1", RC_SQUASH_METHOD="direct")
+        assert published_listing(root) == made_by_root
+    assert [path for path in (root / ".rc/store").iterdir() if path.name.startswith(".put")] == []
+    group = grp.getgrgid(root.stat().st_gid).gr_name
+    assert {path.group() for path in (root / ".rc/store/layers").rglob("*")} == {group}
+
+
+def test_a_member_replaces_a_damaged_layer_of_another(members: tuple[Member, Member]) -> None:
+    first, second = members
+    first.run("podman", "base")
+    layers, _ = merged(first.run("enroot", "base"))
+    for path in (first.root / ".rc/store/layers").glob("*/layer.json"):
+        path.write_text("{}")
+    assert merged(second.run("enroot", "base")) == (layers, layers)
+    assert merged(first.run("enroot", "base")) == (layers, 0)
+
+
+def change(root: Path, name: str, *lines: str) -> None:
+    dockerfile = root / "projects" / name / "Dockerfile"
+    dockerfile.write_text(dockerfile.read_text() + "".join(f"RUN {line}\n" for line in lines))
+
+
+def merged(output: str) -> tuple[int, int]:
+    """How many layers were merged, and how many of them squashed."""
+    found = re.search(r"^merged (\d+) layers, (\d+) of them new: ", output, re.MULTILINE)
+    assert found is not None, output
+    return int(found[1]), int(found[2])
+
+
+def published_listing(root: Path) -> list[str]:
+    lines = listing(root / "projects/two:1/image.sqsh")
+    # It says who squashed the image.
+    return [line for line in lines if not line.endswith("/etc/rc")]

@@ -25,7 +25,7 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
-from rc_tasks.state.store.layers import SquashedLayers, layer_file
+from rc_tasks.state.store.layers import SquashedLayers, layer_file, record_file
 from rc_tasks.state.store.store import LAYERS, Store
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class Official:
         """Return the SquashFS file of a layer in the official store, if only trusted users wrote it."""
         path = layer_file(self.store, digest)
         try:
-            self._file(str(path))
+            for file in (path, record_file(path)):
+                self._file(str(file))
         except (NotOfferedError, OSError):
             return None
         return path

@@ -287,9 +287,9 @@ def open_up(directory: str | Path) -> None:
     os.chmod(directory, stat.S_IMODE(os.stat(directory).st_mode) | 0o777 & ~umask())
 
 
-def with_careful_umask() -> None:
-    """Deny others the right to write files of this process, whatever the caller's umask."""
-    os.umask(umask() | stat.S_IWOTH)
+def with_careful_umask(mask: int | None = None) -> None:
+    """Deny others the right to write files of this process, whatever the caller's umask, or `mask`."""
+    os.umask((umask() if mask is None else mask) | stat.S_IWOTH)
 
 
 def umask() -> int:

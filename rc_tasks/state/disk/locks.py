@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import RcError
-from rc_tasks.state.disk import processes
+from rc_tasks.state.disk import processes, reading
 from rc_tasks.state.disk.files import (
     CLOCK,
     guarded,
@@ -267,6 +267,17 @@ def _parse(text: bytes) -> Holder:
     if abs(parsed.pid) > _MOST_PID:
         raise DecodeError(".pid: is no process")
     return parsed
+
+
+def clear_ended(directory: Path) -> None:
+    """Remove the locks of ended processes of this host, which no step may ever take again."""
+    for name in reading.names(directory):
+        path = directory / name
+        if path.suffix == ".json" and not name.startswith("."):
+            with contextlib.suppress(LockedError, OSError):
+                lock_seen = _look(path)
+                if lock_seen is not None and lock_seen.holder.ended:
+                    _clear(path)
 
 
 def _take_in_turn(path: Path, mine: Holder) -> _Lock:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rc_tasks.squashfs.readers import Readers
 from rc_tasks.state.disk import reading
 from rc_tasks.state.store.store import LAYERS, Store
 from rc_tasks.util.json_decode import Size, encode, parse
@@ -23,11 +24,15 @@ _RECORD = "layer.json"
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """What was written: `blocks_digest` is defined in docs/reference/image-json.md."""
+    """What was written: `blocks_digest` is defined in docs/reference/image-json.md.
+
+    `readers` says who can mount it.
+    """
 
     size_bytes: Size
     blocks_digest: str
     mksquashfs: str
+    readers: Readers = Readers.NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class SquashedLayers:
         return path
 
     def put(self, digest: str, made: Path, record: LayerRecord, scratch: Path) -> Path:
-        """Put a file in place, and return its path; an older one of this layer is removed.
+        """Put a file in place unless the layer has one, and return the path.
 
         `made` is in `scratch`, a temporary directory of the store.
         """
@@ -60,26 +65,30 @@ class SquashedLayers:
         with made.open("rb") as file:
             os.fsync(file.fileno())
         os.rename(made, new / _FILE)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(final, scratch / f"{final.name}.old")
         try:
             os.rename(new, final)
         except OSError:
-            # Another node has put it there at this moment.
+            # Another node may have put its file there meanwhile, and copies from it now.
             if reading.status(final / _FILE) is None:
-                raise
+                self.discard(final / _FILE, scratch)
+                os.rename(new, final)
         return final / _FILE
 
     def discard(self, path: Path, scratch: Path) -> None:
-        """Remove a damaged file, if it is in the store of this checkout."""
+        """Remove the file of a layer, if it is in the store of this checkout."""
         if path.is_relative_to(self.store.directory):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path.parent, scratch / f"{path.parent.name}.damaged")
+                os.rename(path.parent, scratch / f"{path.parent.name}.old")
 
 
 def layer_record(file: Path) -> LayerRecord | None:
     """Return the record of a layer's file; None for one that is missing or damaged."""
-    return parse(LayerRecord, reading.content(file.with_name(_RECORD)))
+    return parse(LayerRecord, reading.content(record_file(file)))
+
+
+def record_file(file: Path) -> Path:
+    """Return where the record of a layer's file is."""
+    return file.with_name(_RECORD)
 
 
 def layer_file(store: Store, digest: str) -> Path:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from rc_tasks.errors import CommandError
 from rc_tasks.model.config.settings import MountMode, Settings
+from rc_tasks.squashfs.readers import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.reading import names
 from rc_tasks.state.disk.trust import NotOfferedError
+from rc_tasks.state.store.layers import layer_record
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.tools import additional_store, command, skopeo
@@ -69,7 +71,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
             continue
         known = additional_store.known_layers(images, image.diff_ids)
         whole = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
-        files = {layer_id: find(diff_id) for layer_id, diff_id in whole.items()}
+        files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in whole.items()}
         try:
             if files and None not in files.values():
                 _mount(podman, images, {key: file for key, file in files.items() if file is not None})
@@ -83,6 +85,15 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
                 _mount(podman, images, {key: file for key in known if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
+
+
+def _mountable(podman: Podman, file: Path | None) -> Path | None:
+    """Return the file of a layer if podman's overlay shows what it deletes."""
+    record = layer_record(file) if file is not None else None
+    able = {Readers.EVERYBODY}
+    if not any("mount_program" in option for option in podman.options):
+        able.add(Readers.USERS if rootless() else Readers.ROOT)
+    return file if record is not None and record.readers in able else None
 
 
 def described(settings: Settings) -> tuple[str, str]:

@@ -3,22 +3,26 @@
 The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new metadata.
 """
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rc_tasks.errors import ArtifactError
+from rc_tasks.squashfs import superblock
+from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit
 from rc_tasks.squashfs.merge import merge as merge_layers
-from rc_tasks.squashfs.neutral import is_neutral, neutral
 from rc_tasks.squashfs.read import read_layer
-from rc_tasks.squashfs.superblock import SquashfsError
-from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Layer, Tree
+from rc_tasks.squashfs.readers import readers
+from rc_tasks.squashfs.superblock import SquashfsError, not_whole
+from rc_tasks.squashfs.tree import Layer, Tree
 from rc_tasks.squashfs.write import write
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.state.store.layers import LayerRecord, SquashedLayers
+from rc_tasks.state.store.layers import LayerRecord, SquashedLayers, layer_record
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.publish import mksquashfs
 from rc_tasks.tools import command, squashfs
@@ -35,6 +39,8 @@ _EDIT = Edit(
 )
 # So many layers are squashed at once: each mksquashfs uses all CPUs, but reads with one thread.
 _AT_ONCE = 4
+# Another node, or `doit gc`, may take a layer away while it is copied.
+_ATTEMPTS = 3
 
 
 def merge(
@@ -49,7 +55,8 @@ def merge(
 ) -> Tree | None:
     """Merge an image's layers, and what was written in its container, into `destination`.
 
-    Layers without a file get one in the store. `make` returns mksquashfs of a directory into a file.
+    Layers without a file in the store, or with a damaged one, get one there. `make` returns mksquashfs
+    of a directory into a file.
     Return what was merged, or None if these layers cannot be merged; then the log says why, and nothing
     was written. Raise ArtifactError or CommandError.
     """
@@ -59,105 +66,144 @@ def merge(
         return None
     by_digest = dict(zip(image.layers, directories, strict=True))
     layers.store.sweep()
+    squasher = _Squasher(layers, make, image.size_bytes, log)
     with layers.store.writing(image.id, by_digest) as scratch:
-
-        def squash(directories_by_file: Mapping[Path, Path]) -> None:
-            _squash(directories_by_file, make, image.size_bytes, log)
-
         top_file = scratch / "written.sqsh"
-        squash({top_file: written})
-        try:
-            top = read_layer(top_file)
-            known = {digest: _known(layers, digest, top, scratch, log) for digest in by_digest}
-            new = {
-                digest: scratch / f"{digest.removeprefix('sha256:')}.sqsh"
-                for digest, layer in known.items()
-                if layer is None
-            }
-            squash({made: by_digest[digest] for digest, made in new.items()})
-            stack: list[Layer] = []
-            for digest in image.layers:
-                layer = known[digest]
-                if layer is None:
-                    layer = _neutral(read_layer(new[digest]), stack)
-                    layer = known[digest] = read_layer(_put(layers, digest, layer.source.path, scratch))
-                stack.append(layer)
-            tree = merge_layers((*stack, top), _EDIT)
-        except SquashfsError as error:
-            _not_merged(error.what, log)
-            return None
-        copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
-    mksquashfs.say(
-        log, f"merged {len(stack)} layers, {len(new)} of them new: {copied_bytes / 1e6:.1f} MB copied"
-    )
-    return tree
+        squasher.squash({top_file: written})
+        for attempt in range(_ATTEMPTS):
+            place = scratch / str(attempt)
+            place.mkdir()
+            try:
+                top = read_layer(top_file)
+                stack, new = squasher.stack(by_digest, top, place)
+                tree = merge_layers((*(stack[digest] for digest in image.layers), top), _EDIT)
+            except SquashfsError as error:
+                _not_merged(error.what, log)
+                return None
+            try:
+                copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
+            except ChangedLayerError as error:
+                mksquashfs.say(log, f"{error.headline}; the layers are read again")
+                continue
+            copied = f"{copied_bytes / 1e6:.1f} MB copied"
+            mksquashfs.say(log, f"merged {len(image.layers)} layers, {new} of them new: {copied}")
+            return tree
+    _not_merged(f"its layers changed {_ATTEMPTS} times while they were merged", log)
+    return None
 
 
 def _not_merged(why: str, log: IO[bytes] | None) -> None:
     mksquashfs.say(log, f"the image is squashed whole: {why}")
 
 
-def _known(
-    layers: SquashedLayers, digest: str, like: Layer, scratch: Path, log: IO[bytes] | None
-) -> Layer | None:
-    """Return a layer's file in the store, if it can be merged with `like`; remove a damaged one."""
-    path = layers.find(digest)
-    if path is None:
-        return None
+@contextlib.contextmanager
+def _reading(paths: Mapping[str, Path]) -> Iterator[dict[str, Future[Layer]]]:
+    """Read and verify layers' files while the body squashes others."""
+    stop = threading.Event()
+
+    def go_on(_bytes: int) -> None:
+        if stop.is_set():
+            raise CancelledError
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield {digest: pool.submit(_verified, path, go_on) for digest, path in paths.items()}
+        finally:
+            stop.set()
+
+
+def _verified(path: Path, go_on: Callable[[int], None]) -> Layer:
+    """Read a layer whose bytes are those that were written. Raise SquashfsError for any other."""
+    layer = read_layer(path)
+    record = layer_record(path)
+    if record is None:
+        raise not_whole(path, "its record is missing or damaged")
     try:
-        layer = read_layer(path)
-    except ArtifactError as error:
-        mksquashfs.say(log, f"{path}: {error.what}; this layer is squashed again")
-        layers.discard(path, scratch)
-        return None
-    theirs, ours = layer.source.form, like.source.form
-    if (theirs.compressor, theirs.block_size_bytes) != (ours.compressor, ours.block_size_bytes):
-        mksquashfs.say(
-            log,
-            f"{path} has {theirs.compressor} and blocks of {theirs.block_size_bytes} bytes, the settings"
-            f" say {ours.compressor} and {ours.block_size_bytes}; this layer is squashed again",
-        )
-        return None
+        digest = blocks_digest(str(path), go_on)
+    except OSError as error:
+        raise not_whole(path, f"it cannot be read: {error.strerror}") from None
+    if digest != record.blocks_digest:
+        raise not_whole(path, "its bytes have changed since it was written")
     return layer
 
 
-def _neutral(layer: Layer, below: list[Layer]) -> Layer:
-    """Return a new layer in the form that root and users can mount; `below` are the layers below it."""
-    if is_neutral(layer):
-        return layer
-    lower = merge_layers(below).root if below else Directory(0o755, 0, 0, 0, NO_XATTRS)
-    file = layer.source.path.with_suffix(".neutral")
-    write(neutral(layer, lower), file, made_at=layer.source.superblock.made_at)
-    return read_layer(file)
+@dataclass(frozen=True, slots=True)
+class _Squasher:
+    """Squashes the layers of an image that the store lacks; the fields are arguments of `merge`."""
 
+    layers: SquashedLayers
+    make: Callable[..., Command]
+    unpacked_bytes: int
+    log: IO[bytes] | None
 
-def _put(layers: SquashedLayers, digest: str, file: Path, scratch: Path) -> Path:
-    digest_of_file = blocks_digest(str(file))
-    record = LayerRecord(file.stat().st_size, digest_of_file, squashfs.version())
-    return layers.put(digest, file, record, scratch)
+    def stack(
+        self, directories: Mapping[str, Path], like: Layer, scratch: Path
+    ) -> tuple[dict[str, Layer], int]:
+        """Return layers by their digests, and how many of them are new. Raise SquashfsError."""
+        stored = {digest: path for digest in directories if (path := self.layers.find(digest))}
+        with _reading(stored) as readings:
+            new = self._new(directories, directories.keys() - stored.keys(), scratch)
+            stack = {
+                digest: layer
+                for digest, path in stored.items()
+                if (layer := self._usable(path, readings[digest], like, scratch))
+            }
+        new |= self._new(directories, stored.keys() - stack.keys(), scratch)
+        return stack | {digest: read_layer(file) for digest, file in new.items()}, len(new)
 
-
-def _squash(
-    directories: Mapping[Path, Path],
-    make: Callable[..., Command],
-    unpacked_bytes: int,
-    log: IO[bytes] | None,
-) -> None:
-    """Squash directories, by the file that each becomes, side by side."""
-
-    def one(file: Path, directory: Path) -> None:
-        def make_layer(compares: bool) -> Command:
-            return make(directory, file, compares=compares, keeps_owners=True)
-
-        mksquashfs.run(make_layer, file.parent, unpacked_bytes, log, draws=len(directories) == 1)
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        running = [pool.submit(one, file, directory) for file, directory in directories.items()]
+    def _usable(self, path: Path, reading: Future[Layer], like: Layer, scratch: Path) -> Layer | None:
+        """Return a layer that can be merged with `like`; remove the file of any other."""
         try:
-            for future in running:
-                future.result()
-        except BaseException:
-            for future in running:
-                future.cancel()
-            command.end_all()
-            raise
+            layer = reading.result()
+            theirs, ours = layer.source.form, like.source.form
+            if (theirs.compressor, theirs.block_size_bytes) == (ours.compressor, ours.block_size_bytes):
+                return layer
+            why = (
+                f"{path} has {theirs.compressor} and blocks of {theirs.block_size_bytes} bytes, the"
+                f" settings say {ours.compressor} and {ours.block_size_bytes}"
+            )
+        except SquashfsError as error:
+            why = error.headline
+        mksquashfs.say(self.log, f"{why}; this layer is squashed again")
+        self.layers.discard(path, scratch)
+        return None
+
+    def _new(
+        self, directories: Mapping[str, Path], digests: Iterable[str], scratch: Path
+    ) -> dict[str, Path]:
+        """Squash layers into the store; return their files."""
+        made = {digest: scratch / f"{digest.removeprefix('sha256:')}.sqsh" for digest in digests}
+        self.squash({file: directories[digest] for digest, file in made.items()})
+        return {digest: self._put(digest, file, scratch) for digest, file in made.items()}
+
+    def _put(self, digest: str, file: Path, scratch: Path) -> Path:
+        # Its digest counts as right from now on.
+        superblock.inspect(file)
+        record = LayerRecord(
+            file.stat().st_size,
+            blocks_digest(str(file)),
+            squashfs.version(),
+            readers(read_layer(file)),
+        )
+        return self.layers.put(digest, file, record, scratch)
+
+    def squash(self, directories: Mapping[Path, Path]) -> None:
+        """Squash directories, by the file that each becomes, side by side."""
+
+        def one(file: Path, directory: Path) -> None:
+            def make_layer(compares: bool) -> Command:
+                return self.make(directory, file, compares=compares, keeps_owners=True)
+
+            draws = len(directories) == 1
+            mksquashfs.run(make_layer, file.parent, self.unpacked_bytes, self.log, draws=draws)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            running = [pool.submit(one, file, directory) for file, directory in directories.items()]
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                for future in running:
+                    future.cancel()
+                command.end_all()
+                raise

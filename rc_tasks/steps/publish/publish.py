@@ -17,7 +17,7 @@ from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
 from rc_tasks.state.adoption.official import squashed_layers
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.disk.files import write_atomically
+from rc_tasks.state.disk.files import umask, write_atomically
 from rc_tasks.state.edf import in_use
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published import manifests
@@ -155,7 +155,7 @@ def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Pa
     with tempfile.TemporaryDirectory() as scratch:
         contents_file = Path(scratch, "contents.json")
         argv = ("-m", "rc_tasks.steps", "squash", node.project.name, str(temporary), str(contents_file))
-        inner = Command((sys.executable, *argv), cwd=checkout.root)
+        inner = Command((sys.executable, *argv, f"{umask():o}"), cwd=checkout.root)
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
             raise ReportedError(status, ErrorReport.read(contents_file))

@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,6 +225,24 @@ def test_a_layer_that_changes_meanwhile_is_noticed(tmp_path: Path, image: Path) 
     with pytest.raises(SquashfsError, match="the layer changed while it was merged") as error:
         write(merge([layer]), tmp_path / "merged.sqsh", made_at=0)
     assert str(error.value).startswith(f"{image}: ")
+    assert not (tmp_path / "merged.sqsh").exists()
+
+
+def test_a_layer_that_is_written_to_during_the_copy_is_noticed(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = read_layer(image)
+    copy_range = os.copy_file_range
+
+    def and_write(*arguments: Any) -> int:
+        copied = copy_range(*arguments)
+        with image.open("r+b") as file:
+            file.write(b"damage")
+        return copied
+
+    monkeypatch.setattr(os, "copy_file_range", and_write)
+    with pytest.raises(data.ChangedLayerError, match="the layer changed while it was merged"):
+        write(merge([layer]), tmp_path / "merged.sqsh", made_at=0)
     assert not (tmp_path / "merged.sqsh").exists()
 
 

@@ -99,6 +99,17 @@ def test_a_lock_is_taken_over_only_from_who_is_gone(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_locks_of_ended_processes_of_this_host_are_cleared(tmp_path: Path) -> None:
+    gone = subprocess.Popen(("true",))
+    gone.wait()
+    leave(tmp_path / "ended.json", pid=gone.pid)
+    leave(tmp_path / "elsewhere.json", pid=gone.pid, node="another-host", age_s=1000)
+    leave(tmp_path / "living.json", pid=os.getpid())
+    locks.clear_ended(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere.json", "living.json"]
+    locks.clear_ended(tmp_path / "missing")
+
+
 @pytest.mark.parametrize(
     ("age_s", "expected"), [(50, False), (61, True), (None, False)], ids=["touched", "untouched", "free"]
 )

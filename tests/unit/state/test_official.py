@@ -598,6 +598,7 @@ def test_a_squashed_layer_that_others_could_have_written_is_not_used(
     file = official / ".rc/store/layers" / ("1" * 64) / "layer.sqsh"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"hsqs")
+    file.with_name("layer.json").write_text("{}")
     found = official_of(open_checkout(clone, {}))
     assert found is not None and found.layer(f"sha256:{'1' * 64}") == file
     assert found.layer(f"sha256:{'2' * 64}") is None
