@@ -12,6 +12,7 @@ no tar-split, so podman can build on an image and mount it, but not push its lay
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ from typing import Any
 _CREATED = "1970-01-01T00:00:00Z"
 _IMAGES = "overlay-images/images.json"
 _LAYERS = "overlay-layers/layers.json"
-# As many characters as containers/storage takes, which keeps mount options short.
-_SHORT_LENGTH = 26
+# A short name keeps mount options short. containers/storage takes 26 characters for its own layers.
+_SHORT_LENGTH = 12
+_OWN_LENGTH = 26
+# What else is in the options of a mount: an upper and a work directory, a label.
+_OTHER_OPTIONS_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,17 @@ class StoredImage:
 def option(directory: Path) -> str:
     """Return the storage option with which podman reads a store."""
     return f"additionalimagestore={directory}"
+
+
+def most_layers(directory: Path, root: Path) -> int:
+    """Return how many layers a container may have, on layers of a store and of podman's own storage.
+
+    Options of a mount are at most a page long. For longer ones podman changes to its own storage and
+    uses relative names, which do not lead to the layers of an additional store (overlay.go).
+    """
+    longest = max(len(str(directory)) + _SHORT_LENGTH, len(str(root)) + _OWN_LENGTH)
+    room_bytes = os.sysconf("SC_PAGE_SIZE") - _OTHER_OPTIONS_BYTES
+    return room_bytes // (longest + len("/overlay/l/:"))
 
 
 def create(directory: Path) -> None:

@@ -120,6 +120,21 @@ def test_what_was_built_on_a_mounted_base_can_be_used_again(site: Site) -> None:
     assert not mounted(site)
 
 
+def test_more_layers_than_fit_into_mount_options_are_loaded(site: Site) -> None:
+    """podman cannot mount so many layers of another store at once."""
+    lines = "".join(f"COPY many/{number} /many/\n" for number in range(60))
+    for number in range(60):
+        site.write(f"projects/base/many/{number}", f"{number}\n")
+    recipe = site.root / "projects/base/Dockerfile"
+    recipe.write_text(recipe.read_text() + lines)
+    site.doit("build:base", node="a")
+    site.doit("build:child", node="b")
+    log = site.log("child")
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    assert ("loading base" in log and "mounted" not in log) == (page_bytes == 4096), log
+    assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"
+
+
 def test_a_damaged_layer_is_loaded_instead(site: Site) -> None:
     site.doit(node="a")
     for layer in site.root.glob(".rc/store/layers/*/layer.sqsh"):

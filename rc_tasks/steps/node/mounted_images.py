@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rc_tasks.errors import CommandError
+from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.config.settings import MountMode, Settings
+from rc_tasks.model.dockerfile.instructions import instructions
+from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.squashfs.readers import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
@@ -27,7 +29,10 @@ from rc_tasks.tools import additional_store, command, skopeo
 from rc_tasks.tools.additional_store import StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
+from rc_tasks.util.safe_read import read_bytes
 
+# For the triggers of a base, our labels, and the container of a published image.
+_MORE_LAYERS = 8
 # Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
 _MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
 _MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
@@ -55,16 +60,18 @@ def available(checkout: Checkout) -> Iterator[None]:
             _unmount(nodes.storage(checkout.settings.podman), images)
 
 
-def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
+def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: int) -> None:
     """Mount those images whose layers are all squashed, from this store or the official one; say which.
 
-    Of an image that podman has built on mounted layers, these are mounted. What cannot be mounted is
-    left to be loaded; a message says why, unless a layer is not squashed yet.
+    `above` is how many layers may be built on them in this checkout. Of an image that podman has built
+    on mounted layers, these are mounted. What cannot be mounted is left to be loaded; a message says
+    why, unless a layer is not squashed yet.
     """
     images = nodes.mounted_images()
     if images is None or additional_store.option(images) not in podman.options:
         return
     find = squashed_layers(checkout).find
+    most = additional_store.most_layers(images, Path(podman.root)) - above
     for image_id in dict.fromkeys(image_ids):
         image = _stored(checkout, image_id)
         if image is None:
@@ -73,7 +80,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
         whole = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
         files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in whole.items()}
         try:
-            if files and None not in files.values():
+            if files and None not in files.values() and (known or len(files) <= most):
                 _mount(podman, images, {key: file for key, file in files.items() if file is not None})
                 if not additional_store.has_image(images, image.id):
                     additional_store.add_image(images, image)
@@ -85,6 +92,32 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
                 _mount(podman, images, {key: file for key in known if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
+
+
+def layers_above(checkout: Checkout, name: str) -> int:
+    """Return the most layers that the Dockerfiles of this checkout put on an image or registry base."""
+    built_on = {name}
+    dependents = []
+    # The graph has bases first.
+    for image, node in checkout.graph.images.items():
+        if not built_on.isdisjoint((*node.bases, *node.remote)):
+            built_on.add(image)
+            dependents.append(node)
+    above = dict.fromkeys(built_on, _MORE_LAYERS)
+    for node in reversed(dependents):
+        layers = instructions_of(node) + above[node.project.name]
+        for base in built_on.intersection((*node.bases, *node.remote)):
+            above[base] = max(above[base], layers)
+    return above[name]
+
+
+def instructions_of(node: ImageNode) -> int:
+    """Return how many instructions a Dockerfile has, which is at least as many as it makes layers."""
+    try:
+        text = read_bytes(node.project.dockerfile)
+        return len(instructions(text, where=node.project.shown_dockerfile).instructions)
+    except (OSError, RcError):
+        return 0  # it is not built
 
 
 def _mountable(podman: Podman, file: Path | None) -> Path | None:
