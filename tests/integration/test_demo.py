@@ -244,7 +244,7 @@ def fresh(tmp_path: Path) -> FreshMachine:
     return machine
 
 
-PACKAGES = "skopeo squashfs-tools busybox-static uidmap slirp4netns fuse-overlayfs"
+PACKAGES = "skopeo squashfs-tools busybox-static uidmap slirp4netns fuse-overlayfs squashfuse"
 LINE = f"apt-get update && apt-get install --yes --no-install-recommends {PACKAGES}"
 
 
