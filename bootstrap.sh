@@ -193,6 +193,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 PATH=$PATH:/usr/sbin:/sbin
 case ${1:-} in
     setup | demo | test | bench)
+        [[ $1 != setup && $1 != demo ]] || say "$1: looking for what is missing"
         find_python
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT
