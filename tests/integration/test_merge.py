@@ -49,7 +49,7 @@ RUN rm -r /dir-to-link /dir-to-file; ln -s a /dir-to-link; echo file > /dir-to-f
 RUN rm /file-to-dir /link-to-dir; mkdir /file-to-dir /link-to-dir; echo y > /file-to-dir/y
 RUN chmod 0711 /a; chown 12:34 /a/b/2; echo more >> /a/big-too; touch -d '1999-12-31 23:59' /a/b/3
 RUN rm -r /a/b/c; mkdir /a/b/c; dd if=/dev/zero of=/a/zeros bs=1M count=3 2>/dev/null; : > /a/empty
-WORKDIR /work/here
+WORKDIR /srv/here
 """
 
 

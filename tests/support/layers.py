@@ -87,7 +87,7 @@ def listing(path: Path) -> list[str]:
     """All entries of an image, without sizes of directories, and times of what publishing writes."""
     text = command.capture(squashfs.listing(path)).stdout
     lines = _ENTRY.sub(r"\1 \2 \3", text[text.index("drwx") :]).splitlines()
-    own = re.compile(r" squashfs-root(/etc(/(fstab|environment|rc|rc\.local))?|/work(/here)?)?$")
+    own = re.compile(r" squashfs-root(/etc(/(fstab|environment|rc|rc\.local))?|/srv(/here)?)?$")
     date = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d")
     return [date.sub("now", line) if own.search(line) else line for line in lines]
 
