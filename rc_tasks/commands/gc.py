@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
+from rc_tasks.commands.cli.confirm import confirm
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json
 from rc_tasks.engine.session import Session, session
 from rc_tasks.engine.upkeep.garbage import (
@@ -92,7 +93,7 @@ def collect(
             _print_garbage(current, collector, shown, measured, verbose=verbose)
         if dry_run or not shown.items:
             return 0
-        if not _agreed():
+        if not confirm("remove all this?", yes=False, command="doit gc --now"):
             print("nothing was removed")
             return 1
         # Steps may have run while the user thought about it, and recipes may have changed.
@@ -121,20 +122,6 @@ def collect(
         print(f"freed {tables.size(sum(freed_bytes(measured, removed).values()))}")
     _print_left([line for line in garbage.left if line not in printed])
     return 0
-
-
-def _agreed() -> bool:
-    """Ask the user. Raise RcError when there is no terminal."""
-    if not sys.stdin.isatty():
-        raise RcError(
-            "nothing was removed: --now asks first, and there is no terminal here",
-            hint="doit gc --now --yes",
-        )
-    try:
-        return input("remove all this? [y/N] ").strip().lower() in {"y", "yes"}
-    except EOFError:
-        print()
-        return False
 
 
 def _print_json(

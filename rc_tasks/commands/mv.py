@@ -32,7 +32,7 @@ def arguments(parser: ArgumentParser) -> None:
     add_flag(
         parser, "--alias", help="make OLD an alias of NEW, and leave the Dockerfiles that name it alone"
     )
-    add_flag(parser, "--yes", help="do not ask")
+    add_flag(parser, "-y", "--yes", help="do not ask")
 
 
 def run(args: Namespace) -> int:

@@ -34,7 +34,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_names(parser, "NAME ...", help="a project or an alias")
     add_flag(parser, "--discard-changes", help="remove files and changes that are in no commit, too")
-    add_flag(parser, "--yes", help="do not ask")
+    add_flag(parser, "-y", "--yes", help="do not ask")
 
 
 def run(args: Namespace) -> int:

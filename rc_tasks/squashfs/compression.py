@@ -152,4 +152,5 @@ def _zstd() -> ModuleType:
             raise CompressionError(
                 "zstd is missing in this Python: install the package backports.zstd"
             ) from None
+    # mypy knows one of the two modules, which one depends on the Python that it runs in.
     return zstd  # type: ignore[no-any-return, unused-ignore]

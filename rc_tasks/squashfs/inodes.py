@@ -91,6 +91,7 @@ class InodeWriter:
                     links[node] += 1
                 if not 0 < len(name) <= _MOST_NAME_BYTES:
                     raise SquashfsError(f"{shown((None, name))}: the name has {len(name)} bytes")
+            # A list of pairs takes only lists of the same pairs for mypy; these have directories.
             stack += reversed(below)  # type: ignore[arg-type]
         # Linux shows the parent of the root as the number that no inode has.
         parents[root] = len(numbers) + 1

@@ -216,3 +216,32 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
         assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
     storage = Path("/dev/shm", jobs.user.name, "rc_tasks/12")
     assert held_bytes(storage) < BUSYBOX.stat().st_size
+
+
+def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None:
+    """podman would look for it in the mounted store, and fail in words of its own."""
+    site.doit(node="a")
+    recipe = site.root / "projects/child/Dockerfile"
+    recipe.write_text(recipe.read_text() + "RUN echo 1 > /one\n")
+    site.doit("build:child", node="b")
+    for layer in site.root.glob(".rc/store/layers/*/layer.sqsh"):
+        os.truncate(layer, 100)
+    recipe.write_text(recipe.read_text() + "RUN echo 2 > /two\n")
+    said = site.doit("build:child", node="b", status=1)
+    assert "on which this node has built before, cannot be mounted again: not a whole SquashFS" in said
+    assert "`doit verify --all` names what is damaged" in said
+    site.doit("build:child", node="c", RC_STORE_MOUNT="never")
+    assert site.read("child", "two") == "2\n"
+
+
+def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path) -> None:
+    site.doit(node="a")
+    site.doit("forget", "podman:child")
+    refusing = tmp_path / "bin/mount"
+    refusing.parent.mkdir()
+    refusing.write_text("#!/bin/sh\necho 'mount: permission denied' >&2; exit 32\n")
+    refusing.chmod(0o755)
+    site.doit("build:child", node="b", PATH=f"{refusing.parent}:{os.environ['PATH']}")
+    log = site.log("child")
+    assert "cannot be mounted, so it is loaded: " in log and "loading base" in log
+    assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"

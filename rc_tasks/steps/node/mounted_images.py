@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rc_tasks.errors import CommandError, RcError
+from rc_tasks.errors import ArtifactError, CommandError, RcError
 from rc_tasks.model.config.settings import MountMode, Settings
 from rc_tasks.model.dockerfile.instructions import instructions
 from rc_tasks.model.graph.graph import ImageNode
@@ -77,21 +77,36 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
         if image is None:
             continue
         known = additional_store.known_layers(images, image.diff_ids)
-        whole = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
-        files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in whole.items()}
+        by_id = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
+        files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in by_id.items()}
+        if known and any(files[layer_id] is None for layer_id in known):
+            raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
+        fits = bool(known) or len(files) <= most
+        whole = bool(files) and None not in files.values() and fits
         try:
-            if files and None not in files.values() and (known or len(files) <= most):
-                _mount(podman, images, {key: file for key, file in files.items() if file is not None})
-                if not additional_store.has_image(images, image.id):
-                    additional_store.add_image(images, image)
-                    registered = podman_storage.images(Path(podman.root).parent)
-                    registered.mkdir(exist_ok=True)
-                    (registered / image.id).touch()
-                    print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
-            else:
-                _mount(podman, images, {key: file for key in known if (file := files[key]) is not None})
+            layers = files if whole else dict.fromkeys(known)
+            _mount(podman, images, {key: file for key in layers if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
+            if known:
+                # podman counts on these layers: it would not load them, and fail in its own words.
+                raise _lost(checkout, image_id, error.what) from None
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
+            continue
+        if whole and not additional_store.has_image(images, image.id):
+            additional_store.add_image(images, image)
+            registered = podman_storage.images(Path(podman.root).parent)
+            registered.mkdir(exist_ok=True)
+            (registered / image.id).touch()
+            print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+
+
+def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"image {image_id[:12]}, on which this node has built before, cannot be mounted again: {why}",
+        where=checkout.shown(checkout.store.directory),
+        hint="`doit verify --all` names what is damaged, and how to make it again;\n"
+        "then run this in a new job",
+    )
 
 
 def layers_above(checkout: Checkout, name: str) -> int:
@@ -206,6 +221,9 @@ def _unmount(podman: Podman, images: Path, places: Iterable[Path] | None = None)
         # It stays, and the next sweep tries again, if it could not be unmounted.
         with contextlib.suppress(OSError):
             place.rmdir()
+            # podman would load a layer of this ID into the directory. It is not empty if podman knows
+            # the layer.
+            place.parent.rmdir()
 
 
 def _stored(checkout: Checkout, image_id: str) -> StoredImage | None:

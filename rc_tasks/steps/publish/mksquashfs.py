@@ -25,10 +25,10 @@ def run(
 
     `make` returns the command; its argument says whether mksquashfs compares files to store the same
     content once. `unpacked_bytes` is the size of the image, for messages. `draws`: the log gets its
-    percentage, and nothing else writes to the log meanwhile. Raise ArtifactError when the disk is full,
-    or CommandError.
+    percentage and statistics, and nothing else writes to the log meanwhile; without, it gets the command
+    and errors. Raise ArtifactError when the disk is full, or CommandError.
     """
-    execute = _draw if draws else copied
+    execute = _draw if draws else _quiet
     done = execute(make(True), log)
     if done.returncode != 0 and squashfs.failed_comparing(done.stdout):
         # A second attempt with the same files may fail again, so do not compare them.
@@ -69,6 +69,15 @@ def _draw(invocation: Command, log: IO[bytes] | None) -> Completed:
     returncode = command.watch_drawing(invocation, see)
     write("\n" * (last_percent >= 0))
     return Completed(invocation, returncode, "\n".join(lines), "", time.monotonic() - started)
+
+
+def _quiet(invocation: Command, log: IO[bytes] | None) -> Completed:
+    """Run mksquashfs; an image may have a hundred layers, each with thirty lines of statistics."""
+    say(log, f"+ {invocation}")
+    done = command.capture(invocation, check=False)
+    if done.returncode != 0:
+        say(log, (done.stdout + done.stderr).removesuffix("\n"))
+    return done
 
 
 def copied(invocation: Command, log: IO[bytes] | None) -> Completed:

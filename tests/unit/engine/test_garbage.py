@@ -194,7 +194,7 @@ def test_now_removes_what_is_young_and_says_what_that_costs(tmp_path: Path) -> N
     # There is no terminal.
     asked = doit(opened.root, "gc", "--now")
     assert (asked.status, tree(opened.store.directory)) == (3, before)
-    assert "ERROR: nothing was removed: --now asks first, and there is no terminal here" in asked.text
+    assert "ERROR: nothing was changed: there is no terminal to ask at\n" in asked.text
     assert "next: doit gc --now --yes" in asked.text
     document = json.loads(doit(opened.root, "gc", "--now", "-n", "--json").text)
     assert document["size_bytes"] > 70_000 and (document["young"], document["young_bytes"]) == (0, 0)
