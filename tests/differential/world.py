@@ -22,7 +22,7 @@ from rc_tasks.model.graph.pin import LOCK, Pin
 from rc_tasks.state.checkout import open_checkout
 from tests.differential import edits, trees
 from tests.differential.edits import Ground
-from tests.differential.oracle import Built, Oracle, used
+from tests.differential.oracle import RUNC_FAILED, Built, Oracle, used
 from tests.differential.recipes import WORDS, Scene
 from tests.support.checkouts import SOURCE, write_checkout
 from tests.support.doit import DOIT, unstamped
@@ -346,7 +346,7 @@ class World:
         if built.failure:
             self.counts.failed_in_both += 1
             return []
-        if self.how != "plain":
+        if self.how != "plain" or RUNC_FAILED in ended:
             return []
         node = open_checkout(self.root, {}).graph.images.get(name)
         if node is not None and not_fresh & set(node.bases):
