@@ -1,7 +1,8 @@
-"""Compression of metadata blocks, which hold at most 8 KiB; file data is never decompressed here.
+"""Compression of metadata blocks, which hold at most 8 KiB, and decompression of data blocks.
 
 gzip and xz come with Python. zstd comes with Python 3.14 and as the package `backports.zstd`. lz4 is
-decompressed here, and lzo is not. Both are written plain, which the format allows for each block.
+decompressed here, slowly, and lzo is not. Both are written plain, which the format allows for each
+block.
 """
 
 import functools
@@ -14,7 +15,8 @@ from types import ModuleType
 from rc_tasks.squashfs.superblock import Compressor
 
 METADATA_BYTES = 8192
-# What decompressing a hostile block of xz may take; xz needs its dictionary and about 50 KiB.
+# What decompressing a hostile block of xz may take; xz needs its dictionary, of at most 1 MiB, and about
+# 50 KiB.
 _MOST_MEMORY_BYTES = 64 << 20
 # Linux rejects dictionaries larger than the block size, and checksums other than CRC32 (xz_wrapper.c).
 _XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": METADATA_BYTES}]
@@ -27,22 +29,22 @@ class CompressionError(Exception):
     """A block cannot be decompressed; the message says why, without the place."""
 
 
-def decompressor(compressor: Compressor) -> Codec | None:
+def decompressor(compressor: Compressor, most_bytes: int = METADATA_BYTES) -> Codec | None:
     """Return a function that decompresses a block; None for lzo.
 
-    It returns at most 8,193 bytes, whatever the block, and raises CompressionError.
+    It returns at most `most_bytes` and one more, whatever the block, and raises CompressionError.
     """
     match compressor:
         case Compressor.GZIP:
-            return _gunzip
+            return functools.partial(_gunzip, most_bytes)
         case Compressor.XZ:
-            return functools.partial(_unxz, lzma.FORMAT_XZ)
+            return functools.partial(_unxz, most_bytes, lzma.FORMAT_XZ)
         case Compressor.LZMA:
-            return functools.partial(_unxz, lzma.FORMAT_ALONE)
+            return functools.partial(_unxz, most_bytes, lzma.FORMAT_ALONE)
         case Compressor.ZSTD:
-            return _unzstd
+            return functools.partial(_unzstd, most_bytes)
         case Compressor.LZ4:
-            return _unlz4
+            return functools.partial(_unlz4, most_bytes)
         case _:
             return None
 
@@ -65,42 +67,42 @@ def compressor(name: Compressor) -> Codec | None:
             return None
 
 
-def _gunzip(block: bytes) -> bytes:
+def _gunzip(most_bytes: int, block: bytes) -> bytes:
     decoder = zlib.decompressobj()
     try:
-        content = decoder.decompress(block, METADATA_BYTES + 1)
+        content = decoder.decompress(block, most_bytes + 1)
     except zlib.error as error:
         raise CompressionError(f"gzip data is damaged ({error})") from None
-    return _whole(content, decoder.eof, "gzip")
+    return _whole(most_bytes, content, decoder.eof, "gzip")
 
 
-def _unxz(form: int, block: bytes) -> bytes:
+def _unxz(most_bytes: int, form: int, block: bytes) -> bytes:
     decoder = lzma.LZMADecompressor(form, memlimit=_MOST_MEMORY_BYTES)
     try:
-        content = decoder.decompress(block, METADATA_BYTES + 1)
+        content = decoder.decompress(block, most_bytes + 1)
     except lzma.LZMAError as error:
         raise CompressionError(f"xz data is damaged ({error})") from None
     # lzma without an end marker ends with the data.
-    return _whole(content, decoder.eof or form == lzma.FORMAT_ALONE, "xz")
+    return _whole(most_bytes, content, decoder.eof or form == lzma.FORMAT_ALONE, "xz")
 
 
-def _unzstd(block: bytes) -> bytes:
+def _unzstd(most_bytes: int, block: bytes) -> bytes:
     zstd = _zstd()
     # A frame can ask for a window of 2 GiB. Linux takes none larger than a data block.
     decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 20})
     try:
-        content: bytes = decoder.decompress(block, METADATA_BYTES + 1)
+        content: bytes = decoder.decompress(block, most_bytes + 1)
     except zstd.ZstdError as error:
         raise CompressionError(f"zstd data is damaged ({error})") from None
-    return _whole(content, decoder.eof, "zstd")
+    return _whole(most_bytes, content, decoder.eof, "zstd")
 
 
-def _unlz4(block: bytes) -> bytes:
+def _unlz4(most_bytes: int, block: bytes) -> bytes:
     """Decompress a block: literals and a copy of earlier bytes, in turn (lz4's lz4_Block_format.md)."""
     content = bytearray()
     at, end = 0, len(block)
     try:
-        while at < end and len(content) <= METADATA_BYTES:
+        while at < end and len(content) <= most_bytes:
             token = block[at]
             length, at = _lz4_length(block, at + 1, token >> 4)
             content += block[at : at + length]
@@ -115,13 +117,13 @@ def _unlz4(block: bytes) -> bytes:
                 raise CompressionError("lz4 data is damaged (it copies what is not there)")
             # Bytes that a copy appends can be among those that it copies.
             copied = content[begin : begin + length + 4]
-            times = -(-min(length + 4, METADATA_BYTES + 1) // len(copied))
+            times = -(-min(length + 4, most_bytes + 1) // len(copied))
             content += (copied * times)[: length + 4]
     except IndexError:
         raise CompressionError("lz4 data ends too early") from None
     if at > end:
         raise CompressionError("lz4 data ends too early")
-    return bytes(content[: METADATA_BYTES + 1])
+    return bytes(content[: most_bytes + 1])
 
 
 def _lz4_length(block: bytes, at: int, length: int) -> tuple[int, int]:
@@ -135,8 +137,8 @@ def _lz4_length(block: bytes, at: int, length: int) -> tuple[int, int]:
     return length, at
 
 
-def _whole(content: bytes, ended: bool, name: str) -> bytes:
-    if not ended and len(content) <= METADATA_BYTES:
+def _whole(most_bytes: int, content: bytes, ended: bool, name: str) -> bytes:
+    if not ended and len(content) <= most_bytes:
         raise CompressionError(f"{name} data ends too early")
     return content
 

@@ -5,15 +5,18 @@
     overlay/LAYER/{diff,link,lower}     where a layer is mounted, and short names of those below it
     overlay/l/NAME                      a symlink for each short name (drivers/overlay/overlay.go)
 
-podman finds it by the storage option `additionalimagestore`. Tried with podman 4.3.1 and 5.8. There is
-no tar-split, so podman can build on an image and mount it, but not push its layers.
+    overlay-layers/LAYER.tar-split.gz   podman's recipes of archives (`tar_split.py`)
+
+podman finds it by the storage option `additionalimagestore`. Tried with podman 4.3.1 and 5.8. podman
+can push layers that have a recipe; it builds on others too.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,14 @@ class StoredImage:
     config: bytes
     manifest: bytes
     diff_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A layer's recipe (`tar_split.py`), and the size of the archive that it is for."""
+
+    file: Path
+    archive_bytes: int
 
 
 def option(directory: Path) -> str:
@@ -93,9 +104,12 @@ def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(layer_id for layer_id in layer_ids(diff_ids) if layer_id in known)
 
 
-def add_image(directory: Path, image: StoredImage) -> None:
-    """Add an image with its layers, which have to be mounted before podman uses it."""
-    _add_layers(directory, image.diff_ids)
+def add_image(directory: Path, image: StoredImage, recipes: Mapping[str, Recipe]) -> None:
+    """Add an image with its layers, which have to be mounted before podman uses it.
+
+    `recipes` are those of its layers that have one, by diff ID.
+    """
+    _add_layers(directory, image.diff_ids, recipes)
     digest = f"sha256:{hashlib.sha256(image.manifest).hexdigest()}"
     parts = {
         f"sha256:{image.id}": image.config,
@@ -123,7 +137,7 @@ def add_image(directory: Path, image: StoredImage) -> None:
     _write(directory / _IMAGES, [*_read(directory / _IMAGES), entry])
 
 
-def _add_layers(directory: Path, diff_ids: tuple[str, ...]) -> None:
+def _add_layers(directory: Path, diff_ids: tuple[str, ...], recipes: Mapping[str, Recipe]) -> None:
     entries = _read(directory / _LAYERS)
     known = {entry["id"] for entry in entries}
     below: list[str] = []
@@ -137,12 +151,17 @@ def _add_layers(directory: Path, diff_ids: tuple[str, ...]) -> None:
             if below:
                 (place / "lower").write_text(":".join(f"l/{name}" for name in reversed(below)))
             (directory / "overlay" / "l" / short).symlink_to(f"../{layer_id}/diff")
-            entry = {
+            entry: dict[str, str | int] = {
                 "id": layer_id,
                 "created": _CREATED,
                 "compressed-diff-digest": diff_id,
                 "diff-digest": diff_id,
             }
+            if recipe := recipes.get(diff_id):
+                entry |= {"compressed-size": recipe.archive_bytes, "diff-size": recipe.archive_bytes}
+                link = directory / "overlay-layers" / f"{layer_id}.tar-split.gz"
+                with contextlib.suppress(FileExistsError):
+                    link.symlink_to(recipe.file)
             entries.append({**entry, "parent": parent} if parent else entry)
         below.append(short)
         parent = layer_id

@@ -78,13 +78,6 @@ class Podman:
             flags += ["--storage-opt", option]
         return Command(("podman", *flags, *argv))
 
-    def storage_reference(self, image_id: str) -> str:
-        """Return the image as skopeo names it inside this storage (containers-transports(5))."""
-        if not self.root:
-            return f"containers-storage:@{image_id}"
-        options = ":" + ",".join(self.options) if self.options else ""
-        return f"containers-storage:[{self.driver}@{self.root}+{self.runroot}{options}]@{image_id}"
-
     def build(
         self,
         context: Path,
@@ -294,12 +287,20 @@ class Podman:
         Only the overlay driver has them: each holds what its layer adds, and whiteouts. The last one
         holds what was written in the container.
         """
-        query = self.command("container", "inspect", "--format", "{{json .GraphDriver}}", container)
+        return self._overlay_directories("container", container)
+
+    def image_directories(self, image_id: str) -> tuple[Path, ...]:
+        """Return the directories of an image's layers, lowest first; none if they do not exist."""
+        return self._overlay_directories("image", image_id)
+
+    def _overlay_directories(self, kind: str, name: str) -> tuple[Path, ...]:
+        query = self.command(kind, "inspect", "--format", "{{json .GraphDriver}}", name)
         driver = json.loads(command.capture(query).stdout)
         if driver.get("Name") != "overlay":
             return ()
         data = driver.get("Data") or {}
-        directories = [data.get("UpperDir") or "", *str(data.get("LowerDir") or "").split(":")]
+        lower = str(data.get("LowerDir") or "").split(":")
+        directories = [data.get("UpperDir") or "", *filter(None, lower)]
         return tuple(map(Path, reversed(directories))) if all(directories) else ()
 
     def remove(self, *containers: str) -> None:

@@ -1,8 +1,7 @@
-"""skopeo: copy only the new layers of an image, which podman cannot, and ask a registry for digests."""
+"""skopeo: ask a registry for digests."""
 
 import hashlib
 import os
-from pathlib import Path
 
 from rc_tasks.tools import command, registry
 from rc_tasks.tools.command import Command
@@ -11,28 +10,6 @@ from rc_tasks.tools.command import Command
 def available() -> bool:
     """Return whether this node has skopeo."""
     return command.which("skopeo") is not None
-
-
-def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
-    """Copy an image into an OCI layout whose blobs lie in a directory that many layouts share."""
-    return Command(
-        (
-            *("skopeo", "copy", "--quiet"),
-            # Without it, skopeo compresses every layer: slow, and the digest is no longer the diff ID.
-            "--dest-oci-accept-uncompressed-layers",
-            *("--dest-shared-blob-dir", str(blobs)),
-            source,
-            # A colon in the path of an `oci:` reference would begin a tag, so the path is relative.
-            f"oci:{layout.name}",
-        ),
-        cwd=layout.parent,
-    )
-
-
-def raw_config(source: str) -> bytes:
-    """Return an image's configuration, byte for byte: its SHA-256 is the image ID."""
-    done = command.capture(Command(("skopeo", "inspect", "--config", "--raw", source)))
-    return done.stdout.encode()
 
 
 def served(reference: str, *, timeout_s: float) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.records.records import Step
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.podman import Podman
 from tests.support.checkouts import write_checkout
@@ -251,9 +252,9 @@ def test_reading_from_the_store_mends_a_half_written_image_by_itself(
     one, _ = nodes
     store = open_checkout(one.root, {}).store
     base = image_id(one, "base")
-    assert store.load(one.podman, base) == ()
+    assert load_images(store, one.podman, base) == ()
     half_write(one.podman, base)
-    assert store.load(one.podman, base) == ()
+    assert load_images(store, one.podman, base) == ()
     assert one.podman.inspect(base).id == base
     assert not one.podman.half_written()
 
@@ -263,7 +264,7 @@ def damage(node: Node, name: str) -> Path:
     store = node.root / ".rc/store"
     manifest = json.loads((store / "images" / image_id(node, name) / "manifest.json").read_text())
     digest = str(manifest["layers"][-1]["digest"])
-    blob = store / "blobs/sha256" / digest.removeprefix("sha256:")
+    blob = store / "layers" / digest.removeprefix("sha256:") / "layer.sqsh"
     text = bytearray(blob.read_bytes())
     text[len(text) // 2] ^= 1
     blob.write_bytes(text)

@@ -15,12 +15,14 @@ from typing import cast
 import pytest
 
 from rc_tasks.errors import ArtifactError, CommandError
-from rc_tasks.model.config.settings import Launcher
+from rc_tasks.model.config.settings import Launcher, Squash
 from rc_tasks.model.edf import chain
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.container import launch, rootfs
+from rc_tasks.steps.save.image import save
 from rc_tasks.tools import command, slurm, squashfs
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
@@ -398,7 +400,7 @@ def test_a_shell_at_a_terminal(place: Place) -> None:
 
 def test_an_image_that_podman_lost_comes_from_the_store(place: Place, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    store.put(place.podman, place.podman.inspect(place.image_id))
+    save(place.podman, place.podman.inspect(place.image_id), SquashedLayers(store), Squash())
     place.podman.remove_image(place.image_id)
     place.file.with_name("image.json").write_text(f'{{"image_id": "{place.image_id}"}}')
     edf = place.edf()

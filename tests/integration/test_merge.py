@@ -17,10 +17,13 @@ import pytest
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.squashfs.write import Written, write
-from rc_tasks.state.store import garbage, layers
+from rc_tasks.state.store import garbage
+from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
+from rc_tasks.steps.save.image import save
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.containers import ulimits
@@ -147,7 +150,7 @@ def test_a_damaged_layer_is_told_and_made_again(place: Place) -> None:
     image_id = place.build(DOCKERFILE)
     place.publish(image_id)
     path = max(squashed_layers(place.store), key=lambda file: file.stat().st_size)
-    record = layers.layer_record(path)
+    record = LayerFiles(path.parent).record
     assert record is not None and record.size_bytes == path.stat().st_size
     os.truncate(path, record.size_bytes // 2)
     merged, log = place.publish(image_id)
@@ -233,6 +236,27 @@ def test_gc_keeps_the_layers_of_a_running_merge(place: Place, monkeypatch: pytes
     _, log = place.publish(image_id)
     assert ", 0 of them new: " in log
     assert {path.parent for path in squashed_layers(place.store)} == set(collect())
+
+
+def test_archives_of_earlier_versions_are_converted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id = place.build(DOCKERFILE)
+    image = place.podman.inspect(image_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "which", lambda name: None if name == "mksquashfs" else name)
+        save(place.podman, image, SquashedLayers(place.store), Squash())
+    assert squashed_layers(place.store) == []
+    before_bytes = place.store.size_bytes()
+    place.publish(image_id)
+    collected = garbage.unneeded(place.store, {}, {image_id}, time.time() + 10)
+    assert {path.name for path in garbage.remove(place.store, collected)} == {
+        digest.removeprefix("sha256:") for digest in image.layers
+    }
+    assert place.store.size_bytes() < 0.7 * before_bytes
+    with own_storage() as (empty, _):
+        assert load_images(place.store, empty, image_id) == ()
+        assert empty.inspect(image_id).layers == image.layers
 
 
 def test_two_writers_share_a_base(place: Place) -> None:

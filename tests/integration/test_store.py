@@ -16,9 +16,13 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.model.config.settings import Squash
 from rc_tasks.state.disk.processes import space
+from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.state.store.store import Store
-from rc_tasks.tools import command, skopeo
+from rc_tasks.steps.save.image import save
+from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.images import BUSYBOX
 from tests.support.soak import ROUNDS
@@ -77,35 +81,42 @@ def store(tmp_path: Path) -> Store:
 
 
 def files(of: Store) -> dict[str, tuple[int, int]]:
-    """Every blob with what changes when it is written anew."""
-    blobs = (of.directory / "blobs/sha256").iterdir()
-    return {blob.name: (blob.stat().st_ino, blob.stat().st_mtime_ns) for blob in blobs}
+    """Every part with what changes when it is written anew."""
+    paths = (*of.directory.glob("blobs/sha256/*"), *of.directory.glob("layers/*/layer.sqsh"))
+    parts = {path.parent.name if path.name == "layer.sqsh" else path.name: path.stat() for path in paths}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in parts.items()}
 
 
 def config(podman: Podman, image: str) -> object:
     return json.loads(command.capture(podman.command("image", "inspect", image)).stdout)[0]["Config"]
 
 
-@pytest.fixture(params=["skopeo", "podman alone"])
-def writer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What images are put into the store with."""
-    if request.param != "skopeo":
-        monkeypatch.setattr(skopeo, "available", lambda: False)
+def put(kept: Store, podman: Podman, image: Image) -> None:
+    save(podman, image, SquashedLayers(kept), Squash())
 
 
-@pytest.mark.usefixtures("writer")
+@pytest.fixture(params=["squashed", "blobs"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What layers are stored as: blobs where they cannot be squashed."""
+    if request.param == "blobs":
+        which = command.which
+        monkeypatch.setattr(command, "which", lambda name: None if name == "mksquashfs" else which(name))
+    return str(request.param)
+
+
 def test_an_image_comes_back_as_it_was(
-    podman: Podman, images: tuple[Image, Image], tmp_path: Path
+    podman: Podman, images: tuple[Image, Image], tmp_path: Path, form: str
 ) -> None:
     kept = store(tmp_path)
     for image in images:
         assert not kept.has(image.id)
-        kept.put(podman, image)
+        put(kept, podman, image)
         assert kept.has(image.id)
-    assert sorted(entry.name for entry in kept.directory.iterdir()) == ["blobs", "images"]
+    squashed = ["layers"] if form == "squashed" else []
+    assert sorted(entry.name for entry in kept.directory.iterdir()) == ["blobs", "images", *squashed]
     with own_storage() as (empty, _):
         for image in reversed(images):
-            assert kept.load(empty, image.id) == ()
+            assert load_images(kept, empty, image.id) == ()
             # The size of an image in a storage counts a layer that is there twice once or twice.
             assert replace(empty.inspect(image.id), size_bytes=image.size_bytes) == image
             assert config(empty, image.id) == config(podman, image.id)
@@ -115,18 +126,21 @@ def test_an_image_comes_back_as_it_was(
         assert set(listed.split()) == {"<none>"}, "an image from the store has no name"
 
 
-def test_both_ways_of_writing_make_the_same_files(
+def test_both_forms_have_the_same_manifests(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
     for image in images:
-        one.put(podman, image)
-    other.put(podman, images[0])
-    monkeypatch.setattr(skopeo, "available", lambda: False)
-    other.put(podman, images[1])
+        put(one, podman, image)
+    put(other, podman, images[0])
+    monkeypatch.setattr(command, "which", lambda name: None if name == "mksquashfs" else name)
+    put(other, podman, images[1])
     for image in images:
         views = [each.directory / "images" / image.id for each in (one, other)]
-        first, second = ({path.name: path.read_bytes() for path in view.iterdir()} for view in views)
+        first, second = (
+            {path.name: path.is_symlink() or path.read_bytes() for path in view.iterdir()}
+            for view in views
+        )
         assert first == second
 
 
@@ -138,40 +152,40 @@ def directory_with(parent: Path, *names: str) -> Path:
     return made
 
 
-@pytest.mark.usefixtures("writer")
+@pytest.mark.usefixtures("form")
 def test_layers_that_are_there_are_not_written_again(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:
     kept = store(tmp_path)
-    kept.put(podman, images[0])
+    put(kept, podman, images[0])
     before = files(kept)
-    kept.put(podman, images[0])
+    put(kept, podman, images[0])
     assert files(kept) == before
-    kept.put(podman, images[1])
+    put(kept, podman, images[1])
     after = files(kept)
     assert {name: after[name] for name in before} == before
-    # Its own layer and its configuration; what skopeo itself writes of a manifest is small.
-    assert {images[1].id, images[1].layers[-1].removeprefix("sha256:")} <= after.keys() - before.keys()
+    assert {images[1].id, images[1].layers[-1].removeprefix("sha256:")} == after.keys() - before.keys()
 
 
-@pytest.mark.usefixtures("writer")
+@pytest.mark.usefixtures("form")
 def test_everybody_who_may_enter_the_checkout_can_read_the_store(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:
     kept = store(tmp_path)
     before = os.umask(0o022)
     try:
-        kept.put(podman, images[0])
+        put(kept, podman, images[0])
     finally:
         os.umask(before)
-    for path in kept.directory.rglob("*"):
+    # An image has links to where the blobs of squashed layers would be.
+    for path in filter(Path.exists, kept.directory.rglob("*")):
         wanted = 0o755 if path.is_dir() else 0o644
         assert stat.S_IMODE(path.stat().st_mode) & wanted == wanted, path
 
 
 def test_what_is_nowhere_cannot_be_brought(podman: Podman, tmp_path: Path) -> None:
     nowhere = "0" * 64
-    assert store(tmp_path).load(podman, nowhere) == (nowhere,)
+    assert load_images(store(tmp_path), podman, nowhere) == (nowhere,)
     assert not (tmp_path / "it's: a store ü").exists()
 
 
@@ -182,7 +196,7 @@ def damage(blob: Path, how: str) -> None:
         blob.unlink()
         return
     if how == "short":
-        os.truncate(blob, before.st_size - 1)
+        os.truncate(blob, before.st_size - 30)
     else:
         with blob.open("r+b") as file:
             file.seek(before.st_size // 2)
@@ -192,13 +206,15 @@ def damage(blob: Path, how: str) -> None:
     os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def blob_of(kept: Store, image: Image, part: str) -> Path:
-    digest = image.id if part == "config" else image.layers[0].removeprefix("sha256:")
-    return kept.directory / "blobs/sha256" / digest
+def part_of(kept: Store, image: Image, part: str) -> Path:
+    if part == "config":
+        return kept.blob(image.id)
+    blob, files = kept.blob(image.layers[0]), kept.layer(image.layers[0])
+    return files.recipe if part == "recipe" else files.file if files.exist else blob
 
 
 @pytest.mark.parametrize("how", ["missing", "short", "one bit"])
-@pytest.mark.parametrize("part", ["layer", "config"])
+@pytest.mark.parametrize("part", ["layer", "blob", "recipe", "config"])
 def test_what_is_damaged_is_told_and_gone(
     podman: Podman,
     images: tuple[Image, Image],
@@ -208,23 +224,33 @@ def test_what_is_damaged_is_told_and_gone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = store(tmp_path)
-    for image in images:
-        kept.put(podman, image)
-    blob = blob_of(kept, images[0], part)
-    damage(blob, how)
+    with pytest.MonkeyPatch.context() as patched:
+        if part == "blob":
+            patched.setattr(command, "which", lambda name: None if name == "mksquashfs" else name)
+        for image in images:
+            put(kept, podman, image)
+    damaged = part_of(kept, images[0], part)
+    damage(damaged, how)
+    capsys.readouterr()
     with own_storage() as (empty, _):
         # Both have the layer, and only one the configuration.
         alive = (images[1].id,) if part == "config" else ()
         gone = tuple(image.id for image in images if image.id not in alive)
-        assert set(kept.load(empty, *(image.id for image in images))) == set(gone)
+        assert set(load_images(kept, empty, *(image.id for image in images))) == set(gone)
         assert [image.id for image in images if kept.has(image.id)] == list(alive)
         told = capsys.readouterr().out
-        assert str(blob) in told and ("is missing" if how == "missing" else "is damaged") in told
-        assert not blob.exists()
+        missing = how == "missing" and part != "recipe"
+        # The layer stands for its recipe.
+        shown = damaged.with_name("layer.sqsh") if part == "recipe" else damaged
+        if how == "missing" and part == "layer":
+            shown = kept.blob(images[0].layers[0])
+        assert f"{shown} is {'missing' if missing else 'damaged'}" in told
+        assert not damaged.exists()
         assert list(kept.directory.glob(".put.*")) == []
         for image in images:
-            kept.put(podman, image)
-        assert kept.load(empty, *(image.id for image in images)) == ()
+            put(kept, podman, image)
+        capsys.readouterr()
+        assert load_images(kept, empty, *(image.id for image in images)) == ()
         assert capsys.readouterr().out == ""
 
 
@@ -237,12 +263,12 @@ def test_a_store_of_somebody_else_is_told_and_left_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = store(tmp_path)
-    kept.put(podman, images[0])
-    damage(blob_of(kept, images[0], "layer"), how)
+    put(kept, podman, images[0])
+    damage(part_of(kept, images[0], "layer"), how)
     before = everything(kept)
     with own_storage() as (empty, _):
         theirs = replace(kept, read_only=True)
-        assert theirs.load(empty, images[0].id) == (images[0].id,)
+        assert load_images(theirs, empty, images[0].id) == (images[0].id,)
     assert "nothing is removed" in capsys.readouterr().out
     assert everything(kept) == before
 
@@ -252,13 +278,13 @@ def test_a_manifest_that_cannot_be_read_is_told_and_gone(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path, text: str
 ) -> None:
     kept = store(tmp_path)
-    kept.put(podman, images[0])
+    put(kept, podman, images[0])
     (kept.directory / "images" / images[0].id / "manifest.json").write_text(text)
     with own_storage() as (empty, _):
-        assert kept.load(empty, images[0].id) == (images[0].id,)
+        assert load_images(kept, empty, images[0].id) == (images[0].id,)
         assert not kept.has(images[0].id)
-        kept.put(podman, images[0])
-        assert kept.load(empty, images[0].id) == ()
+        put(kept, podman, images[0])
+        assert load_images(kept, empty, images[0].id) == ()
 
 
 def test_what_is_left_of_an_image_is_no_obstacle(
@@ -268,9 +294,9 @@ def test_what_is_left_of_an_image_is_no_obstacle(
     left = kept.directory / "images" / images[0].id
     left.mkdir(parents=True)
     (left / "version").touch()
-    kept.put(podman, images[0])
+    put(kept, podman, images[0])
     with own_storage() as (empty, _):
-        assert kept.load(empty, images[0].id) == ()
+        assert load_images(kept, empty, images[0].id) == ()
 
 
 def everything(kept: Store) -> set[tuple[str, int]]:
@@ -284,11 +310,14 @@ def everything(kept: Store) -> set[tuple[str, int]]:
 PUT = """
 import sys
 from pathlib import Path
+from rc_tasks.model.config.settings import Squash
+from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.store import Store
+from rc_tasks.steps.save.image import save
 from rc_tasks.tools.podman import Podman
 root, runroot, driver, directory, image = sys.argv[1:]
 podman = Podman(root=root, runroot=runroot, driver=driver)
-Store(Path(directory)).put(podman, podman.inspect(image))
+save(podman, podman.inspect(image), SquashedLayers(Store(Path(directory))), Squash())
 """
 
 
@@ -306,7 +335,7 @@ def test_several_may_put_the_same_image_at_once(
         _, errors = writer.communicate()
         assert writer.returncode == 0, errors.decode()
     with own_storage() as (empty, _):
-        assert kept.load(empty, *(image.id for image in images)) == ()
+        assert load_images(kept, empty, *(image.id for image in images)) == ()
 
 
 # More than can be written in a moment.
@@ -337,10 +366,10 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
                 writing.send_signal(signal.SIGKILL)
                 writing.communicate()
             was_whole = kept.has(large.id)
-            assert kept.load(empty, large.id) == (() if was_whole else (large.id,))
+            assert load_images(kept, empty, large.id) == (() if was_whole else (large.id,))
             # Who comes next finds what is there already, whole or not, no obstacle.
-            kept.put(podman, large)
-            assert kept.load(empty, large.id) == ()
+            put(kept, podman, large)
+            assert load_images(kept, empty, large.id) == ()
             empty.remove_image(large.id)
     assert killed > 0
 
@@ -352,7 +381,7 @@ def test_a_reader_that_is_killed_harms_neither_side(
     # Where a step has podman's temporary files, and clears them.
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     kept = store(tmp_path)
-    kept.put(podman, large)
+    put(kept, podman, large)
     before = everything(kept)
     chance = random.Random(SEED)
     with own_storage() as (empty, _):
@@ -361,14 +390,14 @@ def test_a_reader_that_is_killed_harms_neither_side(
             with subprocess.Popen(wanted.argv, stdout=subprocess.PIPE) as reading:
                 time.sleep(chance.uniform(0.05, 0.5))
                 reading.kill()
-            assert kept.load(empty, large.id) == ()
+            assert load_images(kept, empty, large.id) == ()
             assert not empty.half_written()
             assert replace(empty.inspect(large.id), size_bytes=large.size_bytes) == large
             empty.remove_image(large.id)
     assert everything(kept) == before
 
 
-@pytest.mark.usefixtures("writer")
+@pytest.mark.usefixtures("form")
 def test_a_full_disk_is_told_and_leaves_nothing(
     podman: Podman, images: tuple[Image, Image], large: Image, tmp_path: Path
 ) -> None:
@@ -379,15 +408,15 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     subprocess.run(("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small), check=True)
     try:
         kept = Store(small / "store")
-        kept.put(podman, images[0])
+        put(kept, podman, images[0])
         before = everything(kept)
         with pytest.raises(ArtifactError, match="no space left") as caught:
-            kept.put(podman, large)
+            put(kept, podman, large)
         assert str(kept.directory) in str(caught.value) and "quota" in str(caught.value)
         assert not kept.has(large.id)
         assert {path for path, _ in everything(kept)} == {path for path, _ in before}
         with own_storage() as (empty, _):
-            assert kept.load(empty, images[0].id) == ()
+            assert load_images(kept, empty, images[0].id) == ()
     finally:
         subprocess.run(("umount", small), check=True)
 

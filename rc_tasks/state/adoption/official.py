@@ -25,8 +25,9 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
-from rc_tasks.state.store.layers import SquashedLayers, layer_file, record_file
-from rc_tasks.state.store.store import LAYERS, Store
+from rc_tasks.state.store.layer_files import LAYERS, LayerFiles
+from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.store import Store
 
 if TYPE_CHECKING:
     from rc_tasks.tools.podman import Podman
@@ -152,15 +153,14 @@ class Official:
         """The official store."""
         return Store(Path(f"{self.root}/{GENERATED}/store"), read_only=True)
 
-    def layer(self, digest: str) -> Path | None:
-        """Return the SquashFS file of a layer in the official store, if only trusted users wrote it."""
-        path = layer_file(self.store, digest)
+    def layer(self, digest: str) -> LayerFiles | None:
+        """Return the files of a layer in the official store, if only trusted users wrote them."""
+        files = self.store.layer(digest)
         try:
-            for file in (path, record_file(path)):
-                self._file(str(file))
+            self._require_own(files)
         except (NotOfferedError, OSError):
             return None
-        return path
+        return files
 
     @property
     def trusted(self) -> bool:
@@ -208,11 +208,14 @@ class Official:
 
     def load(self, podman: "Podman", *image_ids: str) -> tuple[str, ...]:
         """Load images of the official store into podman; return the IDs of those that it lacks."""
+        from rc_tasks.state.store.loading import load_images
+
         here = []
         for image_id in image_ids:
             try:
                 if self.has(image_id):
                     self._require_manifest(image_id)
+                    self._require_layers(image_id)
                     here.append(image_id)
             except (RefusedError, OSError) as error:
                 print(f"not loaded from the official store: {error}", flush=True)
@@ -220,7 +223,7 @@ class Official:
             return image_ids
         shown = ", ".join(image_id[:12] for image_id in here)
         print(f"loading {shown} from the store of {self.root}", flush=True)
-        not_loaded = self.store.load(podman, *here)
+        not_loaded = load_images(self.store, podman, *here)
         return tuple(
             image_id for image_id in image_ids if image_id in not_loaded or image_id not in here
         )
@@ -260,6 +263,19 @@ class Official:
             sound = False
         if not sound:
             raise RefusedError("is not the manifest of this image", where=path)
+
+    def _require_layers(self, image_id: str) -> None:
+        """Raise RefusedError for a squashed layer that others could write: we would parse it."""
+        for digest in self.store.layers(image_id):
+            files = self.store.layer(digest)
+            if files.exist and not self.store.blob(digest).exists():
+                self._require_own(files)
+
+    def _require_own(self, files: LayerFiles) -> None:
+        for path in (files.file, files.record_file):
+            self._file(str(path))
+        with contextlib.suppress(FileNotFoundError):
+            self._file(str(files.recipe))
 
     def _record(self, step: Step, name: str) -> Record:
         task = Task(step, name)

@@ -3,6 +3,7 @@
 It covers published images only; the judge decides whether an image is stale.
 """
 
+import contextlib
 import os
 import shlex
 import tomllib
@@ -23,7 +24,7 @@ from rc_tasks.state.records.records import Artifact, Record, Step
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
-from rc_tasks.state.store.layers import LayerRecord, layer_file, layer_record
+from rc_tasks.state.store.layer_files import LayerFiles, is_layer
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.json_decode import DecodeError, load
 from rc_tasks.util.safe_read import read_bytes, read_text
@@ -76,23 +77,20 @@ class Verification:
     checkout: Checkout
     read: Callable[[int], None]
     at_once: int
-    _blobs: dict[Path, str] = field(default_factory=dict)
-    _layers: dict[Path, str] = field(default_factory=dict)
+    _parts: dict[Path, str] = field(default_factory=dict)
 
     def size_bytes(self, names: Iterable[str]) -> int:
         """Return how many bytes there are to read."""
         total = 0
-        blobs: dict[Path, int] = {}
+        parts: set[Path] = set()
         for name in names:
             record = self._record(name)
             if record is not None and record.artifact is not None:
                 total += record.artifact.size_bytes if record.artifact.blocks_digest else 0
                 for store, image_id in self._chain(name, record):
-                    blobs |= {store.blob(blob): size for blob, size in _blobs(store, image_id).items()}
-                    blobs |= {
-                        path: layer.size_bytes for path, layer in _squashed(store, image_id) if layer
-                    }
-        return total + sum(blobs.values())
+                    with contextlib.suppress(OSError, ValueError):
+                        parts.update(_parts(store, image_id))
+        return total + sum(map(_size_bytes, parts))
 
     def verify(self, name: str) -> Verified:
         """Re-read one image."""
@@ -110,7 +108,6 @@ class Verification:
                     *self._image_json(node, record, record.artifact),
                     *self._edf(node),
                     *self._stored(node, record, notes),
-                    *self._squashed(name, record),
                 ]
             except PermissionError as error:
                 return Verified(name, Verdict.UNREADABLE, self._denied(error))
@@ -255,8 +252,8 @@ class Verification:
             path = store.image(image_id)
             where = self.checkout.shown(path)
             try:
-                for digest in store.blobs(image_id):
-                    users.setdefault(store.blob(digest), []).append((store, image_id))
+                for part in _parts(store, image_id):
+                    users.setdefault(part, []).append((store, image_id))
             except FileNotFoundError:
                 yield {image_id}, Damage(where, "is no longer in the store", _rebuild(store, name))
             except PermissionError:
@@ -264,45 +261,28 @@ class Verification:
             except (OSError, ValueError, RecursionError):
                 hint = _rebuild(store, name, path)
                 yield {image_id}, Damage(where, "cannot be read as an image", hint)
-        new = [str(path) for path in users if path not in self._blobs]
-        for file, result in file_digests(new, self.read, self.at_once):
-            self._blobs[Path(file)] = _words(Path(file).name, result)
+        new = [path for path in users if path not in self._parts]
+        blobs = [str(path) for path in new if not is_layer(path)]
+        for file, result in file_digests(blobs, self.read, self.at_once):
+            self._parts[Path(file)] = _words(Path(file).name, result)
+        for path in filter(is_layer, new):
+            self._parts[path] = self._layer_words(LayerFiles(path.parent))
         for path, having in users.items():
-            if self._blobs[path]:
+            if self._parts[path]:
                 # Remove their images too: a build does not make an image that the store has.
                 images = [store.image(image_id) for store, image_id in having]
                 shown = ", ".join(image_id[:_SHORT_ID] for _, image_id in having)
-                hint = _rebuild(having[0][0], name, path, *images)
-                what = f"{self._blobs[path]}; it is a part of {shown}"
+                part = path.parent if is_layer(path) else path
+                hint = _rebuild(having[0][0], name, part, *images)
+                what = f"{self._parts[path]}; it is a part of {shown}"
                 yield {image_id for _, image_id in having}, Damage(self.checkout.shown(path), what, hint)
 
-    def _squashed(self, name: str, record: Record) -> Iterator[Damage]:
-        """Yield the damages of squashed layers, which the next publishing would copy from."""
-        if not self.checkout.settings.store.enabled:
-            return
-        for store, image_id in self._chain(name, record):
-            for path, layer in _squashed(store, image_id):
-                if path not in self._layers:
-                    self._layers[path] = self._layer_words(path, layer)
-                if self._layers[path]:
-                    hint = (
-                        f"{_remove(path.parent)}doit verify {name}    (it is squashed again when needed)"
-                    )
-                    if store.read_only:
-                        hint = _rebuild(store, name)
-                    yield Damage(self.checkout.shown(path), self._layers[path], hint)
-
-    def _layer_words(self, path: Path, layer: LayerRecord | None) -> str:
+    def _layer_words(self, files: LayerFiles) -> str:
         """Return what is wrong with a squashed layer, or an empty string. Raise PermissionError."""
-        if layer is None:
-            return "has no record beside it that can be read"
         try:
-            digest = blocks_digest(str(path), self.read, self.at_once)
-        except FileNotFoundError:
-            return ""  # replaced at this moment
+            return files.damage(self.read, self.at_once)
         except OSError as error:
-            return _words(layer.blocks_digest, error)
-        return _words(layer.blocks_digest, digest)
+            return _words("", error)
 
     def _is_put_back(self, name: str, record: Record) -> bool:
         """Return whether an older image is published, so that a build would publish another one."""
@@ -354,19 +334,29 @@ def _remove(*paths: Path) -> str:
     return f"rm {recursive}{' '.join(shlex.quote(str(path)) for path in there)} && " if there else ""
 
 
-def _squashed(store: Store, image_id: str) -> Iterator[tuple[Path, LayerRecord | None]]:
-    """Yield the squashed layers of an image with their records; None for a record that is damaged."""
-    for digest in _blobs(store, image_id):
-        path = layer_file(store, digest)
-        if reading.status(path) is not None:
-            yield path, layer_record(path)
+def _parts(store: Store, image_id: str) -> Iterator[Path]:
+    """Yield the files of an image in a store that hold its content. Raise OSError, ValueError.
+
+    A layer that is missing is a missing blob.
+    """
+    config, *layers = store.digests(image_id)
+    yield store.blob(config)
+    for digest in layers:
+        files, blob = store.layer(digest), store.blob(digest)
+        record = files.record
+        if files.exist:
+            yield files.file
+        # Both are there until `doit gc` removes the blob, and where the file does not give the archive.
+        alone = files.exist and (record is None or record.archive_bytes)
+        if not alone or reading.status(blob) is not None:
+            yield blob
 
 
-def _blobs(store: Store, image_id: str) -> dict[str, int]:
+def _size_bytes(path: Path) -> int:
     try:
-        return store.blobs(image_id)
-    except (OSError, ValueError, RecursionError):  # what is wrong is reported when it is verified
-        return {}
+        return path.stat().st_size
+    except OSError:  # what is wrong is reported when it is verified
+        return 0
 
 
 def verifiable(checkout: Checkout) -> list[str]:

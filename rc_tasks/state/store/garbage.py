@@ -13,6 +13,8 @@ shares would make every step wait for the slowest. Instead:
 - Garbage is first renamed out of its place. Then the store is read again, and what was touched or noted
   meanwhile is put back. A writer that checked in between has missed it, and writes it again.
 
+A blob goes, too, once there is a squashed layer from which it can be made again.
+
 A link to a blob of another store is removed as a link. Files whose names are not those of images or
 blobs stay.
 """
@@ -26,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.state.disk import reading
-from rc_tasks.state.store.store import LAYERS, Store
+from rc_tasks.state.store.layer_files import LAYERS
+from rc_tasks.state.store.store import Store
 
 REST_S = 86_400.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -75,7 +78,7 @@ def unneeded(
         path
         for part in _PARTS
         for path in _entries(store.directory / part)
-        if path.name not in needed and _is_older(path, before_s)
+        if (path.name not in needed or _is_superseded(store, path)) and _is_older(path, before_s)
     ]
     return Unneeded(images, tuple(blobs))
 
@@ -95,7 +98,7 @@ def remove(store: Store, garbage: Unneeded) -> list[Path]:
         noted = store.wanted()
         needed = noted | _blobs_of(_entries(store.directory / _IMAGES))
         for place, path in taken.items():
-            if place.name in needed:
+            if place.name in needed and not _is_superseded(store, place):
                 _put_back(path, place)
             else:
                 removed.append(place)
@@ -132,6 +135,11 @@ def _take_out(places: Iterable[Path], trash: Path) -> dict[Path, Path]:
             os.rename(place, path)
             taken[place] = path
     return taken
+
+
+def _is_superseded(store: Store, path: Path) -> bool:
+    """Return whether a path is that of a blob that can be made again from a squashed layer."""
+    return path.parent.name != LAYERS and store.layer(path.name).archive_bytes() > 0
 
 
 def _put_back(path: Path, place: Path) -> None:

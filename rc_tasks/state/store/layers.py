@@ -1,11 +1,4 @@
-"""Layers of a store as SquashFS files, from which images are published without squashing them again.
-
-    store/layers/DIFF_ID/layer.sqsh    the layer: whiteouts, owners and attributes as podman keeps them
-    store/layers/DIFF_ID/layer.json    what `doit verify` compares it with
-
-A directory gets its name when both files are whole. A layer that podman makes again may have other bytes
-as a SquashFS file, with the same content.
-"""
+"""Layers of a store as SquashFS files: found, put in place, and taken away."""
 
 import contextlib
 import os
@@ -13,84 +6,64 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.squashfs.readers import Readers
-from rc_tasks.state.disk import reading
-from rc_tasks.state.store.store import LAYERS, Store
-from rc_tasks.util.json_decode import Size, encode, parse
-
-_FILE = "layer.sqsh"
-_RECORD = "layer.json"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
-    """What was written: `blocks_digest` is defined in docs/reference/image-json.md.
-
-    `readers` says who can mount it.
-    """
-
-    size_bytes: Size
-    blocks_digest: str
-    mksquashfs: str
-    readers: Readers = Readers.NOBODY
+from rc_tasks.state.store.layer_files import LayerFiles, layer_files
+from rc_tasks.state.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class SquashedLayers:
-    """The SquashFS files of a store's layers; `official` finds those of the official store."""
+    """The squashed layers that a checkout may use; `official` finds those of the official store."""
 
     store: Store
-    official: Callable[[str], Path | None] = lambda _digest: None
+    official: Callable[[str], LayerFiles | None] = lambda _digest: None
 
-    def find(self, digest: str) -> Path | None:
-        """Return the file of a layer, given by its diff ID (`sha256:…`), or None."""
-        path = layer_file(self.store, digest)
-        if reading.status(path) is None:
+    def find(self, digest: str) -> LayerFiles | None:
+        """Return the files of a layer, given by its diff ID (`sha256:…`), or None."""
+        files = layer_files(self.store.directory, digest)
+        # A clone has links to the official store, which may have changed hands since.
+        if not files.exist or files.directory.is_symlink():
             return self.official(digest)
         # It may belong to another member: then it keeps its age.
         with contextlib.suppress(OSError):
-            os.utime(path.parent)
-        return path
+            os.utime(files.directory)
+        return files
 
-    def put(self, digest: str, made: Path, record: LayerRecord, scratch: Path) -> Path:
-        """Put a file in place unless the layer has one, and return the path.
+    def link_official(self, digest: str) -> None:
+        """Let the store have a layer of the official store, by a symlink, unless it has one itself."""
+        files = layer_files(self.store.directory, digest)
+        official = None if files.exist else self.official(digest)
+        if official is not None and official.archive_bytes():
+            files.directory.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.symlink(official.directory, files.directory)
 
-        `made` is in `scratch`, a temporary directory of the store.
+    def put(self, digest: str, made: Path, scratch: Path, *, replace: LayerFiles | None = None) -> Path:
+        """Put a directory with the files of a layer in place; return the SquashFS file.
+
+        Files that the layer has already stay, unless they are those to `replace`. `scratch` is a
+        temporary directory of the store.
         """
-        final = layer_file(self.store, digest).parent
-        final.parent.mkdir(parents=True, exist_ok=True)
-        new = scratch / f"{final.name}.new"
-        new.mkdir()
-        (new / _RECORD).write_text(encode(record))
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        os.rename(made, new / _FILE)
+        final = layer_files(self.store.directory, digest)
+        final.directory.parent.mkdir(parents=True, exist_ok=True)
+        for path in made.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if replace is not None and (replace == final or final.directory.is_symlink()):
+            self._take_away(final, scratch)
         try:
-            os.rename(new, final)
+            os.rename(made, final.directory)
         except OSError:
-            # Another node may have put its file there meanwhile, and copies from it now.
-            if reading.status(final / _FILE) is None:
-                self.discard(final / _FILE, scratch)
-                os.rename(new, final)
-        return final / _FILE
+            # Another node may have put its files there meanwhile, and copies from them now.
+            if not final.exist:
+                self._take_away(final, scratch)
+                os.rename(made, final.directory)
+        return final.file
 
-    def discard(self, path: Path, scratch: Path) -> None:
-        """Remove the file of a layer, if it is in the store of this checkout."""
-        if path.is_relative_to(self.store.directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path.parent, scratch / f"{path.parent.name}.old")
+    def discard(self, files: LayerFiles, scratch: Path) -> None:
+        """Remove the files of a layer, if they are in the store of this checkout."""
+        if files.directory.is_relative_to(self.store.directory):
+            self._take_away(files, scratch)
 
-
-def layer_record(file: Path) -> LayerRecord | None:
-    """Return the record of a layer's file; None for one that is missing or damaged."""
-    return parse(LayerRecord, reading.content(record_file(file)))
-
-
-def record_file(file: Path) -> Path:
-    """Return where the record of a layer's file is."""
-    return file.with_name(_RECORD)
-
-
-def layer_file(store: Store, digest: str) -> Path:
-    """Return where the file of a layer is, or would be."""
-    return store.directory / LAYERS / digest.removeprefix("sha256:") / _FILE
+    def _take_away(self, files: LayerFiles, scratch: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(files.directory, scratch / f"{files.directory.name}.old")

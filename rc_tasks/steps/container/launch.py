@@ -23,6 +23,7 @@ from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.squashfs import superblock
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
@@ -454,7 +455,7 @@ def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
     if checkout is None:
         return False
     with contextlib.suppress(RcError):
-        not_loaded = checkout.store.load(engine, image_id)
+        not_loaded = load_images(checkout.store, engine, image_id)
         official = official_of(checkout) if not_loaded else None
         return not (official.load(engine, *not_loaded) if official is not None else not_loaded)
     return False

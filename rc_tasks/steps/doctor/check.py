@@ -53,7 +53,8 @@ def findings(checkout: Checkout) -> Iterator[Finding]:
     yield from podman_findings
     if all(finding.level is not Level.PROBLEM for finding in podman_findings):
         yield from trial.findings(checkout)
-    yield from _skopeo(checkout)
+    yield from _skopeo()
+    yield from _store(checkout)
     yield from _squash(checkout)
     yield from credentials.findings(checkout)
     yield from _smoke(checkout)
@@ -111,18 +112,21 @@ def _podman(checkout: Checkout) -> Iterator[Finding]:
             )
 
 
-def _skopeo(checkout: Checkout) -> Iterator[Finding]:
-    if not checkout.settings.store.enabled:
-        yield Finding(Level.OK, "the store is off: images stay on the node that built them")
-    elif command.which("skopeo") is None:
+def _skopeo() -> Iterator[Finding]:
+    if command.which("skopeo") is None:
         yield Finding(
             Level.WARNING,
-            "skopeo was not found: podman alone copies every layer of an image again, also those of its "
-            "base, each time that one is put into the store",
-            "install skopeo, or set store.enabled = false",
+            "skopeo was not found: `doit bases --check` and `--update` cannot ask a registry",
+            "install skopeo, or run these two on a machine that has it",
         )
     else:
         yield Finding(Level.OK, "skopeo")
+
+
+def _store(checkout: Checkout) -> Iterator[Finding]:
+    if not checkout.settings.store.enabled:
+        yield Finding(Level.OK, "the store is off: images stay on the node that built them")
+    else:
         with contextlib.suppress(RcError):  # the check of podman has reported it
             yield Finding(Level.OK, *mounted_images.described(checkout.settings))
 

@@ -22,11 +22,11 @@ from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.reading import names
 from rc_tasks.state.disk.trust import NotOfferedError
-from rc_tasks.state.store.layers import layer_record
+from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
-from rc_tasks.tools import additional_store, command, skopeo
-from rc_tasks.tools.additional_store import StoredImage
+from rc_tasks.tools import additional_store, command
+from rc_tasks.tools.additional_store import Recipe, StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
 from rc_tasks.util.safe_read import read_bytes
@@ -49,11 +49,12 @@ def available(checkout: Checkout) -> Iterator[None]:
     if storage is None or not _wanted(checkout.settings, storage):
         yield
         return
+    find = squashed_layers(checkout).find
     with nodes.mounting_images() as images:
         # What earlier steps built is built on images that they had mounted: podman has to know these.
         for image_id in names(podman_storage.images(storage)):
             if image := _stored(checkout, image_id):
-                additional_store.add_image(images, image)
+                additional_store.add_image(images, image, _recipes(map(find, image.diff_ids)))
         try:
             yield
         finally:
@@ -78,7 +79,8 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
             continue
         known = additional_store.known_layers(images, image.diff_ids)
         by_id = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
-        files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in by_id.items()}
+        stored = {diff_id: find(diff_id) for diff_id in image.diff_ids}
+        files = {layer_id: _mountable(podman, stored[diff_id]) for layer_id, diff_id in by_id.items()}
         if known and any(files[layer_id] is None for layer_id in known):
             raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
         fits = bool(known) or len(files) <= most
@@ -93,11 +95,20 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
             continue
         if whole and not additional_store.has_image(images, image.id):
-            additional_store.add_image(images, image)
+            additional_store.add_image(images, image, _recipes(stored.values()))
             registered = podman_storage.images(Path(podman.root).parent)
             registered.mkdir(exist_ok=True)
             (registered / image.id).touch()
             print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+
+
+def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, Recipe]:
+    """Return the recipes of layers, by diff ID."""
+    return {
+        f"sha256:{files.directory.name}": Recipe(files.recipe, archive_bytes)
+        for files in layers
+        if files is not None and (archive_bytes := files.archive_bytes())
+    }
 
 
 def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
@@ -135,13 +146,13 @@ def instructions_of(node: ImageNode) -> int:
         return 0  # it is not built
 
 
-def _mountable(podman: Podman, file: Path | None) -> Path | None:
+def _mountable(podman: Podman, files: LayerFiles | None) -> Path | None:
     """Return the file of a layer if podman's overlay shows what it deletes."""
-    record = layer_record(file) if file is not None else None
+    record = files.record if files is not None else None
     able = {Readers.EVERYBODY}
     if not any("mount_program" in option for option in podman.options):
         able.add(Readers.USERS if rootless() else Readers.ROOT)
-    return file if record is not None and record.readers in able else None
+    return files.file if files is not None and record is not None and record.readers in able else None
 
 
 def described(settings: Settings) -> tuple[str, str]:
@@ -172,9 +183,6 @@ def _lacking(settings: Settings, storage: Path) -> str:
     """Return what is missing on this node for mounting images, or an empty string."""
     if podman_storage.driver(settings.podman, storage).name != "overlay":
         return "the storage driver is not overlay"
-    # podman itself can only write all layers of an image, and lacks what it needs for mounted ones.
-    if not skopeo.available():
-        return "skopeo was not found on PATH"
     if not rootless():
         return ""
     if _squashfuse() is None:

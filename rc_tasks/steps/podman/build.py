@@ -14,14 +14,13 @@ from rc_tasks.model.dockerfile.instructions import encode, instructions
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout, parse_node
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.manifests import put_origin
 from rc_tasks.state.records.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
 from rc_tasks.state.records.records import Facts, Record, Step
 from rc_tasks.state.records.rollback import next_generation
-from rc_tasks.state.store.store import Store
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
@@ -30,6 +29,7 @@ from rc_tasks.steps.podman.prepared import PreparedBuild, prepare
 from rc_tasks.steps.podman.replacer import Replacer
 from rc_tasks.steps.podman.secrets import Secrets, find
 from rc_tasks.steps.podman.syntax import require_known
+from rc_tasks.steps.save.image import save
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman, shares_copies
 from rc_tasks.tools.podman import version as podman_version
@@ -118,7 +118,7 @@ def _made(
 
     Return the image, and the digests of its bases in their registries.
     """
-    name, store = node.project.name, checkout.store
+    name = node.project.name
     stores = checkout.settings.store.enabled
     layers = cache.LayerImages()
     # Find the secrets before an hour of pulling bases is lost.
@@ -147,21 +147,22 @@ def _made(
         notes = checkout.graph.notes([node])
         raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
     if stores:
-        store.put(podman, image, beside=_beside(checkout))
+        _save(checkout, podman, image)
         _put_cache(checkout, podman, name, layers)
     return image, bases.digests
 
 
-def _beside(checkout: Checkout) -> Store | None:
-    """Return the official store, whose layers a clone links instead of copying, or None."""
+def _save(checkout: Checkout, podman: Podman, image: Image) -> None:
+    """Save an image in the store. A clone links the layers of the official store."""
     official = official_of(checkout)
-    return official.store if official is not None and official.trusted else None
+    beside = official.store if official is not None and official.trusted else None
+    save(podman, image, squashed_layers(checkout), checkout.settings.squash, beside=beside)
 
 
 def _put_cache(
     checkout: Checkout, podman: Podman, name: str, layers: cache.LayerImages, *, failed: bool = False
 ) -> None:
-    store, beside = checkout.store, _beside(checkout)
+    store = checkout.store
     cached = layers.images(podman)
     # Start with the last image of each stage, which holds all layers of those before it. Use those that
     # the store has: nothing may refer to them before this cache does, and `doit gc` would remove them.
@@ -171,7 +172,7 @@ def _put_cache(
         if not store.use(cached_image.image_id)
     ]
     for image in podman.inspect_all(new):
-        store.put(podman, image, beside=beside)
+        _save(checkout, podman, image)
     if cached or not failed:
         store.catalogue.put_cache(name, cached, failed=failed)
 

@@ -13,6 +13,7 @@ from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import STORE
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.steps.error_report import NeedsError
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
@@ -81,7 +82,7 @@ def load_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str
         above += mounted_images.instructions_of(checkout.graph.images[name])
         mounted_images.mount(checkout, podman, cached, above)
         lacking = podman.lacking(cached)
-        not_loaded = checkout.store.load(podman, *lacking) if lacking else ()
+        not_loaded = load_images(checkout.store, podman, *lacking) if lacking else ()
         if official is not None and not_loaded:
             official.load(podman, *not_loaded)
 
@@ -114,7 +115,7 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
     for image_id in lacking:
         if checkout.store.has(image_id):
             print(f"loading {names[image_id]} ({image_id[:12]}) from the store", flush=True)
-    not_loaded = checkout.store.load(podman, *lacking) if lacking else ()
+    not_loaded = load_images(checkout.store, podman, *lacking) if lacking else ()
     official = official_of(checkout) if not_loaded else None
     for image_id in official.load(podman, *not_loaded) if official is not None else not_loaded:
         name = names[image_id]

@@ -7,12 +7,14 @@ from rc_tasks.model.dockerfile.parser import BaseUse, Via, machine
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
 from rc_tasks.model.reference import ImageReference, own_digest
-from rc_tasks.state.adoption.official import official_of
+from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.store.catalogue import Pulled
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
+from rc_tasks.steps.save.image import save
 from rc_tasks.tools import skopeo
 from rc_tasks.tools.podman import Image, Podman
 
@@ -88,7 +90,7 @@ def _load_pulled(
         image = podman.inspect(new.image_id)
         # Check it before anything is kept or pinned.
         require_machine(node, base, image, architecture)
-        checkout.store.put(podman, image)
+        save(podman, image, squashed_layers(checkout), checkout.settings.squash)
         catalogue.put_base(new, architecture)
     return new
 
@@ -107,7 +109,7 @@ def _from_store(checkout: Checkout, podman: Podman, candidate: Pulled) -> bool:
         if not checkout.store.has(candidate.image_id):
             return False
         print(f"loading {candidate.reference} ({candidate.image_id[:12]}) from the store", flush=True)
-        return not checkout.store.load(podman, candidate.image_id)
+        return not load_images(checkout.store, podman, candidate.image_id)
     return True
 
 

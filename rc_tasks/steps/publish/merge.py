@@ -6,26 +6,25 @@ The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new me
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rc_tasks.squashfs import superblock
 from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit
 from rc_tasks.squashfs.merge import merge as merge_layers
 from rc_tasks.squashfs.read import read_layer
-from rc_tasks.squashfs.readers import readers
 from rc_tasks.squashfs.superblock import SquashfsError, not_whole
 from rc_tasks.squashfs.tree import Layer, Tree
 from rc_tasks.squashfs.write import write
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.state.store.layers import LayerRecord, SquashedLayers, layer_record
+from rc_tasks.state.store.layer_files import LayerFiles
+from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
-from rc_tasks.steps.publish import mksquashfs
-from rc_tasks.tools import command, squashfs
+from rc_tasks.steps.save import mksquashfs
+from rc_tasks.steps.save.layers import Squasher
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Image, Podman
 
@@ -37,8 +36,6 @@ _EDIT = Edit(
     all_root=True,
     xattrs=False,
 )
-# So many layers are squashed at once: each mksquashfs uses all CPUs, but reads with one thread.
-_AT_ONCE = 4
 # Another node, or `doit gc`, may take a layer away while it is copied.
 _ATTEMPTS = 3
 
@@ -66,16 +63,17 @@ def merge(
         return None
     by_digest = dict(zip(image.layers, directories, strict=True))
     layers.store.sweep()
-    squasher = _Squasher(layers, make, image.size_bytes, log)
+    squasher = Squasher(layers, make, image.size_bytes, log)
+    stacker = _Stacker(squasher)
     with layers.store.writing(image.id, by_digest) as scratch:
         top_file = scratch / "written.sqsh"
-        squasher.squash({top_file: written})
+        squasher.squash(written, top_file)
         for attempt in range(_ATTEMPTS):
             place = scratch / str(attempt)
             place.mkdir()
             try:
                 top = read_layer(top_file)
-                stack, new = squasher.stack(by_digest, top, place)
+                stack, new = stacker.stack(by_digest, top, place)
                 tree = merge_layers((*(stack[digest] for digest in image.layers), top), _EDIT)
             except SquashfsError as error:
                 _not_merged(error.what, log)
@@ -97,7 +95,7 @@ def _not_merged(why: str, log: IO[bytes] | None) -> None:
 
 
 @contextlib.contextmanager
-def _reading(paths: Mapping[str, Path]) -> Iterator[dict[str, Future[Layer]]]:
+def _reading(stored: Mapping[str, LayerFiles]) -> Iterator[dict[str, Future[Layer]]]:
     """Read and verify layers' files while the body squashes others."""
     stop = threading.Event()
 
@@ -107,103 +105,63 @@ def _reading(paths: Mapping[str, Path]) -> Iterator[dict[str, Future[Layer]]]:
 
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield {digest: pool.submit(_verified, path, go_on) for digest, path in paths.items()}
+            yield {digest: pool.submit(_verified, files, go_on) for digest, files in stored.items()}
         finally:
             stop.set()
 
 
-def _verified(path: Path, go_on: Callable[[int], None]) -> Layer:
+def _verified(files: LayerFiles, go_on: Callable[[int], None]) -> Layer:
     """Read a layer whose bytes are those that were written. Raise SquashfsError for any other."""
-    layer = read_layer(path)
-    record = layer_record(path)
-    if record is None:
-        raise not_whole(path, "its record is missing or damaged")
+    layer = read_layer(files.file)
     try:
-        digest = blocks_digest(str(path), go_on)
+        record = files.record
+        if record is None:
+            raise not_whole(files.file, "its record is missing or damaged")
+        digest = blocks_digest(str(files.file), go_on)
     except OSError as error:
-        raise not_whole(path, f"it cannot be read: {error.strerror}") from None
+        raise not_whole(files.file, f"it cannot be read: {error.strerror}") from None
     if digest != record.blocks_digest:
-        raise not_whole(path, "its bytes have changed since it was written")
+        raise not_whole(files.file, "its bytes have changed since it was written")
     return layer
 
 
 @dataclass(frozen=True, slots=True)
-class _Squasher:
-    """Squashes the layers of an image that the store lacks; the fields are arguments of `merge`."""
+class _Stacker:
+    """Reads the layers of an image; those that the store lacks are squashed into it."""
 
-    layers: SquashedLayers
-    make: Callable[..., Command]
-    unpacked_bytes: int
-    log: IO[bytes] | None
+    squasher: Squasher
 
     def stack(
         self, directories: Mapping[str, Path], like: Layer, scratch: Path
     ) -> tuple[dict[str, Layer], int]:
         """Return layers by their digests, and how many of them are new. Raise SquashfsError."""
-        stored = {digest: path for digest in directories if (path := self.layers.find(digest))}
+        find = self.squasher.layers.find
+        stored = {digest: files for digest in directories if (files := find(digest))}
         with _reading(stored) as readings:
-            new = self._new(directories, directories.keys() - stored.keys(), scratch)
+            lacking = {digest: path for digest, path in directories.items() if digest not in stored}
+            new = self.squasher.add(lacking, scratch)
             stack = {
                 digest: layer
-                for digest, path in stored.items()
-                if (layer := self._usable(path, readings[digest], like, scratch))
+                for digest, files in stored.items()
+                if (layer := self._usable(files, readings[digest], like))
             }
-        new |= self._new(directories, stored.keys() - stack.keys(), scratch)
+        replaced = {digest: files for digest, files in stored.items() if digest not in stack}
+        again = {digest: directories[digest] for digest in replaced}
+        new |= self.squasher.add(again, scratch, replaced)
         return stack | {digest: read_layer(file) for digest, file in new.items()}, len(new)
 
-    def _usable(self, path: Path, reading: Future[Layer], like: Layer, scratch: Path) -> Layer | None:
-        """Return a layer that can be merged with `like`; remove the file of any other."""
+    def _usable(self, files: LayerFiles, reading: Future[Layer], like: Layer) -> Layer | None:
+        """Return a layer that can be merged with `like`."""
         try:
             layer = reading.result()
             theirs, ours = layer.source.form, like.source.form
             if (theirs.compressor, theirs.block_size_bytes) == (ours.compressor, ours.block_size_bytes):
                 return layer
             why = (
-                f"{path} has {theirs.compressor} and blocks of {theirs.block_size_bytes} bytes, the"
-                f" settings say {ours.compressor} and {ours.block_size_bytes}"
+                f"{files.file} has {theirs.compressor} and blocks of {theirs.block_size_bytes} bytes,"
+                f" the settings say {ours.compressor} and {ours.block_size_bytes}"
             )
         except SquashfsError as error:
             why = error.headline
-        mksquashfs.say(self.log, f"{why}; this layer is squashed again")
-        self.layers.discard(path, scratch)
+        mksquashfs.say(self.squasher.log, f"{why}; this layer is squashed again")
         return None
-
-    def _new(
-        self, directories: Mapping[str, Path], digests: Iterable[str], scratch: Path
-    ) -> dict[str, Path]:
-        """Squash layers into the store; return their files."""
-        made = {digest: scratch / f"{digest.removeprefix('sha256:')}.sqsh" for digest in digests}
-        self.squash({file: directories[digest] for digest, file in made.items()})
-        return {digest: self._put(digest, file, scratch) for digest, file in made.items()}
-
-    def _put(self, digest: str, file: Path, scratch: Path) -> Path:
-        # Its digest counts as right from now on.
-        superblock.inspect(file)
-        record = LayerRecord(
-            file.stat().st_size,
-            blocks_digest(str(file)),
-            squashfs.version(),
-            readers(read_layer(file)),
-        )
-        return self.layers.put(digest, file, record, scratch)
-
-    def squash(self, directories: Mapping[Path, Path]) -> None:
-        """Squash directories, by the file that each becomes, side by side."""
-
-        def one(file: Path, directory: Path) -> None:
-            def make_layer(compares: bool) -> Command:
-                return self.make(directory, file, compares=compares, keeps_owners=True)
-
-            draws = len(directories) == 1
-            mksquashfs.run(make_layer, file.parent, self.unpacked_bytes, self.log, draws=draws)
-
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            running = [pool.submit(one, file, directory) for file, directory in directories.items()]
-            try:
-                for future in running:
-                    future.result()
-            except BaseException:
-                for future in running:
-                    future.cancel()
-                command.end_all()
-                raise

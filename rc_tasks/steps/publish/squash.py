@@ -9,21 +9,21 @@ import re
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rc_tasks.errors import ArtifactError
-from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
+from rc_tasks.model.config.settings import Squash, SquashMethod
 from rc_tasks.squashfs import superblock
-from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.state.disk.files import put_in_place, refused, umask
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
-from rc_tasks.steps.publish import mksquashfs
 from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.steps.publish.merge import merge
+from rc_tasks.steps.save import mksquashfs
+from rc_tasks.steps.save.layers import options
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Image, Podman
@@ -31,8 +31,6 @@ from rc_tasks.tools.podman import Image, Podman
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp\.sqsh")
 # A file or a symlink, with its size, in the output of `squashfs.listing`.
 _ENTRY = re.compile(rb"([-l])\S+ \S+ +(\d+) \S+ \S+ squashfs-root(/.*)")
-_MEMORY_BYTES = 1 << 30
-_MEMORY_PER_PROCESSOR_BYTES = 16 << 20
 
 
 def temporary(final: Path) -> Path:
@@ -81,34 +79,14 @@ def squash(
     `podman unshare`.
     Raise ArtifactError when the disk is full or the tool fails.
     """
-    processors = settings.processors or len(os.sched_getaffinity(0))
-    automatic = settings.compression is Compression.AUTO
-    preferred = Compressor.ZSTD if automatic else Compressor(settings.compression)
-    compression = squashfs.best(preferred, squashfs.probe())
-    # Each compressor has its own levels.
-    level = settings.level if compression is preferred else 0
-    version = squashfs.version()
-    if avoiding := squashfs.workaround_options(version):
-        does = squashfs.WRONG_CONTENT.does
-        mksquashfs.say(log, f"mksquashfs {version} {does}: {' '.join(avoiding)} avoids it")
+    make = options(settings, log)
     try:
         if settings.method is SquashMethod.ENROOT:
-            options = squashfs.compression_options(compression, level, settings.block_size_bytes)
-            options += avoiding
             with podman.mounted(image.id, name=container_name(destination)) as root:
                 rootfs.require_contained(root, image.workdir)
                 with _beside(walk, root):
-                    _enroot(podman, image, destination, options, processors, log)
+                    _enroot(podman, image, destination, make.keywords, log)
             return
-        make = functools.partial(
-            squashfs.mksquashfs,
-            compression=compression,
-            level=level,
-            block_size_bytes=settings.block_size_bytes,
-            processors=processors,
-            memory_bytes=_MEMORY_BYTES + processors * _MEMORY_PER_PROCESSOR_BYTES,
-            options=avoiding,
-        )
         container = container_name(destination)
         with podman.mounted(image.id, name=container) as root:
             rootfs.prepare(root, image, provenance)
@@ -215,10 +193,10 @@ def _enroot(
     podman: Podman,
     image: Image,
     destination: Path,
-    options: tuple[str, ...],
-    processors: int,
+    given: Mapping[str, Any],
     log: IO[bytes] | None,
 ) -> None:
+    """Let Enroot write the image; `given` are the arguments of `squashfs.mksquashfs`."""
     command.require("enroot", enroot.INSTALL_HINT)
     if enroot.exports(image.env):
         name = next(assignment.partition("=")[0] for assignment in image.env if "\n" in assignment)
@@ -240,8 +218,13 @@ def _enroot(
             inspected=_inspected(image),
             label=label,
             scratch=Path(scratch),
-            squash_options=options,
-            processors=processors,
+            squash_options=(
+                *squashfs.compression_options(
+                    given["compression"], given["level"], given["block_size_bytes"]
+                ),
+                *given["options"],
+            ),
+            processors=given["processors"],
         )
         # Remove the container of a killed run, as --replace would.
         podman.remove_labelled(label)

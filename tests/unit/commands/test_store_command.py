@@ -1,5 +1,6 @@
 """`doit store`: what is there, what it adds, and what refers to it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.support.doit import doit
 
 def put(checkout: Checkout, image_id: str, layers: dict[str, int]) -> None:
     """An image in the store, with nothing in its layers."""
+    layers = {hashlib.sha256(name.encode()).hexdigest(): size for name, size in layers.items()}
     store = checkout.store.directory
     (store / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     view = store / "images" / image_id

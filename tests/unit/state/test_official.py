@@ -23,6 +23,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.digests import sample_digest
 from rc_tasks.state.records.records import Artifact, Step
 from rc_tasks.state.records.status import State
+from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.steps.doctor.finding import Finding, Level
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import DOIT, doit
@@ -600,7 +601,7 @@ def test_a_squashed_layer_that_others_could_have_written_is_not_used(
     file.write_bytes(b"hsqs")
     file.with_name("layer.json").write_text("{}")
     found = official_of(open_checkout(clone, {}))
-    assert found is not None and found.layer(f"sha256:{'1' * 64}") == file
+    assert found is not None and found.layer(f"sha256:{'1' * 64}") == LayerFiles(file.parent)
     assert found.layer(f"sha256:{'2' * 64}") is None
     file.chmod(0o666)
     found = official_of(open_checkout(clone, {}))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.state.store.loading import load_images
 from rc_tasks.state.store.store import Store
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
@@ -84,8 +85,9 @@ def test_what_this_node_cannot_read_is_told_and_stays(
         monkeypatch.setattr(Path, "stat", failing_stat)
     before = files(kept)
     with pytest.raises(ArtifactError) as caught:
-        kept.load(Empty(), IMAGE)
+        load_images(kept, Empty(), IMAGE)
     monkeypatch.undo()
-    assert f"{kept.image(IMAGE)}/" in str(caught.value)
+    where = kept.blob(layer) if fails == "size-later" else f"{kept.image(IMAGE)}/"
+    assert str(where) in str(caught.value)
     assert f": cannot be read: {os.strerror(number)}\n  next: nothing was removed: " in str(caught.value)
     assert files(kept) == before

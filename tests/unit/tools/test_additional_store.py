@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from rc_tasks.tools import additional_store
-from rc_tasks.tools.additional_store import StoredImage
+from rc_tasks.tools.additional_store import Recipe, StoredImage
 
 LOW, HIGH, OTHER = (f"sha256:{digit * 64}" for digit in "123")
 
@@ -27,7 +27,7 @@ def test_images_share_their_layers(tmp_path: Path) -> None:
     first, second = image("first", LOW, HIGH), image("second", LOW, HIGH, OTHER)
     assert not additional_store.has_image(tmp_path, first.id)
     for added in (first, second):
-        additional_store.add_image(tmp_path, added)
+        additional_store.add_image(tmp_path, added, {HIGH: Recipe(tmp_path / "recipe", 7)})
         assert additional_store.has_image(tmp_path, added.id)
     layers = json.loads((tmp_path / "overlay-layers/layers.json").read_text())
     ids = additional_store.layer_ids((LOW, HIGH, OTHER))
@@ -36,6 +36,9 @@ def test_images_share_their_layers(tmp_path: Path) -> None:
         (ids[1], ids[0]),
         (ids[2], ids[1]),
     ]
+    assert [layer.get("diff-size") for layer in layers] == [None, 7, None]
+    (recipe,) = tmp_path.glob("overlay-layers/*.tar-split.gz")
+    assert (recipe.name, recipe.readlink()) == (f"{ids[1]}.tar-split.gz", tmp_path / "recipe")
     lower = (tmp_path / "overlay" / ids[2] / "lower").read_text().split(":")
     # The nearest first, as overlayfs wants them, each by a short name that leads to its files.
     assert [(tmp_path / "overlay" / name).readlink() for name in lower] == [
@@ -48,6 +51,6 @@ def test_images_share_their_layers(tmp_path: Path) -> None:
 def test_a_layer_that_is_not_mounted_has_no_directory(tmp_path: Path) -> None:
     """podman would take an empty one for a layer without files."""
     additional_store.create(tmp_path)
-    additional_store.add_image(tmp_path, image("first", LOW, HIGH))
+    additional_store.add_image(tmp_path, image("first", LOW, HIGH), {})
     assert list(additional_store.mount_points(tmp_path)) == []
     assert not additional_store.mount_point(tmp_path, "1" * 64).exists()

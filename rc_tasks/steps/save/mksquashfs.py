@@ -25,8 +25,8 @@ def run(
 
     `make` returns the command; its argument says whether mksquashfs compares files to store the same
     content once. `unpacked_bytes` is the size of the image, for messages. `draws`: the log gets its
-    percentage and statistics, and nothing else writes to the log meanwhile; without, it gets the command
-    and errors. Raise ArtifactError when the disk is full, or CommandError.
+    percentage and statistics, and nothing else writes to the log meanwhile; without, it gets errors.
+    Raise ArtifactError when the disk is full, or CommandError.
     """
     execute = _draw if draws else _quiet
     done = execute(make(True), log)
@@ -73,9 +73,9 @@ def _draw(invocation: Command, log: IO[bytes] | None) -> Completed:
 
 def _quiet(invocation: Command, log: IO[bytes] | None) -> Completed:
     """Run mksquashfs; an image may have a hundred layers, each with thirty lines of statistics."""
-    say(log, f"+ {invocation}")
     done = command.capture(invocation, check=False)
     if done.returncode != 0:
+        say(log, f"+ {invocation}")
         say(log, (done.stdout + done.stderr).removesuffix("\n"))
     return done
 

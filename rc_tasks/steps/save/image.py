@@ -1,0 +1,109 @@
+"""An image in podman's storage, saved in the store."""
+
+import contextlib
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from rc_tasks.errors import ArtifactError
+from rc_tasks.model.config.settings import Squash
+from rc_tasks.state.store.layer_files import hex_digest
+from rc_tasks.state.store.layers import SquashedLayers
+from rc_tasks.state.store.loading import failure
+from rc_tasks.state.store.store import LayerGoneError, Store
+from rc_tasks.steps.save.layers import Squasher, options
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Image, Podman, rootless
+
+
+def save(
+    podman: Podman,
+    image: Image,
+    layers: SquashedLayers,
+    settings: Squash,
+    *,
+    beside: Store | None = None,
+) -> None:
+    """Save an image in the store of `layers`; each layer is squashed once.
+
+    Layers that the store `beside`, or the official one of `layers`, has become symlinks to it. When such
+    a link breaks, the image counts as damaged. Raise ArtifactError or CommandError.
+    """
+    store = layers.store
+    store.sweep()
+    if store.use(image.id):
+        return
+    with store.writing(image.id, image.layers) as scratch:
+        for digest in dict.fromkeys(image.layers):
+            layers.link_official(digest)
+            if beside is not None and not store.has_layer(digest):
+                _link_blob(store, beside, digest)
+        for last in (False, True):
+            pushed = scratch / f"pushed.{last}"
+            _put_layers(podman, image, layers, settings, scratch, pushed)
+            config = _config(podman, image, pushed)
+            try:
+                store.put_image(image.id, config, image.layers, scratch)
+                break
+            except LayerGoneError:
+                # `doit gc` may have moved a layer away for a moment.
+                if last:
+                    raise
+
+
+def _link_blob(store: Store, beside: Store, digest: str) -> None:
+    if beside.blob(digest).exists():
+        store.blob(digest).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.symlink(beside.blob(digest), store.blob(digest))
+
+
+def _put_layers(
+    podman: Podman, image: Image, layers: SquashedLayers, settings: Squash, scratch: Path, pushed: Path
+) -> None:
+    """Put the layers that the store lacks there: squashed, or as podman writes them."""
+    store = layers.store
+    missing = [digest for digest in dict.fromkeys(image.layers) if not store.has_layer(digest)]
+    directories = podman.image_directories(image.id) if missing else ()
+    if len(directories) == len(image.layers) and command.which("mksquashfs") is not None:
+        by_digest = dict(zip(image.layers, directories, strict=True))
+        new = {digest: by_digest[digest] for digest in missing if layers.find(digest) is None}
+        make = functools.partial(_make, podman, options(settings, None))
+        if new:
+            squasher = Squasher(layers, make, image.size_bytes, None, draws=False)
+            files = squasher.add(new, scratch)
+            size_bytes = sum(file.stat().st_size for file in files.values())
+            print(f"saved in the store: {len(files)} layers, {size_bytes / 1e6:.1f} MB", flush=True)
+    missing = [digest for digest in missing if not store.has_layer(digest)]
+    if missing:
+        _push(podman, image, pushed)
+    for digest in missing:
+        store.put_blob(digest, pushed / hex_digest(digest))
+
+
+def _make(podman: Podman, make: functools.partial[Command], *args: Path, **options: bool) -> Command:
+    invocation = make(*args, **options)
+    # Rootless, the owners of files are those of podman's namespace.
+    return podman.unshare(invocation) if rootless() else invocation
+
+
+def _config(podman: Podman, image: Image, pushed: Path) -> bytes:
+    config = podman.config(image.id)
+    if config is None:
+        _push(podman, image, pushed)
+        config = (pushed / image.id).read_bytes()
+    if hashlib.sha256(config).hexdigest() != image.id:
+        raise ArtifactError(
+            f"podman gives image {image.id[:12]} a configuration with another digest",
+            hint="`podman system reset` on that node, then build again",
+        )
+    return config
+
+
+def _push(podman: Podman, image: Image, pushed: Path) -> None:
+    if not pushed.exists():
+        done = command.capture(podman.push_directory(image.id, pushed), check=False)
+        if done.returncode != 0:
+            raise failure(done, pushed)
