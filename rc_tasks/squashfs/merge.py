@@ -40,13 +40,22 @@ def merge(layers: Sequence[Layer], edit: Edit = NO_EDIT) -> Tree:
     Raise MixedLayersError for different compressors or block sizes, SquashfsError for what a layer does
     not hold itself (redirects and metacopies of overlayfs).
     """
+    tree = stack(layers)
+    return Tree(tree.form, edited(tree.root, edit))
+
+
+def stack(layers: Sequence[Layer]) -> Tree:
+    """Merge layers as `merge` does, and change nothing, for a caller that changes the tree and edits it.
+
+    Its directories are new ones; other nodes are those of the layers.
+    """
     if not layers:
         raise SquashfsError("there are no layers to merge")
     form = merged_form(layers)
     root = Directory(0o755, 0, 0, 0, NO_XATTRS)
     for layer in layers:
         root = _stacked(root, layer)
-    return Tree(form, edited(root, edit))
+    return Tree(form, root)
 
 
 def _stacked(below: Directory, layer: Layer) -> Directory:

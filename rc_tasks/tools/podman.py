@@ -461,13 +461,45 @@ def parse_inspect(text: str) -> tuple[Image, ...]:
         ) from None
 
 
+def parse_config(image_id: str, config: bytes, size_bytes: int) -> Image:
+    """Return the facts of an image from its configuration (OCI image-spec, config.md).
+
+    Raise CommandError for something else.
+    """
+    try:
+        document = json.loads(config)
+        layers = document["rootfs"]["diff_ids"]
+        return _image(image_id, document["architecture"], size_bytes, document.get("config"), layers)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CommandError(
+            f"the configuration of image {image_id[:12]} cannot be read ({error!r})",
+            hint="`doit verify --all` names what is damaged",
+        ) from None
+
+
 def _parse_image(record: dict[str, Any]) -> Image:
-    config = record.get("Config") or {}
+    return _image(
+        record["Id"].removeprefix("sha256:"),
+        record["Architecture"],
+        record["Size"],
+        record.get("Config"),
+        record["RootFS"]["Layers"],
+    )
+
+
+def _image(
+    image_id: str,
+    architecture: str,
+    size_bytes: int,
+    settings: dict[str, Any] | None,
+    layers: list[str] | None,
+) -> Image:
+    config = settings or {}
     entrypoint = tuple(config.get("Entrypoint") or ())
     return Image(
-        id=record["Id"].removeprefix("sha256:"),
-        architecture=record["Architecture"],
-        size_bytes=record["Size"],
+        id=image_id,
+        architecture=architecture,
+        size_bytes=size_bytes,
         env=tuple(config.get("Env") or ()),
         labels=dict(config.get("Labels") or {}),
         # ENTRYPOINT [""] resets that of a base: podman and Docker start such an image without one.
@@ -475,5 +507,5 @@ def _parse_image(record: dict[str, Any]) -> Image:
         cmd=tuple(config.get("Cmd") or ()),
         workdir=config.get("WorkingDir") or "",
         volumes=tuple(sorted(config.get("Volumes") or {})),
-        layers=tuple(record["RootFS"]["Layers"] or ()),
+        layers=tuple(layers or ()),
     )

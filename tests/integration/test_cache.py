@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.squashfs.superblock import SUPERBLOCK_BYTES
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.store.loading import load_images
@@ -260,22 +261,24 @@ def test_reading_from_the_store_mends_a_half_written_image_by_itself(
 
 
 def damage(node: Node, name: str) -> Path:
-    """Change a byte of the uppermost layer of an image in the store."""
+    """Change bytes of the uppermost layer of an image in the store."""
     store = node.root / ".rc/store"
     manifest = json.loads((store / "images" / image_id(node, name) / "manifest.json").read_text())
     digest = str(manifest["layers"][-1]["digest"])
-    blob = store / "layers" / digest.removeprefix("sha256:") / "layer.sqsh"
-    text = bytearray(blob.read_bytes())
-    text[len(text) // 2] ^= 1
-    blob.write_bytes(text)
-    return blob
+    layer = store / "layers" / digest.removeprefix("sha256:") / "layer.sqsh"
+    text = bytearray(layer.read_bytes())
+    # Behind the superblock and the compressor's options.
+    for place in range(SUPERBLOCK_BYTES + 8, SUPERBLOCK_BYTES + 16):
+        text[place] ^= 0xFF
+    layer.write_bytes(text)
+    return layer
 
 
 def test_a_damaged_base_has_to_be_built_again_first(nodes: tuple[Node, Node]) -> None:
     one, other = nodes
-    blob = damage(one, "base")
+    layer = damage(one, "base")
     log = other.step("child:1", status=1)
-    assert str(blob) in log and "is damaged; removed" in log
+    assert str(layer) in log and "is damaged; removed" in log
     assert "of base is neither on" in log and "whole in the store" in log
     # What a later layer was built on is gone as well, and built or brought again with it.
     other.step("base")
@@ -284,9 +287,9 @@ def test_a_damaged_base_has_to_be_built_again_first(nodes: tuple[Node, Node]) ->
 
 def test_a_damaged_cache_costs_only_time(nodes: tuple[Node, Node]) -> None:
     one, other = nodes
-    blob = damage(one, "child:1")
+    layer = damage(one, "child:1")
     log = other.step("child:1")
-    assert str(blob) in log and "is damaged; removed" in log
+    assert str(layer) in log and "is damaged; removed" in log
     # Only the instruction whose layer that was, and what follows.
     assert (len(cached(log)), ran(log)) == (INSTRUCTIONS - 1, 1 + LABELS), log
 

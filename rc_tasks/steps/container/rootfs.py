@@ -18,7 +18,7 @@ from rc_tasks.tools.enroot import quote
 from rc_tasks.tools.podman import Image
 
 # The files that Enroot writes in an image.
-_WRITTEN = ("/etc/fstab", "/etc/environment", "/etc/rc", "/etc/rc.local")
+WRITTEN = ("/etc/fstab", "/etc/environment", "/etc/rc", "/etc/rc.local")
 # Container runtimes mount over these directories and make files in them before they change their root:
 # through a symlink there runc 1.1 writes to the host. podman and the container read these files, and
 # would wait for ever for a pipe.
@@ -31,7 +31,7 @@ _HINT = (
 
 _IMPORT_HINT = 'set `method = "direct"` in the [squash] settings, or remove it in the Dockerfile'
 
-_LAUNCH_HINT = "remove what is in its place in the Dockerfile: no container can be started so"
+LAUNCH_HINT = "remove what is in its place in the Dockerfile: no container can be started so"
 
 _RC_LOCAL = """\
 # This file is sourced by /etc/rc when the container starts.
@@ -60,11 +60,8 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
         descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY)
         try:
             _turn_inwards(root)
-            environment = "".join(f"{line}\n" for line in enroot.environment(image.env))
-            _write(descriptor, "/etc/fstab", fstab(image.volumes))
-            _write(descriptor, "/etc/environment", environment)
-            _write(descriptor, "/etc/rc", rc(image, provenance))
-            _write(descriptor, "/etc/rc.local", _RC_LOCAL)
+            for path, content in enroot_files(image, provenance).items():
+                _write(descriptor, path, content)
             with _inside(descriptor, image.workdir, last=False):
                 pass
         finally:
@@ -73,15 +70,27 @@ def prepare(root: Path, image: Image, provenance: tuple[str, ...]) -> None:
         os.umask(umask)
 
 
+def enroot_files(image: Image, provenance: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the contents of Enroot's four files by their paths."""
+    texts = {
+        "/etc/fstab": fstab(image.volumes),
+        "/etc/environment": "".join(f"{line}\n" for line in enroot.environment(image.env)),
+        "/etc/rc": rc(image, provenance),
+        "/etc/rc.local": _RC_LOCAL,
+    }
+    # The name of a label may hold half a surrogate pair: JSON can say what UTF-8 cannot.
+    return {path: text.encode(errors="replace") for path, text in texts.items()}
+
+
 def require_plain(root: Path) -> None:
     """Raise ArtifactError when something in a root file system lets a launcher hang or leave it."""
     for path in _DIRECTORIES:
         if os.path.lexists(full := f"{root}{path}") and not stat.S_ISDIR(os.lstat(full).st_mode):
-            raise _obstacle(path, "is not a directory", _LAUNCH_HINT)
+            raise obstacle(path, "is not a directory", LAUNCH_HINT)
     for path in _FILES:
         target = seen_inside(root, path)
         if os.path.lexists(target) and not target.is_file():
-            raise _obstacle(path, "is not a regular file", _LAUNCH_HINT)
+            raise obstacle(path, "is not a regular file", LAUNCH_HINT)
 
 
 def seen_inside(root: Path, path: str) -> Path:
@@ -89,7 +98,7 @@ def seen_inside(root: Path, path: str) -> Path:
     try:
         return Path(f"{root}{links.follow(path, _target_in(root))}")
     except OSError:
-        raise _obstacle(path, "leads through a loop of symlinks", _LAUNCH_HINT) from None
+        raise obstacle(path, "leads through a loop of symlinks", LAUNCH_HINT) from None
 
 
 def require_contained(root: Path, workdir: str) -> None:
@@ -97,14 +106,14 @@ def require_contained(root: Path, workdir: str) -> None:
 
     Enroot writes its files and makes the working directory as a process whose / is the host.
     """
-    for path in (*_WRITTEN, workdir):
+    for path in (*WRITTEN, workdir):
         if _leads_out(root, path):
             why = "leads through a symlink that Enroot follows on the host"
-            raise _obstacle(path, why, _IMPORT_HINT)
-    for path in _WRITTEN:
+            raise obstacle(path, why, _IMPORT_HINT)
+    for path in WRITTEN:
         target = seen_inside(root, path)
         if os.path.lexists(target) and not target.is_file():
-            raise _obstacle(path, "is not a regular file", _IMPORT_HINT)
+            raise obstacle(path, "is not a regular file", _IMPORT_HINT)
 
 
 def fstab(volumes: tuple[str, ...]) -> str:
@@ -146,7 +155,7 @@ def _turn_inwards(root: Path) -> None:
 
     Enroot reads them from there, and a launcher replaces rc.local.
     """
-    for path in ("/etc", *_WRITTEN):
+    for path in ("/etc", *WRITTEN):
         directory, name = os.path.split(path)
         link = seen_inside(root, directory) / name
         # An absolute one to a file is replaced by the file.
@@ -166,7 +175,7 @@ def _leads_out(root: Path, path: str) -> bool:
     return False
 
 
-def _write(root: int, path: str, text: str) -> None:
+def _write(root: int, path: str, content: bytes) -> None:
     """Replace the contents of a file; one that exists keeps its mode, as with Enroot."""
     with _inside(root, path, last=True) as (directory, name):
         with contextlib.suppress(FileNotFoundError):
@@ -175,11 +184,10 @@ def _write(root: int, path: str, text: str) -> None:
                 os.unlink(name, dir_fd=directory)
             elif not stat.S_ISREG(mode):
                 # Opening a FIFO would wait for ever, and a device would be one of this host.
-                raise _obstacle(path, "is not a regular file")
+                raise obstacle(path, "is not a regular file")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with os.fdopen(os.open(name, flags, 0o644, dir_fd=directory), "wb") as file:
-            # The name of a label may hold half a surrogate pair: JSON can say what UTF-8 cannot.
-            file.write(text.encode(errors="replace"))
+            file.write(content)
 
 
 @contextlib.contextmanager
@@ -210,7 +218,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
             if target is not None:
                 followed += 1
                 if followed > links.MOST:
-                    raise _obstacle(path, "leads through a loop of symlinks")
+                    raise obstacle(path, "leads through a loop of symlinks")
                 if target.startswith("/"):
                     while len(descriptors) > 1:
                         os.close(descriptors.pop())
@@ -228,7 +236,7 @@ def _inside(root: int, path: str, *, last: bool) -> Iterator[tuple[int, str]]:
             if full
             else _HINT
         )
-        raise _obstacle(path, f"cannot be written: {error.strerror}", hint) from None
+        raise obstacle(path, f"cannot be written: {error.strerror}", hint) from None
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -251,5 +259,6 @@ def _target_in(root: Path) -> Callable[[str], str | None]:
     return target_of
 
 
-def _obstacle(path: str, why: str, hint: str = _HINT) -> ArtifactError:
+def obstacle(path: str, why: str, hint: str = _HINT) -> ArtifactError:
+    """Return the error of something in an image that is in Enroot's way, or in ours."""
     return ArtifactError(f"{path} {why}", where="the image's root file system", hint=hint)

@@ -1,0 +1,161 @@
+"""Enroot's files in the tree of a merged image.
+
+`steps/container/rootfs.py` writes the same in a mounted one.
+
+Their contents are in a file of their own, from which they are copied as the data of layers is.
+"""
+
+import errno
+import os
+import struct
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rc_tasks.squashfs.tree import (
+    NO_XATTRS,
+    PLAIN_BLOCK,
+    Directory,
+    File,
+    LayerFile,
+    Node,
+    Symlink,
+    identity,
+)
+from rc_tasks.steps.container.rootfs import LAUNCH_HINT, WRITTEN, enroot_files, obstacle
+from rc_tasks.tools import links
+from rc_tasks.tools.podman import Image
+
+_LONGEST_NAME_BYTES = 255
+_WORD = struct.Struct("<I")
+
+
+def add(
+    root: Directory, image: Image, provenance: tuple[str, ...], like: LayerFile, contents: Path
+) -> None:
+    """Add Enroot's four files and the working directory to the tree of an image.
+
+    Their contents are written to `contents`, a name that does not exist. `like` is the file of any of
+    the image's layers. Raise ArtifactError when the image has something in the way.
+    """
+    files = enroot_files(image, provenance)
+    contents.write_bytes(b"".join(files.values()))
+    source = replace(like, path=contents, fragments=b"", identity=identity(contents.stat()))
+    editor = _Editor(root, source, int(time.time()))
+    editor.turn_inwards()
+    start = 0
+    for path, content in files.items():
+        editor.write(path, start, len(content))
+        start += len(content)
+    editor.directory(image.workdir)
+
+
+class _Editor:
+    def __init__(self, root: Directory, source: LayerFile, now_s: int) -> None:
+        self._root = root
+        self._source = source
+        self._now_s = now_s
+
+    def turn_inwards(self) -> None:
+        """Make the symlinks to Enroot's files lead to the same place from outside of the container."""
+        for path in ("/etc", *WRITTEN):
+            directory, name = os.path.split(path)
+            place = self._followed(directory)
+            link = self._at(f"{place}/{name}")
+            # An absolute one to a file is replaced by the file.
+            kept = path == "/etc" or (isinstance(link, Symlink) and not link.target.startswith(b"/"))
+            if isinstance(link, Symlink) and kept and self._leads_out(path):
+                target = os.fsencode(os.path.relpath(self._followed(path), place))
+                if isinstance(parent := self._at(place), Directory):
+                    new = Symlink(0o777, 0, 0, self._now_s, NO_XATTRS, target)
+                    parent.children[os.fsencode(name)] = new
+
+    def write(self, path: str, start: int, size_bytes: int) -> None:
+        """Replace a file by the bytes from `start` on; one that exists keeps its mode."""
+        directory, name = self._inside(path, last=True)
+        before = directory.children.get(name)
+        if before is not None and not isinstance(before, File | Symlink):
+            raise obstacle(path, "is not a regular file")
+        mode = before.mode if isinstance(before, File) else 0o644
+        sizes, block_bytes = [], self._source.superblock.block_size_bytes
+        for at in range(0, size_bytes, block_bytes):
+            sizes.append(_WORD.pack(min(block_bytes, size_bytes - at) | PLAIN_BLOCK))
+        directory.children[name] = File(
+            mode, 0, 0, self._now_s, NO_XATTRS, size_bytes,
+            self._source, start, size_bytes, b"".join(sizes),
+        )  # fmt: skip
+
+    def directory(self, path: str) -> None:
+        """Make a directory, and those above it."""
+        self._inside(path, last=False)
+
+    def _inside(self, path: str, *, last: bool) -> tuple[Directory, bytes]:
+        """Return the directory of `path` for a process whose / is the image; make it when missing.
+
+        With `last`, return it with the name of the last component: that is absent, no symlink, or an
+        absolute symlink. Otherwise return the directory of the whole path.
+        """
+        above = [self._root]
+        todo = path.split("/")[::-1]
+        followed = 0
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                # The parent of / is / itself.
+                above = above[:-1] or above
+                continue
+            key = self._key(path, name)
+            child = above[-1].children.get(key)
+            target = os.fsdecode(child.target) if isinstance(child, Symlink) else None
+            if last and not any(todo) and (target is None or target.startswith("/")):
+                return above[-1], key
+            if target is not None:
+                followed += 1
+                if followed > links.MOST:
+                    raise obstacle(path, "leads through a loop of symlinks")
+                if target.startswith("/"):
+                    above = above[:1]
+                todo += target.split("/")[::-1]
+                continue
+            if child is None:
+                child = Directory(0o755, 0, 0, self._now_s, NO_XATTRS)
+                above[-1].children[key] = child
+            if not isinstance(child, Directory):
+                raise obstacle(path, f"cannot be written: {os.strerror(errno.ENOTDIR)}")
+            above.append(child)
+        return above[-1], b""
+
+    def _key(self, path: str, name: str) -> bytes:
+        try:
+            key = os.fsencode(name)
+        except UnicodeEncodeError:
+            raise obstacle(path, f"cannot be written: {os.strerror(errno.EILSEQ)}") from None
+        if len(key) > _LONGEST_NAME_BYTES or b"\0" in key:
+            raise obstacle(path, f"cannot be written: {os.strerror(errno.ENAMETOOLONG)}")
+        return key
+
+    def _followed(self, path: str) -> str:
+        try:
+            return links.follow(path, self._target_of)
+        except OSError:
+            raise obstacle(path, "leads through a loop of symlinks", LAUNCH_HINT) from None
+
+    def _leads_out(self, path: str) -> bool:
+        try:
+            links.follow(path, self._target_of, outside=True)
+        except OSError as error:
+            return error.errno == errno.EXDEV
+        return False
+
+    def _target_of(self, path: str) -> str | None:
+        node = self._at(path)
+        return os.fsdecode(node.target) if isinstance(node, Symlink) else None
+
+    def _at(self, path: str) -> Node | None:
+        """Return the node at a path without symlinks."""
+        node: Node | None = self._root
+        for name in filter(None, path.split("/")):
+            node = node.children.get(os.fsencode(name)) if isinstance(node, Directory) else None
+        return node
