@@ -4,9 +4,10 @@ import unicodedata
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
+
+from msgspec import Struct
 
 from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind, levels, tree
 from rc_tasks.state.records.status import State
@@ -17,8 +18,7 @@ from rc_tasks.views.tables import printable
 _Point = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Colours:
+class Colours(Struct, frozen=True):
     """Fill and line colours on a light and on a dark page; text on a fill has contrast 7 or more."""
 
     fill: str

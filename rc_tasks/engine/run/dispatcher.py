@@ -5,11 +5,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from doit.exceptions import TaskFailed
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
@@ -54,8 +55,7 @@ class StepFailed(TaskFailed):
         self.log = log
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Struct, frozen=True):
     """One attempt at a step. `diagnosis` is None when it succeeded; `inputs` are those at its start.
 
     `entry` is its history entry without the outcome. `node_failed`: the node failed, perhaps after the
