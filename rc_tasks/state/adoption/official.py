@@ -27,10 +27,10 @@ from rc_tasks.state.records.records import Artifact, Facts, Record, Step, Task, 
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import Cause, changed
 from rc_tasks.state.store.catalogue import Cached, Pulled
-from rc_tasks.state.store.layers import SquashedLayers, layer_file, record_file
 from rc_tasks.state.store.store import LAYERS, Store
 
 if TYPE_CHECKING:
+    from rc_tasks.state.store.layers import SquashedLayers
     from rc_tasks.tools.podman import Podman
 
 # A record has a line for each file of the context.
@@ -155,6 +155,8 @@ class Official:
 
     def layer(self, digest: str) -> Path | None:
         """Return the SquashFS file of a layer in the official store, if only trusted users wrote it."""
+        from rc_tasks.state.store.layers import layer_file, record_file  # with all of squashfs/: 3 ms
+
         path = layer_file(self.store, digest)
         try:
             for file in (path, record_file(path)):
@@ -340,8 +342,10 @@ def official_of(checkout: Checkout) -> Official | None:
     return None if same else Official(root, Trust(checkout.settings.images_owners))
 
 
-def squashed_layers(checkout: Checkout) -> SquashedLayers:
+def squashed_layers(checkout: Checkout) -> "SquashedLayers":
     """Return the squashed layers that a checkout may use: its own, and those of the official store."""
+    from rc_tasks.state.store.layers import SquashedLayers  # with all of squashfs/: 3 ms
+
     official = official_of(checkout)
     return SquashedLayers(checkout.store, official.layer) if official else SquashedLayers(checkout.store)
 
