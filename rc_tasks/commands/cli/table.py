@@ -85,7 +85,7 @@ _GROUPS = {
         ),
     ),
 }
-_BY_DOIT = {"run", "info", "clean", "forget", "ignore"}
+_BY_DOIT = {"run", "clean", "forget", "ignore"}
 _MODULES = {
     "help": "cli.help",
     "tabcompletion": "cli.completion",

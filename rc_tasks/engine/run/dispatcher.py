@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
+from rc_tasks.engine.outline import reason
 from rc_tasks.engine.run.allocator import Allocator, Slot
 from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
@@ -431,16 +432,6 @@ def _gone(slot: Slot) -> str:
             "finished steps are kept",
         )
     )
-
-
-def reason(session: Session, task: Task) -> str:
-    """Return why a step runs; empty when nothing is stale."""
-    try:
-        causes = session.judge.step(*task).causes
-    except RcError:
-        return "its inputs cannot be read"  # the step itself will report the error
-    certain = [cause.words for cause in causes if not cause.upstream]
-    return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
 
 
 def _describe(other: locks.Holder) -> str:
