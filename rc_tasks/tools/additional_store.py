@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 # Of each entry; nothing depends on it.
 _CREATED = "1970-01-01T00:00:00Z"
@@ -29,8 +30,7 @@ _OWN_LENGTH = 26
 _OTHER_OPTIONS_BYTES = 600
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """An image: its ID, its configuration and its manifest (bytes), and its diff IDs, lowest first."""
 
     id: str

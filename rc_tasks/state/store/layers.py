@@ -10,8 +10,9 @@ as a SquashFS file, with the same content.
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.squashfs.readers import Readers
 from rc_tasks.state.disk import reading
@@ -22,8 +23,7 @@ _FILE = "layer.sqsh"
 _RECORD = "layer.json"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
+class LayerRecord(Struct, frozen=True):
     """What was written: `blocks_digest` is defined in docs/reference/image-json.md.
 
     `readers` says who can mount it.
@@ -35,8 +35,7 @@ class LayerRecord:
     readers: Readers = Readers.NOBODY
 
 
-@dataclass(frozen=True, slots=True)
-class SquashedLayers:
+class SquashedLayers(Struct, frozen=True):
     """The SquashFS files of a store's layers; `official` finds those of the official store."""
 
     store: Store

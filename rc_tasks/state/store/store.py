@@ -17,9 +17,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from rc_tasks.errors import ArtifactError, RcError
 from rc_tasks.state.disk import reading
@@ -39,8 +40,7 @@ LAYERS = "layers"
 _WANTED = "wanted"
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(Struct, frozen=True):
     """The image store of a checkout; a `read_only` one belongs to another checkout."""
 
     directory: Path

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from rc_tasks.squashfs import superblock
 from rc_tasks.squashfs.data import ChangedLayerError
@@ -127,8 +128,7 @@ def _verified(path: Path, go_on: Callable[[int], None]) -> Layer:
     return layer
 
 
-@dataclass(frozen=True, slots=True)
-class _Squasher:
+class _Squasher(Struct, frozen=True):
     """Squashes the layers of an image that the store lacks; the fields are arguments of `merge`."""
 
     layers: SquashedLayers
