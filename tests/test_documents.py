@@ -4,10 +4,10 @@ import json
 import platform
 import re
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from msgspec.structs import fields
 
 from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.commands.store import Stored

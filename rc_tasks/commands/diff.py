@@ -5,8 +5,9 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
+
+from msgspec import to_builtins
 
 from rc_tasks.commands.cli.command import not_published
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
@@ -137,7 +138,7 @@ def _json(changes: Changes) -> dict[str, Any]:
         }
 
     return {
-        **asdict(changes),
+        **to_builtins(changes),
         "name": changes.new.name,
         "old": summary(changes.old),
         "new": summary(changes.new),

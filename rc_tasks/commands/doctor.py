@@ -9,8 +9,10 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.commands.cli.parser import add_json
 from rc_tasks.engine.run.step_command import runner, step_process
@@ -49,7 +51,7 @@ def run(args: Namespace) -> int:
     if args.json:
         places = {"host": host_findings(current), "node": _node(current)}
         findings = [
-            {"place": place, **asdict(finding)}
+            {"place": place, **to_builtins(finding)}
             for place, of_place in places.items()
             for finding in of_place
         ]

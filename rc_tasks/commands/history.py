@@ -5,9 +5,10 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice
+
+from msgspec import to_builtins
 
 from rc_tasks.commands.cli.command import images, split_task
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
@@ -68,7 +69,7 @@ def run(args: Namespace) -> int:
     )
     newest = list(islice(entries, limit))[::-1]
     if args.json:
-        json.dump([asdict(entry) for entry in newest], sys.stdout, indent=2)
+        json.dump([to_builtins(entry) for entry in newest], sys.stdout, indent=2)
         sys.stdout.write("\n")
     elif newest:
         if args.limit is None and next(entries, None) is not None:

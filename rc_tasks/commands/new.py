@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.commands.cli.parser import add_names, one_name
 from rc_tasks.engine.session import TASK_KINDS, session
@@ -46,8 +47,7 @@ def run(args: Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(Struct, frozen=True):
     """Base of a new project. `project` is None for an image of a registry."""
 
     written: str

@@ -5,8 +5,9 @@ import os
 import shlex
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from dataclasses import replace
 from datetime import UTC, datetime
+
+from msgspec.structs import replace
 
 from rc_tasks.commands.cli.parser import UsageError, add_flag
 from rc_tasks.engine.nightly import job

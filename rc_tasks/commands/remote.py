@@ -4,9 +4,10 @@ import getpass
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.commands import new
 from rc_tasks.commands.cli.confirm import ask
@@ -106,8 +107,7 @@ def _require_clone(checkout: Checkout) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class UserWork:
+class UserWork(Struct, frozen=True):
     """A user's work on a project: HEAD of the checkout, and the existing branches."""
 
     head: git.Head

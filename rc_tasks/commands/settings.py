@@ -2,7 +2,8 @@
 
 import json
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+
+from msgspec import to_builtins
 
 from rc_tasks.commands.cli.parser import add_json
 from rc_tasks.engine.session import session
@@ -23,7 +24,7 @@ def run(args: Namespace) -> int:
     """Print the settings in force."""
     settings = session().checkout.settings
     if args.json:
-        print(json.dumps([asdict(row) for row in settings.rows()], indent=2))
+        print(json.dumps([to_builtins(row) for row in settings.rows()], indent=2))
         return 0
     rows = [(row.key, row.value, row.origin, row.help) for row in settings.rows()]
     tables.table(("SETTING", "VALUE", "FROM", "MEANING"), rows)

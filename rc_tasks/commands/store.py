@@ -3,7 +3,8 @@
 import json
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from dataclasses import asdict, dataclass
+
+from msgspec import Struct, to_builtins
 
 from rc_tasks.commands.cli.parser import add_json
 from rc_tasks.engine.session import session
@@ -14,8 +15,7 @@ from rc_tasks.views import tables
 _SHORT_ID = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """An image in the store, its size, and what refers to it.
 
     `alone_bytes` is the size of its layers that no other image has. For an image of this checkout and
@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
     images = stored(checkout)
     size_bytes = checkout.store.size_bytes()
     if args.json:
-        document = {"images": [asdict(image) for image in images], "size_bytes": size_bytes}
+        document = {"images": [to_builtins(image) for image in images], "size_bytes": size_bytes}
         print(json.dumps(document, indent=1))
         return 0
     rows = [

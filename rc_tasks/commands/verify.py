@@ -7,7 +7,8 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+
+from msgspec import Struct, to_builtins
 
 from rc_tasks.commands.cli.command import images, not_published
 from rc_tasks.commands.cli.errors import INTERRUPTED
@@ -68,7 +69,9 @@ def run(args: Namespace) -> int:
     count = verdicts.count(Verdict.WHOLE) + damaged
     took = tables.duration(time.monotonic() - start_s)
     if args.json:
-        documents = [{**asdict(result), "verdict": result.verdict.name.lower()} for result in results]
+        documents = [
+            {**to_builtins(result), "verdict": result.verdict.name.lower()} for result in results
+        ]
         print(json.dumps(documents, indent=2))
     else:
         if not count and Verdict.UNPUBLISHED in verdicts:
@@ -104,8 +107,7 @@ def _limit_threads(current: Session) -> int:
     return min(_SHARED_THREADS, threads())
 
 
-@dataclass(slots=True)
-class _Progress:
+class _Progress(Struct):
     """The number of bytes read so far, and two functions that draw the progress bar."""
 
     read_bytes: int = 0

@@ -3,7 +3,8 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+
+from msgspec import to_builtins
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
@@ -54,8 +55,8 @@ def _as_json(status: ImageStatus) -> dict[str, object]:
         "name": status.name,
         "state": status.state,
         "reasons": list(status.reasons),
-        "failure": asdict(status.failure) if status.failure is not None else None,
-        "steps": [asdict(step) for step in status.steps],
+        "failure": to_builtins(status.failure) if status.failure is not None else None,
+        "steps": [to_builtins(step) for step in status.steps],
     }
 
 

@@ -1,9 +1,10 @@
 """Events of a run: the dispatcher reports them, the reporter counts them, a display shows them."""
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.state.records.records import Task
 
@@ -42,8 +43,7 @@ class EventKind(StrEnum):
         return not self.startswith("(")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """An event of a step, of the subject that `about` names, or (without both) of the whole run.
 
     When a step starts, `node` is where (empty: this host), `log` is its log, and `last_s` is how long it

@@ -5,9 +5,10 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.model.edf.entrypoint import Behaviour
@@ -25,8 +26,7 @@ TASK_KINDS = frozenset({"build", *Step})
 NOTHING_LOST = "what is finished stays finished"
 
 
-@dataclass(slots=True)
-class Session:
+class Session(Struct):
     """A checkout and its judge, and the state that a run adds to them.
 
     `asked` are the tasks that the user named. `fresh` are their images that have nothing to do.

@@ -6,9 +6,10 @@ Neither data blocks nor fragments depend on where they are in an image, so they 
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+
+from msgspec import Struct, field
 
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.tree import BLOCK_BYTES_MASK, FRAGMENT, NO_FRAGMENT, File, LayerFile, identity
@@ -26,8 +27,7 @@ class ChangedLayerError(SquashfsError):
     """The file of a layer was replaced, removed or written to since it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct, frozen=True):
     """`size_bytes` of a source's file, from `start` on, that go to `target` in the new one."""
 
     source: LayerFile
@@ -36,8 +36,7 @@ class Copy:
     size_bytes: int
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(Struct):
     """Where the data of files and the fragments go; `end` is the offset behind all of it."""
 
     end: int

@@ -1,9 +1,11 @@
 """Edits of a tree's metadata: dropped paths, modes, owners and extended attributes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from os import fsdecode, fsencode
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Kind, Node, Trail, Xattrs, shown
@@ -12,8 +14,7 @@ from rc_tasks.squashfs.tree import NO_XATTRS, Directory, Kind, Node, Trail, Xatt
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 
 
-@dataclass(frozen=True, slots=True)
-class IdRange:
+class IdRange(Struct, frozen=True):
     """`count` IDs from `layer` on become those from `image` on, as in a line of /proc/PID/uid_map."""
 
     image: int
@@ -21,8 +22,7 @@ class IdRange:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(Struct, frozen=True):
     """What to change in a merged tree; by default nothing.
 
     `drop`: shell patterns of paths from the root, such as `dev/*`; `*` does not match `/`, but a leading

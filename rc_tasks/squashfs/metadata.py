@@ -8,8 +8,9 @@ Documentation/filesystems/squashfs.rst and fs/squashfs/cache.c.
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.squashfs.compression import METADATA_BYTES, Codec, CompressionError, decompressor
 from rc_tasks.squashfs.superblock import SquashfsError, Superblock, damaged
@@ -19,8 +20,7 @@ MOST_TABLE_BYTES = 256 << 20
 _PLAIN = 0x8000
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A decompressed table that begins at byte `at`; `starts` maps a block's offset to a position."""
 
     at: int
@@ -114,8 +114,7 @@ class MetadataReader:
         return content, end
 
 
-@dataclass(slots=True)
-class MetadataWriter:
+class MetadataWriter(Struct):
     """A table that grows at its end; `stored` is what is finished of it."""
 
     compress: Codec | None

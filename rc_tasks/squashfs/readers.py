@@ -1,25 +1,11 @@
 """Who can mount a layer as it is: root and users have different attributes for deletions."""
 
-from enum import StrEnum
-
 from rc_tasks.squashfs.merge import DELETED, is_opaque, is_whiteout
+from rc_tasks.squashfs.reader_kinds import Readers
 from rc_tasks.squashfs.tree import CharacterDevice, Directory, Layer, Node, walk
 
 _ROOT = b"trusted.overlay."
 _USERS = b"user.overlay."
-
-
-class Readers(StrEnum):
-    """Whose overlayfs shows what a layer deletes; merging reads every form.
-
-    `users` are ordinary users, who mount overlays with the option userxattr. A layer for nobody has
-    deletions of fuse-overlayfs or of tar archives, or some for root and some for users.
-    """
-
-    EVERYBODY = "everybody"
-    ROOT = "root"
-    USERS = "users"
-    NOBODY = "nobody"
 
 
 def readers(layer: Layer) -> Readers:

@@ -4,9 +4,10 @@ Source: struct squashfs_super_block in Linux' fs/squashfs/squashfs_fs.h.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import ArtifactError
 
@@ -63,8 +64,7 @@ class Flag(IntFlag):
     PLAIN_IDS = 0x800
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(Struct, frozen=True):
     """The first 96 bytes of a file; `made_at` is in seconds since the epoch.
 
     Tables are named by the offset at which a reader begins; `flags` are those of Flag.

@@ -6,11 +6,12 @@ An inode that several names of a tree share is one object: these names are hard 
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
+
+from msgspec import Struct, field
 
 from rc_tasks.squashfs.superblock import Compressor, Superblock
 
@@ -37,8 +38,7 @@ class Kind(IntEnum):
 
 
 # eq=False: inodes are compared by identity, which is what a hard link is.
-@dataclass(frozen=True, slots=True, eq=False)
-class Inode:
+class Inode(Struct, frozen=True, eq=False):
     """What all kinds have; `mode` holds the 12 permission bits, `mtime_s` seconds since the epoch."""
 
     kind: ClassVar[Kind]
@@ -50,8 +50,7 @@ class Inode:
     xattrs: Xattrs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Directory(Inode):
+class Directory(Inode, frozen=True, eq=False):
     """A directory; `children` by name, in no certain order."""
 
     kind = Kind.DIRECTORY
@@ -59,8 +58,7 @@ class Directory(Inode):
     children: "dict[bytes, Node]" = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class File(Inode):
+class File(Inode, frozen=True, eq=False):
     """A regular file; its data is in the file of `source`, or nowhere when it is empty or all zeros.
 
     `blocks` has the size of each data block as in the format: 32 bits, little endian, 0 for a block of
@@ -81,8 +79,7 @@ class File(Inode):
     sparse_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Symlink(Inode):
+class Symlink(Inode, frozen=True, eq=False):
     """A symlink."""
 
     kind = Kind.SYMLINK
@@ -90,8 +87,7 @@ class Symlink(Inode):
     target: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockDevice(Inode):
+class BlockDevice(Inode, frozen=True, eq=False):
     """A block device; `device` is encoded as in the format."""
 
     kind = Kind.BLOCK_DEVICE
@@ -99,8 +95,7 @@ class BlockDevice(Inode):
     device: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CharacterDevice(Inode):
+class CharacterDevice(Inode, frozen=True, eq=False):
     """A character device; `device` is encoded as in the format, and 0 for 0:0, overlay's whiteout."""
 
     kind = Kind.CHARACTER_DEVICE
@@ -108,15 +103,13 @@ class CharacterDevice(Inode):
     device: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Fifo(Inode):
+class Fifo(Inode, frozen=True, eq=False):
     """A FIFO."""
 
     kind = Kind.FIFO
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Socket(Inode):
+class Socket(Inode, frozen=True, eq=False):
     """A socket."""
 
     kind = Kind.SOCKET
@@ -126,8 +119,7 @@ Device = BlockDevice | CharacterDevice
 Node = Directory | File | Symlink | BlockDevice | CharacterDevice | Fifo | Socket
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(Struct, frozen=True):
     """What all files of one image share; `options` is the block that sets the compressor's options."""
 
     compressor: Compressor
@@ -136,8 +128,7 @@ class Form:
     flags: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerFile:
+class LayerFile(Struct, frozen=True, eq=False):
     """The file of an image that was read; `fragments` is its table of them, decompressed.
 
     `identity` recognizes the file when it is opened again: device, inode, size and time of change.
@@ -161,16 +152,14 @@ class LayerFile:
         return start, size
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class Layer(Struct, frozen=True, eq=False):
     """An image that was read: its file and its tree."""
 
     source: LayerFile
     root: Directory
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tree:
+class Tree(Struct, frozen=True, eq=False):
     """A tree that can be written as one image."""
 
     form: Form

@@ -10,9 +10,10 @@ import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+
+from msgspec import Struct
 
 from rc_tasks.squashfs.compression import Codec, compressor
 from rc_tasks.squashfs.data import Layout, copy, lay_out
@@ -34,8 +35,7 @@ _PLACE = struct.Struct("<Q")
 _ID = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(Struct, frozen=True):
     """What was written: the length of the file, how much of it was copied, and its inodes."""
 
     size_bytes: int

@@ -5,7 +5,8 @@ squashfs-tools' xattr.c.
 """
 
 import struct
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from rc_tasks.squashfs.compression import METADATA_BYTES, Codec
 from rc_tasks.squashfs.metadata import MetadataReader, MetadataWriter, Table, lookup_table
@@ -107,8 +108,7 @@ class XattrReader:
         return damaged(self._reader.path, self._table.at, why)
 
 
-@dataclass(slots=True)
-class XattrWriter:
+class XattrWriter(Struct):
     """The lists of attributes of the inodes of a new image; equal lists have one number."""
 
     compress: Codec | None

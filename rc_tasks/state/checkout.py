@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.config import project_toml
@@ -34,8 +35,7 @@ TEMPLATE = "templates/env.toml.j2"
 _NO_OPTIONS = project_toml.ProjectOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Checkout:
+class Checkout(Struct, frozen=True):
     """A directory with a dodo.py; `root` is absolute with symlinks resolved.
 
     `images_root` is the directory of the official images: the setting, or this checkout itself.

@@ -11,14 +11,16 @@ import heapq
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
+
 from rc_tasks.state.disk import reading
 from rc_tasks.state.records.records import Record, Step, Task
-from rc_tasks.util.json_decode import Seconds, Size, Time, parse
+from rc_tasks.util.json_decode import Seconds, Size, check_times, parse
 
 _SUFFIX = ".jsonl"
 # `trim` removes it once all runs before the last rename are gone, too.
@@ -34,8 +36,7 @@ class Outcome(StrEnum):
     RETRIED = "retried"
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(Struct, frozen=True):
     """One attempt at a step. `queued_s` is the time from ready to `started_at` (UTC, ISO 8601).
 
     `image_id` is empty where no image was made or published. `size_bytes` is that of the image, for
@@ -47,7 +48,7 @@ class HistoryEntry:
     image: str
     step: Step
     outcome: Outcome
-    started_at: Time
+    started_at: str
     duration_s: Seconds
     queued_s: Seconds
     node: str = ""
@@ -60,6 +61,9 @@ class HistoryEntry:
     reason: str = ""
     log: str = ""
     error: str = ""
+
+    def __post_init__(self) -> None:
+        check_times(self.started_at)
 
     @property
     def task(self) -> Task:
@@ -85,13 +89,15 @@ class HistoryEntry:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rename:
+class Rename(Struct, frozen=True):
     """An image that got another name `at` a time (UTC, ISO 8601)."""
 
     old: str
     new: str
-    at: Time
+    at: str
+
+    def __post_init__(self) -> None:
+        check_times(self.at)
 
     def applied(self, entry: HistoryEntry) -> HistoryEntry:
         """Return an entry with the new name, if the image was built under the old one."""
@@ -100,8 +106,7 @@ class Rename:
         return replace(entry, image=self.new, log=entry.log.replace(f"/{self.old}/", f"/{self.new}/", 1))
 
 
-@dataclass(slots=True)
-class RunHistory:
+class RunHistory(Struct):
     """The history of one run, to be written."""
 
     directory: Path
@@ -113,7 +118,7 @@ class RunHistory:
 
     def append(self, entry: HistoryEntry) -> None:
         """Append a line; a failure to write it must not fail the step."""
-        line = json.dumps(asdict(entry)).encode() + b"\n"
+        line = json.dumps(to_builtins(entry)).encode() + b"\n"
         with contextlib.suppress(OSError):
             descriptor = _open(self.directory / f"{self.id}{_SUFFIX}")
             try:
@@ -131,7 +136,7 @@ def put_rename(directory: Path, rename: Rename) -> None:
         descriptor = _open(directory / _RENAMES)
         try:
             # The line before may be incomplete.
-            os.write(descriptor, b"\n" + json.dumps(asdict(rename)).encode() + b"\n")
+            os.write(descriptor, b"\n" + json.dumps(to_builtins(rename)).encode() + b"\n")
         finally:
             os.close(descriptor)
 

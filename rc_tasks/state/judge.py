@@ -3,7 +3,9 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+from msgspec import DecodeError
+from msgspec.structs import replace
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model.graph import smoke
@@ -46,7 +48,7 @@ from rc_tasks.state.records.status import (
     leading_causes,
 )
 from rc_tasks.state.rights import closed_files, is_official
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import advice
 from rc_tasks.util.text import local_time
 

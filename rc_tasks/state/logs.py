@@ -6,7 +6,6 @@
 import contextlib
 import os
 import re
-import secrets
 import threading
 import time
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ _TAIL_BYTES = 65_536
 def new(directory: Path) -> Path:
     """Return the path of a log that begins now."""
     # A PID would not be unique: another node or PID namespace may have the same one at the same time.
-    return directory / f"{stamp(datetime.now(UTC))}.{secrets.randbelow(1 << 31)}.log"
+    return directory / f"{stamp(datetime.now(UTC))}.{int.from_bytes(os.urandom(4)) >> 1}.log"
 
 
 def error_report(log: Path) -> Path:

@@ -1,19 +1,19 @@
 """Journal of `doit mv`: `.rc/moves/OLD.json` says what a move changes, until it is finished."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.disk.files import write_atomically
-from rc_tasks.util.json_decode import Time, encode, parse
+from rc_tasks.util.json_decode import check_times, encode, parse
 
 _SUFFIX = ".json"
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True):
     """A project that gets another name, and all that names it.
 
     `path` and `new_path` are the directories, relative to the checkout. `aliases` maps each alias to the
@@ -25,10 +25,13 @@ class Move:
     new: str
     path: str
     new_path: str
-    started_at: Time
+    started_at: str
     aliases: dict[str, str]
     children: dict[str, dict[str, str]]
     keep_alias: bool = False
+
+    def __post_init__(self) -> None:
+        check_times(self.started_at)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -36,8 +39,7 @@ class Move:
         return (self.old, self.new, *self.children)
 
 
-@dataclass(frozen=True, slots=True)
-class Journal:
+class Journal(Struct, frozen=True):
     """The unfinished moves of a checkout, in `.rc/moves`."""
 
     directory: Path

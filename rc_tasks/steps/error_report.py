@@ -4,10 +4,11 @@ A log holds whatever a Dockerfile prints, so nothing in it can say why the step 
 its work leaves its record instead, and one that was killed leaves nothing.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.state.disk import reading
@@ -28,8 +29,7 @@ class ErrorKind(StrEnum):
     NEEDS = "needs another image"
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReport:
+class ErrorReport(Struct, frozen=True):
     """The error of a step: `text` is the whole message, and stands at the end of the log as well.
 
     `after_tool`: the lines of a tool just above the message in the log say why.

@@ -17,9 +17,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 # Of each entry; nothing depends on it.
 _CREATED = "1970-01-01T00:00:00Z"
@@ -32,8 +33,7 @@ _OWN_LENGTH = 26
 _OTHER_OPTIONS_BYTES = 600
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """An image: its ID, its configuration and its manifest (bytes), and its diff IDs, lowest first."""
 
     id: str
@@ -42,8 +42,7 @@ class StoredImage:
     diff_ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(Struct, frozen=True):
     """A layer's recipe (`tar_split.py`), and the size of the archive that it is for."""
 
     file: Path

@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, TextIO
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, ToolNotFoundError
 from rc_tasks.tools import failures
@@ -62,8 +64,7 @@ signal_all KILL
 _ANNOUNCED = 'echo "+ $$" 1<>"$0" && exec "$@"'
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """An argv with its changes to the environment and the working directory.
 
     `env` is added to the inherited environment; `unset` names variables that are taken out of it.
@@ -91,8 +92,7 @@ class Command:
         return kept | dict(self.env)
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Struct, frozen=True):
     """How a command ended. `returncode` is negative for a signal, as in `subprocess`."""
 
     command: Command

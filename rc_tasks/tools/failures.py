@@ -7,15 +7,15 @@ their sources.
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from signal import SIGKILL
+
+from msgspec import Struct
 
 from rc_tasks.errors import CommandError
 from rc_tasks.tools.podman_versions import OLDEST
 
 
-@dataclass(frozen=True, slots=True)
-class FailureCause:
+class FailureCause(Struct, frozen=True):
     """One cause of a failure: a pattern for the tool's message, our message, and what to do next."""
 
     pattern: str

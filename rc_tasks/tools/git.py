@@ -5,8 +5,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.tools import command
@@ -47,16 +49,14 @@ _FETCH_TIMEOUT_S = 120.0
 _NOT_IN_A_BRANCH = re.compile(r"[^A-Za-z0-9._-]|(?<=\.)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """A checkout's commit in full hex, and whether a directory in it differs from that commit."""
 
     id: str
     dirty: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """HEAD of a checkout. `branch` is empty when HEAD is detached, `commit` before the first commit.
 
     `operation` is the unfinished git command, such as `merge` or `rebase`.
@@ -67,8 +67,7 @@ class Head:
     operation: str
 
 
-@dataclass(frozen=True, slots=True)
-class Distance:
+class Distance(Struct, frozen=True):
     """How many commits one checkout has that the other lacks (`ahead`), and lacks itself (`behind`)."""
 
     ahead: int

@@ -9,9 +9,11 @@ import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError
 from rc_tasks.tools import command, registry
@@ -28,8 +30,7 @@ NOT_STARTED = frozenset({125, 126, 127})
 BUILD = "podman build"
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Struct, frozen=True):
     """An image's facts, from `podman image inspect`.
 
     `id` is the image ID, 64 hex digits without prefix; `layers` are diff IDs (`sha256:…`), lowest
@@ -48,8 +49,7 @@ class Image:
     layers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Podman:
+class Podman(Struct, frozen=True):
     """One podman storage. Empty strings leave the choice to podman's own configuration."""
 
     root: str = ""

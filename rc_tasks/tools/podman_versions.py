@@ -1,8 +1,9 @@
 """Features by version of podman: since when they exist, and what podman 6 drops."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from rc_tasks.tools.version import numbers
 
@@ -30,8 +31,7 @@ MOUNTED_FILES_SEEN_SINCE = (5, 4)
 MOUNTED_STAGES_SEEN_SINCE = (6, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(Struct, frozen=True):
     """A value of `host` in `podman info` with which podman 5 runs and podman 6 does not."""
 
     key: str

@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import CommandError, SlurmError, UnreachableError
 from rc_tasks.tools import command, slurm, slurm_words
@@ -19,8 +20,7 @@ _CHOICES = ("account", "partition", "qos", "reservation", "constraint", "wckey")
 _PLAIN = re.compile(r"[\w@%+=:,./-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """A job in the queue: `state` as Slurm calls it, such as `PENDING`."""
 
     id: str

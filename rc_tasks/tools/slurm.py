@@ -5,10 +5,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, SlurmError, ToolNotFoundError, UnreachableError
 from rc_tasks.tools import command, slurm_words
@@ -111,8 +113,7 @@ def in_step() -> bool:
 _HOLDER = f'env | grep "^SLURM_"; scontrol show hostnames; echo "{GRANTED}"; exec cat'
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """An allocation: its job ID, and the number of CPUs on each of its nodes."""
 
     job_id: str

@@ -1,10 +1,9 @@
 """The request of a step to Slurm."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class StepRequest:
+class StepRequest(Struct, frozen=True):
     """What a command needs from Slurm. Empty strings and zeros leave the choice to Slurm.
 
     Inside an allocation only `job_name`, `cpus`, `node` and `extra` count. Hints name

@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from rc_tasks.errors import NodeError, SlurmError, UnreachableError
 from rc_tasks.tools import command
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from rc_tasks.tools.slurm_request import StepRequest
 
 
-@dataclass(frozen=True, slots=True)
-class _Cause:
+class _Cause(Struct, frozen=True):
     """One failure of Slurm: a pattern for its message, our message, and what to do next.
 
     `elsewhere`: the step may be retried on another node or in another allocation. `unreachable`: the

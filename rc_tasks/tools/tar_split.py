@@ -13,9 +13,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.squashfs.contents import FileReader
@@ -33,8 +34,7 @@ class RecipeError(ArtifactError):
     """The archive of a layer cannot be made again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
+class Archive(Struct, frozen=True):
     """A layer's archive: its size in bytes and its SHA-256 in hex, which is the diff ID."""
 
     size_bytes: int

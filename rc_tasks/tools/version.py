@@ -1,7 +1,8 @@
 """Versions of tools, and known faults of some versions."""
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -9,8 +10,7 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d{1,6}", version.partition("-")[0])))
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """A fault that a tool has since one version and before another.
 
     `does` continues a sentence that begins with the tool and its version; `source` is the report.

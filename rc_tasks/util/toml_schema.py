@@ -1,14 +1,18 @@
-"""Check a TOML table against a dataclass: report every problem at once, each with its place.
+"""Check a TOML table against a class: report every problem at once, each with its place.
 
-The schema is a dataclass of `setting` and `table` fields; its field types are the expected types.
+The schema is a class of values. A field `name: Annotated[TYPE, Key(…)] = DEFAULT` is a key of the file.
+A field whose type is another such class is a table with its keys, and one of type `Overrides[CLASS]` a
+table with only some of them.
 """
 
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
+
+from msgspec import NODEFAULT, Struct, field
+from msgspec.structs import fields, replace
 
 from rc_tasks.errors import RcError
 from rc_tasks.util import toml_text
@@ -23,8 +27,7 @@ SHOWN_CHARACTERS = 60
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One problem in a file or a variable, with the parts of an RcError."""
 
     where: str
@@ -33,9 +36,15 @@ class Problem:
     quote: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """One key of a schema: its type, default, one line of help, and its own parser if it has one."""
+class Key(Struct, frozen=True):
+    """What a schema says of a key: one line of help, and its own parser if it has one."""
+
+    help: str
+    parse: Parse | None = None
+
+
+class Leaf(Struct, frozen=True):
+    """One key of a schema with its type and default; `help` and `parse` are those of its Key."""
 
     kind: Any
     default: object
@@ -48,8 +57,7 @@ class Leaf:
         return isinstance(self.default, dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides(Generic[T]):
+class Overrides(Struct, Generic[T], frozen=True):
     """Some keys of a settings table; lists replace the settings' lists, tables are merged."""
 
     values: Mapping[str, object] = field(default_factory=dict)
@@ -63,43 +71,31 @@ class Overrides(Generic[T]):
         return cast(T, replace(cast(Any, settings), **changes))
 
 
-def setting(default: object, help: str, parse: Parse | None = None) -> Any:
-    """Return a dataclass field that is a key of the file."""
-    metadata = {"help": help, "parse": parse}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def table(kind: type) -> Any:
-    """Return a dataclass field that is a table with the keys of `kind`."""
-    return field(default_factory=kind, metadata={"table": kind})
-
-
-def overrides(kind: type) -> Any:
-    """Return a dataclass field of type Overrides: a table with only some of the keys of `kind`."""
-    return field(default_factory=Overrides, metadata={"table": kind})
-
-
 @functools.cache
 def leaves(schema: type) -> dict[KeyPath, Leaf]:
     """Return every key of a schema and of its tables, in the order of the fields."""
     leaf_of: dict[KeyPath, Leaf] = {}
-    kinds = get_type_hints(schema)
     for item in fields(schema):
-        if kind := item.metadata.get("table"):
-            leaf_of |= {(item.name, *path): leaf for path, leaf in leaves(kind).items()}
-        elif "help" in item.metadata:
-            default = {} if item.default_factory is dict else item.default
-            metadata = item.metadata
-            leaf_of[(item.name,)] = Leaf(kinds[item.name], default, metadata["help"], metadata["parse"])
+        if inner := _table(item.type):
+            leaf_of |= {(item.name, *path): leaf for path, leaf in leaves(inner).items()}
+        elif get_origin(item.type) is Annotated:
+            kind, key = get_args(item.type)
+            default = {} if item.default is NODEFAULT else item.default
+            leaf_of[(item.name,)] = Leaf(kind, default, key.help, key.parse)
     return leaf_of
 
 
 @functools.cache
 def tables(schema: type) -> frozenset[KeyPath]:
     """Return the paths of a schema's tables."""
-    return frozenset((item.name,) for item in fields(schema) if "table" in item.metadata)
+    return frozenset((item.name,) for item in fields(schema) if _table(item.type))
+
+
+def _table(kind: Any) -> type | None:
+    """Return the schema of a field that is a table, or None."""
+    if get_origin(kind) is Overrides:
+        return cast(type, get_args(kind)[0])
+    return kind if isinstance(kind, type) and issubclass(kind, Struct) else None
 
 
 def read(
@@ -153,7 +149,7 @@ def parse(leaf: Leaf, raw: object) -> object:
 
 
 def build(schema: type[T], values: Mapping[KeyPath, object]) -> T:
-    """Return the dataclass with the values from `read`; other fields keep their defaults."""
+    """Return a schema's value with those of `read`; other fields keep their defaults."""
     return schema(**_arguments(schema, values))
 
 
@@ -161,12 +157,12 @@ def _arguments(schema: Any, values: Mapping[KeyPath, object]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for item in fields(schema):
         below = {path[1:]: value for path, value in values.items() if path[0] == item.name}
-        kind: Any = item.metadata.get("table")
+        kind: Any = _table(item.type)
         if () in below:
             arguments[item.name] = below[()]
         elif below and kind is None:
             arguments[item.name] = {key: value for (key,), value in below.items()}
-        elif below and item.default_factory is Overrides:
+        elif below and get_origin(item.type) is Overrides:
             arguments[item.name] = Overrides(_arguments(kind, below))
         elif below:
             arguments[item.name] = build(kind, below)

@@ -4,9 +4,10 @@ import unicodedata
 from bisect import bisect_right, insort
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
-from xml.sax.saxutils import escape, quoteattr
+
+from msgspec import Struct
 
 from rc_tasks.model.graph.view import Edge, EdgeKind, GraphNode, GraphView, NodeKind, levels, tree
 from rc_tasks.state.records.status import State
@@ -17,8 +18,7 @@ from rc_tasks.views.tables import printable
 _Point = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Colours:
+class Colours(Struct, frozen=True):
     """Fill and line colours on a light and on a dark page; text on a fill has contrast 7 or more."""
 
     fill: str
@@ -212,7 +212,7 @@ def _box(layout: _Layout, node: GraphNode) -> str:
     # Browsers show the title as a tooltip.
     tooltip = "\n".join([f"{printable(node.name)}: {word}", *map(printable, node.reasons)])
     return (
-        f"<g class={quoteattr(f'{node.kind} {kind}')}><title>{escape(tooltip)}</title>"
+        f'<g class="{node.kind} {escape(kind)}"><title>{escape(tooltip)}</title>'
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOX}" rx="5"/>'
         f'<text x="{x + _PADDING:.1f}" y="{y + 16:.1f}">{escape(label(node))}</text>'
         f'<text class="word" x="{x + _PADDING:.1f}" y="{y + 30:.1f}">{escape(word)}</text></g>'
@@ -220,7 +220,7 @@ def _box(layout: _Layout, node: GraphNode) -> str:
 
 
 def _linked(box: str, link: str | None) -> str:
-    return f"<a href={quoteattr(link)}>{box}</a>" if link else box
+    return f'<a href="{escape(link)}">{box}</a>' if link else box
 
 
 def _path(layout: _Layout, above: _Point, below: _Point, nodes: Mapping[str, GraphNode]) -> str:

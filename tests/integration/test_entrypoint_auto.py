@@ -1,10 +1,10 @@
 """`edf.entrypoint = "auto"`: what the podman step finds out of an ENTRYPOINT, and who is told."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.model.edf.entrypoint import Behaviour, note
 from rc_tasks.steps.podman import entrypoint

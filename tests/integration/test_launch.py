@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import Launcher, Squash

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rc_tasks.squashfs.merge import merge
 from rc_tasks.squashfs.read import read_layer
-from rc_tasks.squashfs.readers import Readers, readers
+from rc_tasks.squashfs.reader_kinds import Readers
+from rc_tasks.squashfs.readers import readers
 from rc_tasks.squashfs.write import write
 from tests.support.layers import mounted, overlaid, require_root, seen, squash
 from tests.support.tools import require_tools

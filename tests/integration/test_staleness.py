@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.judge import Judge

@@ -2,8 +2,9 @@
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from rc_tasks.steps.container import launch
 from rc_tasks.tools.podman import Podman

@@ -4,8 +4,9 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from rc_tasks.tools import command, podman
 from rc_tasks.tools.command import Command, Completed

@@ -5,8 +5,10 @@ import os
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.commands.cli.command import images_in, split_task
 from rc_tasks.commands.cli.parser import add_flag, add_names
@@ -42,8 +44,7 @@ def add_job_arguments(parser: ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class InteractiveJob:
+class InteractiveJob(Struct, frozen=True):
     """A job and the user's EDF for it, checked before anything is changed.
 
     `argv` is the command to run, or empty for a shell. `printed`: print the job's command line in place

@@ -1,8 +1,9 @@
 """Table of all commands: name, module, purpose and example of each, as `doit help` shows them."""
 
 import importlib
-from dataclasses import dataclass
 from types import ModuleType
+
+from msgspec import Struct
 
 # Commands by group. Each row: name, purpose, example.
 _GROUPS = {
@@ -84,7 +85,7 @@ _GROUPS = {
         ),
     ),
 }
-_BY_DOIT = {"run", "info", "clean", "forget", "ignore"}
+_BY_DOIT = {"run", "clean", "forget", "ignore"}
 _MODULES = {
     "help": "cli.help",
     "tabcompletion": "cli.completion",
@@ -92,8 +93,7 @@ _MODULES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CommandEntry:
+class CommandEntry(Struct, frozen=True):
     """A row of the table. The module of the command has `arguments`, and `run` unless `by_doit`."""
 
     name: str

@@ -4,11 +4,11 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from doit.exceptions import BaseFail, UnmetDependency
 from doit.task import Task as DoitTask
+from msgspec import Struct
 
 from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.events import Event, EventKind
@@ -29,8 +29,7 @@ _MOST_NAMED = 20
 _BUILD = "build:"
 
 
-@dataclass(frozen=True, slots=True)
-class FailedTask:
+class FailedTask(Struct, frozen=True):
     """A failed task and its image; `log` may be empty.
 
     `same` names an earlier task that failed with the same text, or is empty.

@@ -1,15 +1,14 @@
 """Selection of doit tasks: the stale steps of the tasks that the user named."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from doit.task import Task as DoitTask
+from msgspec import Struct
 
 from rc_tasks.state.records.records import Task
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """Tasks for doit, bases first, and the images that have nothing to do."""
 
     tasks: tuple[str, ...]

@@ -5,9 +5,10 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.engine.nightly.summary import JobStart, load_begun
 from rc_tasks.engine.run.step_command import runner
@@ -28,8 +29,7 @@ _MOST_FILES = 10
 _ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING")
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True):
     """A submitted job, and the path of its log."""
 
     job_id: str

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from msgspec import DecodeError, Struct, convert, to_builtins
 
 from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.engine.session import Session
@@ -15,7 +16,7 @@ from rc_tasks.state.history import HistoryEntry, Outcome
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import State
 from rc_tasks.tools.slurm_request import StepRequest
-from rc_tasks.util.json_decode import DecodeError, Time, decode, load
+from rc_tasks.util.json_decode import check_times, load
 from rc_tasks.util.safe_read import read_bytes
 
 SCHEMA = 1
@@ -36,8 +37,7 @@ class NightlyEnding(StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class JobStart:
+class JobStart(Struct, frozen=True):
     """A job of a nightly run at its start; times are UTC, ISO 8601.
 
     `after` is the job whose time ran out before this one. `commit_before` is the commit before the
@@ -45,15 +45,17 @@ class JobStart:
     """
 
     job_id: str
-    started_at: Time
+    started_at: str
     after: str = ""
     commit_before: str = ""
     commit: str = ""
     error: str = ""
 
+    def __post_init__(self) -> None:
+        check_times(self.started_at)
 
-@dataclass(frozen=True, slots=True)
-class BuiltImage:
+
+class BuiltImage(Struct, frozen=True):
     """An image that was built; `duration_s` is that of its steps."""
 
     name: str
@@ -61,8 +63,7 @@ class BuiltImage:
     size_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class FailedStep:
+class FailedStep(Struct, frozen=True):
     """A step that failed; `step` and `log` are empty when the project itself is wrong."""
 
     name: str
@@ -72,16 +73,14 @@ class FailedStep:
     log: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UntriedImage:
+class UntriedImage(Struct, frozen=True):
     """An image that was left out because a base failed."""
 
     name: str
     because_of: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemainingImage:
+class RemainingImage(Struct, frozen=True):
     """An image that is still to be built, and why."""
 
     name: str
@@ -89,8 +88,7 @@ class RemainingImage:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """The result of one nightly run: of the job that ends now, and of the job that it continues.
 
     `images` is how many there are, `fresh` how many are fresh now. `log` and `report` are paths in the
@@ -131,7 +129,7 @@ class Summary:
 
 def as_json(summary: Summary, subject: str, text: str) -> dict[str, Any]:
     """Return the summary for programs; docs/reference/nightly-summary.md describes the keys."""
-    document = asdict(summary)
+    document = to_builtins(summary)
     begun = document.pop("begun")
     empty = ("after", "commit_before", "commit", "error", "log", "report", "resubmitted_as")
     flat = {"schema": SCHEMA, **begun, **document}
@@ -291,6 +289,6 @@ def load_begun(path: Path) -> JobStart | None:
     try:
         # The summary has null for empty text.
         document = {key: value for key, value in load(read_bytes(path)).items() if value is not None}
-        return decode(JobStart, document)
+        return convert(document, JobStart)
     except (OSError, DecodeError):
         return None

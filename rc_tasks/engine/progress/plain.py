@@ -6,8 +6,10 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
 from typing import TextIO
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.progress.log_tail import Tail, doing
@@ -25,8 +27,7 @@ _INDENT = " " * 8
 _MOST_NAMED = 8
 
 
-@dataclass(slots=True)
-class Running:
+class Running(Struct):
     """A running step: its start event, the tail of its log, and what the step is doing."""
 
     event: Event

@@ -10,7 +10,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError, Controller
 from rc_tasks.engine.events import Event, EventKind
@@ -46,8 +48,7 @@ _ENDING_POLL_S = 0.5
 Tell = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """Room for one step. `node` and `job_id` are empty on this host."""
 
     task: Task
@@ -57,8 +58,7 @@ class Slot:
     cpus: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(Struct, eq=False):
     """A step that waits for `slot` or `error`."""
 
     step: ReadyStep[Task]
@@ -69,8 +69,7 @@ class _Waiting:
     answered: threading.Event = field(default_factory=threading.Event)
 
 
-@dataclass(slots=True)
-class _SlotPool:
+class _SlotPool(Struct):
     """The slots of one allocation, or of this host; `scheduler` is None until they are known."""
 
     waiting: dict[Task, _Waiting] = field(default_factory=dict)

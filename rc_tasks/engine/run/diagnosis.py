@@ -1,9 +1,10 @@
 """Diagnosis of a failed step: its error report, else Slurm's lines or the last of its log."""
 
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
+
+from msgspec import Struct
 
 from rc_tasks.errors import NodeError, UnreachableError
 from rc_tasks.state import logs
@@ -17,8 +18,7 @@ _TAIL_BYTES = 64 * 1024
 _INSTRUCTION_WIDTH = 72
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True):
     """Why a step failed, and what may be done about it.
 
     `needs` names an image that has to be built first. `locked`: another process is building the image.

@@ -5,14 +5,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from doit.exceptions import TaskFailed
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.engine.controller import MOST_MISSES, ClosedError
 from rc_tasks.engine.events import Event, EventKind
+from rc_tasks.engine.outline import reason
 from rc_tasks.engine.run.allocator import Allocator, Slot
 from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
 from rc_tasks.engine.run.step_command import runner, step_command
@@ -54,8 +56,7 @@ class StepFailed(TaskFailed):
         self.log = log
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Struct, frozen=True):
     """One attempt at a step. `diagnosis` is None when it succeeded; `inputs` are those at its start.
 
     `entry` is its history entry without the outcome. `node_failed`: the node failed, perhaps after the
@@ -431,16 +432,6 @@ def _gone(slot: Slot) -> str:
             "finished steps are kept",
         )
     )
-
-
-def reason(session: Session, task: Task) -> str:
-    """Return why a step runs; empty when nothing is stale."""
-    try:
-        causes = session.judge.step(*task).causes
-    except RcError:
-        return "its inputs cannot be read"  # the step itself will report the error
-    certain = [cause.words for cause in causes if not cause.upstream]
-    return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
 
 
 def _describe(other: locks.Holder) -> str:

@@ -1,7 +1,8 @@
 """Estimates of a run: how long each step takes, and how long the steps that wait for it take."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from rc_tasks.engine.schedule.scheduler import ReadyStep, critical_paths, groups
 from rc_tasks.errors import RcError
@@ -13,8 +14,7 @@ from rc_tasks.state.records.records import Step, Task
 _GUESS_S = {Step.PODMAN: 120.0, Step.ENROOT: 30.0, Step.ENV: 1.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """The order and the estimates of a run's steps, by task.
 
     `last_s` holds the last duration of each step that has run before. `stale_s` holds the estimate of

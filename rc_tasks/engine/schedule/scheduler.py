@@ -2,15 +2,15 @@
 
 from bisect import insort
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 # What is scheduled: the rules look at nothing of it.
 T = TypeVar("T", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyStep(Generic[T]):
+class ReadyStep(Struct, Generic[T], frozen=True):
     """A step that is ready to start.
 
     `priority_s` is its value in `critical_paths`; among equals the lower `turn` goes first. `near` are

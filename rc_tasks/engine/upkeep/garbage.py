@@ -7,7 +7,6 @@ may be back with the next branch.
 """
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -16,10 +15,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import ARTIFACT, EDF, GENERATED, IMAGE_JSON, PROJECTS
@@ -36,10 +37,11 @@ from rc_tasks.state.store.garbage import Unneeded
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.steps.publish import squash
-from rc_tasks.util.json_decode import Time, parse
+from rc_tasks.util.json_decode import encode, parse
 
 GONE_DAYS = 30
 _DAY_S = 86_400.0
+_Time = Annotated[datetime, Meta(tz=True)]
 # How far the clock of a lock's holder may be from that of the file server.
 _CLOCKS_S = 300.0
 _LOCKS_AT_ONCE = 16
@@ -60,8 +62,7 @@ class GarbageKind(StrEnum):
     JOB = "podman's storage of ended jobs on this node"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """A file or a directory to be removed, and the name of its image, if it belongs to one.
 
     For an image of the store it is the name that it was built for, if that is known.
@@ -72,8 +73,7 @@ class Item:
     image: str = ""
 
 
-@dataclass(slots=True)
-class Garbage:
+class Garbage(Struct):
     """All files that can be removed. `left` names paths that stay although they look unneeded, and why.
 
     `gone` are the deleted projects, with the time when that was first seen. `young` are the images of
@@ -85,7 +85,7 @@ class Garbage:
     young: list[Item] = field(default_factory=list)
     used_ns: dict[Path, int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
-    gone: dict[str, str] = field(default_factory=dict)
+    gone: dict[str, datetime] = field(default_factory=dict)
 
     def count(self, kind: GarbageKind) -> int:
         """Return how many there are of a kind."""
@@ -308,7 +308,7 @@ class Collector:
                     paths += files.temporaries(project.directory, EDF)
                     unneeded.items += [Item(GarbageKind.TEMPORARY, path, name) for path in paths]
 
-    def _gone_since(self) -> dict[str, str]:
+    def _gone_since(self) -> dict[str, datetime]:
         """Return the projects that are gone but left files, with the time when that was first seen."""
         checkout = self._checkout
         known = set(checkout.graph.names())
@@ -322,7 +322,7 @@ class Collector:
                 if not path.name.startswith(".") and _only_generated(path):
                     names.add(path.name)
         seen = self._noted()
-        now = datetime.fromtimestamp(self._now_s, UTC).isoformat(timespec="seconds")
+        now = datetime.fromtimestamp(int(self._now_s), UTC)
         return {name: seen.get(name, now) for name in sorted(names - known)}
 
     def _projects_gone(self, unneeded: Garbage) -> None:
@@ -382,21 +382,19 @@ class Collector:
                 path.parent.rmdir()
         return True
 
-    def _noted(self) -> dict[str, str]:
+    def _noted(self) -> dict[str, datetime]:
         with contextlib.suppress(OSError):
-            return parse(dict[str, Time], (self._generated / "gone.json").read_bytes()) or {}
+            return parse(dict[str, _Time], (self._generated / "gone.json").read_bytes()) or {}
         return {}
 
-    def _note(self, gone: dict[str, str]) -> None:
+    def _note(self, gone: dict[str, datetime]) -> None:
         path = self._generated / "gone.json"
         if gone != self._noted():
             with contextlib.suppress(RcError):
-                write_atomically(path, json.dumps(gone, indent=1) + "\n")
+                write_atomically(path, encode(gone))
 
-    def _days_since(self, iso: str) -> float:
-        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
-            return (self._now_s - datetime.fromisoformat(iso).timestamp()) / _DAY_S
-        return 0.0
+    def _days_since(self, time: datetime) -> float:
+        return (self._now_s - time.timestamp()) / _DAY_S
 
     def _age_days(self, path: Path) -> float:
         try:

@@ -5,8 +5,9 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.engine.upkeep.move import nodes, require_writable
 from rc_tasks.errors import GraphError
@@ -21,8 +22,7 @@ from rc_tasks.tools import git
 _TEMPORARY = "rm"
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Struct, frozen=True):
     """What is removed: directories of projects by name, and aliases, which are symlinks in projects/."""
 
     projects: dict[str, str]

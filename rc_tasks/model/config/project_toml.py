@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Struct
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import sources
 from rc_tasks.model.config.settings import EdfSettings, Slurm
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.toml_schema import Overrides, overrides, setting, wrong
+from rc_tasks.util.toml_schema import Key, Overrides, wrong
 
 _ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A secret ID is a file name in /run/secrets of the RUN.
@@ -39,8 +41,7 @@ def _target(raw: object) -> str:
     return str(raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(Struct, frozen=True):
     """A build secret: its ID in the Dockerfile, and the variable or else the file that holds it."""
 
     id: str
@@ -88,23 +89,23 @@ def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
     return commands
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectOptions:
+class ProjectOptions(Struct, frozen=True):
     """A parsed project.toml; `apply` of `slurm` and `edf` overrides the settings.
 
     `smoke` is None when the key is missing; an empty one turns off inherited tests.
     """
 
-    build_args: Mapping[str, str] = setting({}, "build arguments", _build_args)
-    target: str | None = setting(None, "build stage to stop at; else the last one", _target)
-    secrets: tuple[Secret, ...] = setting((), "build secrets, and where they are", _secrets)
-    smoke: tuple[tuple[str, ...], ...] | None = setting(
-        None, "commands that have to succeed in the image before it is published", _smoke
-    )
-    smoke_timeout_s: int = setting(300, "how long each of them may take", toml_schema.whole(1))
-    frozen: bool = setting(False, "the image is not built again, whatever changes")
-    slurm: Overrides[Slurm] = overrides(Slurm)
-    edf: Overrides[EdfSettings] = overrides(EdfSettings)
+    build_args: Annotated[Mapping[str, str], Key("build arguments", _build_args)] = {}
+    target: Annotated[str | None, Key("build stage to stop at; else the last one", _target)] = None
+    secrets: Annotated[tuple[Secret, ...], Key("build secrets, and where they are", _secrets)] = ()
+    smoke: Annotated[
+        tuple[tuple[str, ...], ...] | None,
+        Key("commands that have to succeed in the image before it is published", _smoke),
+    ] = None
+    smoke_timeout_s: Annotated[int, Key("how long each of them may take", toml_schema.whole(1))] = 300
+    frozen: Annotated[bool, Key("the image is not built again, whatever changes")] = False
+    slurm: Overrides[Slurm] = Overrides()
+    edf: Overrides[EdfSettings] = Overrides()
 
 
 def load(path: Path, where: str) -> ProjectOptions:

@@ -7,15 +7,18 @@ below.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import sources
 from rc_tasks.model.edf import schema
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.toml_schema import Problem, each_of, setting, table, whole, wrong
+from rc_tasks.util.toml_schema import Key, Problem, each_of, whole, wrong
 
 DEFAULT = "default"
 # The settings of one user, and those of one clone.
@@ -185,153 +188,158 @@ def _block_size(raw: object) -> int:
     return size_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Slurm:
+class Slurm(Struct, frozen=True):
     """Options of job steps and allocations."""
 
-    account: str = setting("", "account; empty: the user's default one")
-    partition: str = setting("", "partition; empty: the cluster's default one")
-    nodes: int = setting(1, "nodes of the allocation that a run takes", whole(1))
-    time_limit_min: int = setting(
-        0, 'of that allocation: minutes, or "12:00:00"; 0: the partition\'s default', minutes
-    )
-    cpus: int = setting(0, "CPUs of a step; 0: whole nodes are taken, and a step gets a quarter of one")
-    extra: tuple[str, ...] = setting(
-        (), "more options for salloc; inside an allocation, for srun", each_of(_option)
-    )
-    retries: int = setting(2, "how often a step is tried again when its node fails")
+    account: Annotated[str, Key("account; empty: the user's default one")] = ""
+    partition: Annotated[str, Key("partition; empty: the cluster's default one")] = ""
+    nodes: Annotated[int, Key("nodes of the allocation that a run takes", whole(1))] = 1
+    time_limit_min: Annotated[
+        int, Key('of that allocation: minutes, or "12:00:00"; 0: the partition\'s default', minutes)
+    ] = 0
+    cpus: Annotated[
+        int, Key("CPUs of a step; 0: whole nodes are taken, and a step gets a quarter of one")
+    ] = 0
+    extra: Annotated[
+        tuple[str, ...], Key("more options for salloc; inside an allocation, for srun", each_of(_option))
+    ] = ()
+    retries: Annotated[int, Key("how often a step is tried again when its node fails")] = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Debug:
+class Debug(Struct, frozen=True):
     """The interactive job of `doit remote` and `doit local`."""
 
-    account: str = setting("", "account of the interactive job; empty: slurm.account")
-    partition: str = setting("", "partition of the interactive job; empty: slurm.partition")
-    time_limit_min: int = setting(
-        0, 'of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes
-    )
-    extra: tuple[str, ...] = setting((), "more options for its srun", each_of(_option))
-    workdir: str = setting(
-        "", "where it begins; empty: ~/scratch, else $SCRATCH, else the home directory"
-    )
+    account: Annotated[str, Key("account of the interactive job; empty: slurm.account")] = ""
+    partition: Annotated[str, Key("partition of the interactive job; empty: slurm.partition")] = ""
+    time_limit_min: Annotated[
+        int, Key('of the interactive job: minutes, or "00:30:00"; 0: the partition\'s default', minutes)
+    ] = 0
+    extra: Annotated[tuple[str, ...], Key("more options for its srun", each_of(_option))] = ()
+    workdir: Annotated[
+        str, Key("where it begins; empty: ~/scratch, else $SCRATCH, else the home directory")
+    ] = ""
 
 
-@dataclass(frozen=True, slots=True)
-class NightlySettings:
+class NightlySettings(Struct, frozen=True):
     """The batch job of `doit nightly`."""
 
-    account: str = setting("", "account of the nightly job; empty: slurm.account")
-    partition: str = setting("", "partition of the nightly job; empty: slurm.partition")
-    nodes: int = setting(0, "nodes of the nightly job; 0: slurm.nodes")
-    time_limit_min: int = setting(
-        0, 'of the nightly job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes
-    )
-    extra: tuple[str, ...] = setting((), "more options for its sbatch", each_of(_option))
-    signal_s: int = setting(
-        300, "seconds before the time limit at which the run begins to end", whole(1, _MOST_SIGNAL_S)
-    )
-    resubmit: bool = setting(True, "a job that runs out of time with work left is followed by one more")
-    pull: bool = setting(False, "git pull --ff-only before the run")
-    allow_dirty: bool = setting(
-        False, "run also in a checkout with local changes, or diverged from its upstream"
-    )
-    at: str = setting("02:00", "the time of day in `doit nightly --cron`", _time_of_day)
-    mail_type: str = setting("", "when Slurm sends mail, as in END,FAIL; empty: never")
-    mail_user: str = setting("", "to whom; empty: who submits")
-    hook: tuple[str, ...] = setting(
-        (), "a command and its arguments; at the end it gets the summary as JSON on standard input"
-    )
-    report: str = setting(".rc/report.html", "where the report is written; empty: nowhere")
+    account: Annotated[str, Key("account of the nightly job; empty: slurm.account")] = ""
+    partition: Annotated[str, Key("partition of the nightly job; empty: slurm.partition")] = ""
+    nodes: Annotated[int, Key("nodes of the nightly job; 0: slurm.nodes")] = 0
+    time_limit_min: Annotated[
+        int, Key('of the nightly job: minutes, or "08:00:00"; 0: slurm.time_limit_min', minutes)
+    ] = 0
+    extra: Annotated[tuple[str, ...], Key("more options for its sbatch", each_of(_option))] = ()
+    signal_s: Annotated[
+        int,
+        Key("seconds before the time limit at which the run begins to end", whole(1, _MOST_SIGNAL_S)),
+    ] = 300
+    resubmit: Annotated[
+        bool, Key("a job that runs out of time with work left is followed by one more")
+    ] = True
+    pull: Annotated[bool, Key("git pull --ff-only before the run")] = False
+    allow_dirty: Annotated[
+        bool, Key("run also in a checkout with local changes, or diverged from its upstream")
+    ] = False
+    at: Annotated[str, Key("the time of day in `doit nightly --cron`", _time_of_day)] = "02:00"
+    mail_type: Annotated[str, Key("when Slurm sends mail, as in END,FAIL; empty: never")] = ""
+    mail_user: Annotated[str, Key("to whom; empty: who submits")] = ""
+    hook: Annotated[
+        tuple[str, ...],
+        Key("a command and its arguments; at the end it gets the summary as JSON on standard input"),
+    ] = ()
+    report: Annotated[str, Key("where the report is written; empty: nowhere")] = ".rc/report.html"
 
 
-@dataclass(frozen=True, slots=True)
-class PodmanSettings:
+class PodmanSettings(Struct, frozen=True):
     """Where podman keeps its images and how it runs a Dockerfile's commands."""
 
-    storage: str = setting(
-        "auto",
-        "directory of podman's images on a node, ${VAR} expanded there; auto: podman's own outside "
-        "Slurm, /dev/shm/$USER/rc_tasks/JOB in a job; empty: podman's own everywhere",
-        _storage,
-    )
-    driver: str = setting("", "storage driver; empty: podman's choice")
-    options: tuple[str, ...] = setting((), "storage options")
-    network: str = setting("host", "network of RUN commands")
-    isolation: Isolation = setting(Isolation.DEFAULT, "isolation of RUN; empty: podman's choice")
-    runtime: str = setting("", "OCI runtime; empty: podman's choice")
-    cgroup_manager: str = setting("", "cgroupfs or systemd; empty: podman's choice")
-    volumes: tuple[str, ...] = setting((), "SRC:DST[:OPTIONS], mounted into every RUN", each_of(_volume))
+    storage: Annotated[
+        str,
+        Key(
+            "directory of podman's images on a node, ${VAR} expanded there; auto: podman's own outside "
+            "Slurm, /dev/shm/$USER/rc_tasks/JOB in a job; empty: podman's own everywhere",
+            _storage,
+        ),
+    ] = "auto"
+    driver: Annotated[str, Key("storage driver; empty: podman's choice")] = ""
+    options: Annotated[tuple[str, ...], Key("storage options")] = ()
+    network: Annotated[str, Key("network of RUN commands")] = "host"
+    isolation: Annotated[Isolation, Key("isolation of RUN; empty: podman's choice")] = Isolation.DEFAULT
+    runtime: Annotated[str, Key("OCI runtime; empty: podman's choice")] = ""
+    cgroup_manager: Annotated[str, Key("cgroupfs or systemd; empty: podman's choice")] = ""
+    volumes: Annotated[
+        tuple[str, ...], Key("SRC:DST[:OPTIONS], mounted into every RUN", each_of(_volume))
+    ] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Squash:
+class Squash(Struct, frozen=True):
     """How image.sqsh is made."""
 
-    method: SquashMethod = setting(
-        SquashMethod.MERGE, "squash new layers alone, or (direct) the whole image, or enroot import"
-    )
-    compression: Compression = setting(Compression.AUTO, "auto: zstd where mksquashfs has it")
-    level: int = setting(0, "compression level; 0: a fast one", whole(0, 22))
-    block_size_bytes: int = setting(131072, "block size, a power of two", _block_size)
-    processors: int = setting(0, "threads; 0: the CPUs of the step")
+    method: Annotated[
+        SquashMethod, Key("squash new layers alone, or (direct) the whole image, or enroot import")
+    ] = SquashMethod.MERGE
+    compression: Annotated[Compression, Key("auto: zstd where mksquashfs has it")] = Compression.AUTO
+    level: Annotated[int, Key("compression level; 0: a fast one", whole(0, 22))] = 0
+    block_size_bytes: Annotated[int, Key("block size, a power of two", _block_size)] = 131072
+    processors: Annotated[int, Key("threads; 0: the CPUs of the step")] = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
+class StoreSettings(Struct, frozen=True):
     """The image store on the shared file system."""
 
-    enabled: bool = setting(True, "keep every image in .rc/store, for other nodes and later jobs")
-    mount: MountMode = setting(
-        MountMode.AUTO,
-        "mount the layers of bases on nodes instead of loading them; auto: in a job's own storage",
-    )
-    previous: int = setting(2, "how many previous image.sqsh of an image are kept for `doit rollback`")
-    previous_days: int = setting(
-        2,
-        "days that an image.sqsh stays after another replaced it: longer than jobs may run",
-        whole(0, _MOST_DAYS),
-    )
+    enabled: Annotated[bool, Key("keep every image in .rc/store, for other nodes and later jobs")] = True
+    mount: Annotated[
+        MountMode,
+        Key("mount the layers of bases on nodes instead of loading them; auto: in a job's own storage"),
+    ] = MountMode.AUTO
+    previous: Annotated[
+        int, Key("how many previous image.sqsh of an image are kept for `doit rollback`")
+    ] = 2
+    previous_days: Annotated[
+        int,
+        Key(
+            "days that an image.sqsh stays after another replaced it: longer than jobs may run",
+            whole(0, _MOST_DAYS),
+        ),
+    ] = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Logs:
+class Logs(Struct, frozen=True):
     """How long the logs of a step are kept; its newest log and that of its newest failure always are."""
 
-    keep: int = setting(20, "how many logs of a step are kept", whole(1))
-    days: int = setting(30, "days after which a log is removed", whole(1, _MOST_DAYS))
+    keep: Annotated[int, Key("how many logs of a step are kept", whole(1))] = 20
+    days: Annotated[int, Key("days after which a log is removed", whole(1, _MOST_DAYS))] = 30
 
 
-@dataclass(frozen=True, slots=True)
-class HistorySettings:
+class HistorySettings(Struct, frozen=True):
     """How long `doit history` remembers."""
 
-    days: int = setting(
-        90, "days after which what a run did is no longer in `doit history`", whole(1, _MOST_DAYS)
-    )
+    days: Annotated[
+        int, Key("days after which what a run did is no longer in `doit history`", whole(1, _MOST_DAYS))
+    ] = 90
 
 
-@dataclass(frozen=True, slots=True)
-class EdfSettings:
+class EdfSettings(Struct, frozen=True):
     """Values for every env.toml."""
 
-    mounts: tuple[str, ...] = setting(
-        (), "SRC:DST[:FLAGS], or a path to mount under its own name", each_of(schema.mount)
-    )
-    workdir: str = setting("", "first directory; empty: the image's WORKDIR, else /")
-    entrypoint: Entrypoint = setting(
-        Entrypoint.AUTO,
-        "auto: true when a Dockerfile of ours sets an ENTRYPOINT that becomes its command",
-    )
-    writable: bool = setting(True, "the root file system may be written")
-    annotations: Mapping[str, str] = setting(
-        {}, "options of the Container Engine's hooks", schema.annotations
-    )
-    env: Mapping[str, str] = setting({}, "environment variables", schema.variables)
+    mounts: Annotated[
+        tuple[str, ...],
+        Key("SRC:DST[:FLAGS], or a path to mount under its own name", each_of(schema.mount)),
+    ] = ()
+    workdir: Annotated[str, Key("first directory; empty: the image's WORKDIR, else /")] = ""
+    entrypoint: Annotated[
+        Entrypoint,
+        Key("auto: true when a Dockerfile of ours sets an ENTRYPOINT that becomes its command"),
+    ] = Entrypoint.AUTO
+    writable: Annotated[bool, Key("the root file system may be written")] = True
+    annotations: Annotated[
+        Mapping[str, str], Key("options of the Container Engine's hooks", schema.annotations)
+    ] = {}
+    env: Annotated[Mapping[str, str], Key("environment variables", schema.variables)] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class SettingRow:
+class SettingRow(Struct, frozen=True):
     """One line of `doit settings`; `value` is TOML."""
 
     key: str
@@ -340,38 +348,43 @@ class SettingRow:
     help: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """All settings. `origins` maps each dotted key to the file or variable that set it."""
 
-    images_root: str = setting(
-        "", "the official checkout; empty: this checkout itself", _absolute_or_empty
+    images_root: Annotated[
+        str, Key("the official checkout; empty: this checkout itself", _absolute_or_empty)
+    ] = ""
+    images_owners: Annotated[
+        tuple[str, ...],
+        Key(
+            "whose official images a clone adopts, beside root's and your own: users, and @groups that "
+            "may write there",
+            each_of(_owner),
+        ),
+    ] = ()
+    source: Annotated[
+        str, Key("URL of this repository, for the label org.opencontainers.image.source", _label)
+    ] = ""
+    runner: Annotated[Runner, Key("where steps run; auto: through Slurm where there is Slurm")] = (
+        Runner.AUTO
     )
-    images_owners: tuple[str, ...] = setting(
-        (),
-        "whose official images a clone adopts, beside root's and your own: users, and @groups that may "
-        "write there",
-        each_of(_owner),
-    )
-    source: str = setting(
-        "", "URL of this repository, for the label org.opencontainers.image.source", _label
-    )
-    runner: Runner = setting(Runner.AUTO, "where steps run; auto: through Slurm where there is Slurm")
-    launcher: Launcher = setting(
-        Launcher.AUTO,
-        "what starts containers: ce (CSCS Container Engine), pyxis, enroot or podman; auto: the first "
-        "of these that is there",
-    )
-    slurm: Slurm = table(Slurm)
-    debug: Debug = table(Debug)
-    nightly: NightlySettings = table(NightlySettings)
-    podman: PodmanSettings = table(PodmanSettings)
-    squash: Squash = table(Squash)
-    store: StoreSettings = table(StoreSettings)
-    logs: Logs = table(Logs)
-    history: HistorySettings = table(HistorySettings)
-    edf: EdfSettings = table(EdfSettings)
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    launcher: Annotated[
+        Launcher,
+        Key(
+            "what starts containers: ce (CSCS Container Engine), pyxis, enroot or podman; auto: the "
+            "first of these that is there"
+        ),
+    ] = Launcher.AUTO
+    slurm: Slurm = Slurm()
+    debug: Debug = Debug()
+    nightly: NightlySettings = NightlySettings()
+    podman: PodmanSettings = PodmanSettings()
+    squash: Squash = Squash()
+    store: StoreSettings = StoreSettings()
+    logs: Logs = Logs()
+    history: HistorySettings = HistorySettings()
+    edf: EdfSettings = EdfSettings()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[SettingRow]:
         """Return every setting with its value and origin, and each entry of a free table."""

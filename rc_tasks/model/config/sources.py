@@ -4,9 +4,10 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.util import toml_schema, toml_text
@@ -15,8 +16,7 @@ from rc_tasks.util.toml_schema import Leaf, Problem, wrong
 from rc_tasks.util.toml_text import KeyPath
 
 
-@dataclass(frozen=True, slots=True)
-class SourceValues:
+class SourceValues(Struct, frozen=True):
     """Values by path, each with its origin (a file or a variable), and all problems."""
 
     values: Mapping[KeyPath, object] = field(default_factory=dict)

@@ -5,19 +5,18 @@ The rules are BuildKit's, frontend/dockerfile/shell/lex.go and parser/parser.go.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ExpandedText:
+class ExpandedText(Struct, frozen=True):
     """A text with its variables replaced; `unset` names the variables without a value."""
 
     text: str
     unset: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Heredoc:
+class Heredoc(Struct, frozen=True):
     """`<<DELIMITER`, or `<<-DELIMITER`, whose end may be indented by tabs."""
 
     delimiter: str

@@ -9,7 +9,8 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.dockerfile import expansion
@@ -29,8 +30,7 @@ _STRAY = re.compile("[\udc80-\udcff]")
 _WITH_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(Struct, frozen=True):
     """One instruction: its name in capitals, its flags (`--…`, unquoted), and the rest.
 
     It spans the lines from `line` to `last_line`, counted from 1, without the text of heredocs.
@@ -43,8 +43,7 @@ class Instruction:
     last_line: int
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A Dockerfile's instructions, and its escape character."""
 
     escape: str

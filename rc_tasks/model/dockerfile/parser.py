@@ -7,8 +7,10 @@ registry.
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split_words
@@ -51,8 +53,7 @@ class Via(StrEnum):
     MOUNT = "MOUNT"
 
 
-@dataclass(frozen=True, slots=True)
-class BaseUse:
+class BaseUse(Struct, frozen=True):
     """One use of an external image: its name with variables replaced, else as written.
 
     `other_platform`: its --platform is not that of this machine.
@@ -65,8 +66,7 @@ class BaseUse:
     other_platform: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RunMount:
+class RunMount(Struct, frozen=True):
     """The source of one --mount of a RUN: the path `source` in the image or stage `name`.
 
     `name` is as written, and empty for the build context. `source` is empty for all of it.
@@ -91,8 +91,7 @@ class Overlooked(StrEnum):
     SHADOW = "shadow"
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """One FROM section. It starts from `base`, from the stage `parent`, or from nothing (scratch).
 
     `name` is as written, and empty when there is none.
@@ -106,8 +105,7 @@ class Stage:
     sets_entrypoint: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Dockerfile:
+class Dockerfile(Struct, frozen=True):
     """All stages, and the images that the stages up to the target use.
 
     `bases` has every use in order. `needed` are the indices of the stages that the target is made of;
@@ -165,8 +163,7 @@ def parse(
     return reader.finish(target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Use:
+class _Use(Struct, frozen=True):
     """An image or a stage that COPY or RUN --mount names."""
 
     name: str

@@ -18,7 +18,8 @@ Line numbers and instruction numbers stay the same, so that podman's messages st
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from rc_tasks.model.dockerfile.expansion import split_words
 from rc_tasks.model.dockerfile.instructions import (
@@ -46,8 +47,7 @@ _ESCAPE = "\\"
 _LENGTH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rewritten(Struct, frozen=True):
     """A Dockerfile for podman.
 
     `marks` maps each text that we put in to the user's text that it replaces. `bases` maps each image ID
@@ -59,8 +59,7 @@ class Rewritten:
     bases: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
+class _Reading(Struct, frozen=True):
     """A stage that is being read; `arguments` has a digest of each variable that ARG has set so far."""
 
     stage: Stage
@@ -103,8 +102,7 @@ def mounted_name(index: int) -> str:
     return f"rc-stage-{index}"
 
 
-@dataclass(slots=True)
-class _Writer:
+class _Writer(Struct):
     """Rewrites `lines` in place, one instruction after the other; see `rewrite` for the rest."""
 
     lines: list[str]

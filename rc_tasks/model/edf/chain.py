@@ -8,8 +8,9 @@ documentation). Where these are silent, the rules are those of its successor's p
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf.schema import Edf
@@ -31,8 +32,7 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:-]")
 Environ = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class EdfMount:
+class EdfMount(Struct, frozen=True):
     """One mount of absolute paths; `where` is the `path:line` that sets it."""
 
     source: str
@@ -46,8 +46,7 @@ class EdfMount:
         return self.flags == (SQSH,)
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedEdf:
+class ResolvedEdf(Struct, frozen=True):
     """An EDF with its bases merged and its variables and paths expanded.
 
     `image` is an absolute path, a registry reference `[USER@][REGISTRY#]IMAGE[:TAG]`, or empty for no
@@ -64,7 +63,7 @@ class ResolvedEdf:
     unset: tuple[str, ...]
     annotations: Mapping[str, str]
     devices: tuple[str, ...]
-    places: Mapping[KeyPath, str] = field(default_factory=dict, compare=False, repr=False)
+    places: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def where(self, *path: str) -> str:
         """Return the `path:line` of a key, else the file."""
@@ -117,16 +116,14 @@ def resolve(
     return _Resolver(environ, cwd.absolute()).resolve(reference, image_environ)
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
+class _Value(Struct, frozen=True):
     """A value as written, and its `path:line`."""
 
     raw: object
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Merged:
+class _Merged(Struct, frozen=True):
     """A file merged with its bases; `levels` counts the files of its longest chain."""
 
     values: Mapping[KeyPath, _Value]
@@ -135,8 +132,7 @@ class _Merged:
     levels: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolver:
+class _Resolver(Struct, frozen=True):
     environ: Environ
     cwd: Path
     # The keys are real paths, so that a base of several files is read once.

@@ -10,8 +10,9 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
+
+from msgspec import Struct
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
@@ -31,8 +32,7 @@ _RECORD = re.compile(rf"^[ \t]*{PREFIX}((?: [^\s=]+=[0-9a-f]{{8}})+)[ \t]*(?:\n|
 Record = dict[str, frozenset[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class EdfValue:
+class EdfValue(Struct, frozen=True):
     """A value of an EDF with its key path."""
 
     path: KeyPath

@@ -6,13 +6,16 @@ The keys are those of CSCS Container Engine, "EDF reference". Its successor has 
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Annotated
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from rc_tasks.errors import EdfError
 from rc_tasks.util import template, toml_schema, toml_text
-from rc_tasks.util.toml_schema import setting, wrong
+from rc_tasks.util.toml_schema import Key, wrong
 from rc_tasks.util.toml_text import KeyPath
 
 # The colon in `${VAR:-}` is not a separator.
@@ -94,23 +97,23 @@ def _mount_as_written(raw: object) -> str:
     return str(raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Edf:
+class Edf(Struct, frozen=True):
     """One EDF as written; None and empty values mean that the file does not set the key."""
 
-    base_environment: tuple[str, ...] = setting((), "EDFs that this one extends", _names)
-    image: str = setting("", "image reference, or path of a SquashFS image")
-    workdir: str = setting("", "first working directory")
-    entrypoint: bool | None = setting(None, "run the image's ENTRYPOINT", toml_schema.boolean)
-    writable: bool | None = setting(None, "root file system may be written", toml_schema.boolean)
-    mounts: tuple[str, ...] = setting((), "SRC:DST[:FLAGS]", toml_schema.each_of(_mount_as_written))
-    env: Mapping[str, str] = setting({}, "environment variables", variables)
-    annotations: Mapping[str, str] = setting({}, "options of hooks, dotted", _any_annotations)
-    devices: tuple[str, ...] = setting((), "devices (Sarus Suite only)")
+    base_environment: Annotated[tuple[str, ...], Key("EDFs that this one extends", _names)] = ()
+    image: Annotated[str, Key("image reference, or path of a SquashFS image")] = ""
+    workdir: Annotated[str, Key("first working directory")] = ""
+    entrypoint: Annotated[bool | None, Key("run the image's ENTRYPOINT", toml_schema.boolean)] = None
+    writable: Annotated[bool | None, Key("root file system may be written", toml_schema.boolean)] = None
+    mounts: Annotated[
+        tuple[str, ...], Key("SRC:DST[:FLAGS]", toml_schema.each_of(_mount_as_written))
+    ] = ()
+    env: Annotated[Mapping[str, str], Key("environment variables", variables)] = {}
+    annotations: Annotated[Mapping[str, str], Key("options of hooks, dotted", _any_annotations)] = {}
+    devices: Annotated[tuple[str, ...], Key("devices (Sarus Suite only)")] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class EdfValues:
+class EdfValues(Struct, frozen=True):
     """The names in the template `env.toml.j2`. `image` is the official path of the image."""
 
     name: str
@@ -160,7 +163,7 @@ def render(text: str, where: str, values: EdfValues) -> str:
 
     Raise EdfError when the template has a mistake or an unknown name, or the result is not a valid EDF.
     """
-    names = {name: getattr(values, name) for name in values.__slots__} | {"image": str(values.image)}
+    names = {**asdict(values), "image": str(values.image)}
     rendered = template.fill(text, where, names, EdfError)
     try:
         check(rendered, "rendered text")

@@ -1,9 +1,10 @@
 """The graph of images: edges from the Dockerfiles, build order, cycles."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
 from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
+
+from msgspec import Struct, field
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
 from rc_tasks.model.config.project_toml import ProjectOptions
@@ -12,8 +13,7 @@ from rc_tasks.model.graph.project import PROJECTS, Alias, Project
 from rc_tasks.model.reference import near
 
 
-@dataclass(frozen=True, slots=True)
-class ImageNode:
+class ImageNode(Struct, frozen=True):
     """A project with its parsed files.
 
     `local` maps each base as written (`localhost/reasoning_base`) to the project that builds it.
@@ -44,8 +44,7 @@ class ImageNode:
         return tuple(name for name in names if "@" not in name and name not in other_platform)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageGraph:
+class ImageGraph(Struct, frozen=True):
     """All images of a checkout, each after its bases.
 
     `broken` maps the name of an image that cannot be built to the error. `unbuildable` holds the nodes

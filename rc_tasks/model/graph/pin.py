@@ -5,8 +5,10 @@ People edit that file and git merges it, so comments and other text in it are ke
 
 import re
 import tomllib
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import DockerfileError, PinError
 from rc_tasks.model.reference import ImageReference
@@ -25,8 +27,7 @@ _HEADER = re.compile(r"[ \t]*\[[ \t]*(\"(?:[^\"\\]|\\.)*\"|'[^']*'|[A-Za-z0-9_-]
 _CONFLICT = re.compile(r"(<{7}|\|{7}|>{7})( .*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(Struct, frozen=True):
     """A pinned base. `digest` is that which the registry served: an index's, for several platforms.
 
     `pinned_at` is in ISO 8601, or empty if the user left it out. `previous` is the digest before the
@@ -156,7 +157,7 @@ def _pin(reference: str, entry: object) -> Pin:
         raise _Wrong(f"{reference} has a digest, and needs no pin", "", "take this entry out")
     if not isinstance(entry, dict):
         raise _Wrong(f"{reference}: {wrong('a table', entry)}", "", "write it as the other entries are")
-    known = tuple(Pin.__dataclass_fields__)
+    known = Pin.__struct_fields__
     for key in entry:
         if key not in known:
             raise _Wrong(f"{key} is not a known key", key, f"known here: {', '.join(known)}")

@@ -3,8 +3,9 @@
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.reference import name_problem
@@ -22,8 +23,7 @@ PROJECT_TOML = "project.toml"
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
+class Project(Struct, frozen=True):
     """The directory of an image. `path` is relative to the checkout: `projects/reasoning:2025.1`.
 
     `dockerfile_name` is the one of DOCKERFILES that podman uses there.
@@ -79,16 +79,14 @@ class Project:
         return f"{self.path}/{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(Struct, frozen=True):
     """A symlink such as `projects/reasoning:latest`; `target` is a project's name."""
 
     name: str
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """A directory or symlink that should be a project and is not."""
 
     name: str

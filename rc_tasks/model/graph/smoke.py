@@ -2,7 +2,8 @@
 
 import shlex
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode
 from rc_tasks.model.graph.project import PROJECT_TOML
@@ -10,8 +11,7 @@ from rc_tasks.model.graph.project import PROJECT_TOML
 _WIDTH = 120
 
 
-@dataclass(frozen=True, slots=True)
-class SmokeTest:
+class SmokeTest(Struct, frozen=True):
     """One command with its time limit; `where` is the project.toml that has it."""
 
     argv: tuple[str, ...]

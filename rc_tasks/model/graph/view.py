@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from graphlib import TopologicalSorter
+
+from msgspec import Struct
 
 from rc_tasks.model.graph.graph import ImageGraph
 
@@ -26,8 +27,7 @@ class EdgeKind(StrEnum):
     CIRCULAR = "circular"
 
 
-@dataclass(frozen=True, slots=True)
-class GraphNode:
+class GraphNode(Struct, frozen=True):
     """A node; only images have a `state` (a word of `doit list`) and `reasons` for it.
 
     `rolled_back`: an older image than the newest is published.
@@ -45,8 +45,7 @@ class GraphNode:
         return f"{self.state or self.kind}{', rolled back' if self.rolled_back else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(Struct, frozen=True):
     """An edge: `above` is a base of `below`, or the image of the alias `below`."""
 
     above: str
@@ -54,8 +53,7 @@ class Edge:
     kind: EdgeKind = EdgeKind.BASE
 
 
-@dataclass(frozen=True, slots=True)
-class GraphView:
+class GraphView(Struct, frozen=True):
     """Nodes by name, and edges; the edges to a node keep the order of its bases.
 
     Without its CIRCULAR edges, the graph has no cycle.
@@ -79,8 +77,7 @@ class GraphView:
         return dict(aliases)
 
 
-@dataclass(frozen=True, slots=True)
-class TreeRow:
+class TreeRow(Struct, frozen=True):
     """A line of a tree. `lasts` holds for each node on the path down whether it is the last of its base.
 
     `again` is set where the node is only named: its subtree is shown at its first base.

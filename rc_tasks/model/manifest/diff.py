@@ -4,9 +4,10 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
+
+from msgspec import Struct
 
 from rc_tasks.model.manifest.manifest import Manifest, Origin, Package, PackageKind
 from rc_tasks.model.manifest.versions import compare
@@ -22,8 +23,7 @@ class PackageChangeKind(StrEnum):
     REMOVED = "removed"
 
 
-@dataclass(frozen=True, slots=True)
-class PackageChange:
+class PackageChange(Struct, frozen=True):
     """A changed package; `old` is None when it was added, `new` when it was removed."""
 
     how: PackageChangeKind
@@ -38,16 +38,14 @@ class PackageChange:
         return package
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(Struct, frozen=True):
     """A value in both builds; empty in a build without it."""
 
     old: str
     new: str
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """Two builds compared.
 
     `bases` and `build_args` hold those that differ; `files` maps changed files of the context to the

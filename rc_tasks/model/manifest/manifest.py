@@ -1,12 +1,14 @@
 """Manifest of an image: its contents and origin, and their JSON (docs/reference/manifest.md)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
+from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
+
 from rc_tasks.util.file_mode import normalised
-from rc_tasks.util.json_decode import Size, Time, decode, load, parse
+from rc_tasks.util.json_decode import Size, check_times, load, parse
 
 # Increase this when a key changes its meaning or is removed, not when one is added.
 SCHEMA = 1
@@ -22,8 +24,7 @@ class PackageKind(StrEnum):
     PYTHON = "python"
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Struct, frozen=True):
     """An installed package.
 
     `place` is a path in the image: the root of the system for dpkg, apk and rpm, the environment for
@@ -39,16 +40,14 @@ class Package:
     channel: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+class Unread(Struct, frozen=True):
     """A path in the image that could not be read, and why."""
 
     path: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Distribution:
+class Distribution(Struct, frozen=True):
     """Values of the image's os-release (os-release(5)); empty where it has none."""
 
     id: str = ""
@@ -56,8 +55,7 @@ class Distribution:
     title: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(Struct, frozen=True):
     """Packages and sizes in an image.
 
     `sizes_bytes` has the bytes of all regular files below each top directory, and under `/` those in the
@@ -75,8 +73,7 @@ def _normalised(files: Mapping[str, str]) -> Mapping[str, str]:
     return {path: normalised(value) for path, value in files.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """The inputs of an image. Times are UTC, ISO 8601.
 
     `bases` maps a local base to its image ID, and a registry base to its digest there (`sha256:…`, empty
@@ -97,8 +94,7 @@ class Origin:
     tools: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """A published image. `origin` is None when it was built by a version that kept no origins.
 
     `size_bytes` is that of image.sqsh, `image_size_bytes` that of the image as podman counts it.
@@ -107,11 +103,14 @@ class Manifest:
     name: str
     image_id: str
     architecture: str
-    published_at: Time
+    published_at: str
     size_bytes: Size
     image_size_bytes: Size
     contents: Contents
     origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        check_times(self.published_at)
 
 
 def groups(packages: Iterable[Package]) -> dict[tuple[PackageKind, str], list[Package]]:
@@ -125,7 +124,7 @@ def groups(packages: Iterable[Package]) -> dict[tuple[PackageKind, str], list[Pa
 
 def document(value: Contents | Origin | Manifest) -> dict[str, Any]:
     """Return the JSON object of a value; empty fields of packages are left out."""
-    json_object: dict[str, Any] = {"schema": SCHEMA, **asdict(value)}
+    json_object: dict[str, Any] = {"schema": SCHEMA, **to_builtins(value)}
     contents = json_object["contents"] if isinstance(value, Manifest) else json_object
     if "packages" in contents:
         contents["packages"] = [
@@ -142,7 +141,7 @@ def parse_manifest(text: bytes, origin: Origin | None = None) -> Manifest | None
 
 def parse_contents(text: bytes) -> Contents:
     """Parse contents from the JSON of `document`. Raise DecodeError."""
-    return decode(Contents, load(text, SCHEMA))
+    return convert(load(text, SCHEMA), Contents)
 
 
 def parse_origin(text: bytes) -> Origin | None:

@@ -1,7 +1,8 @@
 """Official images that a clone is about to adopt, and why it does not adopt the others."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import smoke

@@ -10,9 +10,11 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.graph.project import ARTIFACT, Project
@@ -38,8 +40,7 @@ _TEXT_LENGTH = 4096
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """A published official image of the same inputs: its file, and the records that a clone writes."""
 
     artifact: str

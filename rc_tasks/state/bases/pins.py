@@ -1,8 +1,9 @@
 """The file bases.lock of a checkout, which steps on several nodes and people write."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import PinError
 from rc_tasks.model.graph.pin import LOCK, Pin, parse, with_pin
@@ -14,8 +15,7 @@ from rc_tasks.util import toml_text
 from rc_tasks.util.safe_read import read_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Pins:
+class Pins(Struct, frozen=True):
     """The pins of a checkout; a process that writes them holds the file `lock`."""
 
     file: Path

@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.model.graph.graph import ImageGraph
 from rc_tasks.model.graph.pin import Pin
@@ -20,8 +22,7 @@ class BaseKind(StrEnum):
     UNUSED = "no image needs it"
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryBase:
+class RegistryBase(Struct, frozen=True):
     """A base by its reference.
 
     `images` name it in their Dockerfiles; `dependents` are built on these images.

@@ -13,9 +13,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.disk import processes, reading
@@ -29,7 +31,7 @@ from rc_tasks.state.disk.files import (
     sweep_temporaries,
     temporary_prefix,
 )
-from rc_tasks.util.json_decode import DecodeError, decode, encode, load
+from rc_tasks.util.json_decode import encode, parse
 from rc_tasks.util.safe_read import open_regular, read_bytes
 
 _TOUCH_S = 5.0
@@ -38,13 +40,13 @@ _EXPIRED_S = 60.0
 # How long a lock that looks old is watched: its holder's clock may be behind, or this host was asleep.
 _WATCH_S = 2.5 * _TOUCH_S
 _TRIES = 10
-_MOST_PID = (1 << 31) - 1
+# kill(2) takes no other numbers.
+_Pid = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 # Locks are much smaller.
 _MOST_BYTES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """The process that holds a lock; `since` is UTC, ISO 8601.
 
     `space` is that of the process (see `processes`). `token` makes each lock unique. Older versions
@@ -54,7 +56,7 @@ class Holder:
     step: str
     user: str
     node: str
-    pid: int
+    pid: _Pid
     job_id: str
     since: str
     space: str = ""
@@ -174,8 +176,7 @@ def expired(path: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Lock:
+class _Lock(Struct, frozen=True):
     """A lock that this process has taken; `content` is all of the file, `descriptor` is open on it."""
 
     path: Path
@@ -223,8 +224,7 @@ class _Lock:
                 os.utime(self.descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class _LockSeen:
+class _LockSeen(Struct, frozen=True):
     """A lock as it was read; `mark` changes with each touch."""
 
     holder: Holder
@@ -249,9 +249,7 @@ def _look(path: Path) -> _LockSeen | None:
         except OSError:
             return None
     # Only the age counts of a lock that is damaged, or being created.
-    owner = Holder("?", "?", "?", 0, "", "?")
-    with contextlib.suppress(DecodeError):
-        owner = _parse(content)
+    owner = parse(Holder, content) or Holder("?", "?", "?", 0, "", "?")
     # Leave out the inode: a file system without hard links may change it.
     mark = hashlib.sha256(b"%d %s" % (status.st_mtime_ns, content)).hexdigest()[:24]
     return _LockSeen(owner, mark, status.st_mtime)
@@ -259,14 +257,6 @@ def _look(path: Path) -> _LockSeen | None:
 
 def _untouched_s(path: Path, lock_seen: _LockSeen) -> float:
     return server_time_s(path.parent) - lock_seen.touched_s
-
-
-def _parse(text: bytes) -> Holder:
-    parsed = decode(Holder, load(text))
-    # kill(2) does not take such numbers.
-    if abs(parsed.pid) > _MOST_PID:
-        raise DecodeError(".pid: is no process")
-    return parsed
 
 
 def clear_ended(directory: Path) -> None:

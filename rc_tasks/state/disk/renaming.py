@@ -5,9 +5,11 @@ import json
 import os
 from pathlib import Path
 
+from msgspec import DecodeError
+
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import put_in_place, write_atomically
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 
 
 def merge_directories(source: Path, target: Path) -> None:

@@ -4,9 +4,10 @@ import os
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from rc_tasks.errors import EdfError, RcError
 from rc_tasks.model.edf import merge, schema
@@ -25,8 +26,7 @@ _WHAT_STARTS = ("base_environment", "image")
 _OLD_KEYS = frozenset({"base_environment", "image", "workdir"})
 
 
-@dataclass(frozen=True, slots=True)
-class UserEdf:
+class UserEdf(Struct, frozen=True):
     """One EDF of a user's, as it was read; `text` is None where there is none yet."""
 
     path: Path

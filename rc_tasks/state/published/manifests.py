@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import DecodeError, Struct
 
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.manifest.manifest import Manifest, Origin, document, parse_manifest, parse_origin
@@ -22,7 +23,7 @@ from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
 from rc_tasks.state.records.inputs import BASE, CONTEXT
 from rc_tasks.state.records.records import Record, Step
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes
 
 _DIRECTORY = "manifests"
@@ -31,8 +32,7 @@ _SUFFIX, _ORIGIN = ".json", ".origin.json"
 _KEEP = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(Struct, frozen=True):
     """An image that was published under a name; `present`: it is published now.
 
     `adopted_from` names the official checkout when only that has its manifest.

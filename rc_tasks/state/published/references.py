@@ -1,8 +1,9 @@
 """References to images: `doit store` shows them, and `doit gc` removes images without any."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import reading
@@ -11,8 +12,7 @@ from rc_tasks.state.records.records import Step, Task
 _SUFFIX = ".json"
 
 
-@dataclass(slots=True)
-class References:
+class References(Struct):
     """Descriptions of the references to each image, by image ID.
 
     `leading` are the images that have references other than caches. `unreadable` are files that may

@@ -8,9 +8,10 @@ import os
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import DecodeError, Struct, field
 
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
@@ -26,14 +27,13 @@ from rc_tasks.state.rights import closed_files, is_official, shown
 from rc_tasks.state.store.block_digest import blocks_digest, file_digests
 from rc_tasks.state.store.layer_files import LayerFiles, is_layer
 from rc_tasks.state.store.store import Store
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes, read_text
 
 _SHORT_ID = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(Struct, frozen=True):
     """A file that differs from what was published; `where` is relative to the checkout.
 
     The commands in `hint` work in every directory.
@@ -57,8 +57,7 @@ class Verdict(StrEnum):
     UNREADABLE = "cannot be verified"
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """An image that was verified. `notes` say what could only be verified in part."""
 
     name: str
@@ -67,8 +66,7 @@ class Verified:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Verification:
+class Verification(Struct):
     """Verifies images of a checkout; a blob that several images need is read once.
 
     `read` is called with the size in bytes of each piece that was read. `at_once` threads read.

@@ -7,12 +7,14 @@ import contextlib
 import json
 from pathlib import Path
 
+from msgspec import DecodeError
+
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.context import Listing
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.digests import has_settled
 from rc_tasks.state.records.records import Version
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes
 
 

@@ -7,9 +7,11 @@ import os
 import time
 from pathlib import Path
 
+from msgspec import DecodeError
+
 from rc_tasks.errors import RcError
 from rc_tasks.state.disk.files import write_atomically
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import open_regular, read_bytes
 
 # Do not cache a file that changed this recently: it may change again without a new time stamp.

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from msgspec import DecodeError, Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.model.edf.entrypoint import Behaviour
@@ -16,7 +18,7 @@ from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.records.inputs import BASE, recorded
 from rc_tasks.util import json_decode
-from rc_tasks.util.json_decode import DecodeError, Seconds, Size, Time, decode, encode, load
+from rc_tasks.util.json_decode import Seconds, Size, check_times, encode, load
 
 SCHEMA = 1
 # The end of the name of a mark of `doit ignore`.
@@ -54,8 +56,7 @@ class Task(NamedTuple):
 _STEPS = {str(step): step for step in Step}
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """Properties of a built image that EDFs and listings need.
 
     `sets_entrypoint`: a Dockerfile of this checkout, its own or a base's, has an ENTRYPOINT.
@@ -70,8 +71,7 @@ class Facts:
     entrypoint: Behaviour = Behaviour.NOT_TRIED
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(Struct, frozen=True):
     """A published file as it was when published; `sample` is from `Digests.sample`.
 
     `blocks_digest` is from the function `blocks_digest`, of all bytes; records of earlier versions have
@@ -84,8 +84,7 @@ class Artifact:
     blocks_digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Struct, frozen=True):
     """A smoke test that a published image has passed; `launcher` started the container for it."""
 
     argv: tuple[str, ...]
@@ -93,8 +92,7 @@ class Passed:
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """A finished step. Times are UTC, ISO 8601; `inputs` are digests by part.
 
     `commit` is empty outside git. `dirty` says that the project's directory differed from the commit.
@@ -105,8 +103,8 @@ class Record:
     """
 
     inputs: Mapping[str, str]
-    started_at: Time
-    ended_at: Time
+    started_at: str
+    ended_at: str
     duration_s: Seconds
     node: str
     job_id: str = ""
@@ -122,6 +120,9 @@ class Record:
     instead_of: str = ""
     generation: Size = 0
 
+    def __post_init__(self) -> None:
+        check_times(self.started_at, self.ended_at)
+
     def passed(self, launcher: Launcher) -> set[tuple[str, ...]]:
         """Return the smoke tests that need not run again when the settings say `launcher`."""
         # Launchers start a container differently. The official checkout chooses its own launcher.
@@ -129,8 +130,7 @@ class Record:
         return {test.argv for test in self.smoke if all_count or test.launcher == launcher}
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A step that failed: from which inputs, why, and where the log is (relative to the checkout)."""
 
     inputs: Mapping[str, str]
@@ -146,8 +146,7 @@ class _Unread:
 _UNREAD = _Unread()
 
 
-@dataclass(slots=True)
-class Records:
+class Records(Struct):
     """The records of a checkout, in `.rc/state`."""
 
     directory: Path
@@ -283,7 +282,7 @@ def _renamed(inputs: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, s
 
 def as_text(record: Record, task: Task) -> str:
     """Return the content of a task's record file; `parse` reads it."""
-    return json.dumps({"schema": SCHEMA, "task": str(task), **asdict(record)}, indent=1) + "\n"
+    return json.dumps({"schema": SCHEMA, "task": str(task), **to_builtins(record)}, indent=1) + "\n"
 
 
 def record_digest(record: Record | None) -> str:
@@ -298,7 +297,7 @@ def parse(text: bytes, task: Task) -> Record | None:
     """
     try:
         document = load(text, SCHEMA)
-        record = decode(Record, document)
+        record = convert(document, Record)
     except DecodeError:
         return None
     if document.get("task") != str(task):

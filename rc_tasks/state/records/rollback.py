@@ -11,7 +11,7 @@ same. So a kill at any moment leaves either the rollback or the newest image:
 A file of its own for the rollback would be a third thing that may be there, void, or left over.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from rc_tasks.state.records.records import Record
 

@@ -1,8 +1,9 @@
 """States of images, status of their steps, and the causes for a step to run."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.dockerfile.parser import Overlooked
@@ -38,8 +39,7 @@ _OVERLOOKED = {
 SMOKE = "smoke"
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """One reason for a step to run.
 
     `part` names the input or output concerned, `old` and `new` are its digests or empty.
@@ -53,8 +53,7 @@ class Cause:
     upstream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StepStatus:
+class StepStatus(Struct, frozen=True):
     """Why a step has to run; without causes it is fresh. A frozen image ignores those in `ignored`."""
 
     step: Step
@@ -82,8 +81,7 @@ class StepStatus:
         return not self.adoptable and any(not cause.upstream for cause in self.causes)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageStatus:
+class ImageStatus(Struct, frozen=True):
     """The status of an image; `reasons` are sentences for people, the most important first."""
 
     name: str

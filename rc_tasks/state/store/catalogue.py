@@ -7,9 +7,10 @@ store/cache/NAME.json                           the intermediate images of the l
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import put_in_place, write_atomically
@@ -19,8 +20,7 @@ from rc_tasks.util.json_decode import encode, parse
 _LONGEST = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """A base as it was first pulled: on which node, and when (UTC, ISO 8601).
 
     `digest` is that of the manifest in the registry, `sha256:…`; podman shows another one for an image
@@ -34,24 +34,21 @@ class Pulled:
     node: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
+class Cached(Struct, frozen=True):
     """An intermediate image. `key` is from `cache.keys`, for the instruction that made it, or empty."""
 
     image_id: str
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Cache:
+class _Cache(Struct, frozen=True):
     """The images of the last successful build, and of failed ones since."""
 
     built: tuple[Cached, ...] = ()
     failed: tuple[Cached, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogue:
+class Catalogue(Struct, frozen=True):
     """The references of a store, by its directory."""
 
     directory: Path

@@ -24,8 +24,9 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.state.disk import reading
 from rc_tasks.state.store.layer_files import LAYERS
@@ -39,8 +40,7 @@ _BLOBS = "blobs/sha256"
 _PARTS = (_BLOBS, LAYERS)
 
 
-@dataclass(frozen=True, slots=True)
-class Unneeded:
+class Unneeded(Struct, frozen=True):
     """Images that nothing refers to, each with its time of `last_used`, and parts of no other image.
 
     `blobs` are blobs and squashed layers.

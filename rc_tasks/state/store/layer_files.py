@@ -10,12 +10,12 @@ as a SquashFS file, with the same content.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.squashfs.readers import Readers
+from msgspec import Struct
+
+from rc_tasks.squashfs.reader_kinds import Readers
 from rc_tasks.state.disk import reading
-from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.util.json_decode import Size, parse
 
 # The directory of the layers in a store.
@@ -25,8 +25,7 @@ _RECIPE = "tar-split.gz"
 _RECORD = "layer.json"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
+class LayerRecord(Struct, frozen=True):
     """What was written: `blocks_digest` is defined in docs/reference/image-json.md.
 
     `readers` says who can mount it. `archive_bytes` is the size of its tar archive, which can be made
@@ -41,8 +40,7 @@ class LayerRecord:
     recipe_sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFiles:
+class LayerFiles(Struct, frozen=True):
     """The files of one layer, in its directory, which need not exist."""
 
     directory: Path
@@ -88,6 +86,8 @@ class LayerFiles:
 
         `read` and `at_once` are those of `blocks_digest`. Raise OSError, for a missing file too.
         """
+        from rc_tasks.state.store.block_digest import blocks_digest  # with threads: 3 ms
+
         record = self.record
         if record is None:
             return "has no record beside it that can be read"

@@ -3,15 +3,15 @@
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.state.store.layer_files import LayerFiles, layer_files
 from rc_tasks.state.store.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class SquashedLayers:
+class SquashedLayers(Struct, frozen=True):
     """The squashed layers that a checkout may use; `official` finds those of the official store."""
 
     store: Store

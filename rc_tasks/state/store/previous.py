@@ -16,9 +16,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import StoreSettings
@@ -45,8 +46,7 @@ _SHORT_ID = 12
 _DAY_S = 86_400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """An image that is or was published; `artifact` describes the file at `path` at that time.
 
     `current`: this image is published now.
@@ -68,8 +68,7 @@ class Published:
         return not is_as_published(self.path, self.record)
 
 
-@dataclass(frozen=True, slots=True)
-class Previous:
+class Previous(Struct, frozen=True):
     """The kept images of one checkout, in `.rc/previous`."""
 
     directory: Path

@@ -19,9 +19,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.state.disk import reading
@@ -40,8 +41,7 @@ class LayerGoneError(ArtifactError):
     """A layer of an image is not in the store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(Struct, frozen=True):
     """The image store of a checkout; a `read_only` one belongs to another checkout."""
 
     directory: Path

@@ -12,8 +12,9 @@ import re
 import resource
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import DecodeError, Struct, field
 
 from rc_tasks.errors import ArtifactError, CommandError, EdfError, RcError, ToolNotFoundError
 from rc_tasks.model.config.settings import Launcher
@@ -31,7 +32,7 @@ from rc_tasks.tools import enroot, podman, slurm, squashfs
 from rc_tasks.tools.command import Command, capture, failure, require, which
 from rc_tasks.tools.podman import Podman
 from rc_tasks.tools.slurm_request import StepRequest
-from rc_tasks.util.json_decode import DecodeError, load
+from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes
 
 # A shell for a person: bash where the image has one.
@@ -86,8 +87,7 @@ end its script with `exec "$@"`, as Pyxis and the Container Engine start no othe
 or set `entrypoint = false` under [edf] in its project.toml"""
 
 
-@dataclass(frozen=True, slots=True)
-class PodmanImage:
+class PodmanImage(Struct, frozen=True):
     """The image that podman starts: an image ID or a reference, or with `rootfs` a directory.
 
     `env` holds the image's variables, which podman cannot read from a directory. `rc_local` is the

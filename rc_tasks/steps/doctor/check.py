@@ -8,8 +8,9 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
+
+from msgspec import convert, to_builtins
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import Compression, SquashMethod
@@ -26,7 +27,7 @@ from rc_tasks.steps.node import podman_storage as storages
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.tools import command, podman, podman_versions, squashfs
 from rc_tasks.tools.version import numbers
-from rc_tasks.util.json_decode import decode, load
+from rc_tasks.util.json_decode import load
 
 # What a finding's line begins with in a step's log, so that `doit doctor` finds it among other output.
 MARK = "rc-finding "
@@ -37,14 +38,14 @@ _WANTED_FILES = 65_536
 def print_findings(checkout: Checkout) -> None:
     """Check this node and print each finding as one marked line of JSON."""
     for finding in findings(checkout):
-        print(MARK + json.dumps(asdict(finding)), flush=True)
+        print(MARK + json.dumps(to_builtins(finding)), flush=True)
 
 
 def parse_findings(lines: list[str]) -> Iterator[Finding]:
     """Yield the findings among the lines of a log."""
     for line in lines:
         if line.startswith(MARK):
-            yield decode(Finding, load(line.removeprefix(MARK).encode()))
+            yield convert(load(line.removeprefix(MARK).encode()), Finding)
 
 
 def findings(checkout: Checkout) -> Iterator[Finding]:

@@ -8,8 +8,10 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import LOCAL_FILE, Isolation, Launcher, Runner
@@ -44,8 +46,7 @@ _HEADER = "# Settings of this clone alone; ./bootstrap.sh writes what podman nee
 NOT_TRIED = "no RUN and no container was tried: this node has no statically linked program"
 
 
-@dataclass(frozen=True, slots=True)
-class StaticProgram:
+class StaticProgram(Struct, frozen=True):
     """A program that runs in an image without any other file; with `argument` it exits with 0."""
 
     path: Path
@@ -57,8 +58,7 @@ class StaticProgram:
         return f"/{self.path.name}", self.argument
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """A directory that holds one static program: a build context, and a root file system."""
 
     directory: Path
@@ -99,8 +99,7 @@ class Trial:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """How podman is to be set up on this node, and what then still fails."""
 
     isolation: str

@@ -16,7 +16,7 @@ from rc_tasks.errors import ArtifactError, CommandError, RcError
 from rc_tasks.model.config.settings import MountMode, Settings
 from rc_tasks.model.dockerfile.instructions import instructions
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.squashfs.readers import Readers
+from rc_tasks.squashfs.reader_kinds import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout

@@ -10,10 +10,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import RcError, ToolNotFoundError
 from rc_tasks.model.config.settings import PodmanSettings
@@ -33,8 +35,7 @@ _IMAGES = "_RC_TASKS_IMAGES"
 _IMAGES_DIRECTORY = "images"
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """The node that a step runs on; `job_id` is empty outside Slurm."""
 
     name: str
@@ -55,8 +56,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """The start of a step: UTC in ISO 8601, and the monotonic clock in seconds."""
 
     at: str

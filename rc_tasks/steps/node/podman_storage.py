@@ -11,8 +11,9 @@ import shlex
 import shutil
 import signal
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config.settings import PodmanSettings
@@ -95,8 +96,7 @@ def can_use_fuse() -> bool:
     return os.access(_FUSE, os.R_OK | os.W_OK)
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
+class Driver(Struct, frozen=True):
     """A storage driver with its options, and a warning when it is slow."""
 
     name: str

@@ -6,8 +6,9 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model.dockerfile.instructions import encode, instructions

@@ -7,7 +7,8 @@ killed podman left an image half-written, and would not show which images belong
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from rc_tasks.model.dockerfile.instructions import encode, instructions
 from rc_tasks.model.graph.graph import ImageNode
@@ -45,8 +46,7 @@ def keys(node: ImageNode, text: str, bases: Mapping[str, str]) -> Keys:
     return tuple(map(tuple, stages_keys))
 
 
-@dataclass(slots=True)
-class LayerImages:
+class LayerImages(Struct):
     """The images that a build used or made, parsed from podman's output line by line."""
 
     keys: Keys = ()

@@ -1,7 +1,8 @@
 """Test of an image's ENTRYPOINT: starts it once in podman, to see what it does with its command."""
 
 import secrets
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.edf.entrypoint import Behaviour
@@ -20,8 +21,7 @@ _KEPT_BYTES = 1 << 12
 _PROBE = 'kill -0 $$ && echo && echo "$0 $$."'
 
 
-@dataclass(slots=True)
-class _Output:
+class _Output(Struct):
     """The end of what was printed: an ENTRYPOINT may print without end."""
 
     last: bytes = b""

@@ -3,7 +3,8 @@
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph.graph import ImageNode
@@ -25,8 +26,7 @@ _COMMIT_S = 2.0
 _MOST_HALF_WRITTEN = 20
 
 
-@dataclass(frozen=True, slots=True)
-class BuildBases:
+class BuildBases(Struct, frozen=True):
     """The images that a build starts from, in the node's podman.
 
     `ids` maps each name in the Dockerfile to an image ID. `digests` maps each registry base to its

@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, DockerfileError, ProjectError
 from rc_tasks.model.dockerfile import triggers
@@ -21,8 +23,7 @@ from rc_tasks.tools.podman import Image, Podman
 _GLOB = re.compile(r"[][*?\\]")
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedBuild:
+class PreparedBuild(Struct, frozen=True):
     """What podman builds an image from.
 
     `rewritten` returns the Dockerfile for image IDs of mounted stages; `dockerfile` is the one to build.

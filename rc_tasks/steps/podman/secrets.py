@@ -2,8 +2,9 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.config.project_toml import Secret
@@ -18,8 +19,7 @@ _MOST_BYTES = 1 << 20
 _MASKED = b"***"
 
 
-@dataclass(frozen=True, slots=True)
-class Secrets:
+class Secrets(Struct, frozen=True):
     """The secrets of an image: `declared` in its project.toml, `files` by ID; `values` are masked."""
 
     declared: tuple[Secret, ...]

@@ -9,8 +9,9 @@ import errno
 import os
 import struct
 import time
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from rc_tasks.squashfs.tree import (
     NO_XATTRS,
@@ -41,7 +42,7 @@ def add(
     files = enroot_files(image, provenance)
     contents.write_bytes(b"".join(files.values()))
     source = replace(like, path=contents, fragments=b"", identity=identity(contents.stat()))
-    editor = _Editor(root, source, int(time.time()))
+    editor = _TreeEditor(root, source, int(time.time()))
     editor.turn_inwards()
     start = 0
     for path, content in files.items():
@@ -50,7 +51,7 @@ def add(
     editor.directory(image.workdir)
 
 
-class _Editor:
+class _TreeEditor:
     def __init__(self, root: Directory, source: LayerFile, now_s: int) -> None:
         self._root = root
         self._source = source

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit
@@ -125,8 +126,7 @@ def _verified(files: LayerFiles, go_on: Callable[[int], None]) -> Layer:
     return layer
 
 
-@dataclass(frozen=True, slots=True)
-class _Stacker:
+class _Stacker(Struct, frozen=True):
     """Reads the layers of an image; those that the store lacks are squashed into it."""
 
     squasher: Squasher

@@ -6,8 +6,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError
 from rc_tasks.model.config.settings import SquashMethod
@@ -41,8 +43,7 @@ from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
+class _Published(Struct, frozen=True):
     """Properties of an image.sqsh that was just put in place."""
 
     blocks_digest: str

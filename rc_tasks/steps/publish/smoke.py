@@ -12,8 +12,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.errors import (
     ArtifactError,
@@ -252,8 +253,7 @@ def _failed(test: SmokeTest, node: ImageNode, how: str, quote: tuple[str, ...], 
     )
 
 
-@dataclass(slots=True)
-class _Said:
+class _Said(Struct):
     """Copies a test's output to the log: the beginning as it comes, then the end.
 
     Each line is marked, so that it cannot be mistaken for one of ours or of Slurm.

@@ -5,9 +5,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from rc_tasks.model.config.settings import Compression, Squash
 from rc_tasks.squashfs import superblock
@@ -52,8 +53,7 @@ def options(settings: Squash, log: IO[bytes] | None) -> functools.partial[Comman
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Squasher:
+class Squasher(Struct, frozen=True):
     """Squashes layers into a store.
 
     `make` returns mksquashfs of a directory into a file, in podman's namespace where that is needed;

@@ -4,9 +4,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
+
+from msgspec.structs import replace
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.tools import command, squashfs

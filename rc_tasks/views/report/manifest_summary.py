@@ -6,9 +6,10 @@ A manifest has a thousand packages, of which a rebuild changes a few; the others
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from rc_tasks.model.manifest.diff import Changes, compared
 from rc_tasks.model.manifest.manifest import Manifest, PackageKind, parse_manifest
@@ -23,8 +24,7 @@ _WRONG = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowErro
 _Package = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestSummary:
+class ManifestSummary(Struct, frozen=True):
     """The summary of a manifest: packages of each kind, and the top directories, the largest first.
 
     `changes` compares with the previous build, or is None when that is not kept. The manifests in it
@@ -60,8 +60,7 @@ def manifest_summary(checkout: Checkout, name: str, instead_of: str = "") -> Man
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _RawManifest:
+class _RawManifest(Struct, frozen=True):
     """A manifest as JSON, as parsing all packages would take most of the time."""
 
     path: Path

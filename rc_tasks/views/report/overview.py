@@ -4,9 +4,11 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import EDF
@@ -31,8 +33,7 @@ _RECENT = timedelta(hours=24)
 _LONGEST_EDF_BYTES = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRun:
+class ImageRun(Struct, frozen=True):
     """One run of an image's steps; `durations_s` has the steps that succeeded.
 
     `size_bytes` is that of the published image; None when the run published none.
@@ -50,8 +51,7 @@ class ImageRun:
         return sum(duration_s for _, duration_s in self.durations_s)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageOverview:
+class ImageOverview(Struct, frozen=True):
     """An image as in `doit list`, with details.
 
     `commit` is that of the build, by `builder` on `node`. `bases` are local and registry ones. `built`
@@ -79,8 +79,7 @@ class ImageOverview:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FailedImage:
+class FailedImage(Struct, frozen=True):
     """A current failure, or one of the last run whose cause was changed since.
 
     `step` is None where a project cannot be built at all. `tail` holds the last lines of the log, as
@@ -97,8 +96,7 @@ class FailedImage:
     waiting: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RecentChange:
+class RecentChange(Struct, frozen=True):
     """What the runs since yesterday did with an image: the newest step that published it, or failed.
 
     `reason` says why that step ran. `size_change_bytes` compares with the size before; None where that
@@ -113,8 +111,7 @@ class RecentChange:
     size_change_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(Struct, frozen=True):
     """The state of a checkout at `made_at`, which has a time zone.
 
     `tries` are those of the newest run that had work, in the order of their starts. `commit` is empty

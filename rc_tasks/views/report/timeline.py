@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 from rc_tasks.state.history import HistoryEntry
 from rc_tasks.views.report.overview import ended, interval, ready
@@ -19,8 +20,7 @@ _STEPS_S = (
 NOT_STARTED = "not started"
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """A try on the timeline. `x`, `width` and `ready_x` (the start of its wait) are in percent."""
 
     entry: HistoryEntry
@@ -30,8 +30,7 @@ class Bar:
     y: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(Struct, frozen=True):
     """The tries on a node: its name is at `y`, its bars below, and the lane ends at `bottom`."""
 
     node: str
@@ -40,16 +39,14 @@ class Lane:
     bars: tuple[Bar, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """A moment on the axis, at `x` percent."""
 
     x: float
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(Struct, frozen=True):
     """A run over its nodes; it has at least one try."""
 
     begin: datetime

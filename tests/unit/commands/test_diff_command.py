@@ -14,12 +14,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from msgspec.structs import replace
 
 from rc_tasks.commands.manifest import provenance
 from rc_tasks.model.manifest.diff import PackageChangeKind, package_changes
@@ -327,7 +327,7 @@ def test_a_damaged_manifest_is_none(case: str) -> None:
 
 @pytest.mark.parametrize("when", ["soon", "", "2026-11-21T02:00:00"])
 def test_a_manifest_without_a_time_is_none(when: str) -> None:
-    assert parse_manifest(json.dumps(document(replace(NEW, published_at=when))).encode()) is None
+    assert parse_manifest(json.dumps({**document(NEW), "published_at": when}).encode()) is None
 
 
 def test_a_damaged_manifest_is_as_good_as_none(root: Path) -> None:

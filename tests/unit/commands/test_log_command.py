@@ -8,10 +8,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.model.config.settings import Logs
 from rc_tasks.state import logs
@@ -258,7 +259,7 @@ def ran_in(checkout: Path, run: str, *logs: str, outcome: str = "done") -> None:
         started_at = f"2026-01-02T03:04:{number:02}+00:00"
         entry = HistoryEntry(run, image, Step(step), Outcome(outcome), started_at, 3.0, 0.0)
         path = "" if log.endswith("/") else f".rc/logs/{log}"
-        lines.append(json.dumps(asdict(replace(entry, log=path))) + "\n")
+        lines.append(json.dumps(to_builtins(replace(entry, log=path))) + "\n")
     (directory / f"{run}.jsonl").write_text("".join(lines))
 
 

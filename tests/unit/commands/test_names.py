@@ -133,6 +133,34 @@ def test_doits_commands_judge_an_image_by_its_steps(root: Path) -> None:
     assert stale.status == 1 and "status     : run\n * podman:app:2: never built\n" in stale.text
 
 
+def test_info_shows_what_a_step_depends_on_and_why_it_would_run(root: Path) -> None:
+    assert doit(root, "info", "podman:app:1").text == (
+        "\npodman:app:1\n\nbuild the image of app:1\n\nstatus     : up-to-date\n"
+        "\nfile_dep   : \n - projects/app:1/Dockerfile\n - projects/app:1/src\n"
+        " - projects/app:1/src/main.py\n"
+        "\ntask_dep   : \n - podman:base\n"
+    )
+    assert doit(root, "info", "--no-status", "env:app:2").text == (
+        "\nenv:app:2\n\nwrite env.toml of app:2\n"
+        "\ntask_dep   : \n - enroot:app:2\n\ntargets    : \n - projects/app:2/env.toml\n"
+    )
+    alias = doit(root, "info", "build:app:latest")
+    assert alias.status == 1 and "\nthe same as build:app:2\n" in alias.text
+    assert "\n * podman:app:2: never built\n" in alias.text
+    broken = doit(root, "info", "odd:1")
+    assert broken.status == 1 and "\n * projects/odd:1/project.toml:1: not valid TOML" in broken.text
+
+
+def test_info_shows_tasks_that_a_dodo_adds(root: Path) -> None:
+    dodo = (root / "dodo.py").read_text()
+    try:
+        (root / "dodo.py").write_text(f"{dodo}\ndef task_own():\n    return {{'actions': ['true']}}\n")
+        own = doit_process(root, "info", "own", "env:app:1")
+    finally:
+        (root / "dodo.py").write_text(dodo)
+    assert "\nown\n\nstatus     : run\n" in own.text and "write env.toml of app:1" in own.text
+
+
 def test_commands_that_show_succeed_for_a_broken_image_and_show_what_is_published(root: Path) -> None:
     for name in ("list", "why", "plan"):
         ran = doit(root, name, "odd:1")

@@ -8,10 +8,10 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.commands.gc import collect
 from rc_tasks.engine.session import Session

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.commands import nightly
 from rc_tasks.engine.nightly import job
@@ -442,7 +443,7 @@ def test_no_summary_breaks_lines_or_terminals() -> None:
     text = nightly_text.text(found)
     assert text.replace("\n", "").isprintable()
     assert "  next: two\n" in text
-    assert asdict(found)["failed"][0]["log"] == "log\n"
+    assert to_builtins(found)["failed"][0]["log"] == "log\n"
 
 
 def test_the_program_is_the_one_of_this_python() -> None:

@@ -3,11 +3,11 @@
 import random
 import re
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomlkit
+from msgspec.structs import replace
 
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema

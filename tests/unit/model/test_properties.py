@@ -5,12 +5,12 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rc_tasks.engine.nightly.summary import load_begun
 from rc_tasks.errors import DockerfileError, EdfError, PinError, RcError, SettingsError
@@ -331,12 +331,12 @@ RECORD = Record(
 )
 KNOWN: dict[str, object] = json.loads(records.as_text(RECORD, "podman:a:1"))
 ENTRY: dict[str, object] = {
-    **dict.fromkeys(HistoryEntry.__dataclass_fields__, ""),
+    **dict.fromkeys(HistoryEntry.__struct_fields__, ""),
     **{"step": "podman", "outcome": "done", "started_at": "2026-01-02T03:04:05+00:00"},
     **{"duration_s": 1, "queued_s": 0, "size_bytes": 3},
 }
 HOLDER: dict[str, object] = {
-    **dict.fromkeys(Holder.__dataclass_fields__, "x"),
+    **dict.fromkeys(Holder.__struct_fields__, "x"),
     **{"pid": 1, "since": "2026-01-02T03:04:05+00:00"},
 }
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.state import history, logs
 from rc_tasks.state.history import HistoryEntry, Outcome, RunHistory
@@ -102,7 +103,7 @@ def test_old_files_are_not_read_for_what_is_new(tmp_path: Path, monkeypatch: pyt
         b"\xff\xfe\x00",
         b"[" * 100_000,
         *(
-            json.dumps(asdict(ENTRY) | change).encode()
+            json.dumps(to_builtins(ENTRY) | change).encode()
             for change in (
                 {"step": "squash"},
                 {"outcome": "exploded"},
@@ -117,17 +118,17 @@ def test_old_files_are_not_read_for_what_is_new(tmp_path: Path, monkeypatch: pyt
                 {"size_bytes": float("inf")},
             )
         ),
-        json.dumps(asdict(ENTRY)).encode()[:-20],
+        json.dumps(to_builtins(ENTRY)).encode()[:-20],
     ],
 )
 def test_a_damaged_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
-    whole = json.dumps(asdict(ENTRY)).encode()
+    whole = json.dumps(to_builtins(ENTRY)).encode()
     (tmp_path / "x.jsonl").write_bytes(whole + b"\n" + line + b"\n" + whole + b"\n" + line)
     assert list(history.entries(tmp_path)) == [ENTRY, ENTRY]
 
 
 def test_what_a_later_version_adds_or_an_earlier_one_lacks_is_no_damage(tmp_path: Path) -> None:
-    found = asdict(ENTRY) | {"new": {"x": 1}, "size_bytes": None}
+    found = to_builtins(ENTRY) | {"new": {"x": 1}, "size_bytes": None}
     del found["job_id"]
     (tmp_path / "x.jsonl").write_text(json.dumps(found) + "\n")
     assert list(history.entries(tmp_path)) == [replace(ENTRY, size_bytes=None, job_id="")]
@@ -165,8 +166,8 @@ def test_that_history_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from dataclasses import replace
 from pathlib import Path
+from msgspec.structs import replace
 from rc_tasks.state.history import RunHistory
 from tests.unit.state.test_history import ENTRY
 print("ready", flush=True)
@@ -240,7 +241,8 @@ def test_what_a_step_made_is_taken_from_its_record(
     assert begun.made(None) == begun
 
 
-_TIMES = {"started_at": "", "ended_at": "", "duration_s": 1.0, "node": ""}
+_TIME = "2026-01-02T03:04:05+00:00"
+_TIMES = {"started_at": _TIME, "ended_at": _TIME, "duration_s": 1.0, "node": ""}
 
 
 @pytest.fixture
@@ -306,7 +308,7 @@ def test_what_is_asked_for_is_shown(checkout: Path, argv: tuple[str, ...], reaso
 
 def test_json_has_every_field(checkout: Path) -> None:
     (found,) = json.loads(doit(checkout, "history", "--json", "-n1", "app:1").text)
-    assert found == asdict(replace(ENTRY, image_id="a" * 64, reason="third")) | {
+    assert found == to_builtins(replace(ENTRY, image_id="a" * 64, reason="third")) | {
         "started_at": found["started_at"]
     }
 

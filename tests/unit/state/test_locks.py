@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
 from rc_tasks.engine.run.diagnosis import diagnose
 from rc_tasks.errors import RcError
@@ -35,7 +35,7 @@ def leave(
     path.parent.mkdir(parents=True, exist_ok=True)
     here, where = os.uname().nodename, processes.space() if space is None else space
     made = Holder("podman:x", "somebody", node or here, pid, "17", "2026-01-02T03:04:05", where)
-    path.write_text(json.dumps(asdict(made)))
+    path.write_text(json.dumps(to_builtins(made)))
     then = time.time() - age_s
     os.utime(path, (then, then))
 

@@ -4,10 +4,10 @@ import json
 import os
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.errors import PinError, RcError
 from rc_tasks.model.config.settings import SquashMethod

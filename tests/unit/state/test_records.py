@@ -7,10 +7,11 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
 from rc_tasks.state.disk.processes import space
@@ -118,8 +119,8 @@ def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
         {"dirty": "no"},
         {"instead_of": 5},
         {"smoke": [{"argv": [5], "launcher": "enroot", "duration_s": 1}]},
-        {"facts": asdict(FACTS) | {"image_id": 5}},
-        {"facts": asdict(FACTS) | {"size_bytes": "large"}},
+        {"facts": to_builtins(FACTS) | {"image_id": 5}},
+        {"facts": to_builtins(FACTS) | {"size_bytes": "large"}},
         {"artifact": {"size_bytes": 5, "mtime_ns": 10**30, "sample": "b"}},
     ],
     ids=lambda values: next(iter(values)),

@@ -1,8 +1,9 @@
 """Rollbacks: how long they hold, also when a process is killed at any moment."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from rc_tasks.commands.rollback import _roll_back
 from rc_tasks.state.checkout import Checkout, open_checkout

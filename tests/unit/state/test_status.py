@@ -3,10 +3,10 @@
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.graph.graph import ImageNode

@@ -10,10 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.disk.locks import held

@@ -1,10 +1,10 @@
 """Smoke tests: which an image has to pass, what becomes stale by them, and what a clone adopts."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.engine.run import adopt
 from rc_tasks.engine.session import Session

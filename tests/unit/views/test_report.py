@@ -4,12 +4,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.commands.cli.command import execute
 from rc_tasks.commands.report import write
