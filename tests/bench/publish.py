@@ -29,6 +29,7 @@ from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
+from tests.support.publishing import squash_image
 from tests.support.storage import own_storage
 
 RUNS = 3
@@ -116,7 +117,7 @@ def publish(
     final = scratch / "image.sqsh"
     made = squash.temporary(final)
     with (scratch / "log").open("wb") as log:
-        squash.squash(
+        squash_image(
             podman,
             image,
             made,

@@ -186,15 +186,15 @@ def test_a_branch_copies_from_the_layers_of_the_official_store(official: Family,
     assert clone.run("build:base") == {}
     clone.edit("projects/user:1/Dockerfile", "echo user", "echo changed")
     assert set(clone.run("build:user:1")) == steps("user:1") | {"env:user:1"}
-    found = re.search(r"merged (\d+) layers, 1 of them new: ", publish_log(clone, "user:1"))
-    assert found is not None and int(found[1]) > 1
-    assert len(squashed(clone)) == 1 and not squashed(clone) & squashed(official)
+    assert re.search(r"merged \d+ layers: ", publish_log(clone, "user:1"))
+    own = {name for name in squashed(clone) if not (clone.root / ".rc/store/layers" / name).is_symlink()}
+    assert len(own) == 1 and squashed(clone) - own <= squashed(official)
     assert inside(clone.artifact("user:1"), "user") == "changed\n"
     assert inside(clone.artifact("user:1"), "base") == "base\n"
 
 
 @pytest.mark.podman
-def test_a_damaged_official_layer_is_squashed_in_the_clone(changing: Family, tmp_path: Path) -> None:
+def test_a_damaged_official_layer_is_made_in_the_clone(changing: Family, tmp_path: Path) -> None:
     clone = cloned(changing, tmp_path / "clone")
     assert clone.run("build:base") == {}
     files = (changing.root / ".rc/store/layers").glob("*/layer.sqsh")
@@ -204,12 +204,8 @@ def test_a_damaged_official_layer_is_squashed_in_the_clone(changing: Family, tmp
         file.write(b"damage")
     before = listing(changing.root)
     clone.edit("projects/user:1/Dockerfile", "echo user", "echo changed")
-    assert set(clone.run("build:user:1")) == steps("user:1") | {"env:user:1"}
-    log = publish_log(clone, "user:1")
-    why = "not a whole SquashFS image: its bytes have changed since it was written"
-    assert f"{path}: {why}; this layer is squashed again\n" in log
-    assert ", 2 of them new: " in log
-    assert path.parent.name in squashed(clone)
+    assert set(clone.run("build:user:1")) == steps("base", "user:1") | {"env:user:1"}
+    assert inside(clone.artifact("user:1"), "user") == "changed\n"
     assert listing(changing.root) == before
 
 

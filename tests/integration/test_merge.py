@@ -29,6 +29,7 @@ from rc_tasks.tools.podman import Podman
 from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX
 from tests.support.layers import listing
+from tests.support.publishing import squash_image
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
@@ -79,7 +80,7 @@ class Place:
         made = squash.temporary(self.directory / "image.sqsh")
         log = self.directory / "log"
         with log.open("wb") as written:
-            squash.squash(
+            squash_image(
                 self.podman,
                 self.podman.inspect(image_id),
                 made,
@@ -142,7 +143,7 @@ def test_a_rebuild_squashes_only_its_new_layers(place: Place) -> None:
     assert listing(merged) == listing(whole)
     # That of the RUN, and that of the WORKDIR on it where it makes a layer.
     assert 1 <= len(squashed_layers(place.store)) - count <= 2
-    assert re.search(r"merged \d+ layers, [12] of them new: ", log), log
+    assert re.search(r"merged \d+ layers, [12] of them squashed now: ", log), log
     assert not [name for name in os.listdir(place.store.directory) if name.startswith(".put")]
 
 
@@ -173,12 +174,13 @@ def test_damaged_bytes_are_not_published(place: Place, damaged: str) -> None:
     else:
         path.with_name("layer.json").write_text("{")
     merged, log = place.publish(image_id)
-    why = "its bytes have changed since it was written" if damaged == "block" else "its record is"
-    assert f"{path}: not a whole SquashFS image: {why}" in log
-    assert re.search(r"merged \d+ layers, 1 of them new: ", log), log
+    record = "not a whole SquashFS image: its record is missing or damaged; this layer is squashed again"
+    block = "its bytes have changed since it was written; the layers are read again"
+    assert f"{path}: {block if damaged == 'block' else record}\n" in log
+    assert re.search(r"merged \d+ layers, 1 of them squashed now: ", log), log
     assert contents(merged, place.directory / "now") == contents(good, place.directory / "before")
     _, log = place.publish(image_id)
-    assert ", 0 of them new: " in log
+    assert " layers: " in log
 
 
 def test_a_layer_that_is_taken_away_is_squashed_again(
@@ -199,7 +201,7 @@ def test_a_layer_that_is_taken_away_is_squashed_again(
     monkeypatch.setattr("rc_tasks.steps.publish.merge.write", taken_away)
     merged, log = place.publish(image_id)
     assert f"{path}: the layer cannot be opened again: No such file or directory; the layers are" in log
-    assert re.search(r"merged \d+ layers, 1 of them new: ", log), log
+    assert re.search(r"merged \d+ layers, 1 of them squashed now: ", log), log
     whole, _ = place.publish(image_id, Squash(method=SquashMethod.DIRECT))
     assert listing(merged) == listing(whole)
 
@@ -234,7 +236,7 @@ def test_gc_keeps_the_layers_of_a_running_merge(place: Place, monkeypatch: pytes
 
     monkeypatch.setattr("rc_tasks.steps.publish.merge.write", collected)
     _, log = place.publish(image_id)
-    assert ", 0 of them new: " in log
+    assert " layers: " in log
     assert {path.parent for path in squashed_layers(place.store)} == set(collect())
 
 
@@ -271,7 +273,7 @@ def test_two_writers_share_a_base(place: Place) -> None:
         whole, _ = each.publish(image_id, Squash(method=SquashMethod.DIRECT))
         assert listing(merged) == listing(whole)
         _, again = each.publish(image_id)
-        assert ", 0 of them new: " in again
+        assert " layers: " in again
     assert not [name for name in os.listdir(place.store.directory) if name.startswith(".put")]
 
 
@@ -283,7 +285,7 @@ def test_layers_of_other_settings_are_squashed_again(place: Place) -> None:
     whole, _ = place.publish(image_id, Squash(SquashMethod.DIRECT, Compression.XZ, 0, 65536))
     assert listing(merged) == listing(whole)
     _, log = place.publish(image_id, Squash(compression=Compression.XZ, block_size_bytes=65536))
-    assert ", 0 of them new: " in log
+    assert " layers: " in log
 
 
 def test_what_cannot_be_merged_is_squashed_whole(place: Place) -> None:

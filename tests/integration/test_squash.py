@@ -23,6 +23,7 @@ from rc_tasks.steps.publish import squash
 from rc_tasks.tools import command, enroot, squashfs
 from rc_tasks.tools.podman import Podman
 from tests.support.images import Layer, load, write_layout
+from tests.support.publishing import squash_image
 from tests.support.tools import refuse
 
 pytestmark = pytest.mark.podman
@@ -196,7 +197,7 @@ def squashed(
     final = directory / "image.sqsh"
     temporary = squash.temporary(final)
     with (directory / "log").open("wb") as log:
-        squash.squash(
+        squash_image(
             podman,
             podman.inspect(image_id),
             temporary,

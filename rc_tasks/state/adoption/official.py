@@ -4,6 +4,7 @@ Its files may be damaged, or changed by another user: their owner, mode and form
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -354,6 +355,18 @@ def official_of(checkout: Checkout) -> Official | None:
     except OSError:
         same = False
     return None if same else Official(root, Trust(checkout.settings.images_owners))
+
+
+def stored_config(checkout: Checkout, image_id: str) -> bytes | None:
+    """Return the configuration of an image in this store or the official one; None if it is damaged."""
+    store, official = checkout.store, official_of(checkout)
+    with contextlib.suppress(NotOfferedError, OSError):
+        if not store.has(image_id) and official is not None and official.has(image_id):
+            store = official.store
+        config = store.config(image_id)
+        if config is not None and hashlib.sha256(config).hexdigest() == image_id:
+            return config
+    return None
 
 
 def squashed_layers(checkout: Checkout) -> SquashedLayers:

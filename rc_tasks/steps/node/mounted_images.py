@@ -120,6 +120,12 @@ def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
     )
 
 
+def is_mounted(layer: Path) -> bool:
+    """Return whether the directory of a layer is one that a step has mounted."""
+    images = nodes.mounted_images()
+    return images is not None and layer.is_relative_to(images)
+
+
 def layers_above(checkout: Checkout, name: str) -> int:
     """Return the most layers that the Dockerfiles of this checkout put on an image or registry base."""
     built_on = {name}

@@ -1,24 +1,17 @@
-"""Contents of a mounted image: its packages, and its size by directory, found in one walk.
+"""Contents of an image: its packages, and its size by directory, found in one walk.
 
-What lies where comes from the merged tree, if the image is made of one, else from the mounted image.
-
-An image is untrusted and this process may be root: it follows no symlink, opens only regular files, and
-executes nothing of the image. Files that cannot be read are listed.
+It follows no symlink, opens only regular files, and executes nothing of the image. Files that cannot be
+read are listed.
 """
 
 import contextlib
 import itertools
-import os
-import stat
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from enum import Enum, auto
-from pathlib import Path
-from typing import IO
+from collections.abc import Hashable, Iterator
 
 from rc_tasks.model.manifest import packages
 from rc_tasks.model.manifest.manifest import Contents, Distribution, Package, PackageKind, Unread, groups
-from rc_tasks.squashfs.tree import Directory, File
+from rc_tasks.steps.publish.image_files import EntryKind, ImageFiles
 from rc_tasks.tools import rpm_database
 
 # Only this much of a METADATA is read: a licence may precede the empty line.
@@ -34,16 +27,6 @@ _OS_RELEASE = ("usr/lib/os-release", "etc/os-release")
 _EMPTY = "/dev"
 
 
-# A name in a directory: what it is, the size of a file, and what recognizes a file with several names.
-_Entry = tuple[str, "_Kind", int, Hashable]
-
-
-class _Kind(Enum):
-    DIRECTORY = auto()
-    FILE = auto()
-    OTHER = auto()
-
-
 class _FullError(Exception):
     """The image has more than `_MOST_PACKAGES` packages."""
 
@@ -52,7 +35,6 @@ class ContentsWalk:
     """A walk through an image: `run` it in a thread, then read `contents`."""
 
     def __init__(self) -> None:
-        self._root = ""
         self._distribution = Distribution()
         self._packages: list[Package] = []
         self._sizes_bytes: dict[str, int] = {}
@@ -60,22 +42,13 @@ class ContentsWalk:
         self._unread: list[Unread] = []
         self._missed = 0
         self._linked: set[Hashable] = set()
-        self._entries: Callable[[str], Iterable[_Entry]] = self._mounted
-        # The directories of a merged tree that were seen, but not walked through yet.
-        self._directories: dict[str, Directory] = {}
         # Paths in the image without a trailing slash, the top-level directory of each, and whether
         # packages in it count.
         self._todo = [("", "", True)]
 
-    def run(self, root: Path, stop: threading.Event, tree: Directory | None = None) -> None:
-        """Walk through the image; end early, with incomplete contents, when `stop` is set.
-
-        `root` is where it is mounted, and `tree` the same tree after a merge.
-        """
-        self._root = os.fspath(root)
-        if tree is not None:
-            self._entries = self._merged
-            self._directories[""] = tree
+    def run(self, files: ImageFiles, stop: threading.Event) -> None:
+        """Walk through the image; end early, with incomplete contents, when `stop` is set."""
+        self._image = files
         self._distribution = self._os_release()
         while self._todo and not stop.is_set():
             try:
@@ -101,19 +74,25 @@ class ContentsWalk:
 
     def _directory(self, directory: str, top: str, books: bool) -> None:
         """See what lies in a directory; `books`: packages in it count."""
-        entries = list(self._entries(directory))
+        try:
+            entries = list(self._image.entries(directory))
+        except OSError as error:
+            self._miss(directory, error.strerror)
+            return
         # conda keeps there what it has installed: the same files once more.
         cache = "pkgs" if any(name == "conda-meta" for name, *_ in entries) else ""
         for name, kind, size_bytes, inode in entries:
             path = f"{directory}/{name}"
             try:
-                if kind is _Kind.DIRECTORY:
+                if isinstance(kind, OSError):
+                    self._miss(path, kind.strerror)
+                elif kind is EntryKind.DIRECTORY:
                     if path == _EMPTY:
                         continue
                     self._todo.append((path, top or path, books and name != cache))
                     if books:
                         self._in_directory(directory, name)
-                elif kind is _Kind.FILE:
+                elif kind is EntryKind.FILE:
                     self._count(size_bytes, inode, top or "/")
                     if books:
                         self._in_file(directory, name)
@@ -121,37 +100,6 @@ class ContentsWalk:
                     self._miss(path, "it is not a regular file, and no symlink is followed")
             except OSError as error:
                 self._miss(path, error.strerror)
-
-    def _mounted(self, directory: str) -> Iterator[_Entry]:
-        try:
-            with os.scandir(f"{self._root}{directory}/") as listing:
-                entries = list(listing)
-        except OSError as error:
-            self._miss(directory, error.strerror)
-            return
-        for entry in entries:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name, _Kind.DIRECTORY, 0, None
-                elif entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    inode = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
-                    yield entry.name, _Kind.FILE, status.st_size, inode
-                else:
-                    yield entry.name, _Kind.OTHER, 0, None
-            except OSError as error:
-                self._miss(f"{directory}/{entry.name}", error.strerror)
-
-    def _merged(self, directory: str) -> Iterator[_Entry]:
-        for raw_name, node in self._directories.pop(directory).children.items():
-            name = os.fsdecode(raw_name)
-            if isinstance(node, Directory):
-                self._directories[f"{directory}/{name}"] = node
-                yield name, _Kind.DIRECTORY, 0, None
-            elif isinstance(node, File):
-                yield name, _Kind.FILE, node.size_bytes, node
-            else:
-                yield name, _Kind.OTHER, 0, None
 
     def _count(self, size_bytes: int, inode: Hashable, top: str) -> None:
         if inode is not None:
@@ -220,24 +168,29 @@ class ContentsWalk:
 
     def _book(self, path: str, kind: PackageKind, place: str) -> None:
         read = {PackageKind.DPKG: packages.dpkg, PackageKind.APK: packages.apk}[kind]
-        with self._named(path), self._open(path) as file:
-            if os.fstat(file.fileno()).st_size > _BOOK_BYTES:
-                raise ValueError(f"it is larger than {_BOOK_BYTES >> 20} MiB")
-            for package in read(file, place):
-                self._add(package)
+        with self._named(path):
+            file, size_bytes = self._image.open(path)
+            with file:
+                if size_bytes > _BOOK_BYTES:
+                    raise ValueError(f"it is larger than {_BOOK_BYTES >> 20} MiB")
+                for package in read(file, place):
+                    self._add(package)
 
     def _rpm(self, path: str, name: str, place: str) -> None:
         if name in rpm_database.OLDER_FILES:
             self._miss(path, "rpm packages are not listed: only rpm itself reads this form of database")
         elif name == rpm_database.FILE:
             with self._named(path):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.lstat(f"{self._root}{path}-wal").st_size:
+                with contextlib.suppress(FileNotFoundError, ValueError):
+                    log, size_bytes = self._image.open(f"{path}-wal")
+                    log.close()
+                    if size_bytes:
                         self._miss(path, "it was not closed: what was installed last may be missing")
-                for header in rpm_database.headers(Path(self._root + path), _RPM_LIMIT_S):
-                    package = packages.rpm(header, place)
-                    if package is not None:
-                        self._add(package)
+                with self._image.local(path) as database:
+                    for header in rpm_database.headers(database, _RPM_LIMIT_S):
+                        package = packages.rpm(header, place)
+                        if package is not None:
+                            self._add(package)
 
     def _os_release(self) -> Distribution:
         for path in _OS_RELEASE:
@@ -245,30 +198,24 @@ class ContentsWalk:
             parts = path.split("/")[:-1]
             ways = ["/".join(parts[: number + 1]) for number in range(len(parts))]
             with contextlib.suppress(OSError, ValueError):
-                if not any(os.path.islink(f"{self._root}/{way}") for way in ways):
+                if not any(self._image.is_link(f"/{way}") for way in ways):
                     return packages.os_release(self._read(f"/{path}", _METADATA_BYTES))
         return Distribution()
 
     def _listed(self, path: str) -> list[str]:
         try:
-            return sorted(os.listdir(self._root + path))
+            return self._image.names(path)
         except OSError:
             return []  # the walk will list it as unreadable
 
     def _read(self, path: str, most_bytes: int, *, cut: bool = False) -> bytes:
         """Read a regular file. Raise OSError, or ValueError when it is something else or larger."""
-        with self._open(path) as file:
+        file, _ = self._image.open(path)
+        with file:
             text = file.read(most_bytes + 1)
         if len(text) > most_bytes and not cut:
             raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
         return text[:most_bytes]
-
-    def _open(self, path: str) -> IO[bytes]:
-        """Open a regular file; no directory on its way may be a symlink. Raise OSError or ValueError."""
-        # Check it first: a device is one of this host, and opening some devices has an effect.
-        if not stat.S_ISREG(os.lstat(self._root + path).st_mode):
-            raise ValueError("it is not a regular file, and no symlink is followed")
-        return os.fdopen(os.open(self._root + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
     @contextlib.contextmanager
     def _named(self, path: str) -> Iterator[None]:

@@ -1,21 +1,25 @@
-"""Publishing by merging: only new layers are squashed, and the image is made of all layers' files.
+"""Publishing by merging: the image is made of the files of its layers in the store, without podman.
 
-The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new metadata.
+The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new metadata. Meanwhile the
+bytes of the layers are compared with their digests. Layers that the store lacks, or has with other
+settings or damaged, are squashed into it from podman's storage first.
 """
 
 import contextlib
+import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from msgspec import Struct
 
 from rc_tasks.squashfs.data import ChangedLayerError
-from rc_tasks.squashfs.edit import Edit
-from rc_tasks.squashfs.merge import merge as merge_layers
+from rc_tasks.squashfs.edit import Edit, edited
+from rc_tasks.squashfs.merge import stack
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError, not_whole
 from rc_tasks.squashfs.tree import Layer, Tree
@@ -24,10 +28,11 @@ from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
+from rc_tasks.steps.publish import enroot_tree
 from rc_tasks.steps.save import mksquashfs
 from rc_tasks.steps.save.layers import Squasher
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.podman import Image, Podman
+from rc_tasks.tools.podman import Image
 
 # The same changes as with mksquashfs on the mounted image (`rootfs.ACTIONS`).
 _EDIT = Edit(
@@ -42,126 +47,170 @@ _ATTEMPTS = 3
 
 
 def merge(
-    podman: Podman,
     image: Image,
-    container: str,
     destination: Path,
     *,
     layers: SquashedLayers,
-    make: Callable[..., Command],
-    log: IO[bytes] | None,
+    directories: Callable[[Collection[str]], Mapping[str, Path]],
+    make: partial[Command],
+    wrap: Callable[[Command], Command],
+    provenance: tuple[str, ...],
+    log: IO[bytes] | None = None,
 ) -> Tree | None:
-    """Merge an image's layers, and what was written in its container, into `destination`.
+    """Merge an image's layers, and what Enroot needs, into `destination`.
 
-    Layers without a file in the store, or with a damaged one, get one there. `make` returns mksquashfs
-    of a directory into a file.
+    `directories` loads the image into podman's storage, and returns the directories of its layers there
+    by diff ID; it is called if a layer has to be squashed, with the diff IDs of those that are damaged
+    in the store. `make` and `wrap` are those of `Squasher`, with the compressor and the block size that
+    the image shall have. `provenance` lines go to the beginning of /etc/rc.
     Return what was merged, or None if these layers cannot be merged; then the log says why, and nothing
     was written. Raise ArtifactError or CommandError.
     """
-    *directories, written = podman.layer_directories(container) or (Path(),)
-    if len(directories) != len(image.layers):
-        _not_merged("podman's storage has no directory for each layer", log)
-        return None
-    by_digest = dict(zip(image.layers, directories, strict=True))
     layers.store.sweep()
-    squasher = Squasher(layers, make, image.size_bytes, log)
-    stacker = _Stacker(squasher)
-    with layers.store.writing(image.id, by_digest) as scratch:
-        top_file = scratch / "written.sqsh"
-        squasher.squash(written, top_file)
+    stacker = _Stacker(Squasher(layers, make, image.size_bytes, log, wrap=wrap), directories)
+    # The cyclic garbage collector looks at the inodes of an image again and again, and frees nothing.
+    with layers.store.writing(image.id, image.layers) as scratch, _without_garbage_collection():
         for attempt in range(_ATTEMPTS):
             place = scratch / str(attempt)
             place.mkdir()
             try:
-                top = read_layer(top_file)
-                stack, new = stacker.stack(by_digest, top, place)
-                tree = merge_layers((*(stack[digest] for digest in image.layers), top), _EDIT)
-            except SquashfsError as error:
-                _not_merged(error.what, log)
-                return None
-            try:
-                copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
-            except ChangedLayerError as error:
+                with stacker.stack(image.layers, place) as stacked:
+                    tree = stack(stacked.layers)
+                    contents = place / "contents"
+                    enroot_tree.add(tree.root, image, provenance, stacked.layers[0].source, contents)
+                    tree = Tree(tree.form, edited(tree.root, _EDIT))
+                    copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
+                    stacked.require_verified()
+            except (ChangedLayerError, _DamagedLayerError) as error:
+                destination.unlink(missing_ok=True)
                 mksquashfs.say(log, f"{error.headline}; the layers are read again")
                 continue
+            except SquashfsError as error:
+                destination.unlink(missing_ok=True)
+                mksquashfs.say(log, f"the image is squashed whole: {error.what}")
+                return None
             copied = f"{copied_bytes / 1e6:.1f} MB copied"
-            mksquashfs.say(log, f"merged {len(image.layers)} layers, {new} of them new: {copied}")
+            new = f", {stacked.new} of them squashed now" if stacked.new else ""
+            mksquashfs.say(log, f"merged {len(image.layers)} layers{new}: {copied}")
             return tree
-    _not_merged(f"its layers changed {_ATTEMPTS} times while they were merged", log)
+    why = f"its layers changed {_ATTEMPTS} times while they were merged"
+    mksquashfs.say(log, f"the image is squashed whole: {why}")
     return None
 
 
-def _not_merged(why: str, log: IO[bytes] | None) -> None:
-    mksquashfs.say(log, f"the image is squashed whole: {why}")
+class _DamagedLayerError(SquashfsError):
+    """The file of a layer has other bytes than when it was written."""
+
+
+class _Stacked(Struct, frozen=True):
+    """An image's layers, lowest first, and how many of them were squashed now.
+
+    `readings` return whether the files of the others, by diff ID, have the bytes that were written.
+    `damaged` gets the diff IDs of those that have not.
+    """
+
+    layers: tuple[Layer, ...]
+    new: int
+    stored: Mapping[str, LayerFiles]
+    readings: Mapping[str, Future[bool]]
+    damaged: set[str]
+
+    def require_verified(self) -> None:
+        """Raise _DamagedLayerError if a layer is damaged; the next attempt replaces it."""
+        for digest, reading in self.readings.items():
+            if not reading.result():
+                self.damaged.add(digest)
+        for digest in self.damaged & self.readings.keys():
+            raise _DamagedLayerError(
+                "its bytes have changed since it was written", where=self.stored[digest].file
+            )
+
+
+class _Stacker:
+    """Reads the layers of an image; those that the store lacks are squashed into it."""
+
+    def __init__(
+        self, squasher: Squasher, directories: Callable[[Collection[str]], Mapping[str, Path]]
+    ) -> None:
+        self._squasher = squasher
+        self._directories = directories
+        self._damaged: set[str] = set()
+
+    @contextlib.contextmanager
+    def stack(self, digests: tuple[str, ...], scratch: Path) -> Iterator[_Stacked]:
+        """Return the layers; their bytes are compared with their digests while the body runs.
+
+        Raise SquashfsError if a layer is neither in the store nor in podman's storage.
+        """
+        find = self._squasher.layers.find
+        stored = {digest: files for digest in digests if (files := find(digest))}
+        found = {
+            digest: layer for digest, files in stored.items() if (layer := self._usable(digest, files))
+        }
+        lacking = [digest for digest in dict.fromkeys(digests) if digest not in found]
+        with _verifying({digest: stored[digest] for digest in found}) as readings:
+            if lacking:
+                there = self._directories(self._damaged & set(lacking))
+                if not all(digest in there for digest in lacking):
+                    raise SquashfsError("podman's storage has no directory for each layer")
+                replaced = {digest: stored[digest] for digest in lacking if digest in stored}
+                new = {digest: there[digest] for digest in lacking}
+                for digest, file in self._squasher.add(new, scratch, replaced).items():
+                    found[digest] = read_layer(file)
+            layers = tuple(found[digest] for digest in digests)
+            yield _Stacked(layers, len(lacking), stored, readings, self._damaged)
+
+    def _usable(self, digest: str, files: LayerFiles) -> Layer | None:
+        """Return a layer if it is whole and has the wanted compressor and block size."""
+        wanted = self._squasher.make.keywords
+        compressor, block_bytes = wanted["compression"], wanted["block_size_bytes"]
+        if digest in self._damaged:
+            return None
+        try:
+            if files.record is None:
+                raise not_whole(files.file, "its record is missing or damaged")
+            layer = read_layer(files.file)
+            form = layer.source.form
+            if (form.compressor, form.block_size_bytes) == (compressor, block_bytes):
+                return layer
+            why = (
+                f"{files.file} has {form.compressor} and blocks of {form.block_size_bytes} bytes,"
+                f" the settings say {compressor} and {block_bytes}"
+            )
+        except SquashfsError as error:
+            self._damaged.add(digest)
+            why = error.headline
+        mksquashfs.say(self._squasher.log, f"{why}; this layer is squashed again")
+        return None
 
 
 @contextlib.contextmanager
-def _reading(stored: Mapping[str, LayerFiles]) -> Iterator[dict[str, Future[Layer]]]:
-    """Read and verify layers' files while the body squashes others."""
+def _verifying(stored: Mapping[str, LayerFiles]) -> Iterator[dict[str, Future[bool]]]:
+    """Compare the bytes of layers with their digests while the body runs."""
     stop = threading.Event()
 
     def go_on(_bytes: int) -> None:
         if stop.is_set():
             raise CancelledError
 
+    def is_whole(files: LayerFiles) -> bool:
+        try:
+            record = files.record
+            return record is not None and blocks_digest(str(files.file), go_on) == record.blocks_digest
+        except OSError:
+            return False
+
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield {digest: pool.submit(_verified, files, go_on) for digest, files in stored.items()}
+            yield {digest: pool.submit(is_whole, files) for digest, files in stored.items()}
         finally:
             stop.set()
 
 
-def _verified(files: LayerFiles, go_on: Callable[[int], None]) -> Layer:
-    """Read a layer whose bytes are those that were written. Raise SquashfsError for any other."""
-    layer = read_layer(files.file)
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.disable()
     try:
-        record = files.record
-        if record is None:
-            raise not_whole(files.file, "its record is missing or damaged")
-        digest = blocks_digest(str(files.file), go_on)
-    except OSError as error:
-        raise not_whole(files.file, f"it cannot be read: {error.strerror}") from None
-    if digest != record.blocks_digest:
-        raise not_whole(files.file, "its bytes have changed since it was written")
-    return layer
-
-
-class _Stacker(Struct, frozen=True):
-    """Reads the layers of an image; those that the store lacks are squashed into it."""
-
-    squasher: Squasher
-
-    def stack(
-        self, directories: Mapping[str, Path], like: Layer, scratch: Path
-    ) -> tuple[dict[str, Layer], int]:
-        """Return layers by their digests, and how many of them are new. Raise SquashfsError."""
-        find = self.squasher.layers.find
-        stored = {digest: files for digest in directories if (files := find(digest))}
-        with _reading(stored) as readings:
-            lacking = {digest: path for digest, path in directories.items() if digest not in stored}
-            new = self.squasher.add(lacking, scratch)
-            stack = {
-                digest: layer
-                for digest, files in stored.items()
-                if (layer := self._usable(files, readings[digest], like))
-            }
-        replaced = {digest: files for digest, files in stored.items() if digest not in stack}
-        again = {digest: directories[digest] for digest in replaced}
-        new |= self.squasher.add(again, scratch, replaced)
-        return stack | {digest: read_layer(file) for digest, file in new.items()}, len(new)
-
-    def _usable(self, files: LayerFiles, reading: Future[Layer], like: Layer) -> Layer | None:
-        """Return a layer that can be merged with `like`."""
-        try:
-            layer = reading.result()
-            theirs, ours = layer.source.form, like.source.form
-            if (theirs.compressor, theirs.block_size_bytes) == (ours.compressor, ours.block_size_bytes):
-                return layer
-            why = (
-                f"{files.file} has {theirs.compressor} and blocks of {theirs.block_size_bytes} bytes,"
-                f" the settings say {ours.compressor} and {ours.block_size_bytes}"
-            )
-        except SquashfsError as error:
-            why = error.headline
-        mksquashfs.say(self.squasher.log, f"{why}; this layer is squashed again")
-        return None
+        yield
+    finally:
+        gc.enable()

@@ -5,7 +5,9 @@ import getpass
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec import Struct
@@ -17,7 +19,7 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
-from rc_tasks.state.adoption.official import squashed_layers
+from rc_tasks.state.adoption.official import squashed_layers, stored_config
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import umask, write_atomically
 from rc_tasks.state.edf import in_use
@@ -29,18 +31,21 @@ from rc_tasks.state.records.miswritten import squash_inputs
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import SMOKE
-from rc_tasks.state.store import previous
+from rc_tasks.state.store import loading, previous
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.steps.error_report import ErrorReport, ReportedError
+from rc_tasks.steps.error_report import ErrorReport, NeedsError, ReportedError
 from rc_tasks.steps.image_json import write_image_json
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman.fetch import load_image
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
+from rc_tasks.steps.publish.image_files import MergedFiles
+from rc_tasks.steps.publish.merge import merge
+from rc_tasks.steps.save.layers import in_namespace, options
 from rc_tasks.tools import command, podman, squashfs
 from rc_tasks.tools.command import Command
-from rc_tasks.tools.podman import Podman
 
 
 class _Published(Struct, frozen=True):
@@ -115,7 +120,6 @@ def squash_into(checkout: Checkout, node: ImageNode, temporary: Path) -> Content
         provenance=_provenance(node, built),
         log=None,
         walk=walk,
-        layers=squashed_layers(checkout) if checkout.settings.store.enabled else None,
     )
     return walk.contents
 
@@ -130,15 +134,15 @@ def _squash(
     nodes.require("mksquashfs", "squashfs-tools")
     if checkout.settings.squash.method is SquashMethod.ENROOT:
         nodes.require("enroot", "enroot")
-    engine = nodes.storage(checkout.settings.podman)
-    load_image(checkout, engine, project.name)
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
-        contents = _contents(checkout, engine, node, temporary)
-        squash.check(temporary)
-        # Digest it now, while it is still in the page cache.
-        digest = blocks_digest(str(temporary))
+        contents = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
+        with ThreadPoolExecutor(1) as pool:
+            # Digest it now, while it is still in the page cache.
+            digesting = pool.submit(blocks_digest, str(temporary))
+            squash.check(temporary)
+            digest = digesting.result()
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
         squash.publish(temporary, project.artifact)
@@ -147,8 +151,57 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def _contents(checkout: Checkout, engine: Podman, node: ImageNode, temporary: Path) -> Contents:
-    """Squash the image to `temporary`; return its contents. Raise ReportedError."""
+def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | None:
+    """Merge the image to `temporary`; return its contents, or None if it has to be squashed whole."""
+    settings, name = checkout.settings, node.project.name
+    if settings.squash.method is not SquashMethod.MERGE or not settings.store.enabled:
+        return None
+    built = checkout.records.get(Step.PODMAN, name)
+    if built is None or built.facts is None:
+        return None
+    engine, facts = nodes.storage(settings.podman), built.facts
+    config = stored_config(checkout, facts.image_id)
+    if config is None:
+        load_image(checkout, engine, name)
+        return None
+    image = podman.parse_config(facts.image_id, config, facts.size_bytes)
+
+    def directories(damaged: Collection[str]) -> Mapping[str, Path]:
+        load_image(checkout, engine, name)
+        found = engine.image_directories(image.id)
+        there = dict(zip(image.layers, found, strict=True)) if len(found) == len(image.layers) else {}
+        for digest in damaged:
+            # A mounted layer is the damaged file itself.
+            if digest not in there or mounted_images.is_mounted(there[digest]):
+                loading.discard_damaged(checkout.store, image.id)
+                raise NeedsError(
+                    name,
+                    f"layer {digest[:19]} of {name} in the store is damaged",
+                    hint=f"doit forget podman:{name} && doit build:{name}",
+                )
+        return there
+
+    tree = merge(
+        image,
+        temporary,
+        layers=squashed_layers(checkout),
+        directories=directories,
+        make=options(settings.squash, None),
+        wrap=in_namespace(engine),
+        provenance=_provenance(node, built),
+    )
+    if tree is None:
+        return None
+    walk = ContentsWalk()
+    with MergedFiles(tree.root) as files:
+        walk.run(files, threading.Event())
+    return walk.contents
+
+
+def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
+    """Squash the whole image to `temporary`; return its contents. Raise ReportedError."""
+    engine = nodes.storage(checkout.settings.podman)
+    load_image(checkout, engine, node.project.name)
     if not podman.rootless():
         return squash_into(checkout, node, temporary)
     # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside

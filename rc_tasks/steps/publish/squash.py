@@ -18,10 +18,9 @@ from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Squash, SquashMethod
 from rc_tasks.squashfs import superblock
 from rc_tasks.state.disk.files import put_in_place, refused, umask
-from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.publish.contents import ContentsWalk
-from rc_tasks.steps.publish.merge import merge
+from rc_tasks.steps.publish.image_files import MountedFiles
 from rc_tasks.steps.save import mksquashfs
 from rc_tasks.steps.save.layers import options
 from rc_tasks.tools import command, enroot, squashfs
@@ -69,13 +68,12 @@ def squash(
     provenance: tuple[str, ...],
     log: IO[bytes] | None,
     walk: ContentsWalk | None = None,
-    layers: SquashedLayers | None = None,
 ) -> None:
     """Write the image to `destination`, a name that does not exist; leave nothing on failure.
 
     `provenance` lines go to the beginning of /etc/rc; `enroot import` has no way to add them. The
     tools' output goes to `log` (None: to our own output). `walk` walks through the image meanwhile.
-    `layers` has what the method `merge` needs; None squashes the image whole. Rootless, run it in
+    With the method `merge`, which is not for here, the image is squashed whole. Rootless, run it in
     `podman unshare`.
     Raise ArtifactError when the disk is full or the tool fails.
     """
@@ -87,15 +85,8 @@ def squash(
                 with _beside(walk, root):
                     _enroot(podman, image, destination, make.keywords, log)
             return
-        container = container_name(destination)
-        with podman.mounted(image.id, name=container) as root:
+        with podman.mounted(image.id, name=container_name(destination)) as root:
             rootfs.prepare(root, image, provenance)
-            if layers is not None and settings.method is SquashMethod.MERGE:
-                tree = merge(podman, image, container, destination, layers=layers, make=make, log=log)
-                if tree is not None:
-                    if walk is not None:
-                        walk.run(root, threading.Event(), tree.root)
-                    return
 
             def whole(compares: bool) -> Command:
                 edit = functools.partial(make, exclude=rootfs.EXCLUDE, actions=rootfs.ACTIONS)
@@ -181,7 +172,7 @@ def _beside(walk: ContentsWalk | None, root: Path) -> Iterator[None]:
     # mksquashfs reads the same directories in a process of its own: each finds those that the other has
     # read in the cache.
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(walk.run, root, stop)
+        running = pool.submit(walk.run, MountedFiles(root), stop)
         try:
             yield
             running.result()

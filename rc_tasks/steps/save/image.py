@@ -1,7 +1,6 @@
 """An image in podman's storage, saved in the store."""
 
 import contextlib
-import functools
 import hashlib
 import os
 from pathlib import Path
@@ -12,10 +11,9 @@ from rc_tasks.state.store.layer_files import hex_digest
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.loading import failure
 from rc_tasks.state.store.store import LayerGoneError, Store
-from rc_tasks.steps.save.layers import Squasher, options
+from rc_tasks.steps.save.layers import Squasher, in_namespace, options
 from rc_tasks.tools import command
-from rc_tasks.tools.command import Command
-from rc_tasks.tools.podman import Image, Podman, rootless
+from rc_tasks.tools.podman import Image, Podman
 
 
 def save(
@@ -70,9 +68,9 @@ def _put_layers(
     if len(directories) == len(image.layers) and command.which("mksquashfs") is not None:
         by_digest = dict(zip(image.layers, directories, strict=True))
         new = {digest: by_digest[digest] for digest in missing if layers.find(digest) is None}
-        make = functools.partial(_make, podman, options(settings, None))
         if new:
-            squasher = Squasher(layers, make, image.size_bytes, None, draws=False)
+            make, wrap = options(settings, None), in_namespace(podman)
+            squasher = Squasher(layers, make, image.size_bytes, None, draws=False, wrap=wrap)
             files = squasher.add(new, scratch)
             size_bytes = sum(file.stat().st_size for file in files.values())
             print(f"saved in the store: {len(files)} layers, {size_bytes / 1e6:.1f} MB", flush=True)
@@ -81,12 +79,6 @@ def _put_layers(
         _push(podman, image, pushed)
     for digest in missing:
         store.put_blob(digest, pushed / hex_digest(digest))
-
-
-def _make(podman: Podman, make: functools.partial[Command], *args: Path, **options: bool) -> Command:
-    invocation = make(*args, **options)
-    # Rootless, the owners of files are those of podman's namespace.
-    return podman.unshare(invocation) if rootless() else invocation
 
 
 def _config(podman: Podman, image: Image, pushed: Path) -> bytes:

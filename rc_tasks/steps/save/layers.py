@@ -22,6 +22,7 @@ from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.save import mksquashfs
 from rc_tasks.tools import command, squashfs, tar_split
 from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman, rootless
 from rc_tasks.tools.tar_split import Archive, RecipeError
 from rc_tasks.util.json_decode import encode
 
@@ -56,16 +57,17 @@ def options(settings: Squash, log: IO[bytes] | None) -> functools.partial[Comman
 class Squasher(Struct, frozen=True):
     """Squashes layers into a store.
 
-    `make` returns mksquashfs of a directory into a file, in podman's namespace where that is needed;
-    `unpacked_bytes` is the size of the image, for messages. `draws`: the log gets the percentage of
-    mksquashfs when it squashes one directory.
+    `make` returns mksquashfs of a directory into a file. `wrap` puts it into podman's namespace where
+    that is needed. `unpacked_bytes` is the size of the image, for messages. `draws`: the log gets the
+    percentage of mksquashfs when it squashes one directory.
     """
 
     layers: SquashedLayers
-    make: Callable[..., Command]
+    make: functools.partial[Command]
     unpacked_bytes: int
     log: IO[bytes] | None
     draws: bool = True
+    wrap: Callable[[Command], Command] = lambda invocation: invocation
 
     def add(
         self,
@@ -95,13 +97,9 @@ class Squasher(Struct, frozen=True):
             for digest, files in made.items()
         }
 
-    def squash(self, directory: Path, file: Path) -> None:
-        """Squash a directory with all owners and attributes into a file. Raise as `add`."""
-        self._run(directory, file, draws=self.draws)
-
     def _run(self, directory: Path, file: Path, *, draws: bool) -> None:
         def make_layer(compares: bool) -> Command:
-            return self.make(directory, file, compares=compares, keeps_owners=True)
+            return self.wrap(self.make(directory, file, compares=compares, keeps_owners=True))
 
         mksquashfs.run(make_layer, file.parent, self.unpacked_bytes, self.log, draws=draws)
 
@@ -125,6 +123,11 @@ class Squasher(Struct, frozen=True):
             recipe_sha256,
         )
         files.record_file.write_text(encode(record))
+
+
+def in_namespace(podman: Podman) -> Callable[[Command], Command]:
+    """Return what lets a command read podman's files: rootless, their owners are its namespace's."""
+    return podman.unshare if rootless() else lambda invocation: invocation
 
 
 def _archive(digest: str, layer: Layer, recipe: Path) -> Archive | None:

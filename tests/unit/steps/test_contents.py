@@ -12,6 +12,7 @@ import pytest
 from rc_tasks.model.manifest.manifest import Contents, PackageKind
 from rc_tasks.steps.publish import contents
 from rc_tasks.steps.publish.contents import ContentsWalk
+from rc_tasks.steps.publish.image_files import MountedFiles
 from tests.unit.model.test_packages import NAMED, header
 
 SITE = "usr/lib/python3/dist-packages"
@@ -21,7 +22,7 @@ STATUS = "Package: {}\nStatus: install ok installed\nVersion: {}\n"
 
 def look(root: Path) -> Contents:
     seen = ContentsWalk()
-    seen.run(root, threading.Event())
+    seen.run(MountedFiles(root), threading.Event())
     return seen.contents
 
 
@@ -247,7 +248,7 @@ def test_it_stops_when_it_is_told(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     seen = ContentsWalk()
-    seen.run(tmp_path, stop)
+    seen.run(MountedFiles(tmp_path), stop)
     assert seen.contents.files == 0
 
 
