@@ -234,17 +234,13 @@ def test_damage_is_found_and_mended_as_it_says(changing: Family) -> None:
     changing.write(f"{APP}/env.toml", 'image = "/somewhere/else.sqsh"\n')
     image = changing.root / ".rc/store/images" / app_id
     manifest = json.loads((image / "manifest.json").read_text())
-    blob = (
-        changing.root
-        / ".rc/store/blobs/sha256"
-        / manifest["layers"][-1]["digest"].removeprefix("sha256:")
-    )
-    with blob.open("r+b") as file:
+    digest = manifest["layers"][-1]["digest"].removeprefix("sha256:")
+    with (changing.root / ".rc/store/layers" / digest / "layer.sqsh").open("r+b") as file:
         file.write(b"X")
     told = changing.doit("verify", "--all", status=1)
     assert "base  whole\n" in told
     assert "app:1  damaged\n" in told
-    for words in ("image.sqsh has another content", "image.json says", "env.toml names", blob.name):
+    for words in ("image.sqsh has another content", "image.json says", "env.toml names", digest):
         assert words in told
     hints = re.findall(r"(?m)^    next: (.*?)    \(", told)
     assert len(hints) == 4

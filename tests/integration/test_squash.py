@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rc_tasks.errors import ArtifactError, CommandError
@@ -777,9 +778,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], 
     try:
         (home / "run").mkdir(mode=0o700)
         shutil.chown(home / "run", name, name)
-        shutil.copytree(
-            REPOSITORY / "rc_tasks", home / "rc_tasks", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        for package in (REPOSITORY / "rc_tasks", Path(msgspec.__file__).parent):
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(package, home / package.name, ignore=without)
         yield as_user, home
     finally:
         # Ends the process with which podman keeps the user's namespace.

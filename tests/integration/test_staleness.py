@@ -267,11 +267,11 @@ def test_a_storage_that_is_wiped_between_two_steps(family: Family) -> None:
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_store_mends_itself(family: Family, damage: str) -> None:
     layer = family.podman.inspect(family.image_id("base")).layers[-1].removeprefix("sha256:")
-    blob = family.root / ".rc/store/blobs/sha256" / layer
+    file = family.root / ".rc/store/layers" / layer / "layer.sqsh"
     if damage == "missing":
-        blob.unlink()
+        file.unlink()
     else:
-        os.truncate(blob, 100)
+        os.truncate(file, 100)
     family.write("projects/left:1/data/one file.txt", "new\n")
     with elsewhere(family) as other:
         output = unstamped(other.doit("build:left:1"))

@@ -198,11 +198,11 @@ def damage(blob: Path, how: str) -> None:
     if how == "short":
         os.truncate(blob, before.st_size - 30)
     else:
-        with blob.open("r+b") as file:
-            file.seek(before.st_size // 2)
-            byte = file.read(1)
-            file.seek(before.st_size // 2)
-            file.write(bytes([byte[0] ^ 1]))
+        text = bytearray(blob.read_bytes())
+        # Two of eight bytes may be padding.
+        for place in range(before.st_size // 2, before.st_size // 2 + 8):
+            text[place] ^= 0xFF
+        blob.write_bytes(text)
     os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -213,7 +213,7 @@ def part_of(kept: Store, image: Image, part: str) -> Path:
     return files.recipe if part == "recipe" else files.file if files.exist else blob
 
 
-@pytest.mark.parametrize("how", ["missing", "short", "one bit"])
+@pytest.mark.parametrize("how", ["missing", "short", "changed"])
 @pytest.mark.parametrize("part", ["layer", "blob", "recipe", "config"])
 def test_what_is_damaged_is_told_and_gone(
     podman: Podman,
@@ -254,7 +254,7 @@ def test_what_is_damaged_is_told_and_gone(
         assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("how", ["missing", "short", "one bit"])
+@pytest.mark.parametrize("how", ["missing", "short", "changed"])
 def test_a_store_of_somebody_else_is_told_and_left_alone(
     podman: Podman,
     images: tuple[Image, Image],

@@ -33,8 +33,8 @@ _WORD = struct.Struct("<I")
 
 def add(
     root: Directory, image: Image, provenance: tuple[str, ...], like: LayerFile, contents: Path
-) -> None:
-    """Add Enroot's four files and the working directory to the tree of an image.
+) -> Directory:
+    """Add Enroot's four files and the working directory to the tree of an image; return its new root.
 
     Their contents are written to `contents`, a name that does not exist. `like` is the file of any of
     the image's layers. Raise ArtifactError when the image has something in the way.
@@ -49,11 +49,12 @@ def add(
         editor.write(path, start, len(content))
         start += len(content)
     editor.directory(image.workdir)
+    return editor.root
 
 
 class _TreeEditor:
     def __init__(self, root: Directory, source: LayerFile, now_s: int) -> None:
-        self._root = root
+        self.root = root
         self._source = source
         self._now_s = now_s
 
@@ -67,36 +68,52 @@ class _TreeEditor:
             kept = path == "/etc" or (isinstance(link, Symlink) and not link.target.startswith(b"/"))
             if isinstance(link, Symlink) and kept and self._leads_out(path):
                 target = os.fsencode(os.path.relpath(self._followed(path), place))
-                if isinstance(parent := self._at(place), Directory):
-                    new = Symlink(0o777, 0, 0, self._now_s, NO_XATTRS, target)
-                    parent.children[os.fsencode(name)] = new
+                new = Symlink(0o777, 0, 0, self._now_s, NO_XATTRS, target)
+                self._put(self._inside(place, last=False)[0], os.fsencode(name), new)
 
     def write(self, path: str, start: int, size_bytes: int) -> None:
         """Replace a file by the bytes from `start` on; one that exists keeps its mode."""
-        directory, name = self._inside(path, last=True)
-        before = directory.children.get(name)
+        above, name = self._inside(path, last=True)
+        before = above[-1].children.get(name)
         if before is not None and not isinstance(before, File | Symlink):
             raise obstacle(path, "is not a regular file")
         mode = before.mode if isinstance(before, File) else 0o644
         sizes, block_bytes = [], self._source.superblock.block_size_bytes
         for at in range(0, size_bytes, block_bytes):
             sizes.append(_WORD.pack(min(block_bytes, size_bytes - at) | PLAIN_BLOCK))
-        directory.children[name] = File(
+        file = File(
             mode, 0, 0, self._now_s, NO_XATTRS, size_bytes,
             self._source, start, size_bytes, b"".join(sizes),
         )  # fmt: skip
+        if isinstance(before, File):
+            # Other names of it keep what they had, as with overlayfs.
+            above[-1].children[name] = file
+        else:
+            self._put(above, name, file)
 
     def directory(self, path: str) -> None:
         """Make a directory, and those above it."""
         self._inside(path, last=False)
 
-    def _inside(self, path: str, *, last: bool) -> tuple[Directory, bytes]:
-        """Return the directory of `path` for a process whose / is the image; make it when missing.
+    def _put(self, above: list[Directory], name: bytes, node: Node) -> None:
+        """Put a new node into a directory, whose time changes; `above` are those from the root to it."""
+        before = above[-1]
+        before.children[name] = node
+        after = replace(before, mtime_s=self._now_s)
+        if len(above) == 1:
+            self.root = after
+        else:
+            siblings = above[-2].children
+            siblings[next(key for key, child in siblings.items() if child is before)] = after
+        above[-1] = after
 
-        With `last`, return it with the name of the last component: that is absent, no symlink, or an
-        absolute symlink. Otherwise return the directory of the whole path.
+    def _inside(self, path: str, *, last: bool) -> tuple[list[Directory], bytes]:
+        """Find the directory of `path` for a process whose / is the image; make it when missing.
+
+        Return the directories from the root to it. With `last`, return the name of the last component
+        too: that is absent, no symlink, or an absolute symlink. Otherwise go the whole path.
         """
-        above = [self._root]
+        above = [self.root]
         todo = path.split("/")[::-1]
         followed = 0
         while todo:
@@ -111,7 +128,7 @@ class _TreeEditor:
             child = above[-1].children.get(key)
             target = os.fsdecode(child.target) if isinstance(child, Symlink) else None
             if last and not any(todo) and (target is None or target.startswith("/")):
-                return above[-1], key
+                return above, key
             if target is not None:
                 followed += 1
                 if followed > links.MOST:
@@ -122,11 +139,11 @@ class _TreeEditor:
                 continue
             if child is None:
                 child = Directory(0o755, 0, 0, self._now_s, NO_XATTRS)
-                above[-1].children[key] = child
+                self._put(above, key, child)
             if not isinstance(child, Directory):
                 raise obstacle(path, f"cannot be written: {os.strerror(errno.ENOTDIR)}")
             above.append(child)
-        return above[-1], b""
+        return above, b""
 
     def _key(self, path: str, name: str) -> bytes:
         try:
@@ -156,7 +173,7 @@ class _TreeEditor:
 
     def _at(self, path: str) -> Node | None:
         """Return the node at a path without symlinks."""
-        node: Node | None = self._root
+        node: Node | None = self.root
         for name in filter(None, path.split("/")):
             node = node.children.get(os.fsencode(name)) if isinstance(node, Directory) else None
         return node

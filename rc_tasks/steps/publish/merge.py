@@ -77,8 +77,9 @@ def merge(
                 with stacker.stack(image.layers, place) as stacked:
                     tree = stack(stacked.layers)
                     contents = place / "contents"
-                    enroot_tree.add(tree.root, image, provenance, stacked.layers[0].source, contents)
-                    tree = Tree(tree.form, edited(tree.root, _EDIT))
+                    like = stacked.layers[0].source
+                    root = enroot_tree.add(tree.root, image, provenance, like, contents)
+                    tree = Tree(tree.form, edited(root, _EDIT))
                     copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
                     stacked.require_verified()
             except (ChangedLayerError, _DamagedLayerError) as error:
