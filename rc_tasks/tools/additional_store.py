@@ -13,7 +13,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +79,6 @@ def layer_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
 def mount_point(directory: Path, layer_id: str) -> Path:
     """Return where a layer has to be mounted."""
     return directory / "overlay" / layer_id / "diff"
-
-
-def mount_points(directory: Path) -> Iterator[Path]:
-    """Yield where layers of a store are mounted."""
-    yield from sorted(directory.glob("overlay/*/diff"))
 
 
 def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:

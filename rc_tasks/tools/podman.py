@@ -50,7 +50,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Podman:
-    """One podman storage. Empty strings leave the choice to podman's own configuration."""
+    """One podman storage. Empty strings leave the choice to podman's own configuration.
+
+    `through` starts podman in a namespace, see `namespace.entering`.
+    """
 
     root: str = ""
     runroot: str = ""
@@ -60,6 +63,7 @@ class Podman:
     isolation: str = ""
     runtime: str = ""
     cgroup_manager: str = ""
+    through: tuple[str, ...] = ()
 
     def command(self, *argv: str) -> Command:
         """Return `podman argv…` on this storage."""
@@ -76,7 +80,7 @@ class Podman:
                 flags += [flag, value]
         for option in self.options:
             flags += ["--storage-opt", option]
-        return Command(("podman", *flags, *argv))
+        return Command(("podman", *flags, *argv), through=self.through)
 
     def storage_reference(self, image_id: str) -> str:
         """Return the image as skopeo names it inside this storage (containers-transports(5))."""
@@ -325,6 +329,8 @@ class Podman:
 
     def unshare(self, inner: Command) -> Command:
         """Return `inner` in the user namespace in which rootless podman's files can be read."""
+        if self.through:
+            return replace(inner, through=self.through)
         return inner.wrapped(*self.command("unshare").argv)
 
     def remove_leftovers(self) -> None:

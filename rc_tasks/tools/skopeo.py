@@ -13,8 +13,11 @@ def available() -> bool:
     return command.which("skopeo") is not None
 
 
-def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
-    """Copy an image into an OCI layout whose blobs lie in a directory that many layouts share."""
+def copy_to_layout(source: str, layout: Path, blobs: Path, through: tuple[str, ...] = ()) -> Command:
+    """Copy an image into an OCI layout whose blobs lie in a directory that many layouts share.
+
+    `through` is that of the podman whose storage holds the image.
+    """
     return Command(
         (
             *("skopeo", "copy", "--quiet"),
@@ -26,12 +29,14 @@ def copy_to_layout(source: str, layout: Path, blobs: Path) -> Command:
             f"oci:{layout.name}",
         ),
         cwd=layout.parent,
+        through=through,
     )
 
 
-def raw_config(source: str) -> bytes:
+def raw_config(source: str, through: tuple[str, ...] = ()) -> bytes:
     """Return an image's configuration, byte for byte: its SHA-256 is the image ID."""
-    done = command.capture(Command(("skopeo", "inspect", "--config", "--raw", source)))
+    inspect = Command(("skopeo", "inspect", "--config", "--raw", source), through=through)
+    done = command.capture(inspect)
     return done.stdout.encode()
 
 

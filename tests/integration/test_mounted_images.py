@@ -1,9 +1,15 @@
 """Builds on nodes where bases are mounted from the store instead of loaded."""
 
+import contextlib
+import json
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +17,7 @@ import pytest
 
 from tests.integration.test_sources import Site
 from tests.support.checkouts import write_checkout
+from tests.support.doit import DOIT
 from tests.support.images import BUSYBOX
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
@@ -18,6 +25,10 @@ from tests.support.users import User, ordinary_user, python
 
 pytestmark = pytest.mark.podman
 
+# How long a build may take to come to its RUN, and what was killed to be gone, on a busy machine.
+PATIENCE_S = 60.0
+# What RUN does when it is killed.
+LONG_S = "321.9"
 BASE = """\
 FROM scratch
 COPY rootfs/ /
@@ -38,7 +49,7 @@ def write_programs(directory: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "busybox").write_bytes(BUSYBOX.read_bytes())
     (directory / "busybox").chmod(0o755)
-    for applet in ("sh", "cat", "ls", "mkdir", "rm", "seq"):
+    for applet in ("sh", "cat", "ls", "mkdir", "rm", "seq", "sleep"):
         (directory / applet).symlink_to("busybox")
 
 
@@ -69,6 +80,37 @@ def mounted(site: Site) -> list[str]:
     """What is mounted of this checkout's store."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line for line in mounts if "squashfs" in line and str(site.root) in line]
+
+
+def attached(root: Path) -> list[str]:
+    """The loop devices of this checkout's files."""
+    argv = ("losetup", "--list", "--output", "BACK-FILE")
+    text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return [line for line in text.splitlines() if str(root) in line]
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """A process and all that descend from it, with their command lines."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(entry.name))
+    found, generation = {}, [pid]
+    while generation:
+        for each in generation:
+            with contextlib.suppress(OSError):
+                argv = Path(f"/proc/{each}/cmdline").read_bytes().decode(errors="replace")
+                found[each] = argv.replace("\0", " ")
+        generation = [child for each in generation for child in children.get(each, ())]
+    return found
+
+
+def wait_until(holds: Callable[[], bool], said: Callable[[], object]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < until_s, said()
+        time.sleep(0.1)
 
 
 def held_bytes(storage: Path) -> int:
@@ -146,6 +188,47 @@ def test_a_damaged_layer_is_loaded_instead(site: Site) -> None:
     assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"
 
 
+def test_nothing_stays_mounted_when_everything_is_killed(site: Site) -> None:
+    """Nor is anything mounted where other processes of the host see it."""
+    site.doit(node="a")
+    recipe = site.root / "projects/child/Dockerfile"
+    recipe.write_text(recipe.read_text() + f"RUN sleep {LONG_S}\n")
+    storage = site.storages / "b"
+    environ = {**os.environ, **site.environ, "RC_PODMAN_STORAGE": str(storage)}
+    argv = (str(Path(DOIT).with_name("python")), "-m", "rc_tasks.steps", "podman", "child")
+    output = subprocess.DEVNULL
+    with subprocess.Popen(argv, cwd=site.root, env=environ, stdout=output, stderr=output) as step:
+        wait_until(
+            lambda: any(LONG_S in each for each in processes_below(step.pid).values()),
+            lambda: processes_below(step.pid),
+        )
+        assert attached(site.root) and not mounted(site)
+        for pid in processes_below(step.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not attached(site.root), lambda: attached(site.root))
+    assert not mounted(site)
+    recipe.write_text(recipe.read_text().replace(f"sleep {LONG_S}", "echo again > /again"))
+    site.doit("build:child", node="b")
+    assert site.read("child", "again") == "again\n"
+    assert json.loads((storage / "root/overlay-containers/containers.json").read_text()) == []
+
+
+def test_two_steps_mount_the_same_layers_at_once(site: Site) -> None:
+    """podman counts mounts for all its processes, which do not see those of one another."""
+    recipe = "FROM base\nRUN --mount=from=base,target=/m sleep 2; cat /m/kept/k > /{name}\n"
+    recipe += "RUN --mount=from=base,target=/m sleep 1; cat /m/kept/k > /again\n"
+    for name in ("one", "two"):
+        site.write(f"projects/{name}/Dockerfile", recipe.format(name=name))
+    site.doit("build:base", node="a")
+    with ThreadPoolExecutor() as runs:
+        list(runs.map(lambda name: site.doit(f"build:{name}", node="b"), ("one", "two")))
+    for name in ("one", "two"):
+        assert "loading" not in site.log(name)
+        assert site.read(name, name) == "k\n" and site.read(name, "again") == "k\n"
+    assert not mounted(site) and not attached(site.root)
+
+
 @dataclass(frozen=True, slots=True)
 class Jobs:
     """Jobs of an ordinary user, who may open /dev/fuse as on most hosts."""
@@ -157,13 +240,20 @@ class Jobs:
 
     def run(self, job: str, *step: str) -> str:
         """The output of `python -m rc_tasks.steps STEP…` in a job; all earlier ones have ended."""
+        with self.started(job, *step) as process:
+            output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
+    def started(self, job: str, *step: str) -> "subprocess.Popen[str]":
+        """`python -m rc_tasks.steps STEP…` in a job, running."""
         squeue = self.user.home / "bin/squeue"
         squeue.parent.mkdir(exist_ok=True)
         squeue.write_text(f"#!/bin/sh\necho {job}\n")
         squeue.chmod(0o755)
         with_fuse = ("sh", "-c", f'mount --bind {self.fuse} /dev/fuse && exec "$@"', "sh")
         variables = (f"PATH={squeue.parent}:/usr/bin:/bin", f"SLURM_JOB_ID={job}")
-        done = subprocess.run(
+        return subprocess.Popen(
             (
                 *("unshare", "--mount", "--propagation", "private", *with_fuse),
                 *(*self.user.argv, "env", f"--chdir={self.root}", *variables),
@@ -173,10 +263,7 @@ class Jobs:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
     def serving(self) -> list[str]:
         """What still serves mounts to this user."""
@@ -218,6 +305,28 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
     assert held_bytes(storage) < BUSYBOX.stat().st_size
 
 
+def test_squashfuse_ends_with_an_ordinary_users_step(jobs: Jobs) -> None:
+    """Even if nobody is left who would end it."""
+    for name in ("podman", "enroot"):
+        jobs.run("21", name, "base")
+    recipe = jobs.root / "projects/child/Dockerfile"
+    recipe.write_text(recipe.read_text() + f"RUN sleep {LONG_S}\n")
+    with jobs.started("22", "podman", "child") as step:
+        wait_until(
+            lambda: any(LONG_S in each for each in processes_below(step.pid).values()),
+            lambda: processes_below(step.pid),
+        )
+        assert jobs.serving()
+        for pid, argv in processes_below(step.pid).items():
+            # The first is runuser, which waits for the step.
+            if pid != step.pid and "squashfuse" not in argv:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not jobs.serving(), jobs.serving)
+    recipe.write_text(recipe.read_text().replace(f"sleep {LONG_S}", "echo again > /again"))
+    assert "loading" not in jobs.run("22", "podman", "child")
+
+
 def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None:
     """podman would look for it in the mounted store, and fail in words of its own."""
     site.doit(node="a")
@@ -234,14 +343,28 @@ def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None
     assert site.read("child", "two") == "2\n"
 
 
-def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        pytest.param("*", "images are loaded, as they cannot be mounted here: ", id="every mount"),
+        # The first has been mounted then.
+        pytest.param("squashfs:2", "cannot be mounted, so it is loaded: ", id="the second layer"),
+    ],
+)
+def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path, refused: str, said: str) -> None:
     site.doit(node="a")
     site.doit("forget", "podman:child")
-    refusing = tmp_path / "bin/mount"
+    refusing, count = tmp_path / "bin/mount", tmp_path / "count"
     refusing.parent.mkdir()
-    refusing.write_text("#!/bin/sh\necho 'mount: permission denied' >&2; exit 32\n")
+    refusing.write_text(f"""\
+#!/bin/sh
+touch {count}; [ "$2" != squashfs ] || echo x >> {count}
+case "$2:$(wc -l < {count})" in {refused}) echo refused >&2; exit 32 ;; esac
+exec {shutil.which("mount")} "$@"
+""")
     refusing.chmod(0o755)
     site.doit("build:child", node="b", PATH=f"{refusing.parent}:{os.environ['PATH']}")
     log = site.log("child")
-    assert "cannot be mounted, so it is loaded: " in log and "loading base" in log
+    assert said in log and "loading base" in log
+    assert not mounted(site) and not attached(site.root)
     assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"

@@ -183,7 +183,8 @@ class Store:
 
         if skopeo.available():
             source = podman.storage_reference(image.id)
-            copied = skopeo.copy_to_layout(source, scratch / "layout", self.directory / "blobs")
+            blobs = self.directory / "blobs"
+            copied = skopeo.copy_to_layout(source, scratch / "layout", blobs, podman.through)
             _run(copied, to=self.directory)
             return
         self._push(podman, image, scratch)
@@ -216,7 +217,7 @@ class Store:
 
         config = podman.config(image.id)
         if config is None and skopeo.available():
-            config = skopeo.raw_config(podman.storage_reference(image.id))
+            config = skopeo.raw_config(podman.storage_reference(image.id), podman.through)
         elif config is None:
             self._push(podman, image, scratch)
             config = (scratch / "pushed" / image.id).read_bytes()

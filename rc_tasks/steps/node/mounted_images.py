@@ -1,13 +1,14 @@
 """Images of the store on a node without loading them: their squashed layers are mounted.
 
 Loading takes the node's memory and time for each layer of a base; a mount takes neither. root mounts
-with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts belong to the
-step: Slurm ends all processes of a step with it, and so what serves them. An image whose layers are not
-all squashed yet is loaded.
+with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts are in a mount
+namespace of the step's own, so none is left, however the step ends. An image whose layers are not all
+squashed yet is loaded.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -40,24 +41,28 @@ _UNMOUNT = 'for each; do umount --lazy "$each"; done'
 
 
 @contextlib.contextmanager
-def available(checkout: Checkout) -> Iterator[None]:
-    """Let podman mount images during a step, if the settings want it; unmount them at its end.
+def available(checkout: Checkout) -> Iterator[Podman]:
+    """Let podman mount images during a step, if the settings want it; return podman.
 
-    Call it in `nodes.prepared`, whose temporary directory holds the mount points.
+    Call it in `nodes.prepared`, whose temporary directory holds the mount points. It removes the
+    containers of killed steps: podman cannot list those on mounted images before it knows the images.
     """
     storage = podman_storage.directory(checkout.settings.podman)
-    if storage is None or not _wanted(checkout.settings, storage):
-        yield
-        return
-    with nodes.mounting_images() as images:
-        # What earlier steps built is built on images that they had mounted: podman has to know these.
-        for image_id in names(podman_storage.images(storage)):
-            if image := _stored(checkout, image_id):
-                additional_store.add_image(images, image)
-        try:
-            yield
-        finally:
-            _unmount(nodes.storage(checkout.settings.podman), images)
+    with contextlib.ExitStack() as stack:
+        if storage is not None and _wanted(checkout.settings, storage):
+            try:
+                engine = nodes.storage(checkout.settings.podman)
+                images = stack.enter_context(nodes.mounting_images(engine))
+            except CommandError as error:
+                print(f"images are loaded, as they cannot be mounted here: {error.what}", flush=True)
+            else:
+                # What earlier steps built is built on images that they had mounted.
+                for image_id in names(podman_storage.images(storage)):
+                    if image := _stored(checkout, image_id):
+                        additional_store.add_image(images, image)
+        engine = nodes.storage(checkout.settings.podman)
+        stack.enter_context(nodes.cleared(engine))
+        yield engine
 
 
 def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: int) -> None:
@@ -68,7 +73,10 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
     why, unless a layer is not squashed yet.
     """
     images = nodes.mounted_images()
-    if images is None or additional_store.option(images) not in podman.options:
+    if images is None:
+        return
+    seen = podman_storage.mounted(Path(podman.root).parent)
+    if additional_store.option(seen) not in podman.options:
         return
     find = squashed_layers(checkout).find
     most = additional_store.most_layers(images, Path(podman.root)) - above
@@ -85,7 +93,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
         whole = bool(files) and None not in files.values() and fits
         try:
             layers = files if whole else dict.fromkeys(known)
-            _mount(podman, images, {key: file for key in layers if (file := files[key]) is not None})
+            _mount(images, seen, {key: file for key in layers if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
             if known:
                 # podman counts on these layers: it would not load them, and fail in its own words.
@@ -186,39 +194,39 @@ def _squashfuse() -> str | None:
     return command.which("squashfuse_ll") or command.which("squashfuse")
 
 
-def _mount(podman: Podman, images: Path, files: Mapping[str, Path]) -> None:
+def _mount(images: Path, seen: Path, files: Mapping[str, Path]) -> None:
     """Mount the files of layers, by the IDs of the layers, as far as they are not mounted yet."""
-    arguments: list[str] = []
-    for layer_id, file in files.items():
-        place = additional_store.mount_point(images, layer_id)
-        if not place.exists():
-            inspect(file)
-            arguments += (str(file), str(place))
-    if not arguments:
+    new = {
+        layer_id: file
+        for layer_id, file in files.items()
+        if not additional_store.mount_point(images, layer_id).exists()
+    }
+    for file in new.values():
+        inspect(file)
+    if not new:
         return
     # Without its directory a layer that is not mounted is an error of podman's, never an empty layer.
-    for place in map(Path, arguments[1::2]):
-        place.mkdir(parents=True)
+    for layer_id in new:
+        additional_store.mount_point(images, layer_id).mkdir(parents=True)
+    mounting = (_MOUNT_FUSE, str(_squashfuse())) if rootless() else (_MOUNT, "sh")
+    pairs = ((str(file), str(additional_store.mount_point(seen, key))) for key, file in new.items())
+    argv = ("sh", "-c", *mounting, *itertools.chain.from_iterable(pairs))
     try:
-        if rootless():
-            argv = ("sh", "-c", _MOUNT_FUSE, str(_squashfuse()), *arguments)
-            command.capture(podman.unshare(Command(argv)))
-        else:
-            command.capture(Command(("sh", "-c", _MOUNT, "sh", *arguments)))
+        command.capture(Command(argv, through=nodes.entering(processes=True)))
     except BaseException:
-        _unmount(podman, images, map(Path, arguments[1::2]))
+        _unmount(images, seen, new)
         raise
 
 
-def _unmount(podman: Podman, images: Path, places: Iterable[Path] | None = None) -> None:
-    """Unmount layers, all by default, and remove their mount points."""
-    mounted = list(additional_store.mount_points(images) if places is None else places)
-    if not mounted:
-        return
-    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *map(str, mounted)))
-    command.capture(podman.unshare(unmount) if rootless() else unmount, check=False)
-    for place in mounted:
-        # It stays, and the next sweep tries again, if it could not be unmounted.
+def _unmount(images: Path, seen: Path, layer_ids: Iterable[str]) -> None:
+    """Unmount layers as far as they are mounted, and remove their mount points."""
+    layer_ids = tuple(layer_ids)
+    places = (str(additional_store.mount_point(seen, layer_id)) for layer_id in layer_ids)
+    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *places), through=nodes.entering())
+    command.capture(unmount, check=False)
+    for layer_id in layer_ids:
+        place = additional_store.mount_point(images, layer_id)
+        # It stays if it could not be unmounted.
         with contextlib.suppress(OSError):
             place.rmdir()
             # podman would load a layer of this ID into the directory. It is not empty if podman knows

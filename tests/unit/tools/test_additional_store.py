@@ -49,5 +49,4 @@ def test_a_layer_that_is_not_mounted_has_no_directory(tmp_path: Path) -> None:
     """podman would take an empty one for a layer without files."""
     additional_store.create(tmp_path)
     additional_store.add_image(tmp_path, image("first", LOW, HIGH))
-    assert list(additional_store.mount_points(tmp_path)) == []
     assert not additional_store.mount_point(tmp_path, "1" * 64).exists()
