@@ -13,10 +13,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rc_tasks.errors import ArtifactError, CommandError, RcError
+from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import MountMode, Settings
-from rc_tasks.model.dockerfile.instructions import instructions
-from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.squashfs.readers import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
@@ -30,10 +28,7 @@ from rc_tasks.tools import additional_store, command, skopeo
 from rc_tasks.tools.additional_store import StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
-from rc_tasks.util.safe_read import read_bytes
 
-# For the triggers of a base, our labels, and the container of a published image.
-_MORE_LAYERS = 8
 # Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
 _MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
 _MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
@@ -59,18 +54,17 @@ def available(checkout: Checkout) -> Iterator[Podman]:
                 # What earlier steps built is built on images that they had mounted.
                 for image_id in names(podman_storage.images(storage)):
                     if image := _stored(checkout, image_id):
-                        additional_store.add_image(images, image)
+                        _add(images, engine, image)
         engine = nodes.storage(checkout.settings.podman)
         stack.enter_context(nodes.cleared(engine))
         yield engine
 
 
-def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: int) -> None:
+def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
     """Mount those images whose layers are all squashed, from this store or the official one; say which.
 
-    `above` is how many layers may be built on them in this checkout. Of an image that podman has built
-    on mounted layers, these are mounted. What cannot be mounted is left to be loaded; a message says
-    why, unless a layer is not squashed yet.
+    Of an image that podman has built on mounted layers, these are mounted. What cannot be mounted is
+    left to be loaded; a message says why, unless a layer is not squashed yet.
     """
     images = nodes.mounted_images()
     if images is None:
@@ -79,7 +73,6 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
     if additional_store.option(seen) not in podman.options:
         return
     find = squashed_layers(checkout).find
-    most = additional_store.most_layers(images, Path(podman.root)) - above
     for image_id in dict.fromkeys(image_ids):
         image = _stored(checkout, image_id)
         if image is None:
@@ -89,8 +82,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
         files = {layer_id: _mountable(podman, find(diff_id)) for layer_id, diff_id in by_id.items()}
         if known and any(files[layer_id] is None for layer_id in known):
             raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
-        fits = bool(known) or len(files) <= most
-        whole = bool(files) and None not in files.values() and fits
+        whole = bool(files) and None not in files.values()
         try:
             layers = files if whole else dict.fromkeys(known)
             _mount(images, seen, {key: file for key in layers if (file := files[key]) is not None})
@@ -101,11 +93,17 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
             continue
         if whole and not additional_store.has_image(images, image.id):
-            additional_store.add_image(images, image)
+            _add(images, podman, image)
             registered = podman_storage.images(Path(podman.root).parent)
             registered.mkdir(exist_ok=True)
             (registered / image.id).touch()
             print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+
+
+def _add(images: Path, podman: Podman, image: StoredImage) -> None:
+    root = Path(podman.root)
+    additional_store.add_image(images, image)
+    additional_store.link_layers(images, podman_storage.mounted(root.parent), root)
 
 
 def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
@@ -115,32 +113,6 @@ def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
         hint="`doit verify --all` names what is damaged, and how to make it again;\n"
         "then run this in a new job",
     )
-
-
-def layers_above(checkout: Checkout, name: str) -> int:
-    """Return the most layers that the Dockerfiles of this checkout put on an image or registry base."""
-    built_on = {name}
-    dependents = []
-    # The graph has bases first.
-    for image, node in checkout.graph.images.items():
-        if not built_on.isdisjoint((*node.bases, *node.remote)):
-            built_on.add(image)
-            dependents.append(node)
-    above = dict.fromkeys(built_on, _MORE_LAYERS)
-    for node in reversed(dependents):
-        layers = instructions_of(node) + above[node.project.name]
-        for base in built_on.intersection((*node.bases, *node.remote)):
-            above[base] = max(above[base], layers)
-    return above[name]
-
-
-def instructions_of(node: ImageNode) -> int:
-    """Return how many instructions a Dockerfile has, which is at least as many as it makes layers."""
-    try:
-        text = read_bytes(node.project.dockerfile)
-        return len(instructions(text, where=node.project.shown_dockerfile).instructions)
-    except (OSError, RcError):
-        return 0  # it is not built
 
 
 def _mountable(podman: Podman, file: Path | None) -> Path | None:
