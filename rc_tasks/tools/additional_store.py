@@ -148,9 +148,9 @@ def link_layers(directory: Path, seen: Path, root: Path) -> None:
             (own / name.name).symlink_to(os.path.relpath(target, own))
 
 
-def has_image(directory: Path, image_id: str) -> bool:
-    """Return whether a store has an image."""
-    return any(entry["id"] == image_id for entry in _read(directory / _IMAGES))
+def image_ids(directory: Path) -> tuple[str, ...]:
+    """Return the IDs of a store's images."""
+    return tuple(str(entry["id"]) for entry in _read(directory / _IMAGES))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

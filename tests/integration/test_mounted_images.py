@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
 from tests.integration.test_sources import Site
 from tests.support.checkouts import write_checkout
 from tests.support.doit import DOIT
@@ -372,6 +374,48 @@ def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None
     assert "`doit verify --all` names what is damaged" in said
     site.doit("build:child", node="c", RC_STORE_MOUNT="never")
     assert site.read("child", "two") == "2\n"
+
+
+def numbers_of(site: Site) -> Path:
+    """Build the base with another file, /numbers; return the layer with this file."""
+    recipe = site.root / "projects/base/Dockerfile"
+    recipe.write_text(f"{recipe.read_text()}RUN seq 1 300000 > /numbers\n")
+    site.doit("build:base", node="a")
+    for path in site.root.glob(".rc/store/layers/*/layer.sqsh"):
+        if "squashfs-root/numbers" in command.capture(Command(("unsquashfs", "-l", str(path)))).stdout:
+            return path
+    raise AssertionError
+
+
+# The data of its files alone.
+OVERWRITE = "dd if=/dev/zero of={} bs=1k seek=20 count=20 conv=notrunc"
+
+
+@pytest.mark.parametrize("harm", [OVERWRITE, "truncate --size 8192 {}"], ids=("overwrite", "truncate"))
+def test_a_mounted_layer_that_cannot_be_read_is_named(site: Site, tmp_path: Path, harm: str) -> None:
+    layer = numbers_of(site)
+    harming = tmp_path / "bin/mount"
+    harming.parent.mkdir()
+    harming.write_text(f"""\
+#!/bin/sh
+{shutil.which("mount")} "$@" || exit
+[ "$5" != "{layer}" ] || {harm.format(layer)}
+""")
+    harming.chmod(0o755)
+    site.write("projects/child/Dockerfile", "FROM base\nRUN cat /numbers > /dev/null\n")
+    path = f"{harming.parent}:{os.environ['PATH']}"
+    said = site.doit("build:child", node="b", status=1, PATH=path)
+    assert f"a layer of base could not be read: {layer.relative_to(site.root)} (its bytes have " in said
+    assert "next: `doit verify --all` names what is damaged" in said
+
+
+def test_a_mounted_layer_that_is_damaged_is_not_squashed_again_from_itself(site: Site) -> None:
+    layer = numbers_of(site)
+    command.capture(Command(("sh", "-c", OVERWRITE.format(layer))))
+    said = site.doit("build:child", node="b", status=1)
+    shown = layer.relative_to(site.root)
+    assert f"{shown}: a layer that is mounted here is damaged: not a whole SquashFS image: its " in said
+    assert "next: `doit verify --all` names what is damaged" in said
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rc_tasks.squashfs.readers import Readers
 from rc_tasks.state.disk import reading
+from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.store import LAYERS, Store
 from rc_tasks.util.json_decode import Size, encode, parse
 
@@ -84,6 +85,21 @@ class SquashedLayers:
 def layer_record(file: Path) -> LayerRecord | None:
     """Return the record of a layer's file; None for one that is missing or damaged."""
     return parse(LayerRecord, reading.content(record_file(file)))
+
+
+def damage(file: Path, read: Callable[[int], None] = lambda _bytes: None) -> str:
+    """Return why a layer's file is not what was written, or an empty string; read all of it.
+
+    `read` is called as by `blocks_digest`.
+    """
+    record = layer_record(file)
+    if record is None:
+        return "its record is missing or damaged"
+    try:
+        digest = blocks_digest(str(file), read)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return "" if digest == record.blocks_digest else "its bytes have changed since it was written"
 
 
 def record_file(file: Path) -> Path:

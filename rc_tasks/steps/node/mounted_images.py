@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.reading import names
 from rc_tasks.state.disk.trust import NotOfferedError
-from rc_tasks.state.store.layers import layer_record
+from rc_tasks.state.store.layers import damage, layer_record
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.tools import additional_store, command, skopeo
@@ -32,6 +33,11 @@ from rc_tasks.tools.podman import Podman, rootless
 # Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
 _MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
 _MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
+_DAMAGED = (
+    "`doit verify --all` names what is damaged, and how to make it again;\nthen run this in a new job"
+)
+# How programs print that a file cannot be read, or die of a page of it that cannot be loaded.
+_UNREAD = re.compile(r"input/output error|bus error|\berrno 5\b|\bEIO\b", re.IGNORECASE)
 _UNMOUNT = 'for each; do umount --lazy "$each"; done'
 
 
@@ -92,12 +98,37 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
                 raise _lost(checkout, image_id, error.what) from None
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
             continue
-        if whole and not additional_store.has_image(images, image.id):
+        if whole and image.id not in additional_store.image_ids(images):
             _add(images, podman, image)
             registered = podman_storage.images(Path(podman.root).parent)
             registered.mkdir(exist_ok=True)
             (registered / image.id).touch()
             print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+
+
+def unread(checkout: Checkout, bases: Mapping[str, str], lines: Iterable[str]) -> ArtifactError | None:
+    """Return the error for a mounted layer that is damaged, if a build's lines are about one, else None.
+
+    `bases` maps the names of images to their IDs; the layer may also be one of the cache.
+    """
+    images = nodes.mounted_images()
+    if images is None or not any(_UNREAD.search(line) for line in lines):
+        return None
+    find = squashed_layers(checkout).find
+    named = {f"image {image_id[:12]}": image_id for image_id in additional_store.image_ids(images)}
+    for name, image_id in {**bases, **named}.items():
+        image = _stored(checkout, image_id)
+        diff_ids = image.diff_ids if image is not None else ()
+        for diff_id, layer_id in zip(diff_ids, additional_store.layer_ids(diff_ids), strict=True):
+            is_mounted = additional_store.mount_point(images, layer_id).exists()
+            file = find(diff_id) if is_mounted else None
+            if file is not None and (why := damage(file)):
+                return ArtifactError(
+                    f"a layer of {name} could not be read: {checkout.shown(file)} ({why})",
+                    where=nodes.this_node().name,
+                    hint=_DAMAGED,
+                )
+    return None
 
 
 def _add(images: Path, podman: Podman, image: StoredImage) -> None:
@@ -110,8 +141,7 @@ def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
     return ArtifactError(
         f"image {image_id[:12]}, on which this node has built before, cannot be mounted again: {why}",
         where=checkout.shown(checkout.store.directory),
-        hint="`doit verify --all` names what is damaged, and how to make it again;\n"
-        "then run this in a new job",
+        hint=_DAMAGED,
     )
 
 
@@ -184,10 +214,17 @@ def _mount(images: Path, seen: Path, files: Mapping[str, Path]) -> None:
     pairs = ((str(file), str(additional_store.mount_point(seen, key))) for key, file in new.items())
     argv = ("sh", "-c", *mounting, *itertools.chain.from_iterable(pairs))
     try:
-        command.capture(Command(argv, through=nodes.entering(processes=True)))
+        _run(Command(argv, through=nodes.entering(processes=True)))
     except BaseException:
         _unmount(images, seen, new)
         raise
+
+
+def _run(mount_all: Command) -> None:
+    done = command.capture(mount_all, check=False)
+    if done.returncode != 0:
+        # The command holds all layers; what is printed first says which of them, and why.
+        raise CommandError(next(iter(done.stderr.splitlines()), command.ending(done.returncode)))
 
 
 def _unmount(images: Path, seen: Path, layer_ids: Iterable[str]) -> None:

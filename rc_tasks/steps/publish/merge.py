@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from rc_tasks.errors import ArtifactError
 from rc_tasks.squashfs import superblock
 from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit
@@ -22,7 +23,7 @@ from rc_tasks.squashfs.superblock import SquashfsError, not_whole
 from rc_tasks.squashfs.tree import Layer, Tree
 from rc_tasks.squashfs.write import write
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.state.store.layers import LayerRecord, SquashedLayers, layer_record
+from rc_tasks.state.store.layers import LayerRecord, SquashedLayers, damage
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.publish import mksquashfs
 from rc_tasks.tools import command, squashfs
@@ -115,15 +116,8 @@ def _reading(paths: Mapping[str, Path]) -> Iterator[dict[str, Future[Layer]]]:
 def _verified(path: Path, go_on: Callable[[int], None]) -> Layer:
     """Read a layer whose bytes are those that were written. Raise SquashfsError for any other."""
     layer = read_layer(path)
-    record = layer_record(path)
-    if record is None:
-        raise not_whole(path, "its record is missing or damaged")
-    try:
-        digest = blocks_digest(str(path), go_on)
-    except OSError as error:
-        raise not_whole(path, f"it cannot be read: {error.strerror}") from None
-    if digest != record.blocks_digest:
-        raise not_whole(path, "its bytes have changed since it was written")
+    if why := damage(path, go_on):
+        raise not_whole(path, why)
     return layer
 
 
@@ -146,13 +140,18 @@ class _Squasher:
             stack = {
                 digest: layer
                 for digest, path in stored.items()
-                if (layer := self._usable(path, readings[digest], like, scratch))
+                if (layer := self._usable(path, directories[digest], readings[digest], like, scratch))
             }
         new |= self._new(directories, stored.keys() - stack.keys(), scratch)
         return stack | {digest: read_layer(file) for digest, file in new.items()}, len(new)
 
-    def _usable(self, path: Path, reading: Future[Layer], like: Layer, scratch: Path) -> Layer | None:
-        """Return a layer that can be merged with `like`; remove the file of any other."""
+    def _usable(
+        self, path: Path, directory: Path, reading: Future[Layer], like: Layer, scratch: Path
+    ) -> Layer | None:
+        """Return a layer that can be merged with `like`; remove the file of any other.
+
+        Raise ArtifactError for a damaged one whose directory is no copy of the layer, but a mount of it.
+        """
         try:
             layer = reading.result()
             theirs, ours = layer.source.form, like.source.form
@@ -163,6 +162,12 @@ class _Squasher:
                 f" settings say {ours.compressor} and {ours.block_size_bytes}"
             )
         except SquashfsError as error:
+            if directory.resolve().is_mount():
+                raise ArtifactError(
+                    f"a layer that is mounted here is damaged: {error.what}",
+                    where=path,
+                    hint="`doit verify --all` names what is damaged, and how to make it again",
+                ) from None
             why = error.headline
         mksquashfs.say(self.log, f"{why}; this layer is squashed again")
         self.layers.discard(path, scratch)
