@@ -71,12 +71,17 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """A checkout with a base and a child; every node mounts."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts layers")
-    require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "mount")
+    require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "mount", "runc")
     files = {"projects/base/Dockerfile": BASE, "projects/child/Dockerfile": CHILD}
     root = write_checkout(tmp_path / "imgs", files)
     write_programs(root / "projects/base/rootfs/bin")
     with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as storages:
-        environ = {"RC_RUNNER": "local", "RC_PODMAN_DRIVER": "overlay", "RC_STORE_MOUNT": "always"}
+        environ = {
+            "RC_RUNNER": "local",
+            "RC_PODMAN_DRIVER": "overlay",
+            "RC_PODMAN_RUNTIME": "runc",
+            "RC_STORE_MOUNT": "always",
+        }
         yield Site(root, Path(storages), environ)
         for storage in Path(storages).iterdir():
             remove_storage(storage)
@@ -226,6 +231,23 @@ def test_nothing_stays_mounted_when_everything_is_killed(site: Site) -> None:
     assert json.loads((storage / "root/overlay-containers/containers.json").read_text()) == []
 
 
+def test_publishing_and_starting_on_another_node_load_nothing(site: Site) -> None:
+    site.write("projects/child/project.toml", 'smoke = [["cat", "/child"]]\n')
+    site.doit("build:child", node="a", RC_LAUNCHER="podman")
+    (site.root / "projects/child/image.sqsh").unlink()
+    site.doit("enroot:child", node="b", RC_LAUNCHER="podman")
+    log = max((site.root / ".rc/logs/child/enroot").iterdir()).read_text()
+    assert "mounted " in log and "loading" not in log and "smoke test 1 of 1 (podman)" in log
+    started = site.doit(
+        "local", "child", "--", "cat", "/seen", "/from-mount", node="c", RC_LAUNCHER="podman"
+    )
+    assert "mounted " in started and "unpacking" not in started
+    assert "/kept:\nk\nk\n" in started
+    for node in ("b", "c"):
+        assert held_bytes(site.storages / node) < BUSYBOX.stat().st_size
+    assert not mounted(site) and not attached(site.root)
+
+
 def test_two_steps_mount_the_same_layers_at_once(site: Site) -> None:
     """podman counts mounts for all its processes, which do not see those of one another."""
     recipe = "FROM base\nRUN --mount=from=base,target=/m sleep 2; cat /m/kept/k > /{name}\n"
@@ -270,6 +292,7 @@ class Jobs:
                 *("unshare", "--mount", "--propagation", "private", *with_fuse),
                 *(*self.user.argv, "env", f"--chdir={self.root}", *variables),
                 *("RC_PODMAN_ISOLATION=chroot", *(f"{key}={value}" for key, value in more.items())),
+                "RC_PODMAN_RUNTIME=runc",
                 *(*self.python, "-m", "rc_tasks.steps", *step),
             ),
             stdin=subprocess.DEVNULL,
@@ -287,7 +310,9 @@ class Jobs:
 
 @pytest.fixture
 def jobs() -> Iterator[Jobs]:
-    require_tools("podman", "skopeo", "mksquashfs", "busybox", "useradd", "runuser", "squashfuse_ll")
+    require_tools(
+        "podman", "skopeo", "mksquashfs", "busybox", "useradd", "runuser", "squashfuse_ll", "runc"
+    )
     if os.geteuid() != 0:
         pytest.skip("only root can make an ordinary user")
     with ordinary_user() as user, tempfile.TemporaryDirectory(dir="/var/tmp") as devices:
@@ -295,7 +320,11 @@ def jobs() -> Iterator[Jobs]:
         fuse = Path(devices, "fuse")
         os.mknod(fuse, 0o020666, os.makedev(10, 229))
         fuse.chmod(0o666)
-        files = {"base/Dockerfile": BASE, "projects/child/Dockerfile": CHILD}
+        files = {
+            "base/Dockerfile": BASE,
+            "projects/child/Dockerfile": CHILD,
+            "projects/child/project.toml": 'smoke = [["cat", "/child"]]\n',
+        }
         root = write_checkout(user.home / "imgs", files)
         write_programs(root / "base/rootfs/bin")
         subprocess.run(("chown", "--recursive", "--no-dereference", f"{user.name}:", root), check=True)
@@ -309,6 +338,7 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
     assert "mounted " in built and "loading" not in built
     published = jobs.run("12", "enroot", "child")
     assert "merged " in published and "loading" not in published
+    assert "smoke test 1 of 1 (podman)" in published
     assert not jobs.serving()
     image = jobs.root / "projects/child/image.sqsh"
     for name, text in (("seen", "/data:\nnew\n\n/kept:\nk\n"), ("from-mount", "k\n")):
@@ -336,6 +366,33 @@ def test_an_ordinary_user_mounts_a_base_of_many_layers(jobs: Jobs, tmp_path: Pat
     for name, text in (("seen", "x"), ("from-mount", "many\n")):
         argv = ("unsquashfs", "-cat", str(image), name)
         assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
+
+
+def test_a_second_layer_that_squashfuse_refuses(jobs: Jobs) -> None:
+    """The first is unmounted again, and the image is loaded."""
+    for name in ("podman", "enroot"):
+        jobs.run("41", name, "base")
+    program = jobs.user.home / "bin/squashfuse_ll"
+    count = jobs.user.home / "count"
+    program.write_text(f"""\
+#!/bin/sh
+echo x >> {count}
+[ "$(wc -l < {count})" != 2 ] || {{ echo "no such layer" >&2; exit 1; }}
+exec {shutil.which("squashfuse_ll")} "$@"
+""")
+    program.chmod(0o755)
+    recipe = jobs.root / "projects/child/Dockerfile"
+    recipe.write_text(f"{recipe.read_text()}RUN cat /proc/self/mountinfo > /mounts\n")
+    built = jobs.run("42", "podman", "child")
+    assert "cannot be mounted, so it is loaded: no such layer" in built and "loading base" in built
+    assert count.read_text() == "x\nx\n"
+    jobs.run("42", "enroot", "child")
+    image = jobs.root / "projects/child/image.sqsh"
+    for name, expected in (("seen", True), ("mounts", False)):
+        argv = ("unsquashfs", "-cat", str(image), name)
+        text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert ("squashfuse" in text) is False and ("/kept" in text) is expected
+    assert not jobs.serving()
 
 
 def test_squashfuse_ends_with_an_ordinary_users_step(jobs: Jobs) -> None:
