@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,9 @@ from msgspec import Struct
 _CREATED = "1970-01-01T00:00:00Z"
 _IMAGES = "overlay-images/images.json"
 _LAYERS = "overlay-layers/layers.json"
-# A short name keeps mount options short. containers/storage takes 26 characters for its own layers.
+# A short name keeps mount options short. containers/storage takes 26 characters for its own layers, so
+# the names never meet.
 _SHORT_LENGTH = 12
-_OWN_LENGTH = 26
-# What else is in the options of a mount: an upper and a work directory, a label.
-_OTHER_OPTIONS_BYTES = 600
 
 
 class StoredImage(Struct, frozen=True):
@@ -52,17 +50,6 @@ class Recipe(Struct, frozen=True):
 def option(directory: Path) -> str:
     """Return the storage option with which podman reads a store."""
     return f"additionalimagestore={directory}"
-
-
-def most_layers(directory: Path, root: Path) -> int:
-    """Return how many layers a container may have, on layers of a store and of podman's own storage.
-
-    Options of a mount are at most a page long. For longer ones podman changes to its own storage and
-    uses relative names, which do not lead to the layers of an additional store (overlay.go).
-    """
-    longest = max(len(str(directory)) + _SHORT_LENGTH, len(str(root)) + _OWN_LENGTH)
-    room_bytes = os.sysconf("SC_PAGE_SIZE") - _OTHER_OPTIONS_BYTES
-    return room_bytes // (longest + len("/overlay/l/:"))
 
 
 def create(directory: Path) -> None:
@@ -90,11 +77,6 @@ def layer_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
 def mount_point(directory: Path, layer_id: str) -> Path:
     """Return where a layer has to be mounted."""
     return directory / "overlay" / layer_id / "diff"
-
-
-def mount_points(directory: Path) -> Iterator[Path]:
-    """Yield where layers of a store are mounted."""
-    yield from sorted(directory.glob("overlay/*/diff"))
 
 
 def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,9 +149,26 @@ def _add_layers(directory: Path, diff_ids: tuple[str, ...], recipes: Mapping[str
     _write(directory / _LAYERS, entries)
 
 
-def has_image(directory: Path, image_id: str) -> bool:
-    """Return whether a store has an image."""
-    return any(entry["id"] == image_id for entry in _read(directory / _IMAGES))
+def link_layers(directory: Path, seen: Path, root: Path) -> None:
+    """Lay the short names of a store's layers into podman's own storage, whose directory is `root`.
+
+    Options of a mount are at most a page long, which about 45 absolute paths fill. podman before 4.7
+    then changes to its own storage and takes relative names, also of layers that it has found in the
+    store (`get` in overlay.go of containers/storage before 1.50). `seen` is where podman sees the store:
+    the same path in each step, as all steps on a node share these links. They are relative: podman takes
+    an absolute one for another layer than the parent (`getLowerDirs`), and then compares all files.
+    """
+    own = root / "overlay" / "l"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (directory / "overlay" / "l").iterdir():
+        target = seen / "overlay" / name.readlink().relative_to("..")
+        with contextlib.suppress(FileExistsError):
+            (own / name.name).symlink_to(os.path.relpath(target, own))
+
+
+def image_ids(directory: Path) -> tuple[str, ...]:
+    """Return the IDs of a store's images."""
+    return tuple(str(entry["id"]) for entry in _read(directory / _IMAGES))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -68,12 +68,14 @@ class Command(Struct, frozen=True):
     """An argv with its changes to the environment and the working directory.
 
     `env` is added to the inherited environment; `unset` names variables that are taken out of it.
+    `through` is the argv of what starts the command, in another namespace; messages leave it out.
     """
 
     argv: tuple[str, ...]
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     unset: frozenset[str] = frozenset()
+    through: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the command as a person would paste it into a shell."""
@@ -521,7 +523,7 @@ def _popen(
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            (*before, *command.argv),
+            (*before, *command.through, *command.argv),
             cwd=command.cwd,
             env=command.environment(),
             stdin=stdin,

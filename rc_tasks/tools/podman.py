@@ -50,7 +50,10 @@ class Image(Struct, frozen=True):
 
 
 class Podman(Struct, frozen=True):
-    """One podman storage. Empty strings leave the choice to podman's own configuration."""
+    """One podman storage. Empty strings leave the choice to podman's own configuration.
+
+    `through` starts podman in a namespace, see `namespace.entering`.
+    """
 
     root: str = ""
     runroot: str = ""
@@ -60,6 +63,7 @@ class Podman(Struct, frozen=True):
     isolation: str = ""
     runtime: str = ""
     cgroup_manager: str = ""
+    through: tuple[str, ...] = ()
 
     def command(self, *argv: str) -> Command:
         """Return `podman argv…` on this storage."""
@@ -76,7 +80,7 @@ class Podman(Struct, frozen=True):
                 flags += [flag, value]
         for option in self.options:
             flags += ["--storage-opt", option]
-        return Command(("podman", *flags, *argv))
+        return Command(("podman", *flags, *argv), through=self.through)
 
     def build(
         self,
@@ -326,6 +330,8 @@ class Podman(Struct, frozen=True):
 
     def unshare(self, inner: Command) -> Command:
         """Return `inner` in the user namespace in which rootless podman's files can be read."""
+        if self.through:
+            return replace(inner, through=self.through)
         return inner.wrapped(*self.command("unshare").argv)
 
     def remove_leftovers(self) -> None:

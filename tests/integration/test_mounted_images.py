@@ -1,23 +1,37 @@
 """Builds on nodes where bases are mounted from the store instead of loaded."""
 
+import contextlib
+import json
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
 from tests.integration.test_sources import Site
 from tests.support.checkouts import write_checkout
+from tests.support.doit import DOIT
 from tests.support.images import BUSYBOX
+from tests.support.registry import serving
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
 from tests.support.users import User, ordinary_user, python
 
 pytestmark = pytest.mark.podman
 
+# How long a build may take to come to its RUN, and what was killed to be gone, on a busy machine.
+PATIENCE_S = 60.0
+# What RUN does when it is killed.
+LONG_S = "321.9"
 BASE = """\
 FROM scratch
 COPY rootfs/ /
@@ -32,13 +46,23 @@ RUN ls /data /kept > /seen; echo child > /child
 COPY --from=base /data/new /copied
 RUN --mount=type=bind,from=base,target=/m cat /m/kept/k > /from-mount
 """
+# As many as podman itself can mount, with the two that `more` adds.
+MOST_LAYERS = 124
+MANY = {
+    "many": "FROM FAR\nRUN echo many > /many\n",
+    "more": """\
+FROM many
+RUN cat /layer-9 > /seen
+RUN --mount=type=bind,from=many,target=/m cat /m/many > /from-mount
+""",
+}
 
 
 def write_programs(directory: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "busybox").write_bytes(BUSYBOX.read_bytes())
     (directory / "busybox").chmod(0o755)
-    for applet in ("sh", "cat", "ls", "mkdir", "rm", "seq"):
+    for applet in ("sh", "cat", "ls", "mkdir", "rm", "seq", "sleep"):
         (directory / applet).symlink_to("busybox")
 
 
@@ -47,12 +71,17 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """A checkout with a base and a child; every node mounts."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts layers")
-    require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "mount")
+    require_tools("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox", "mount", "runc")
     files = {"projects/base/Dockerfile": BASE, "projects/child/Dockerfile": CHILD}
     root = write_checkout(tmp_path / "imgs", files)
     write_programs(root / "projects/base/rootfs/bin")
     with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as storages:
-        environ = {"RC_RUNNER": "local", "RC_PODMAN_DRIVER": "overlay", "RC_STORE_MOUNT": "always"}
+        environ = {
+            "RC_RUNNER": "local",
+            "RC_PODMAN_DRIVER": "overlay",
+            "RC_PODMAN_RUNTIME": "runc",
+            "RC_STORE_MOUNT": "always",
+        }
         yield Site(root, Path(storages), environ)
         for storage in Path(storages).iterdir():
             remove_storage(storage)
@@ -69,6 +98,37 @@ def mounted(site: Site) -> list[str]:
     """What is mounted of this checkout's store."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line for line in mounts if "squashfs" in line and str(site.root) in line]
+
+
+def attached(root: Path) -> list[str]:
+    """The loop devices of this checkout's files."""
+    argv = ("losetup", "--list", "--output", "BACK-FILE")
+    text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return [line for line in text.splitlines() if str(root) in line]
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """A process and all that descend from it, with their command lines."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(entry.name))
+    found, generation = {}, [pid]
+    while generation:
+        for each in generation:
+            with contextlib.suppress(OSError):
+                argv = Path(f"/proc/{each}/cmdline").read_bytes().decode(errors="replace")
+                found[each] = argv.replace("\0", " ")
+        generation = [child for each in generation for child in children.get(each, ())]
+    return found
+
+
+def wait_until(holds: Callable[[], bool], said: Callable[[], object]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < until_s, said()
+        time.sleep(0.1)
 
 
 def held_bytes(storage: Path) -> int:
@@ -120,19 +180,18 @@ def test_what_was_built_on_a_mounted_base_can_be_used_again(site: Site) -> None:
     assert not mounted(site)
 
 
-def test_more_layers_than_fit_into_mount_options_are_loaded(site: Site) -> None:
-    """podman cannot mount so many layers of another store at once."""
-    lines = "".join(f"COPY many/{number} /many/\n" for number in range(60))
-    for number in range(60):
-        site.write(f"projects/base/many/{number}", f"{number}\n")
-    recipe = site.root / "projects/base/Dockerfile"
-    recipe.write_text(recipe.read_text() + lines)
-    site.doit("build:base", node="a")
-    site.doit("build:child", node="b")
-    log = site.log("child")
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    assert ("loading base" in log and "mounted" not in log) == (page_bytes == 4096), log
-    assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"
+def test_a_base_of_many_layers_is_mounted(site: Site, tmp_path: Path) -> None:
+    """More than fit into the options of a mount by their absolute paths."""
+    with serving(tmp_path / "registry") as registry:
+        far = f"{registry}/many@{registry.image('many', '1', 'x', layers=MOST_LAYERS)}"
+        environ = registry.environ(tmp_path)
+        for name, text in MANY.items():
+            site.write(f"projects/{name}/Dockerfile", text.replace("FAR", far))
+        site.doit("build:many", node="a", **environ)
+        site.doit("build:more", node="b", **environ)
+    log = site.log("more")
+    assert f": {MOST_LAYERS + 1} layers" in log and "loading" not in log
+    assert site.read("more", "seen") == "x" and site.read("more", "from-mount") == "many\n"
 
 
 def test_a_damaged_layer_is_made_again(site: Site) -> None:
@@ -146,6 +205,64 @@ def test_a_damaged_layer_is_made_again(site: Site) -> None:
     assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"
 
 
+def test_nothing_stays_mounted_when_everything_is_killed(site: Site) -> None:
+    """Nor is anything mounted where other processes of the host see it."""
+    site.doit(node="a")
+    recipe = site.root / "projects/child/Dockerfile"
+    recipe.write_text(recipe.read_text() + f"RUN sleep {LONG_S}\n")
+    storage = site.storages / "b"
+    environ = {**os.environ, **site.environ, "RC_PODMAN_STORAGE": str(storage)}
+    argv = (str(Path(DOIT).with_name("python")), "-m", "rc_tasks.steps", "podman", "child")
+    output = subprocess.DEVNULL
+    with subprocess.Popen(argv, cwd=site.root, env=environ, stdout=output, stderr=output) as step:
+        wait_until(
+            lambda: any(LONG_S in each for each in processes_below(step.pid).values()),
+            lambda: processes_below(step.pid),
+        )
+        assert attached(site.root) and not mounted(site)
+        for pid in processes_below(step.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not attached(site.root), lambda: attached(site.root))
+    assert not mounted(site)
+    recipe.write_text(recipe.read_text().replace(f"sleep {LONG_S}", "echo again > /again"))
+    site.doit("build:child", node="b")
+    assert site.read("child", "again") == "again\n"
+    assert json.loads((storage / "root/overlay-containers/containers.json").read_text()) == []
+
+
+def test_publishing_and_starting_on_another_node_load_nothing(site: Site) -> None:
+    site.write("projects/child/project.toml", 'smoke = [["cat", "/child"]]\n')
+    site.doit("build:child", node="a", RC_LAUNCHER="podman")
+    (site.root / "projects/child/image.sqsh").unlink()
+    site.doit("enroot:child", node="b", RC_LAUNCHER="podman")
+    log = max((site.root / ".rc/logs/child/enroot").iterdir()).read_text()
+    assert "mounted " in log and "loading" not in log and "smoke test 1 of 1 (podman)" in log
+    started = site.doit(
+        "local", "child", "--", "cat", "/seen", "/from-mount", node="c", RC_LAUNCHER="podman"
+    )
+    assert "mounted " in started and "unpacking" not in started
+    assert "/kept:\nk\nk\n" in started
+    for node in ("b", "c"):
+        assert held_bytes(site.storages / node) < BUSYBOX.stat().st_size
+    assert not mounted(site) and not attached(site.root)
+
+
+def test_two_steps_mount_the_same_layers_at_once(site: Site) -> None:
+    """podman counts mounts for all its processes, which do not see those of one another."""
+    recipe = "FROM base\nRUN --mount=from=base,target=/m sleep 2; cat /m/kept/k > /{name}\n"
+    recipe += "RUN --mount=from=base,target=/m sleep 1; cat /m/kept/k > /again\n"
+    for name in ("one", "two"):
+        site.write(f"projects/{name}/Dockerfile", recipe.format(name=name))
+    site.doit("build:base", node="a")
+    with ThreadPoolExecutor() as runs:
+        list(runs.map(lambda name: site.doit(f"build:{name}", node="b"), ("one", "two")))
+    for name in ("one", "two"):
+        assert "loading" not in site.log(name)
+        assert site.read(name, name) == "k\n" and site.read(name, "again") == "k\n"
+    assert not mounted(site) and not attached(site.root)
+
+
 @dataclass(frozen=True, slots=True)
 class Jobs:
     """Jobs of an ordinary user, who may open /dev/fuse as on most hosts."""
@@ -155,28 +272,34 @@ class Jobs:
     root: Path
     fuse: Path
 
-    def run(self, job: str, *step: str) -> str:
+    def run(self, job: str, *step: str, **more: str) -> str:
         """The output of `python -m rc_tasks.steps STEP…` in a job; all earlier ones have ended."""
+        with self.started(job, *step, **more) as process:
+            output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
+    def started(self, job: str, *step: str, **more: str) -> "subprocess.Popen[str]":
+        """`python -m rc_tasks.steps STEP…` in a job, running."""
         squeue = self.user.home / "bin/squeue"
         squeue.parent.mkdir(exist_ok=True)
         squeue.write_text(f"#!/bin/sh\necho {job}\n")
         squeue.chmod(0o755)
         with_fuse = ("sh", "-c", f'mount --bind {self.fuse} /dev/fuse && exec "$@"', "sh")
         variables = (f"PATH={squeue.parent}:/usr/bin:/bin", f"SLURM_JOB_ID={job}")
-        done = subprocess.run(
+        return subprocess.Popen(
             (
                 *("unshare", "--mount", "--propagation", "private", *with_fuse),
                 *(*self.user.argv, "env", f"--chdir={self.root}", *variables),
-                *("RC_PODMAN_ISOLATION=chroot", *self.python, "-m", "rc_tasks.steps", *step),
+                *("RC_PODMAN_ISOLATION=chroot", *(f"{key}={value}" for key, value in more.items())),
+                "RC_PODMAN_RUNTIME=runc",
+                *(*self.python, "-m", "rc_tasks.steps", *step),
             ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
     def serving(self) -> list[str]:
         """What still serves mounts to this user."""
@@ -187,7 +310,9 @@ class Jobs:
 
 @pytest.fixture
 def jobs() -> Iterator[Jobs]:
-    require_tools("podman", "skopeo", "mksquashfs", "busybox", "useradd", "runuser", "squashfuse_ll")
+    require_tools(
+        "podman", "skopeo", "mksquashfs", "busybox", "useradd", "runuser", "squashfuse_ll", "runc"
+    )
     if os.geteuid() != 0:
         pytest.skip("only root can make an ordinary user")
     with ordinary_user() as user, tempfile.TemporaryDirectory(dir="/var/tmp") as devices:
@@ -195,7 +320,11 @@ def jobs() -> Iterator[Jobs]:
         fuse = Path(devices, "fuse")
         os.mknod(fuse, 0o020666, os.makedev(10, 229))
         fuse.chmod(0o666)
-        files = {"base/Dockerfile": BASE, "projects/child/Dockerfile": CHILD}
+        files = {
+            "base/Dockerfile": BASE,
+            "projects/child/Dockerfile": CHILD,
+            "projects/child/project.toml": 'smoke = [["cat", "/child"]]\n',
+        }
         root = write_checkout(user.home / "imgs", files)
         write_programs(root / "base/rootfs/bin")
         subprocess.run(("chown", "--recursive", "--no-dereference", f"{user.name}:", root), check=True)
@@ -209,6 +338,7 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
     assert "mounted " in built and "loading" not in built
     published = jobs.run("12", "enroot", "child")
     assert "merged " in published and "loading" not in published
+    assert "smoke test 1 of 1 (podman)" in published
     assert not jobs.serving()
     image = jobs.root / "projects/child/image.sqsh"
     for name, text in (("seen", "/data:\nnew\n\n/kept:\nk\n"), ("from-mount", "k\n")):
@@ -216,6 +346,75 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
         assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
     storage = Path("/dev/shm", jobs.user.name, "rc_tasks/12")
     assert held_bytes(storage) < BUSYBOX.stat().st_size
+
+
+def test_an_ordinary_user_mounts_a_base_of_many_layers(jobs: Jobs, tmp_path: Path) -> None:
+    with serving(tmp_path / "registry") as registry:
+        far = f"{registry}/many@{registry.image('many', '1', 'x', layers=MOST_LAYERS)}"
+        environ = registry.environ(jobs.root)
+        for name, text in MANY.items():
+            project = jobs.root / "projects" / name
+            project.mkdir()
+            (project / "Dockerfile").write_text(text.replace("FAR", far))
+            shutil.chown(project, jobs.user.name)
+        for name in ("podman", "enroot"):
+            jobs.run("31", name, "many", **environ)
+        built = jobs.run("32", "podman", "more", **environ)
+    assert f": {MOST_LAYERS + 1} layers" in built and "loading" not in built
+    jobs.run("32", "enroot", "more")
+    image = jobs.root / "projects/more/image.sqsh"
+    for name, text in (("seen", "x"), ("from-mount", "many\n")):
+        argv = ("unsquashfs", "-cat", str(image), name)
+        assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
+
+
+def test_a_second_layer_that_squashfuse_refuses(jobs: Jobs) -> None:
+    """The first is unmounted again, and the image is loaded."""
+    for name in ("podman", "enroot"):
+        jobs.run("41", name, "base")
+    program = jobs.user.home / "bin/squashfuse_ll"
+    count = jobs.user.home / "count"
+    program.write_text(f"""\
+#!/bin/sh
+echo x >> {count}
+[ "$(wc -l < {count})" != 2 ] || {{ echo "no such layer" >&2; exit 1; }}
+exec {shutil.which("squashfuse_ll")} "$@"
+""")
+    program.chmod(0o755)
+    recipe = jobs.root / "projects/child/Dockerfile"
+    recipe.write_text(f"{recipe.read_text()}RUN cat /proc/self/mountinfo > /mounts\n")
+    built = jobs.run("42", "podman", "child")
+    assert "cannot be mounted, so it is loaded: no such layer" in built and "loading base" in built
+    assert count.read_text() == "x\nx\n"
+    jobs.run("42", "enroot", "child")
+    image = jobs.root / "projects/child/image.sqsh"
+    for name, expected in (("seen", True), ("mounts", False)):
+        argv = ("unsquashfs", "-cat", str(image), name)
+        text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert ("squashfuse" in text) is False and ("/kept" in text) is expected
+    assert not jobs.serving()
+
+
+def test_squashfuse_ends_with_an_ordinary_users_step(jobs: Jobs) -> None:
+    """Even if nobody is left who would end it."""
+    for name in ("podman", "enroot"):
+        jobs.run("21", name, "base")
+    recipe = jobs.root / "projects/child/Dockerfile"
+    recipe.write_text(recipe.read_text() + f"RUN sleep {LONG_S}\n")
+    with jobs.started("22", "podman", "child") as step:
+        wait_until(
+            lambda: any(LONG_S in each for each in processes_below(step.pid).values()),
+            lambda: processes_below(step.pid),
+        )
+        assert jobs.serving()
+        for pid, argv in processes_below(step.pid).items():
+            # The first is runuser, which waits for the step.
+            if pid != step.pid and "squashfuse" not in argv:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not jobs.serving(), jobs.serving)
+    recipe.write_text(recipe.read_text().replace(f"sleep {LONG_S}", "echo again > /again"))
+    assert "loading" not in jobs.run("22", "podman", "child")
 
 
 def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None:
@@ -234,14 +433,70 @@ def test_a_layer_that_is_damaged_after_a_build_on_it_is_told(site: Site) -> None
     assert site.read("child", "two") == "2\n"
 
 
-def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path) -> None:
+def numbers_of(site: Site) -> Path:
+    """Build the base with another file, /numbers; return the layer with this file."""
+    recipe = site.root / "projects/base/Dockerfile"
+    recipe.write_text(f"{recipe.read_text()}RUN seq 1 300000 > /numbers\n")
+    site.doit("build:base", node="a")
+    for path in site.root.glob(".rc/store/layers/*/layer.sqsh"):
+        if "squashfs-root/numbers" in command.capture(Command(("unsquashfs", "-l", str(path)))).stdout:
+            return path
+    raise AssertionError
+
+
+# The data of its files alone.
+OVERWRITE = "dd if=/dev/zero of={} bs=1k seek=20 count=20 conv=notrunc"
+
+
+@pytest.mark.parametrize("harm", [OVERWRITE, "truncate --size 8192 {}"], ids=("overwrite", "truncate"))
+def test_a_mounted_layer_that_cannot_be_read_is_named(site: Site, tmp_path: Path, harm: str) -> None:
+    layer = numbers_of(site)
+    harming = tmp_path / "bin/mount"
+    harming.parent.mkdir()
+    harming.write_text(f"""\
+#!/bin/sh
+{shutil.which("mount")} "$@" || exit
+[ "$5" != "{layer}" ] || {harm.format(layer)}
+""")
+    harming.chmod(0o755)
+    site.write("projects/child/Dockerfile", "FROM base\nRUN cat /numbers > /dev/null\n")
+    path = f"{harming.parent}:{os.environ['PATH']}"
+    said = site.doit("build:child", node="b", status=1, PATH=path)
+    assert f"a layer of base could not be read: {layer.relative_to(site.root)} (its bytes have " in said
+    assert "next: `doit verify --all` names what is damaged" in said
+
+
+def test_a_mounted_layer_that_is_damaged_is_not_squashed_again_from_itself(site: Site) -> None:
+    layer = numbers_of(site)
+    command.capture(Command(("sh", "-c", OVERWRITE.format(layer))))
+    said = site.doit("build:child", node="b", status=1)
+    shown = layer.relative_to(site.root)
+    assert f"{shown}: a layer that is mounted here is damaged: not a whole SquashFS image: its " in said
+    assert "next: `doit verify --all` names what is damaged" in said
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        pytest.param("*", "images are loaded, as they cannot be mounted here: ", id="every mount"),
+        # The first has been mounted then.
+        pytest.param("squashfs:2", "cannot be mounted, so it is loaded: ", id="the second layer"),
+    ],
+)
+def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path, refused: str, said: str) -> None:
     site.doit(node="a")
     site.doit("forget", "podman:child")
-    refusing = tmp_path / "bin/mount"
+    refusing, count = tmp_path / "bin/mount", tmp_path / "count"
     refusing.parent.mkdir()
-    refusing.write_text("#!/bin/sh\necho 'mount: permission denied' >&2; exit 32\n")
+    refusing.write_text(f"""\
+#!/bin/sh
+touch {count}; [ "$2" != squashfs ] || echo x >> {count}
+case "$2:$(wc -l < {count})" in {refused}) echo refused >&2; exit 32 ;; esac
+exec {shutil.which("mount")} "$@"
+""")
     refusing.chmod(0o755)
     site.doit("build:child", node="b", PATH=f"{refusing.parent}:{os.environ['PATH']}")
     log = site.log("child")
-    assert "cannot be mounted, so it is loaded: " in log and "loading base" in log
+    assert said in log and "loading base" in log
+    assert not mounted(site) and not attached(site.root)
     assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"

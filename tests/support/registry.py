@@ -36,23 +36,31 @@ class Registry:
     def __str__(self) -> str:
         return self.address
 
-    def image(self, repository: str, tag: str, text: str, *, machine: str = HERE) -> str:
-        """Put a small image with a shell under a tag; returns the digest of its manifest."""
-        layer = Layer().busybox().directory("tmp").file("text", text.encode()).tar()
-        diff_id = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    def image(
+        self, repository: str, tag: str, text: str, *, machine: str = HERE, layers: int = 1
+    ) -> str:
+        """Put a small image with a shell under a tag; returns the digest of its manifest.
+
+        Each layer after the first adds a file `layer-NUMBER`.
+        """
+        tars = [Layer().busybox().directory("tmp").file("text", text.encode()).tar()]
+        tars += [Layer().file(f"layer-{number}", text.encode()).tar() for number in range(1, layers)]
         config = {
             "architecture": machine,
             "os": "linux",
             "config": {"Env": ["PATH=/bin"]},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in tars],
+            },
             # Without one for each layer, podman cannot build on it.
-            "history": [{"created": "2024-01-02T03:04:05Z", "created_by": "the test"}],
+            "history": [{"created": "2024-01-02T03:04:05Z", "created_by": "the test"}] * layers,
         }
         manifest = {
             "schemaVersion": 2,
             "mediaType": f"{OCI}.manifest.v1+json",
             "config": self._blob(repository, json.dumps(config).encode(), "config.v1+json"),
-            "layers": [self._blob(repository, layer, "layer.v1.tar")],
+            "layers": [self._blob(repository, layer, "layer.v1.tar") for layer in tars],
         }
         return self._manifest(repository, tag, manifest)
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from tests.support.tools import refuse
 
 # What steps need beside Python's own modules.
-PACKAGES: tuple[str, ...] = ("rc_tasks", "dockerfile_parse", "msgspec")
+PACKAGES: tuple[str, ...] = (
+    *("rc_tasks", "dockerfile_parse", "msgspec"),
+    *("jinja2", "markupsafe", "tomlkit"),
+)
 if sys.version_info < (3, 14):
     PACKAGES += ("backports.zstd",)
 

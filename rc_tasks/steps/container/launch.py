@@ -449,7 +449,7 @@ def _recorded_id(image: Path) -> str:
 def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
     """Load an image into podman if it lacks it; return whether podman has it."""
     if checkout is not None:
-        mounted_images.mount(checkout, engine, (image_id,), above=1)
+        mounted_images.mount(checkout, engine, (image_id,))
     if not engine.lacking((image_id,)):
         return True
     if checkout is None:

@@ -11,6 +11,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import Launcher
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.steps.container import failure, launch
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import command
 
@@ -26,7 +27,8 @@ def run(checkout: Checkout, edf: str, argv: tuple[str, ...]) -> int:
     launch.require_mounts(resolved)
     lines: list[str] = []
     with (
-        nodes.prepared(checkout.settings.podman) as engine,
+        nodes.prepared(checkout.settings.podman),
+        mounted_images.available(checkout) as engine,
         launch.podman_image(resolved, engine, checkout) as image,
     ):
         if image.name != resolved.image and not image.rootfs:

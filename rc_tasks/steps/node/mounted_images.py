@@ -1,21 +1,21 @@
 """Images of the store on a node without loading them: their squashed layers are mounted.
 
 Loading takes the node's memory and time for each layer of a base; a mount takes neither. root mounts
-with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts belong to the
-step: Slurm ends all processes of a step with it, and so what serves them. An image whose layers are not
-all squashed yet is loaded.
+with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts are in a mount
+namespace of the step's own, so none is left, however the step ends. An image whose layers are not all
+squashed yet is loaded.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rc_tasks.errors import ArtifactError, CommandError, RcError
+from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import MountMode, Settings
-from rc_tasks.model.dockerfile.instructions import instructions
-from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.squashfs.reader_kinds import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
@@ -29,50 +29,57 @@ from rc_tasks.tools import additional_store, command
 from rc_tasks.tools.additional_store import Recipe, StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
-from rc_tasks.util.safe_read import read_bytes
 
-# For the triggers of a base, our labels, and the container of a published image.
-_MORE_LAYERS = 8
 # Lines of FILE and DIRECTORY as arguments; what is mounted stays so if a later one fails.
 _MOUNT = 'while [ $# -gt 0 ]; do mount -t squashfs -o loop,ro "$1" "$2" || exit; shift 2; done'
 _MOUNT_FUSE = 'while [ $# -gt 1 ]; do "$0" -o ro "$1" "$2" || exit; shift 2; done'
+_DAMAGED = (
+    "`doit verify --all` names what is damaged, and how to make it again;\nthen run this in a new job"
+)
+# How programs print that a file cannot be read, or die of a page of it that cannot be loaded.
+_UNREAD = re.compile(r"input/output error|bus error|\berrno 5\b|\bEIO\b", re.IGNORECASE)
 _UNMOUNT = 'for each; do umount --lazy "$each"; done'
 
 
 @contextlib.contextmanager
-def available(checkout: Checkout) -> Iterator[None]:
-    """Let podman mount images during a step, if the settings want it; unmount them at its end.
+def available(checkout: Checkout) -> Iterator[Podman]:
+    """Let podman mount images during a step, if the settings want it; return podman.
 
-    Call it in `nodes.prepared`, whose temporary directory holds the mount points.
+    Call it in `nodes.prepared`, whose temporary directory holds the mount points. It removes the
+    containers of killed steps: podman cannot list those on mounted images before it knows the images.
     """
     storage = podman_storage.directory(checkout.settings.podman)
-    if storage is None or not _wanted(checkout.settings, storage):
-        yield
-        return
     find = squashed_layers(checkout).find
-    with nodes.mounting_images() as images:
-        # What earlier steps built is built on images that they had mounted: podman has to know these.
-        for image_id in names(podman_storage.images(storage)):
-            if image := _stored(checkout, image_id):
-                additional_store.add_image(images, image, _recipes(map(find, image.diff_ids)))
-        try:
-            yield
-        finally:
-            _unmount(nodes.storage(checkout.settings.podman), images)
+    with contextlib.ExitStack() as stack:
+        if storage is not None and _wanted(checkout.settings, storage):
+            try:
+                engine = nodes.storage(checkout.settings.podman)
+                images = stack.enter_context(nodes.mounting_images(engine))
+            except CommandError as error:
+                print(f"images are loaded, as they cannot be mounted here: {error.what}", flush=True)
+            else:
+                # What earlier steps built is built on images that they had mounted.
+                for image_id in names(podman_storage.images(storage)):
+                    if image := _stored(checkout, image_id):
+                        _add(images, engine, image, map(find, image.diff_ids))
+        engine = nodes.storage(checkout.settings.podman)
+        stack.enter_context(nodes.cleared(engine))
+        yield engine
 
 
-def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: int) -> None:
+def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
     """Mount those images whose layers are all squashed, from this store or the official one; say which.
 
-    `above` is how many layers may be built on them in this checkout. Of an image that podman has built
-    on mounted layers, these are mounted. What cannot be mounted is left to be loaded; a message says
-    why, unless a layer is not squashed yet.
+    Of an image that podman has built on mounted layers, these are mounted. What cannot be mounted is
+    left to be loaded; a message says why, unless a layer is not squashed yet.
     """
     images = nodes.mounted_images()
-    if images is None or additional_store.option(images) not in podman.options:
+    if images is None:
+        return
+    seen = podman_storage.mounted(Path(podman.root).parent)
+    if additional_store.option(seen) not in podman.options:
         return
     find = squashed_layers(checkout).find
-    most = additional_store.most_layers(images, Path(podman.root)) - above
     for image_id in dict.fromkeys(image_ids):
         image = _stored(checkout, image_id)
         if image is None:
@@ -83,73 +90,78 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str], above: i
         files = {layer_id: _mountable(podman, stored[diff_id]) for layer_id, diff_id in by_id.items()}
         if known and any(files[layer_id] is None for layer_id in known):
             raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
-        fits = bool(known) or len(files) <= most
-        whole = bool(files) and None not in files.values() and fits
+        whole = bool(files) and None not in files.values()
         try:
             layers = files if whole else dict.fromkeys(known)
-            _mount(podman, images, {key: file for key in layers if (file := files[key]) is not None})
+            _mount(images, seen, {key: file for key in layers if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
             if known:
                 # podman counts on these layers: it would not load them, and fail in its own words.
                 raise _lost(checkout, image_id, error.what) from None
             print(f"{image_id[:12]} cannot be mounted, so it is loaded: {error.what}", flush=True)
             continue
-        if whole and not additional_store.has_image(images, image.id):
-            additional_store.add_image(images, image, _recipes(stored.values()))
+        if whole and image.id not in additional_store.image_ids(images):
+            _add(images, podman, image, stored.values())
             registered = podman_storage.images(Path(podman.root).parent)
             registered.mkdir(exist_ok=True)
             (registered / image.id).touch()
             print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
 
 
-def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, Recipe]:
-    """Return the recipes of layers, by diff ID."""
-    return {
+def unread(checkout: Checkout, bases: Mapping[str, str], lines: Iterable[str]) -> ArtifactError | None:
+    """Return the error for a mounted layer that is damaged, if a build's lines are about one, else None.
+
+    `bases` maps the names of images to their IDs; the layer may also be one of the cache.
+    """
+    images = nodes.mounted_images()
+    if images is None or not any(_UNREAD.search(line) for line in lines):
+        return None
+    find = squashed_layers(checkout).find
+    named = {f"image {image_id[:12]}": image_id for image_id in additional_store.image_ids(images)}
+    for name, image_id in {**bases, **named}.items():
+        image = _stored(checkout, image_id)
+        diff_ids = image.diff_ids if image is not None else ()
+        for diff_id, layer_id in zip(diff_ids, additional_store.layer_ids(diff_ids), strict=True):
+            is_mounted = additional_store.mount_point(images, layer_id).exists()
+            files = find(diff_id) if is_mounted else None
+            if files is not None and (why := _damage(files)):
+                return ArtifactError(
+                    f"a layer of {name} could not be read: {checkout.shown(files.file)} ({why})",
+                    where=nodes.this_node().name,
+                    hint=_DAMAGED,
+                )
+    return None
+
+
+def _damage(files: LayerFiles) -> str:
+    try:
+        return files.damage()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def is_mounted(podman: Podman, directory: Path) -> bool:
+    """Return whether the directory of a layer is one that a step mounts."""
+    return bool(podman.root) and not directory.is_relative_to(podman.root)
+
+
+def _add(images: Path, podman: Podman, image: StoredImage, layers: Iterable[LayerFiles | None]) -> None:
+    root = Path(podman.root)
+    recipes = {
         f"sha256:{files.directory.name}": Recipe(files.recipe, archive_bytes)
         for files in layers
         if files is not None and (archive_bytes := files.archive_bytes())
     }
+    additional_store.add_image(images, image, recipes)
+    additional_store.link_layers(images, podman_storage.mounted(root.parent), root)
 
 
 def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
     return ArtifactError(
         f"image {image_id[:12]}, on which this node has built before, cannot be mounted again: {why}",
         where=checkout.shown(checkout.store.directory),
-        hint="`doit verify --all` names what is damaged, and how to make it again;\n"
-        "then run this in a new job",
+        hint=_DAMAGED,
     )
-
-
-def is_mounted(layer: Path) -> bool:
-    """Return whether the directory of a layer is one that a step has mounted."""
-    images = nodes.mounted_images()
-    return images is not None and layer.is_relative_to(images)
-
-
-def layers_above(checkout: Checkout, name: str) -> int:
-    """Return the most layers that the Dockerfiles of this checkout put on an image or registry base."""
-    built_on = {name}
-    dependents = []
-    # The graph has bases first.
-    for image, node in checkout.graph.images.items():
-        if not built_on.isdisjoint((*node.bases, *node.remote)):
-            built_on.add(image)
-            dependents.append(node)
-    above = dict.fromkeys(built_on, _MORE_LAYERS)
-    for node in reversed(dependents):
-        layers = instructions_of(node) + above[node.project.name]
-        for base in built_on.intersection((*node.bases, *node.remote)):
-            above[base] = max(above[base], layers)
-    return above[name]
-
-
-def instructions_of(node: ImageNode) -> int:
-    """Return how many instructions a Dockerfile has, which is at least as many as it makes layers."""
-    try:
-        text = read_bytes(node.project.dockerfile)
-        return len(instructions(text, where=node.project.shown_dockerfile).instructions)
-    except (OSError, RcError):
-        return 0  # it is not built
 
 
 def _mountable(podman: Podman, files: LayerFiles | None) -> Path | None:
@@ -200,39 +212,46 @@ def _squashfuse() -> str | None:
     return command.which("squashfuse_ll") or command.which("squashfuse")
 
 
-def _mount(podman: Podman, images: Path, files: Mapping[str, Path]) -> None:
+def _mount(images: Path, seen: Path, files: Mapping[str, Path]) -> None:
     """Mount the files of layers, by the IDs of the layers, as far as they are not mounted yet."""
-    arguments: list[str] = []
-    for layer_id, file in files.items():
-        place = additional_store.mount_point(images, layer_id)
-        if not place.exists():
-            inspect(file)
-            arguments += (str(file), str(place))
-    if not arguments:
+    new = {
+        layer_id: file
+        for layer_id, file in files.items()
+        if not additional_store.mount_point(images, layer_id).exists()
+    }
+    for file in new.values():
+        inspect(file)
+    if not new:
         return
     # Without its directory a layer that is not mounted is an error of podman's, never an empty layer.
-    for place in map(Path, arguments[1::2]):
-        place.mkdir(parents=True)
+    for layer_id in new:
+        additional_store.mount_point(images, layer_id).mkdir(parents=True)
+    mounting = (_MOUNT_FUSE, str(_squashfuse())) if rootless() else (_MOUNT, "sh")
+    pairs = ((str(file), str(additional_store.mount_point(seen, key))) for key, file in new.items())
+    argv = ("sh", "-c", *mounting, *itertools.chain.from_iterable(pairs))
     try:
-        if rootless():
-            argv = ("sh", "-c", _MOUNT_FUSE, str(_squashfuse()), *arguments)
-            command.capture(podman.unshare(Command(argv)))
-        else:
-            command.capture(Command(("sh", "-c", _MOUNT, "sh", *arguments)))
+        _run(Command(argv, through=nodes.entering(processes=True)))
     except BaseException:
-        _unmount(podman, images, map(Path, arguments[1::2]))
+        _unmount(images, seen, new)
         raise
 
 
-def _unmount(podman: Podman, images: Path, places: Iterable[Path] | None = None) -> None:
-    """Unmount layers, all by default, and remove their mount points."""
-    mounted = list(additional_store.mount_points(images) if places is None else places)
-    if not mounted:
-        return
-    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *map(str, mounted)))
-    command.capture(podman.unshare(unmount) if rootless() else unmount, check=False)
-    for place in mounted:
-        # It stays, and the next sweep tries again, if it could not be unmounted.
+def _run(mount_all: Command) -> None:
+    done = command.capture(mount_all, check=False)
+    if done.returncode != 0:
+        # The command holds all layers; what is printed first says which of them, and why.
+        raise CommandError(next(iter(done.stderr.splitlines()), command.ending(done.returncode)))
+
+
+def _unmount(images: Path, seen: Path, layer_ids: Iterable[str]) -> None:
+    """Unmount layers as far as they are mounted, and remove their mount points."""
+    layer_ids = tuple(layer_ids)
+    places = (str(additional_store.mount_point(seen, layer_id)) for layer_id in layer_ids)
+    unmount = Command(("sh", "-c", _UNMOUNT, "sh", *places), through=nodes.entering())
+    command.capture(unmount, check=False)
+    for layer_id in layer_ids:
+        place = additional_store.mount_point(images, layer_id)
+        # It stays if it could not be unmounted.
         with contextlib.suppress(OSError):
             place.rmdir()
             # podman would load a layer of this ID into the directory. It is not empty if podman knows

@@ -23,16 +23,18 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk.files import temporaries, temporary_directory
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps.node import podman_storage as storages
-from rc_tasks.tools import additional_store, command, git, podman, slurm
+from rc_tasks.tools import additional_store, command, git, namespace, podman, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 
 _MOST_OPEN_FILES = 1 << 20
 _PID_MAX = Path("/proc/sys/kernel/pid_max")
 _SCRATCH = "rc_tasks"
-# The variable that tells the part of a step in podman's namespace where images are mounted.
+# The variable that tells the part of a step in podman's namespace what is mounted.
 _IMAGES = "_RC_TASKS_IMAGES"
 _IMAGES_DIRECTORY = "images"
+# The process that holds the namespace in which an ordinary user's images are mounted.
+_HOLDER = "_RC_TASKS_HOLDER"
 
 
 class Node(Struct, frozen=True):
@@ -108,8 +110,9 @@ def storage(settings: PodmanSettings) -> Podman:
     if directory is not None:
         storages.use_runtime_directory(directory)
         driver = storages.driver(settings, directory)
-        if images := mounted_images():
-            driver = replace(driver, options=(*driver.options, additional_store.option(images)))
+        if mounted_images() is not None:
+            option = additional_store.option(storages.mounted(directory))
+            driver = replace(driver, options=(*driver.options, option))
     in_job = slurm.job_id() is not None
     return Podman(
         root=str(storages.root(directory)) if directory else "",
@@ -120,25 +123,52 @@ def storage(settings: PodmanSettings) -> Podman:
         isolation=settings.isolation,
         runtime=settings.runtime,
         cgroup_manager=settings.cgroup_manager or ("cgroupfs" if in_job else ""),
+        through=entering(),
     )
 
 
 def mounted_images() -> Path | None:
-    """Return where this step mounts images, or None."""
+    """Return where this step describes the images that it mounts, or None."""
     images = os.environ.get(_IMAGES)
     return Path(images) if images else None
 
 
+def entering(*, processes: bool = False) -> tuple[str, ...]:
+    """Return what starts a command in the step's namespace, if this process is outside of it.
+
+    With `processes`, what the command leaves running ends with the step.
+    """
+    holder = os.environ.get(_HOLDER)
+    if not holder or not podman.rootless():
+        return ()
+    return namespace.entering(int(holder), processes=processes)
+
+
 @contextlib.contextmanager
-def mounting_images() -> Iterator[Path]:
-    """Let this step and its children mount images, in its temporary directory."""
+def mounting_images(engine: Podman) -> Iterator[Path]:
+    """Let this step and its children mount images, in a mount namespace that ends with the step.
+
+    podman sees them in a directory of its storage, at the same path in each step. Return where they are
+    described, in the step's temporary directory. Raise CommandError where there can be no namespace.
+    """
     directory = temporary_files() / _IMAGES_DIRECTORY
     additional_store.create(directory)
-    os.environ[_IMAGES] = str(directory)
-    try:
+    seen = storages.mounted(Path(engine.root).parent)
+    seen.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if podman.rootless():
+            os.environ[_HOLDER] = str(stack.enter_context(namespace.held(engine.unshare)))
+            stack.callback(os.environ.pop, _HOLDER)
+        else:
+            namespace.unshare()
+            # A container that outlives the step would keep them mounted.
+            unmount = Command(("umount", "--recursive", "--lazy", str(seen)))
+            stack.callback(command.capture, unmount, check=False)
+        bind = Command(("mount", "--bind", str(directory), str(seen)), through=entering())
+        command.capture(bind)
+        os.environ[_IMAGES] = str(directory)
+        stack.callback(os.environ.pop, _IMAGES)
         yield directory
-    finally:
-        del os.environ[_IMAGES]
 
 
 @contextlib.contextmanager
@@ -162,8 +192,7 @@ def prepared(settings: PodmanSettings) -> Iterator[Podman]:
         warning = storages.driver(settings, directory).warning if directory and podman.rootless() else ""
         if warning:
             print(f"warning: {warning}", flush=True)
-        with _cleared(engine):
-            yield engine
+        yield engine
 
 
 def clear(settings: PodmanSettings) -> None:
@@ -217,7 +246,6 @@ def sweep() -> None:
         with contextlib.suppress(OSError):
             if leftover.lstat().st_uid == os.getuid():
                 _end_rooted_in(leftover)
-                _unmount_images(leftover / _IMAGES_DIRECTORY)
                 # Keep it while something is mounted in it: a RUN may have mounted files of the host.
                 if not storages.mounts_below(leftover):
                     shutil.rmtree(leftover)
@@ -245,21 +273,8 @@ def _end_rooted_in(directory: Path) -> None:
                 os.kill(int(process), signal.SIGKILL)
 
 
-def _unmount_images(images: Path) -> None:
-    """Unmount the images of a killed step; what serves them to an ordinary user is ended."""
-    if not images.is_dir():
-        return
-    for place in storages.mounts_below(images):
-        command.capture(Command(("umount", "--lazy", str(place))), check=False)
-    for process in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            arguments = Path(f"/proc/{int(process)}/cmdline").read_bytes().split(b"\0")
-            if any(argument.startswith(os.fsencode(f"{images}/")) for argument in arguments):
-                os.kill(int(process), signal.SIGTERM)
-
-
 @contextlib.contextmanager
-def _cleared(podman: Podman) -> Iterator[None]:
+def cleared(podman: Podman) -> Iterator[None]:
     """Use a private storage; remove the containers of killed steps when no other step uses it.
 
     A killed podman leaves its containers mounted, and on a node they take memory. An interrupted step

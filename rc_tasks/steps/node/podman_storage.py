@@ -91,6 +91,11 @@ def images(storage: Path) -> Path:
     return storage / "images"
 
 
+def mounted(storage: Path) -> Path:
+    """Return where each step sees the images that it has mounted: in its own mount namespace."""
+    return storage / "mounted"
+
+
 def can_use_fuse() -> bool:
     """Return whether this user may mount FUSE file systems."""
     return os.access(_FUSE, os.R_OK | os.W_OK)

@@ -23,6 +23,7 @@ from rc_tasks.state.records.inputs import CHANGED_MEANWHILE, PIN, Signatures, si
 from rc_tasks.state.records.records import Facts, Record, Step
 from rc_tasks.state.records.rollback import next_generation
 from rc_tasks.steps.image_json import write_image_json
+from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
@@ -225,7 +226,8 @@ def _build(
 
         returncode = command.watch(invocation, see, Replacer(prepared.shown | secrets.shown))
         if returncode != 0:
-            raise failure.explain(returncode, list(lines), project)
+            unread = mounted_images.unread(checkout, bases.ids, lines)
+            raise unread or failure.explain(returncode, list(lines), project)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""
         if not image_id:
             raise CommandError(

@@ -78,9 +78,7 @@ def load_cache(checkout: Checkout, podman: Podman, name: str, keys: Iterable[str
     known = (*checkout.store.catalogue.cache(name), *(official.cache(name) if official else ()))
     cached = [image.image_id for image in known if image.key in useful]
     with contextlib.suppress(RcError):
-        above = mounted_images.layers_above(checkout, name)
-        above += mounted_images.instructions_of(checkout.graph.images[name])
-        mounted_images.mount(checkout, podman, cached, above)
+        mounted_images.mount(checkout, podman, cached)
         lacking = podman.lacking(cached)
         not_loaded = load_images(checkout.store, podman, *lacking) if lacking else ()
         if official is not None and not_loaded:
@@ -109,8 +107,7 @@ def _recorded(checkout: Checkout, name: str) -> str:
 
 def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
     """Load images of this checkout; `names` maps image IDs to names."""
-    above = max((mounted_images.layers_above(checkout, name) for name in names.values()), default=0)
-    mounted_images.mount(checkout, podman, names, above)
+    mounted_images.mount(checkout, podman, names)
     lacking = podman.lacking(names)
     for image_id in lacking:
         if checkout.store.has(image_id):

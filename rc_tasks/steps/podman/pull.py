@@ -77,8 +77,7 @@ def _load_pulled(
     official = official_of(checkout)
     official_base = official.base(reference, architecture) if official is not None else None
     if official is not None and official_base is not None and _agrees(official_base, pin):
-        above = mounted_images.layers_above(checkout, reference)
-        mounted_images.mount(checkout, podman, (official_base.image_id,), above)
+        mounted_images.mount(checkout, podman, (official_base.image_id,))
         lacking = podman.lacking((official_base.image_id,))
         if not lacking or not official.load(podman, official_base.image_id):
             return official_base
@@ -103,8 +102,7 @@ def _agrees(candidate: Pulled, pin: Pin | None) -> bool:
 
 
 def _from_store(checkout: Checkout, podman: Podman, candidate: Pulled) -> bool:
-    above = mounted_images.layers_above(checkout, candidate.reference)
-    mounted_images.mount(checkout, podman, (candidate.image_id,), above)
+    mounted_images.mount(checkout, podman, (candidate.image_id,))
     if podman.lacking((candidate.image_id,)):
         if not checkout.store.has(candidate.image_id):
             return False

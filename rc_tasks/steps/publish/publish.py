@@ -172,7 +172,7 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | 
         there = dict(zip(image.layers, found, strict=True)) if len(found) == len(image.layers) else {}
         for digest in damaged:
             # A mounted layer is the damaged file itself.
-            if digest not in there or mounted_images.is_mounted(there[digest]):
+            if digest not in there or mounted_images.is_mounted(engine, there[digest]):
                 loading.discard_damaged(checkout.store, image.id)
                 raise NeedsError(
                     name,

@@ -1,9 +1,11 @@
 """Where podman keeps its images on a node and with which driver, and what is refused there."""
 
+import contextlib
 import errno
 import os
 import resource
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -397,7 +399,7 @@ def test_a_step_begins_though_podman_cannot_list_what_others_left(
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     # podman takes no long path.
     with tempfile.TemporaryDirectory(dir="/tmp") as storage:
-        with node.prepared(PodmanSettings(storage=storage)):
+        with node.prepared(PodmanSettings(storage=storage)) as engine, node.cleared(engine):
             begun = True
         assert begun
 
@@ -420,14 +422,19 @@ def test_an_interrupted_step_removes_its_containers_unless_others_use_the_storag
         calls.unlink(missing_ok=True)
         return [line.split()[-1] for line in text.splitlines() if "container rm" in line]
 
+    @contextlib.contextmanager
+    def using() -> Iterator[None]:
+        with node.prepared(settings) as engine, node.cleared(engine):
+            yield
+
     with tempfile.TemporaryDirectory(dir="/tmp") as storage:
         settings = PodmanSettings(storage=storage)
-        with pytest.raises(KeyboardInterrupt), node.prepared(settings):
+        with pytest.raises(KeyboardInterrupt), using():
             assert removed() == ["1", "2"]
             raise KeyboardInterrupt
         assert removed() == ["1", "2"]
-        with node.prepared(settings):
+        with using():
             removed()
-            with pytest.raises(KeyboardInterrupt), node.prepared(settings):
+            with pytest.raises(KeyboardInterrupt), using():
                 raise KeyboardInterrupt
             assert removed() == []

@@ -25,10 +25,10 @@ def test_a_layer_is_named_by_all_below_it() -> None:
 def test_images_share_their_layers(tmp_path: Path) -> None:
     additional_store.create(tmp_path)
     first, second = image("first", LOW, HIGH), image("second", LOW, HIGH, OTHER)
-    assert not additional_store.has_image(tmp_path, first.id)
+    assert first.id not in additional_store.image_ids(tmp_path)
     for added in (first, second):
         additional_store.add_image(tmp_path, added, {HIGH: Recipe(tmp_path / "recipe", 7)})
-        assert additional_store.has_image(tmp_path, added.id)
+        assert added.id in additional_store.image_ids(tmp_path)
     layers = json.loads((tmp_path / "overlay-layers/layers.json").read_text())
     ids = additional_store.layer_ids((LOW, HIGH, OTHER))
     assert [(layer["id"], layer.get("parent")) for layer in layers] == [
@@ -52,5 +52,21 @@ def test_a_layer_that_is_not_mounted_has_no_directory(tmp_path: Path) -> None:
     """podman would take an empty one for a layer without files."""
     additional_store.create(tmp_path)
     additional_store.add_image(tmp_path, image("first", LOW, HIGH), {})
-    assert list(additional_store.mount_points(tmp_path)) == []
     assert not additional_store.mount_point(tmp_path, "1" * 64).exists()
+
+
+def test_podmans_own_storage_leads_to_the_layers(tmp_path: Path) -> None:
+    """By relative links with the same text in each step: podman joins it with its own directory."""
+    store, root, seen = tmp_path / "step/images", tmp_path / "storage/root", tmp_path / "storage/mounted"
+    additional_store.create(store)
+    additional_store.add_image(store, image("first", LOW, HIGH), {})
+    for _ in range(2):
+        additional_store.link_layers(store, seen, root)
+    links = {path.name: path for path in (root / "overlay/l").iterdir()}
+    assert links.keys() == {path.name for path in (store / "overlay/l").iterdir()}
+    for layer_id in additional_store.layer_ids((LOW, HIGH)):
+        link = links[(store / "overlay" / layer_id / "link").read_text()]
+        assert link.readlink() == Path("../../../mounted/overlay", layer_id, "diff")
+    seen.symlink_to(store)
+    additional_store.mount_point(seen, LOW.removeprefix("sha256:")).mkdir()
+    assert sum(link.exists() for link in links.values()) == 1

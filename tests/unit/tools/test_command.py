@@ -226,3 +226,11 @@ def test_signals_have_names() -> None:
     assert command.ending(-signal.SIGSEGV) == "was ended by SIGSEGV"
     assert command.ending(137) == "was ended by SIGKILL"
     assert command.ending(255) == "failed with exit status 255"
+
+
+def test_what_starts_a_command_elsewhere_is_not_shown(tmp_path: Path) -> None:
+    through = Command(("sh", "-c", 'echo "$PWD $GREETING"'), tmp_path, through=("env", "GREETING=hello"))
+    assert command.capture(through).stdout == f"{tmp_path} hello\n"
+    assert str(through) == """sh -c 'echo "$PWD $GREETING"'"""
+    with pytest.raises(CommandError, match=r"^false failed with exit status 1: false$"):
+        command.capture(Command(("false",), through=("env", "GREETING=hello")))
