@@ -45,11 +45,6 @@ def load_images(store: Store, podman: Podman, *image_ids: str) -> tuple[str, ...
     return tuple(image_id for image_id in missing if image_id not in here)
 
 
-def discard_damaged(store: Store, image_id: str) -> None:
-    """Compare an image with its digests; report and remove what is damaged. Raise ArtifactError."""
-    _usable(store, image_id, partial(_content_is_right, store))
-
-
 def _pull(store: Store, podman: Podman, image_ids: Iterable[str]) -> Completed:
     """Let podman pull images, for which the blobs of squashed layers are made again."""
     # On the node, in the directory of the step.

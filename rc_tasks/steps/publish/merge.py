@@ -145,11 +145,11 @@ class _Stacker:
         """
         find = self._squasher.layers.find
         stored = {digest: files for digest in digests if (files := find(digest))}
-        found = {
+        usable = {
             digest: layer for digest, files in stored.items() if (layer := self._usable(digest, files))
         }
-        lacking = [digest for digest in dict.fromkeys(digests) if digest not in found]
-        with _verifying({digest: stored[digest] for digest in found}) as readings:
+        lacking = [digest for digest in dict.fromkeys(digests) if digest not in usable]
+        with _verifying({digest: stored[digest] for digest in usable}) as readings:
             if lacking:
                 there = self._directories(self._damaged & set(lacking))
                 if not all(digest in there for digest in lacking):
@@ -157,14 +157,14 @@ class _Stacker:
                 replaced = {digest: stored[digest] for digest in lacking if digest in stored}
                 new = {digest: there[digest] for digest in lacking}
                 for digest, file in self._squasher.add(new, scratch, replaced).items():
-                    found[digest] = read_layer(file)
-            layers = tuple(found[digest] for digest in digests)
+                    usable[digest] = read_layer(file)
+            layers = tuple(usable[digest] for digest in digests)
             yield _Stacked(layers, len(lacking), stored, readings, self._damaged)
 
     def _usable(self, digest: str, files: LayerFiles) -> Layer | None:
         """Return a layer if it is whole and has the wanted compressor and block size."""
-        wanted = self._squasher.make.keywords
-        compressor, block_bytes = wanted["compression"], wanted["block_size_bytes"]
+        options = self._squasher.make.keywords
+        compressor, block_bytes = options["compression"], options["block_size_bytes"]
         if digest in self._damaged:
             return None
         try:

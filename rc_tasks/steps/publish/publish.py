@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from rc_tasks.errors import CommandError
+from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import SquashMethod
 from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
@@ -31,9 +31,9 @@ from rc_tasks.state.records.miswritten import squash_inputs
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record, Step
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import SMOKE
-from rc_tasks.state.store import loading, previous
+from rc_tasks.state.store import previous
 from rc_tasks.state.store.block_digest import blocks_digest
-from rc_tasks.steps.error_report import ErrorReport, NeedsError, ReportedError
+from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
@@ -168,16 +168,17 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | 
 
     def directories(damaged: Collection[str]) -> Mapping[str, Path]:
         load_image(checkout, engine, name)
-        found = engine.image_directories(image.id)
-        there = dict(zip(image.layers, found, strict=True)) if len(found) == len(image.layers) else {}
+        paths = engine.image_directories(image.id)
+        there = dict(zip(image.layers, paths, strict=True)) if len(paths) == len(image.layers) else {}
         for digest in damaged:
-            # A mounted layer is the damaged file itself.
-            if digest not in there or mounted_images.is_mounted(engine, there[digest]):
-                loading.discard_damaged(checkout.store, image.id)
-                raise NeedsError(
-                    name,
-                    f"layer {digest[:19]} of {name} in the store is damaged",
-                    hint=f"doit forget podman:{name} && doit build:{name}",
+            # A mounted layer is the damaged file itself. podman may have built on it here, so that it
+            # cannot be replaced on this node.
+            if digest in there and mounted_images.is_mounted(engine, there[digest]):
+                raise ArtifactError(
+                    "a layer that is mounted here is damaged",
+                    where=checkout.shown(checkout.store.layer(digest).file),
+                    hint="`doit verify --all` names what is damaged, and how to make it again;\n"
+                    "then run this in a new job",
                 )
         return there
 
