@@ -62,6 +62,11 @@ def create(directory: Path) -> None:
         _write(path, [])
 
 
+def exists(directory: Path) -> bool:
+    """Return whether there is a store."""
+    return (directory / _IMAGES).exists()
+
+
 def layer_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     """Return the IDs that podman gives to layers: each depends on those below it.
 
@@ -177,4 +182,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps(entries))
+    # podman may be reading it, where several steps share a store.
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(entries))
+    os.replace(new, path)

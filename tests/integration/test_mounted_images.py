@@ -348,6 +348,26 @@ def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:
     assert held_bytes(storage) < BUSYBOX.stat().st_size
 
 
+def test_an_ordinary_user_without_fuse_unpacks(jobs: Jobs) -> None:
+    """Once for all steps of a job."""
+    jobs.fuse.chmod(0o600)
+    for step in ("podman", "enroot"):
+        jobs.run("13", step, "base")
+    built = jobs.run("14", "podman", "child")
+    assert "layers are unpacked, as they cannot be mounted here: /dev/fuse cannot be used" in built
+    assert "unpacked " in built and "loading" not in built
+    again = jobs.run("14", "podman", "child")
+    assert "\nunpacked " not in again and "Using cache" in again and "loading" not in again
+    jobs.run("14", "enroot", "child")
+    image = jobs.root / "projects/child/image.sqsh"
+    for name, text in (("seen", "/data:\nnew\n\n/kept:\nk\n"), ("from-mount", "k\n")):
+        argv = ("unsquashfs", "-cat", str(image), name)
+        assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
+    # The next job clears it.
+    jobs.run("15", "enroot", "base")
+    assert not Path("/dev/shm", jobs.user.name, "rc_tasks/14").exists()
+
+
 def test_an_ordinary_user_mounts_a_base_of_many_layers(jobs: Jobs, tmp_path: Path) -> None:
     with serving(tmp_path / "registry") as registry:
         far = f"{registry}/many@{registry.image('many', '1', 'x', layers=MOST_LAYERS)}"
@@ -480,12 +500,12 @@ def test_a_mounted_layer_that_is_damaged_is_not_squashed_again_from_itself(site:
 @pytest.mark.parametrize(
     ("refused", "said"),
     [
-        pytest.param("*", "images are loaded, as they cannot be mounted here: ", id="every mount"),
+        pytest.param("*", "layers are unpacked, as they cannot be mounted here: ", id="every mount"),
         # The first has been mounted then.
         pytest.param("squashfs:2", "cannot be mounted, so it is loaded: ", id="the second layer"),
     ],
 )
-def test_a_node_that_cannot_mount_loads(site: Site, tmp_path: Path, refused: str, said: str) -> None:
+def test_a_node_that_cannot_mount(site: Site, tmp_path: Path, refused: str, said: str) -> None:
     site.doit(node="a")
     site.doit("forget", "podman:child")
     refusing, count = tmp_path / "bin/mount", tmp_path / "count"
@@ -499,6 +519,6 @@ exec {shutil.which("mount")} "$@"
     refusing.chmod(0o755)
     site.doit("build:child", node="b", PATH=f"{refusing.parent}:{os.environ['PATH']}")
     log = site.log("child")
-    assert said in log and "loading base" in log
+    assert said in log and ("loading base" in log) == (refused != "*") != ("unpacked " in log)
     assert not mounted(site) and not attached(site.root)
     assert site.read("child", "seen") == "/data:\nnew\n\n/kept:\nk\n"

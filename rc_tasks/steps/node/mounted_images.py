@@ -2,8 +2,8 @@
 
 Loading takes the node's memory and time for each layer of a base; a mount takes neither. root mounts
 with loop devices, an ordinary user with squashfuse in podman's user namespace. The mounts are in a mount
-namespace of the step's own, so none is left, however the step ends. An image whose layers are not all
-squashed yet is loaded.
+namespace of the step's own, so none is left, however the step ends. Where nothing can be mounted, the
+layers are unpacked (`unpacked_images.py`). An image whose layers are not all squashed is loaded.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from rc_tasks.state.disk.reading import names
 from rc_tasks.state.disk.trust import NotOfferedError
 from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.node import podman_storage
+from rc_tasks.steps.node import podman_storage, unpacked_images
 from rc_tasks.tools import additional_store, command
 from rc_tasks.tools.additional_store import Recipe, StoredImage
 from rc_tasks.tools.command import Command
@@ -49,22 +49,31 @@ def available(checkout: Checkout) -> Iterator[Podman]:
     containers of killed steps: podman cannot list those on mounted images before it knows the images.
     """
     storage = podman_storage.directory(checkout.settings.podman)
-    find = squashed_layers(checkout).find
     with contextlib.ExitStack() as stack:
         if storage is not None and _wanted(checkout.settings, storage):
-            try:
-                engine = nodes.storage(checkout.settings.podman)
-                images = stack.enter_context(nodes.mounting_images(engine))
-            except CommandError as error:
-                print(f"images are loaded, as they cannot be mounted here: {error.what}", flush=True)
-            else:
-                # What earlier steps built is built on images that they had mounted.
-                for image_id in names(podman_storage.images(storage)):
-                    if image := _stored(checkout, image_id):
-                        _add(images, engine, image, map(find, image.diff_ids))
+            _begin(checkout, stack, storage)
         engine = nodes.storage(checkout.settings.podman)
         stack.enter_context(nodes.cleared(engine))
         yield engine
+
+
+def _begin(checkout: Checkout, stack: contextlib.ExitStack, storage: Path) -> None:
+    engine = nodes.storage(checkout.settings.podman)
+    why = _lacking()
+    if not why:
+        try:
+            images = stack.enter_context(nodes.mounting_images(engine))
+        except CommandError as error:
+            why = error.what
+    if why:
+        print(f"layers are unpacked, as they cannot be mounted here: {why}", flush=True)
+        stack.enter_context(nodes.unpacking_images(engine))
+        return
+    find = squashed_layers(checkout).find
+    # What earlier steps built is built on images that they had mounted.
+    for image_id in names(podman_storage.images(storage)):
+        if image := _stored(checkout, image_id):
+            _add(images, engine, image, map(find, image.diff_ids))
 
 
 def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
@@ -80,7 +89,8 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
     if additional_store.option(seen) not in podman.options:
         return
     find = squashed_layers(checkout).find
-    for image_id in dict.fromkeys(image_ids):
+    # What podman has is unpacked already.
+    for image_id in podman.lacking(image_ids) if images == seen else dict.fromkeys(image_ids):
         image = _stored(checkout, image_id)
         if image is None:
             continue
@@ -88,9 +98,13 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
         by_id = dict(zip(additional_store.layer_ids(image.diff_ids), image.diff_ids, strict=True))
         stored = {diff_id: find(diff_id) for diff_id in image.diff_ids}
         files = {layer_id: _mountable(podman, stored[diff_id]) for layer_id, diff_id in by_id.items()}
+        whole = bool(files) and None not in files.values()
+        if images == seen:
+            if whole:
+                _unpack(podman, images, image, files, _recipes(stored.values()))
+            continue
         if known and any(files[layer_id] is None for layer_id in known):
             raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
-        whole = bool(files) and None not in files.values()
         try:
             layers = files if whole else dict.fromkeys(known)
             _mount(images, seen, {key: file for key in layers if (file := files[key]) is not None})
@@ -133,6 +147,30 @@ def unread(checkout: Checkout, bases: Mapping[str, str], lines: Iterable[str]) -
     return None
 
 
+def _unpack(
+    podman: Podman,
+    images: Path,
+    image: StoredImage,
+    files: Mapping[str, Path | None],
+    recipes: Mapping[str, Recipe],
+) -> None:
+    whole = {layer_id: file for layer_id, file in files.items() if file is not None}
+    try:
+        if unpacked_images.unpack(podman, images, image, whole, recipes):
+            print(f"unpacked {image.id[:12]}: {len(whole)} layers", flush=True)
+    except CommandError as error:
+        print(f"{image.id[:12]} cannot be unpacked, so it is loaded: {error.what}", flush=True)
+
+
+def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, Recipe]:
+    """Return the recipes of layers, by diff ID."""
+    return {
+        f"sha256:{files.directory.name}": Recipe(files.recipe, archive_bytes)
+        for files in layers
+        if files is not None and (archive_bytes := files.archive_bytes())
+    }
+
+
 def _damage(files: LayerFiles) -> str:
     try:
         return files.damage()
@@ -147,12 +185,7 @@ def is_mounted(podman: Podman, directory: Path) -> bool:
 
 def _add(images: Path, podman: Podman, image: StoredImage, layers: Iterable[LayerFiles | None]) -> None:
     root = Path(podman.root)
-    recipes = {
-        f"sha256:{files.directory.name}": Recipe(files.recipe, archive_bytes)
-        for files in layers
-        if files is not None and (archive_bytes := files.archive_bytes())
-    }
-    additional_store.add_image(images, image, recipes)
+    additional_store.add_image(images, image, _recipes(layers))
     additional_store.link_layers(images, podman_storage.mounted(root.parent), root)
 
 
@@ -178,14 +211,19 @@ def described(settings: Settings) -> tuple[str, str]:
     storage = podman_storage.directory(settings.podman)
     if storage is None or not _asked(settings, storage):
         return "bases are loaded into podman's storage", ""
-    if why := _lacking(settings, storage):
+    if why := _unable(settings, storage):
         return f"bases are loaded into podman's storage: {why}", "with it, they would be mounted at once"
+    if why := _lacking():
+        return (
+            f"the layers of bases are unpacked into podman's storage: {why}",
+            "with it, they would be mounted at once, and take no memory",
+        )
     by = Path(str(_squashfuse())).name if rootless() else "loop devices"
     return f"the layers of bases are mounted ({by}); what is not squashed yet is loaded", ""
 
 
 def _wanted(settings: Settings, storage: Path) -> bool:
-    return _asked(settings, storage) and not _lacking(settings, storage)
+    return _asked(settings, storage) and not _unable(settings, storage)
 
 
 def _asked(settings: Settings, storage: Path) -> bool:
@@ -197,10 +235,15 @@ def _asked(settings: Settings, storage: Path) -> bool:
     return mode is MountMode.ALWAYS or storage == podman_storage.of_this_job(settings.podman)
 
 
-def _lacking(settings: Settings, storage: Path) -> str:
-    """Return what is missing on this node for mounting images, or an empty string."""
+def _unable(settings: Settings, storage: Path) -> str:
+    """Return why layers can be neither mounted nor unpacked on this node, or an empty string."""
     if podman_storage.driver(settings.podman, storage).name != "overlay":
         return "the storage driver is not overlay"
+    return _lacking() if not unpacked_images.possible() else ""
+
+
+def _lacking() -> str:
+    """Return what is missing on this node for mounting images, or an empty string."""
     if not rootless():
         return ""
     if _squashfuse() is None:

@@ -172,6 +172,36 @@ def mounting_images(engine: Podman) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def unpacking_images(engine: Podman) -> Iterator[Path]:
+    """Let this step unpack images where podman sees those that are mounted elsewhere; return the place.
+
+    They stay for the next steps of the job.
+    """
+    directory = storages.mounted(Path(engine.root).parent)
+    directory.mkdir(exist_ok=True)
+    with unpacking(directory):
+        if not additional_store.exists(directory):
+            additional_store.create(directory)
+    os.environ[_IMAGES] = str(directory)
+    try:
+        yield directory
+    finally:
+        os.environ.pop(_IMAGES, None)
+
+
+@contextlib.contextmanager
+def unpacking(directory: Path) -> Iterator[None]:
+    """Let no other step on this node change unpacked images meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # The directory is on this node, in its memory.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def prepared(settings: PodmanSettings) -> Iterator[Podman]:
     """Prepare this node for one step: temporary space, open files, and no storage of ended jobs.
 

@@ -32,7 +32,7 @@ _FUSE = Path("/dev/fuse")
 _REMOVE = """\
 below() { awk -v base="$1/" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
 below "$1" | while read -r mounted; do umount --lazy "$mounted"; done
-[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run" "$1/images"
+[ -z "$(below "$1")" ] && rm -rf "$1/root" "$1/run" "$1/images" "$1/mounted"
 """
 
 
@@ -92,7 +92,10 @@ def images(storage: Path) -> Path:
 
 
 def mounted(storage: Path) -> Path:
-    """Return where each step sees the images that it has mounted: in its own mount namespace."""
+    """Return where each step sees the images that it has mounted, in its own mount namespace.
+
+    Where nothing can be mounted, they are unpacked there.
+    """
     return storage / "mounted"
 
 
