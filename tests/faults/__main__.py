@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.faults.catalogue import Case, Ends, cases
-from tests.faults.ground import Ground, ground
+from tests.faults.ground import Ground, Place, ground
 
 
 @dataclass(slots=True)
@@ -138,10 +138,10 @@ def main() -> int:
     results: list[tuple[Case, Result]] = []
     # So that nothing stays mounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    for on_cluster in (False, True):
-        here_too = [case for case in chosen if case.on_cluster is on_cluster]
+    for place in Place:
+        here_too = [case for case in chosen if case.place is place]
         if here_too:
-            with ground(on_cluster=on_cluster) as here:
+            with ground(place) as here:
                 results += [(case, _told(case, here, options.verbose)) for case in here_too]
     print(table(results))
     return 0 if all(result.good for _, result in results) else 1

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rc_tasks.state.disk.processes import space
 from rc_tasks.state.records.records import Step
-from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Run
+from tests.faults.ground import BASE, CHILD, IMAGES, Ended, Ground, Place, Run
 from tests.faults.injected import largest_layer, overwrite
-from tests.faults.plan import LOST_VARIABLE, PHASES, Action, Injection, Phase
+from tests.faults.plan import LOST_VARIABLE, MOUNT_PHASES, PHASES, Action, Injection, Phase
 from tests.support.storage import remove_storage
 
 # Longer than Slurm's clients wait for its controller by themselves.
@@ -40,7 +40,7 @@ class Case:
     """One injection. `run` lets it happen and returns the run that it hit.
 
     `again` are finished steps that have to be done again, as the fault destroyed what they made.
-    `ends`: what the run that was hit has to say of itself. `on_cluster`: steps run through Slurm.
+    `ends`: what the run that was hit has to say of itself. `place`: where the steps run.
     """
 
     fault: str
@@ -49,7 +49,7 @@ class Case:
     run: Callable[[Ground], Ended]
     again: frozenset[str] = frozenset()
     ends: Ends = Ends.EITHER
-    on_cluster: bool = False
+    place: Place = Place.HOST
 
     @property
     def name(self) -> str:
@@ -60,6 +60,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """All injections, each once."""
     yield from _in_steps()
+    yield from _on_mounted_layers()
     yield from _tools()
     yield from _damaged_images()
     yield from _damaged_layers()
@@ -82,6 +83,19 @@ def _in_steps() -> Iterator[Case]:
         for phase in phases:
             if _makes_sense(action, phase):
                 yield Case(str(action), f"{step} {phase}", image, _injected(step, image, phase, action))
+
+
+def _on_mounted_layers() -> Iterator[Case]:
+    """Steps that end while layers are mounted, on a node that had nothing before."""
+    actions = (Action.KILL_STEP, Action.TERM_STEP, Action.KILL_TOOL, Action.KILL_RUN, Action.FULL_DISK)
+    for action, (step, phases) in itertools.product(actions, PHASES.items()):
+        if step == "env":
+            continue
+        for phase in (*phases, *MOUNT_PHASES):
+            if _makes_sense(action, phase):
+                run = _on_an_empty_node(_injected(step, CHILD, phase, action))
+                moment = f"{step} {phase}"
+                yield Case(f"{action}, mounted layers", moment, CHILD, run, place=Place.MOUNTING)
 
 
 def _makes_sense(action: Action, phase: Phase) -> bool:
@@ -478,7 +492,7 @@ def _dead_nodes() -> Iterator[Case]:
                 ground.settle()
                 return ended
 
-            yield Case("dead node", f"{step} {phase}", image, run, ends=Ends.WELL, on_cluster=True)
+            yield Case("dead node", f"{step} {phase}", image, run, ends=Ends.WELL, place=Place.CLUSTER)
 
 
 def _slurmstepd() -> Iterator[Case]:
@@ -489,7 +503,9 @@ def _slurmstepd() -> Iterator[Case]:
             if phase in {Phase.BEFORE, Phase.BEFORE_RENAME, Phase.AFTER_RECORD}:
                 action = Action.KILL_SLURMSTEPD
                 run = _injected(step, CHILD, phase, action)
-                yield Case(str(action), f"{step} {phase}", CHILD, run, ends=Ends.WELL, on_cluster=True)
+                yield Case(
+                    str(action), f"{step} {phase}", CHILD, run, ends=Ends.WELL, place=Place.CLUSTER
+                )
 
 
 def _controller() -> Iterator[Case]:
@@ -537,4 +553,4 @@ def _controller() -> Iterator[Case]:
             ground.settle()
             return ended
 
-        yield Case(fault, moment, "all", run, ends=Ends.WELL, on_cluster=True)
+        yield Case(fault, moment, "all", run, ends=Ends.WELL, place=Place.CLUSTER)

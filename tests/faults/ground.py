@@ -14,11 +14,13 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from rc_tasks.state.records.records import Record, Records, Step
 from rc_tasks.steps.node.podman_storage import mounts_below
 from rc_tasks.tools import command
+from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 from tests.faults.plan import LOST_VARIABLE, MOVING, VARIABLE, Injection
 from tests.support.checkouts import write_checkout
@@ -48,6 +50,14 @@ _NAMES = (
     # The newest log of a failure is kept on purpose.
     (re.compile(r"failed\.log$"), "latest.log"),
 )
+
+
+class Place(StrEnum):
+    """Where steps run: here, here with layers that are mounted, or on the nodes of a cluster."""
+
+    HOST = "host"
+    MOUNTING = "mounting"
+    CLUSTER = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +243,12 @@ class Ground:
             return found + [f"job {each}" for each in self._jobs(self.cluster)]
         storage = Path(self.podman.root)
         # podman keeps a mount of this directory onto itself.
-        found += [f"mount {each}" for each in mounts_below(storage) if each != storage / "overlay"]
+        mounts = (*mounts_below(storage.parent), *mounts_below(temporary))
+        found += [f"mount {each}" for each in mounts if each != storage / "overlay"]
+        loops = command.capture(Command(("losetup", "--list", "--noheadings", "--output", "BACK-FILE")))
+        found += [
+            f"loop device of {each}" for each in loops.stdout.splitlines() if str(self.root) in each
+        ]
         listing = self.podman.command("container", "ls", "--all", "--external", "--format", "{{.Names}}")
         found += [f"container {each}" for each in command.capture(listing).stdout.split()]
         return found
@@ -324,7 +339,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def ground(*, on_cluster: bool = False) -> Iterator[Ground]:
+def ground(place: Place = Place.HOST) -> Iterator[Ground]:
     """The checkout on a small file system, built once, healthy."""
     with contextlib.ExitStack() as stack:
         made, _ = stack.enter_context(own_storage())
@@ -339,7 +354,9 @@ def ground(*, on_cluster: bool = False) -> Iterator[Ground]:
         storage = temporary / "storage"
         storage.mkdir()
         cluster, where, surroundings = None, storage, {"RC_RUNNER": "local"}
-        if on_cluster:
+        if place is Place.MOUNTING:
+            surroundings["RC_STORE_MOUNT"] = "always"
+        if place is Place.CLUSTER:
             conf = stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-"))
             cluster = stack.enter_context(Cluster(Path(conf)))
             where = storage / "${SLURMD_NODENAME}"

@@ -17,7 +17,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.plan import INTO_TOOL_S, MOVING, VARIABLE, Action, Injection, Phase, parse
+from tests.faults.plan import (
+    INTO_MOUNT_S,
+    INTO_TOOL_S,
+    MOVING,
+    VARIABLE,
+    Action,
+    Injection,
+    Phase,
+    parse,
+)
 
 _TOOLS = {"podman": "build", "enroot": "mksquashfs"}
 _PUBLISHED = {"enroot": "image.sqsh", "env": "env.toml"}
@@ -56,9 +65,10 @@ class _Hook:
                 case Phase.AFTER_LAYER | Phase.AFTER_RENAME | Phase.AFTER_RECORD:
                     # What this event announces is done when the next one comes.
                     self._next = True
-                case Phase.DURING:
+                case Phase.DURING | Phase.MOUNTING:
                     self._over = True
-                    threading.Timer(INTO_TOOL_S, self._act).start()
+                    into_s = INTO_TOOL_S if self._wanted.phase is Phase.DURING else INTO_MOUNT_S
+                    threading.Timer(into_s, self._act).start()
                 case _:
                     self._strike()
 
@@ -84,6 +94,10 @@ class _Hook:
             case Phase.DURING:
                 # What is squashed first, for Enroot, is done in no time.
                 return tool and not any(word.endswith("/written.sqsh") for word in words)
+            case Phase.BEFORE_MOUNT | Phase.MOUNTING:
+                return event == "subprocess.Popen" and any("mount -t squashfs" in word for word in words)
+            case Phase.BEFORE_UNMOUNT:
+                return event == "subprocess.Popen" and {"umount", "--recursive"} <= set(words)
             case Phase.STORE:
                 return event == "os.rename" and "/.rc/store/" in words[1]
             case Phase.BEFORE_LAYER | Phase.AFTER_LAYER:

@@ -11,6 +11,8 @@ LOST_VARIABLE = "TEST_LOST_S"
 # How long a tool has been at work when something happens "during" it: a build takes half a second, and
 # squashing with xz a whole one.
 INTO_TOOL_S = 0.15
+# Mounting a few layers takes a tenth of a second.
+INTO_MOUNT_S = 0.02
 
 
 class Phase(StrEnum):
@@ -28,6 +30,9 @@ class Phase(StrEnum):
     AFTER_RENAME = "after the rename"
     BEFORE_RECORD = "before the record"
     AFTER_RECORD = "after the record"
+    BEFORE_MOUNT = "before layers are mounted"
+    MOUNTING = "while layers are mounted"
+    BEFORE_UNMOUNT = "before layers are unmounted"
 
 
 # The moments that a step has.
@@ -61,6 +66,10 @@ PHASES = {
         Phase.AFTER_RECORD,
     ),
 }
+
+
+# Those that it has besides on a node where it mounts layers.
+MOUNT_PHASES = (Phase.BEFORE_MOUNT, Phase.MOUNTING, Phase.BEFORE_UNMOUNT)
 
 
 class Action(StrEnum):

@@ -161,14 +161,23 @@ def mounting_images(engine: Podman) -> Iterator[Path]:
             stack.callback(os.environ.pop, _HOLDER)
         else:
             namespace.unshare()
-            # A container that outlives the step would keep them mounted.
-            unmount = Command(("umount", "--recursive", "--lazy", str(seen)))
-            stack.callback(command.capture, unmount, check=False)
+            stack.callback(_unmount, seen)
         bind = Command(("mount", "--bind", str(directory), str(seen)), through=entering())
         command.capture(bind)
         os.environ[_IMAGES] = str(directory)
         stack.callback(os.environ.pop, _IMAGES)
         yield directory
+
+
+def _unmount(seen: Path) -> None:
+    """Unmount a step's images: their mount points are removed next, and a container may outlive us."""
+    unmount = Command(("umount", "--recursive", "--lazy", str(seen)))
+    try:
+        command.capture(unmount, check=False)
+    except KeyboardInterrupt:
+        # Later signals do not interrupt us.
+        command.capture(unmount, check=False)
+        raise
 
 
 @contextlib.contextmanager
