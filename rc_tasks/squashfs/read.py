@@ -23,6 +23,7 @@ from rc_tasks.squashfs.tree import (
     BLOCK_BYTES_MASK,
     FRAGMENT,
     NO_FRAGMENT,
+    NO_XATTRS,
     PLAIN_BLOCK,
     BlockDevice,
     CharacterDevice,
@@ -46,8 +47,9 @@ _MOST_NAME_BYTES = 256
 _MOST_HEADER_ENTRIES = 256
 
 _INODE = struct.Struct("<4HII")
-_FILE = struct.Struct("<4I")
-_LONG_FILE = struct.Struct("<3Q4I")
+# Files are most of an image: their common fields and their own are read at once.
+_FILE = struct.Struct("<4HII4I")
+_LONG_FILE = struct.Struct("<4HII3Q4I")
 _DIRECTORY = struct.Struct("<2I2HI")
 _LONG_DIRECTORY = struct.Struct("<4I2HI")
 _LINKS = struct.Struct("<I")
@@ -59,6 +61,7 @@ _WORD = struct.Struct("<I")
 _PLACE = struct.Struct("<Q")
 # Listings begin with `.` and `..` for Linux, which counts three bytes for them.
 _DOTS_BYTES = 3
+_WRONG_ENTRY = "a directory has an entry without a valid name or place"
 
 
 def read_layer(path: Path) -> Layer:
@@ -137,51 +140,54 @@ class _Reader:
     ) -> None:
         """Read the entries of a directory; put directories among them on the stack."""
         position, end = listing
-        content, inodes = self.directories.content, self.inodes.content
+        content = self.directories.content
         children = directory.children
         entry_of, starts = _ENTRY.unpack_from, self.inodes.starts
+        entries = 0
         while position < end:
             count, start, _ = _HEADER.unpack_from(content, position)
             position += _HEADER.size
             block = starts.get(start)
             if block is None or count >= _MOST_HEADER_ENTRIES:
                 raise self._damaged_listing("a directory names inodes that are not there")
+            entries += count + 1
             for _ in range(count + 1):
                 offset, _, kind, length = entry_of(content, position)
-                position += 9 + length
-                name = content[position - length - 1 : position]
-                if (
-                    position > end
-                    or offset >= METADATA_BYTES
-                    or length >= _MOST_NAME_BYTES
-                    or b"/" in name
-                    or b"\0" in name
-                    or name in (b".", b"..")
-                    or name in children
-                ):
-                    raise self._damaged_listing("a directory has an entry without a valid name or place")
+                begin = position + _ENTRY.size
+                position = begin + length + 1
+                if offset >= METADATA_BYTES or length >= _MOST_NAME_BYTES:
+                    raise self._damaged_listing(_WRONG_ENTRY)
                 place = block + offset
                 node = nodes.get(place)
                 if node is None:
-                    stored = int.from_bytes(inodes[place : place + 2], "little")
-                    if stored != kind and stored != kind + 7:
-                        raise self._damaged_inode(place, f"it is of type {stored}, not {kind}")
                     if kind == 2:
                         node = self._file(place)
                     elif kind == 1:
                         node, below = self._directory(place)
                         stack.append((node, below))
                     else:
-                        node = self._node(place)
+                        node = self._node(place, kind)
                     nodes[place] = node
                 elif kind == 1 or node.kind != kind:
                     raise self._damaged_inode(place, "a directory has two names, or a link another type")
-                children[name] = node
+                children[content[begin:position]] = node
+            if position > end:
+                raise self._damaged_listing(_WRONG_ENTRY)
+        names = b"".join(children)
+        if (
+            len(children) != entries
+            or b"/" in names
+            or b"\0" in names
+            or b"." in children
+            or b".." in children
+        ):
+            raise self._damaged_listing(_WRONG_ENTRY)
 
     def _directory(self, position: int) -> tuple[Directory, tuple[int, int]]:
         """Read the inode of a directory; return it with the ends of its listing."""
         content = self.inodes.content
         kind, mode, uid, gid, mtime, _ = _INODE.unpack_from(content, position)
+        self._require_kind(position, kind, Kind.DIRECTORY)
         if kind == Kind.DIRECTORY:
             start, _, size, offset, _ = _DIRECTORY.unpack_from(content, position + _INODE.size)
             xattr = NO_XATTR_LIST
@@ -202,10 +208,11 @@ class _Reader:
         node = Directory(mode & 0o7777, self._id(uid), self._id(gid), mtime, xattrs)
         return node, (begin, begin + max(size, 0))
 
-    def _node(self, position: int) -> Node:
-        """Read an inode that is neither a directory nor a file."""
+    def _node(self, position: int, listed: int) -> Node:
+        """Read an inode that is neither a directory nor a file; its listing names its kind too."""
         content = self.inodes.content
         kind, mode, uid, gid, mtime, _ = _INODE.unpack_from(content, position)
+        self._require_kind(position, kind, listed)
         mode &= 0o7777
         uid, gid = self._id(uid), self._id(gid)
         position += _INODE.size
@@ -233,15 +240,17 @@ class _Reader:
 
     def _file(self, position: int) -> File:
         content = self.inodes.content
-        kind, mode, uid, gid, mtime, _ = _INODE.unpack_from(content, position)
-        position += _INODE.size
+        fields = _FILE.unpack_from(content, position)
+        kind, mode, uid, gid, mtime, _, start, fragment, offset, size = fields
+        sparse, xattrs = 0, NO_XATTRS
         if kind == 2:
-            start, fragment, offset, size = _FILE.unpack_from(content, position)
-            sparse, xattr = 0, NO_XATTR_LIST
             position += _FILE.size
         else:
+            self._require_kind(position, kind, Kind.FILE)
             fields = _LONG_FILE.unpack_from(content, position)
-            start, size, sparse, _, fragment, offset, xattr = fields
+            *_, start, size, sparse, _, fragment, offset, xattr = fields
+            sparse = min(sparse, size)
+            xattrs = self.xattrs.get(xattr)
             position += _LONG_FILE.size
         block_size = self.superblock.block_size_bytes
         count, tail = divmod(size, block_size)
@@ -253,21 +262,27 @@ class _Reader:
                 self._check_fragment(fragment, position)
             if offset + tail > block_size:
                 raise self._damaged_inode(position, "the end of a file is not in its fragment")
-        blocks = content[position : position + 4 * count]
+        # Most files are small: all of them is in a fragment.
+        blocks, stored = self._blocks(position, start, size, count) if count else (b"", 0)
+        return File(
+            mode & 0o7777, self._id(uid), self._id(gid), mtime, xattrs, size,
+            self.source, start if stored else 0, stored, blocks, fragment, offset, sparse,
+        )  # fmt: skip
+
+    def _blocks(self, position: int, start: int, size: int, count: int) -> tuple[bytes, int]:
+        """Return the list of a file's data blocks, and how many bytes they take in the image."""
+        blocks = self.inodes.content[position : position + 4 * count]
         if len(blocks) != 4 * count:
             raise self._damaged_inode(position, f"a file of {size} bytes has too few blocks")
         self._account(len(blocks), position)
-        stored = 0
         # A file of terabytes can be all zeros.
-        if count and blocks.count(0) != len(blocks):
-            sizes = [word & ~PLAIN_BLOCK for word in struct.unpack(f"<{count}I", blocks)]
-            stored = sum(sizes)
-            if max(sizes) > block_size or start + stored > self.superblock.used_bytes:
-                raise self._damaged_inode(position, "the data of a file is not in the image")
-        return File(
-            mode & 0o7777, self._id(uid), self._id(gid), mtime, self.xattrs.get(xattr), size,
-            self.source, start if stored else 0, stored, blocks, fragment, offset, min(sparse, size),
-        )  # fmt: skip
+        if blocks.count(0) == len(blocks):
+            return blocks, 0
+        sizes = [word & ~PLAIN_BLOCK for word in struct.unpack(f"<{count}I", blocks)]
+        stored = sum(sizes)
+        if max(sizes) > self.superblock.block_size_bytes or start + stored > self.superblock.used_bytes:
+            raise self._damaged_inode(position, "the data of a file is not in the image")
+        return blocks, stored
 
     def _check_fragment(self, number: int, position: int) -> None:
         if number >= self.superblock.fragments:
@@ -284,6 +299,10 @@ class _Reader:
         if not extended:
             return self.xattrs.get(NO_XATTR_LIST)
         return self.xattrs.get(_WORD.unpack_from(self.inodes.content, position)[0])
+
+    def _require_kind(self, position: int, kind: int, listed: int) -> None:
+        if kind not in (listed, listed + 7):
+            raise self._damaged_inode(position, f"it is of type {kind}, not {listed}")
 
     def _account(self, size_bytes: int, position: int) -> None:
         # Inodes do not overlap. In a hostile image they would take ever more memory.

@@ -110,6 +110,18 @@ def files() -> Iterator[Path]:
                     yield path
 
 
+def copy_files(sources: Iterator[Path], directory: Path, size_bytes: int) -> None:
+    """Copy about so many bytes of files into directories of 500 files each."""
+    left_bytes = size_bytes
+    for number, path in enumerate(sources):
+        target = directory / str(number // 500) / f"{number}-{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+        left_bytes -= path.stat().st_size
+        if left_bytes <= 0:
+            break
+
+
 def publish(
     podman: Podman, image: Image, scratch: Path, settings: Squash, layers: SquashedLayers | None
 ) -> Path:

@@ -1,127 +1,145 @@
-"""How long it takes when the last instruction of a child changed, on a node that has nothing.
+"""How long a child takes whose last instruction changed, on a node that has nothing.
 
-    python -m tests.bench.rebuild [MEGABYTES] [INSTRUCTIONS]       (default: 800, and 10), as root
+    python -m tests.bench.rebuild [--older DOIT] [--rounds N] [MEGABYTES…]   (default: 3, 800 3000)
 
-The child has so many instructions of 20 MB each on a base of that size. Prints the time of `doit` on an
-empty node with the store and without it, beside what has to be in any case: the base and the child
-loaded from the store, the instruction itself, and the squash.
+As root. The child has ten instructions of 20 MB each on a base of that size. Each way runs in turn, each
+time on an empty node and with another last instruction: this version, which mounts base and cache, and
+another one, by its program DOIT such as /var/tmp/old/.venv/bin/doit. Without DOIT this version is
+compared with itself, when it loads base and cache and when it has no store. Prints medians: the times,
+the most that was on the node, and the most memory of the steps' processes, of which shared pages count
+once. Then the publishing step runs once more, by itself, for the times of its parts.
 """
 
-import os
+import argparse
+import statistics
+import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.state.checkout import open_checkout
-from rc_tasks.state.records.records import Step
-from rc_tasks.tools import command
-from rc_tasks.tools.podman import Podman
-from tests.bench.publish import files
-from tests.support.checkouts import write_checkout
-from tests.support.doit import doit_process
+from tests.bench.publish import copy_files, files
+from tests.support.checkouts import SOURCE
 from tests.support.images import BUSYBOX
-from tests.support.storage import remove_storage
+from tests.support.versions import HERE, Usage, Version, empty_node, older, step_s, tree_bytes
 
+INSTRUCTIONS = 10
 # A RUN of some length and size, as installing packages is.
 RUN = "RUN sleep 1; head -c 20000000 /dev/urandom > /file{number}\n"
 LAST = "RUN sleep 1; echo {text} > /last\n"
+BASE = "FROM scratch\nCOPY programs /bin\nCOPY content /content\n"
+LOADED = Version("loaded", environ={"RC_STORE_MOUNT": "never"})
+STORELESS = Version("no store", environ={"RC_STORE_ENABLED": "false"})
+# Of the base's unpacked size.
+MOST_MEMORY = 1 / 20
 
 
-def main(size_mb: int, instructions: int) -> None:
-    """Measure once: each part takes seconds."""
-    with (
-        tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as scratch,
-        # Where diskless nodes keep podman's images.
-        tempfile.TemporaryDirectory(prefix="rc-", dir="/dev/shm") as memory,
-    ):
-        root = write_checkout(
-            Path(scratch) / "imgs",
-            {
-                "base/Dockerfile": "FROM scratch\nCOPY programs /bin\nCOPY content /content\n",
-                "projects/child/Dockerfile": child(instructions, "first"),
-            },
-        )
-        programs = root / "base/programs"
-        programs.mkdir()
-        programs.joinpath("busybox").write_bytes(BUSYBOX.read_bytes())
-        programs.joinpath("busybox").chmod(0o755)
-        for applet in ("sh", "sleep", "head"):
-            programs.joinpath(applet).symlink_to("busybox")
-        left = size_mb * 1_000_000
-        for number, path in enumerate(files()):
-            if left <= 0:
-                break
-            left -= path.stat().st_size
-            target = root / "base/content" / str(number // 500) / f"{number}-{path.name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-        # Isolation that works in a container too.
-        os.environ.update(RC_RUNNER="local", RC_PODMAN_DRIVER="overlay", RC_PODMAN_ISOLATION="chroot")
-        try:
-            measure(root, Path(memory), instructions)
-        finally:
-            for name in ("first", "empty", "loading", "storeless"):
-                remove_storage(Path(memory) / name)
+def main(sizes_mb: list[int], rounds: int, other: str | None) -> None:
+    """Measure for each size."""
+    versions = (HERE, older(other)) if other else (HERE, LOADED, STORELESS)
+    for size_mb in sizes_mb:
+        with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as scratch:
+            content = Path(scratch, "content")
+            copy_files(files(), content, size_mb * 1_000_000)
+            unpacked_bytes = tree_bytes(content)
+            print(f"base of {unpacked_bytes / 1e6:.0f} MB", flush=True)
+            roots = {
+                version.name: first_build(version, Path(scratch, version.name), content)
+                for version in versions
+            }
+            runs: dict[str, list[Rebuild]] = {version.name: [] for version in versions}
+            for number in range(rounds):
+                for version in versions:
+                    runs[version.name].append(rebuild(version, roots[version.name], str(number)))
+            show(runs, unpacked_bytes)
+            show_parts(roots[HERE.name])
 
 
-def measure(root: Path, scratch: Path, instructions: int) -> None:
-    """Build, change the last instruction, and rebuild on nodes that have nothing."""
-    timed("first build of both", root, scratch / "first")
-    dockerfile = root / "projects/child/Dockerfile"
-    dockerfile.write_text(child(instructions, "second"))
-    changed_s = timed("with the store, on an empty node", root, scratch / "empty")
-    load_s = loading(root, scratch / "loading")
-    print(f"the base and the child loaded from the store alone: {load_s:.1f} s", flush=True)
-    squash_s = timed(
-        "the squash of the child alone", root, scratch / "empty", "-a", "-s", "enroot:child"
-    )
-    dockerfile.write_text(child(instructions, "third"))
-    os.environ["RC_STORE_ENABLED"] = "false"
-    plain_s = timed(
-        "without the store, on an empty node", root, scratch / "storeless", "-a", "build:child"
-    )
-    ideal_s = load_s + 1 + squash_s
-    print(
-        f"ideal (loading, the instruction of 1 s, the squash): {ideal_s:.1f} s;"
-        f" with the store {changed_s / ideal_s:.2f} times that, without {plain_s / ideal_s:.2f} times"
-    )
+def first_build(version: Version, root: Path, content: Path) -> Path:
+    """Build a base with this content and its child."""
+    version.write_checkout(root, {"base/Dockerfile": BASE, "projects/child/Dockerfile": child("first")})
+    write_programs(root / "base/programs")
+    # Both versions only read it.
+    subprocess.run(("cp", "-al", content, root / "base/content"), check=True)
+    with empty_node() as node:
+        version.run(root, node)
+    return root
 
 
-def child(instructions: int, text: str) -> str:
-    """A Dockerfile whose last instruction differs."""
-    runs = (RUN.format(number=number) for number in range(instructions))
+def write_programs(directory: Path) -> None:
+    """Write a busybox, and what the instructions call."""
+    directory.mkdir(parents=True)
+    (directory / "busybox").write_bytes(BUSYBOX.read_bytes())
+    (directory / "busybox").chmod(0o755)
+    for applet in ("sh", "sleep", "head"):
+        (directory / applet).symlink_to("busybox")
+
+
+def child(text: str) -> str:
+    """Return a Dockerfile whose last instruction differs."""
+    runs = (RUN.format(number=number) for number in range(INSTRUCTIONS))
     return "".join(("FROM base\n", *runs, LAST.format(text=text)))
 
 
-def loading(root: Path, storage: Path) -> float:
-    """The seconds that podman takes to read the base and the child as it is from the store."""
-    checkout = open_checkout(root, {})
-    podman = Podman(str(storage / "root"), str(storage / "run"), "overlay")
-    os.sync()
-    started = time.monotonic()
-    for name in ("base", "child"):
-        record = checkout.records.get(Step.PODMAN, name)
-        if record is None or record.facts is None:
-            raise SystemExit(f"{name} was not built")
-        view = checkout.store.directory / "images" / record.facts.image_id
-        command.capture(podman.pull_directories([view]))
-    return time.monotonic() - started
+@dataclass(frozen=True)
+class Rebuild:
+    """A rebuild: its usage, and the seconds of its steps."""
+
+    usage: Usage
+    podman_s: float
+    enroot_s: float
+
+    @property
+    def rest_s(self) -> float:
+        """What doit and the start of the steps take."""
+        return self.usage.seconds - self.podman_s - self.enroot_s
 
 
-def timed(what: str, root: Path, storage: Path, *argv: str) -> float:
-    """Run doit on a node with this storage, and print what ran and how long it took."""
-    # What was written before is not what is measured.
-    os.sync()
-    started = time.monotonic()
-    ran = doit_process(root, *argv, environ={"RC_PODMAN_STORAGE": str(storage)})
-    took_s = time.monotonic() - started
-    if ran.status != 0:
-        raise SystemExit(ran.text)
-    print(f"{what}: {took_s:.1f} s ({', '.join(ran.started)})", flush=True)
-    return took_s
+def rebuild(version: Version, root: Path, text: str) -> Rebuild:
+    """Change the last instruction, and build on an empty node."""
+    (root / "projects/child/Dockerfile").write_text(child(text))
+    with empty_node() as node:
+        usage = version.run(root, node)
+    return Rebuild(usage, step_s(root, "podman", "child"), step_s(root, "enroot", "child"))
+
+
+def show(runs: dict[str, list[Rebuild]], unpacked_bytes: int) -> None:
+    """Print the medians of each way; those of this version come first."""
+
+    def median(name: str, value: Callable[[Rebuild], float]) -> float:
+        return statistics.median(map(value, runs[name]))
+
+    ours_s = median(HERE.name, lambda run: run.usage.seconds)
+    for name in runs:
+        took_s = median(name, lambda run: run.usage.seconds)
+        podman_s = median(name, lambda run: run.podman_s)
+        enroot_s = median(name, lambda run: run.enroot_s)
+        rest_s = median(name, lambda run: run.rest_s)
+        stored = median(name, lambda run: run.usage.stored_bytes)
+        resident = median(name, lambda run: run.usage.resident_bytes)
+        print(
+            f"  {name:8} {took_s:5.1f} s (podman step {podman_s:.1f}, enroot step {enroot_s:.1f}, rest"
+            f" {rest_s:.1f}); {HERE.name} takes {ours_s / took_s:.2f} of it\n"
+            f"    {stored / 1e6:.0f} MB on the node and {resident / 1e6:.0f} MB of memory:"
+            f" {stored / unpacked_bytes:.3f} and {resident / unpacked_bytes:.3f} of the base"
+            f" (at most {MOST_MEMORY})",
+            flush=True,
+        )
+
+
+def show_parts(root: Path) -> None:
+    """Print what the parts of the publishing step take."""
+    with empty_node() as node:
+        environ = {**HERE.environ_on(node), "PYTHONPATH": str(SOURCE)}
+        argv = (sys.executable, "-m", "tests.support.step_parts", "child")
+        subprocess.run(argv, cwd=root, env=environ, check=True)
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    main(*numbers, *(800, 10)[len(numbers) :])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--older", metavar="DOIT")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("megabytes", type=int, nargs="*", default=[800, 3000])
+    options = parser.parse_args()
+    main(options.megabytes, options.rounds, options.older)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +46,36 @@ class Registry:
         """
         tars = [Layer().busybox().directory("tmp").file("text", text.encode()).tar()]
         tars += [Layer().file(f"layer-{number}", text.encode()).tar() for number in range(1, layers)]
+        return self.archives(repository, tag, tars, machine=machine)
+
+    def archives(
+        self,
+        repository: str,
+        tag: str,
+        archives: Iterable[bytes],
+        *,
+        machine: str = HERE,
+        compressed: bool = False,
+    ) -> str:
+        """Put an image with these layers under a tag; returns the digest of its manifest."""
+        blobs, diff_ids = [], []
+        for archive in archives:
+            diff_ids.append(f"sha256:{hashlib.sha256(archive).hexdigest()}")
+            data = gzip.compress(archive, compresslevel=1, mtime=0) if compressed else archive
+            blobs.append(self._blob(repository, data, f"layer.v1.tar{'+gzip' * compressed}"))
         config = {
             "architecture": machine,
             "os": "linux",
             "config": {"Env": ["PATH=/bin"]},
-            "rootfs": {
-                "type": "layers",
-                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in tars],
-            },
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
             # Without one for each layer, podman cannot build on it.
-            "history": [{"created": "2024-01-02T03:04:05Z", "created_by": "the test"}] * layers,
+            "history": [{"created": "2024-01-02T03:04:05Z", "created_by": "the test"} for _ in blobs],
         }
         manifest = {
             "schemaVersion": 2,
             "mediaType": f"{OCI}.manifest.v1+json",
             "config": self._blob(repository, json.dumps(config).encode(), "config.v1+json"),
-            "layers": [self._blob(repository, layer, "layer.v1.tar") for layer in tars],
+            "layers": blobs,
         }
         return self._manifest(repository, tag, manifest)
 
