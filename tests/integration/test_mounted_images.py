@@ -292,7 +292,8 @@ class Jobs:
                 *("unshare", "--mount", "--propagation", "private", *with_fuse),
                 *(*self.user.argv, "env", f"--chdir={self.root}", *variables),
                 *("RC_PODMAN_ISOLATION=chroot", *(f"{key}={value}" for key, value in more.items())),
-                "RC_PODMAN_RUNTIME=runc",
+                # A killed build leaves files of subordinate IDs, which only root can remove.
+                *("RC_PODMAN_RUNTIME=runc", f"TMPDIR={self.user.home}"),
                 *(*self.python, "-m", "rc_tasks.steps", *step),
             ),
             stdin=subprocess.DEVNULL,
