@@ -15,7 +15,6 @@ from rc_tasks.squashfs.tree import (
     CharacterDevice,
     Directory,
     File,
-    Inode,
     Kind,
     Node,
     Symlink,
@@ -26,7 +25,7 @@ from rc_tasks.squashfs.xattrs import NO_XATTR_LIST, XattrWriter
 # The superblock counts owners in 16 bits.
 MOST_IDS = 65_535
 _MOST_LISTING_BYTES = 1 << 28
-_MOST_TIME_S = 0xFFFFFFFF
+_MOST_WORD = _MOST_TIME_S = 0xFFFFFFFF
 _EXTENDED = 7
 _DOTS_BYTES = 3
 _MOST_HEADER_ENTRIES = 256
@@ -49,6 +48,20 @@ _WORD = struct.Struct("<I")
 _Entries = list[tuple[bytes, Node]]
 
 
+class _OwnerNumbers(dict[int, int]):
+    """Numbers of owners, by their IDs, in the order in which they are first asked for."""
+
+    def __missing__(self, owner: int) -> int:
+        if len(self) == MOST_IDS:
+            raise SquashfsError(
+                f"the files belong to more than {MOST_IDS} different users and groups,"
+                " which is all that SquashFS can hold",
+                hint="give the files of the image fewer owners (RUN chown), or all the same one",
+            )
+        number = self[owner] = len(self)
+        return number
+
+
 class InodeWriter:
     """The tables of inodes and directories of a tree, and what they name: owners and attributes."""
 
@@ -57,11 +70,12 @@ class InodeWriter:
         self.inodes = MetadataWriter(compress)
         self.directories = MetadataWriter(compress)
         self.xattrs = xattrs
-        self.ids: dict[int, int] = {}
+        self.ids = _OwnerNumbers()
         self.root = root
-        # By inode: its number, the number of its names, where it is, and for directories their parent.
+        # By inode: its number, how many names it has if it has several, where it is, and for directories
+        # their parent.
         self.numbers: dict[Node, int] = {root: 1}
-        self._links: dict[Node, int] = {root: 1}
+        self._links: dict[Node, int] = {}
         self.places: dict[Node, tuple[int, int]] = {}
         self._parents: dict[Node, int] = {}
         # Each directory comes before those in it.
@@ -81,14 +95,13 @@ class InodeWriter:
                 if node not in numbers:
                     # The numbers of one directory follow one another: listings store differences.
                     numbers[node] = len(numbers) + 1
-                    links[node] = 1
                     if node.kind is Kind.DIRECTORY:
                         parents[node] = numbers[directory]
                         below.append(node)
                 elif node.kind is Kind.DIRECTORY:
                     raise SquashfsError(f"{shown((None, name))}: a directory has two names")
                 else:
-                    links[node] += 1
+                    links[node] = links.get(node, 1) + 1
                 if not 0 < len(name) <= _MOST_NAME_BYTES:
                     raise SquashfsError(f"{shown((None, name))}: the name has {len(name)} bytes")
             # A list of pairs takes only lists of the same pairs for mypy; these have directories.
@@ -99,39 +112,34 @@ class InodeWriter:
 
     def write(self, layout: Layout) -> None:
         """Fill the tables, with the places of file data in `layout`. Raise SquashfsError."""
+        places, inodes = self.places, self.inodes
         # The reversed order has the content of a directory before the directory.
         for directory, entries in reversed(self._order):
             for _, node in entries:
-                if node not in self.places:
-                    self._append(node, self._packed(node, layout))
-            self._append(directory, self._packed_directory(directory, entries))
+                if node not in places:
+                    packed = (
+                        self._packed_file(node, layout) if isinstance(node, File) else self._packed(node)
+                    )
+                    places[node] = inodes.end()
+                    inodes.append(packed)
+            packed = self._packed_directory(directory, entries)
+            places[directory] = inodes.end()
+            inodes.append(packed)
 
-    def _append(self, node: Node, content: bytes) -> None:
-        inodes = self.inodes
-        self.places[node] = inodes.place(inodes.tell())
-        inodes.append(content)
-
-    def _head(self, node: Inode, number: int, extended: bool) -> tuple[int, int, int, int, int, int]:
+    def _head(self, node: Node, extended: bool) -> tuple[int, int, int, int, int, int]:
+        mtime = node.mtime_s
+        if not 0 <= mtime <= _MOST_TIME_S:
+            # mksquashfs takes the nearest time that fits too.
+            mtime = min(max(mtime, 0), _MOST_TIME_S)
         ids = self.ids
-        uid = ids.setdefault(node.uid, len(ids))
-        gid = ids.setdefault(node.gid, len(ids))
-        if len(ids) > MOST_IDS:
-            raise SquashfsError(
-                f"the files belong to more than {MOST_IDS} different users and groups,"
-                " which is all that SquashFS can hold",
-                hint="give the files of the image fewer owners (RUN chown), or all the same one",
-            )
-        # mksquashfs takes the nearest time that fits too.
-        mtime = min(max(node.mtime_s, 0), _MOST_TIME_S)
-        return node.kind + _EXTENDED * extended, node.mode & 0o7777, uid, gid, mtime, number
+        kind = node.kind + _EXTENDED if extended else node.kind
+        return kind, node.mode & 0o7777, ids[node.uid], ids[node.gid], mtime, self.numbers[node]
 
-    def _packed(self, node: Node, layout: Layout) -> bytes:
-        links = self._links[node]
-        xattr = self.xattrs.number(node.xattrs) if node.xattrs else NO_XATTR_LIST
-        if isinstance(node, File):
-            return self._packed_file(node, links, xattr, layout)
+    def _packed(self, node: Node) -> bytes:
+        links = self._links.get(node, 1)
+        xattr = self.xattrs.number(node.xattrs)
         extended = xattr != NO_XATTR_LIST
-        head = self._head(node, self.numbers[node], extended)
+        head = self._head(node, extended)
         if isinstance(node, Symlink):
             if not 0 < len(node.target) <= _MOST_TARGET_BYTES:
                 raise SquashfsError(f"the target of a symlink has {len(node.target)} bytes")
@@ -143,22 +151,21 @@ class InodeWriter:
             return _PLAIN_WORD.pack(*head, links, node.device)
         return _PLAIN_WORD.pack(*head, links, xattr) if extended else _PLAIN.pack(*head, links)
 
-    def _packed_file(self, node: File, links: int, xattr: int, layout: Layout) -> bytes:
+    def _packed_file(self, node: File, layout: Layout) -> bytes:
         start, fragment = 0, NO_FRAGMENT
-        if node.source is not None:
+        source = node.source
+        if source is not None:
             if node.stored_bytes:
-                start = layout.starts[node.source][node.start]
+                start = layout.starts[source][node.start]
             if node.fragment != NO_FRAGMENT:
-                fragment = layout.numbers[node.source][node.fragment]
-        size, sparse = node.size_bytes, node.sparse_bytes
-        extended = (
-            links > 1 or xattr != NO_XATTR_LIST or sparse > 0 or size > 0xFFFFFFFF or start > 0xFFFFFFFF
-        )
-        head = self._head(node, self.numbers[node], extended)
-        if extended:
-            fields = (start, size, sparse, links, fragment, node.fragment_offset, xattr)
-            return _LONG_FILE.pack(*head, *fields) + node.blocks
-        return _FILE.pack(*head, start, fragment, node.fragment_offset, size) + node.blocks
+                fragment = layout.numbers[source][node.fragment]
+        links = self._links.get(node, 1)
+        size, sparse, offset = node.size_bytes, node.sparse_bytes, node.fragment_offset
+        if links > 1 or sparse or node.xattrs or size > _MOST_WORD or start > _MOST_WORD:
+            xattr = self.xattrs.number(node.xattrs)
+            fields = (start, size, sparse, links, fragment, offset, xattr)
+            return _LONG_FILE.pack(*self._head(node, True), *fields) + node.blocks
+        return _FILE.pack(*self._head(node, False), start, fragment, offset, size) + node.blocks
 
     def _packed_directory(self, directory: Directory, entries: _Entries) -> bytes:
         begin = self.directories.tell()
@@ -171,7 +178,7 @@ class InodeWriter:
         links = 2 + sum(node.kind is Kind.DIRECTORY for _, node in entries)
         xattr = self.xattrs.number(directory.xattrs)
         extended = bool(index) or xattr != NO_XATTR_LIST or size > 0xFFFF
-        head = self._head(directory, self.numbers[directory], extended)
+        head = self._head(directory, extended)
         parent = self._parents[directory]
         if not extended:
             return _DIRECTORY.pack(*head, start, links, size, offset, parent)
