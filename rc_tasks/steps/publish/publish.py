@@ -140,18 +140,23 @@ def _squash(
     temporary = squash.temporary(project.artifact)
     try:
         look = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
-        with ThreadPoolExecutor(2) as pool:
-            # Digest it now, while it is still in the page cache.
-            digesting = pool.submit(blocks_digest, str(temporary))
-            looking = pool.submit(look)
-            squash.check(temporary)
-            digest, contents = digesting.result(), looking.result()
+        digest, contents = checked(temporary, look)
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
         squash.publish(temporary, project.artifact)
     finally:
         temporary.unlink(missing_ok=True)
     return _Published(digest, contents, passed)
+
+
+def checked(temporary: Path, look: Callable[[], Contents]) -> tuple[str, Contents]:
+    """Check an image that was just written; return its digest, and what `look` finds in it."""
+    with ThreadPoolExecutor(2) as pool:
+        # Now it is still in the page cache.
+        digesting = pool.submit(blocks_digest, str(temporary))
+        looking = pool.submit(look)
+        squash.check(temporary)
+        return digesting.result(), looking.result()
 
 
 def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[], Contents] | None:
@@ -197,10 +202,10 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[]
         wrap=in_namespace(engine),
         provenance=_provenance(node, built),
     )
-    return functools.partial(_contents, tree.root) if tree is not None else None
+    return functools.partial(merged_contents, tree.root) if tree is not None else None
 
 
-def _contents(root: Directory) -> Contents:
+def merged_contents(root: Directory) -> Contents:
     """Return what is in a merged image."""
     walk = ContentsWalk()
     with MergedFiles(root) as files:
