@@ -141,7 +141,7 @@ def publish(
             walk=walk if layers is None else None,
             layers=layers,
         )
-    checked(made, lambda: walk.contents if tree is None else merged_contents(tree.root))
+    checked(made, final, lambda: walk.contents if tree is None else merged_contents(tree.root))
     squash.publish(made, final)
     return final
 

@@ -140,7 +140,7 @@ def _squash(
     temporary = squash.temporary(project.artifact)
     try:
         look = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
-        digest, contents = checked(temporary, look)
+        digest, contents = checked(temporary, project.artifact, look)
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
         squash.publish(temporary, project.artifact)
@@ -149,13 +149,15 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def checked(temporary: Path, look: Callable[[], Contents]) -> tuple[str, Contents]:
-    """Check an image that was just written; return its digest, and what `look` finds in it."""
-    with ThreadPoolExecutor(2) as pool:
-        # Now it is still in the page cache.
+def checked(temporary: Path, final: Path, look: Callable[[], Contents]) -> tuple[str, Contents]:
+    """Check a new image, which is to replace `final`; return its digest, and what `look` finds in it."""
+    with ThreadPoolExecutor(3) as pool:
+        # Before it is published it has to be on the disk; now it is still in the page cache as well.
+        writing = pool.submit(squash.synchronize, temporary, final)
         digesting = pool.submit(blocks_digest, str(temporary))
         looking = pool.submit(look)
         squash.check(temporary)
+        writing.result()
         return digesting.result(), looking.result()
 
 

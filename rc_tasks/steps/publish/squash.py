@@ -151,18 +151,29 @@ def publish(temporary: Path, final: Path) -> None:
             os.fchown(descriptor, -1, final.parent.stat().st_gid)
         # mksquashfs never lets the group write, whatever the umask.
         os.fchmod(descriptor, 0o666 & ~umask())
-        os.fsync(descriptor)
     except OSError as error:
-        # The error of an exhausted quota may come only now, and names no file.
         raise refused(error, final) or error from None
     finally:
         os.close(descriptor)
+    synchronize(temporary, final)
     put_in_place(temporary, final)
     directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def synchronize(temporary: Path, final: Path) -> None:
+    """Write a file that is to replace `final` to the disk. Raise RcError."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # The error of an exhausted quota may come only now, and names no file.
+        raise refused(error, final) or error from None
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
