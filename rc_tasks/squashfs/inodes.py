@@ -48,7 +48,7 @@ _WORD = struct.Struct("<I")
 _Entries = list[tuple[bytes, Node]]
 
 
-class _Ids(dict[int, int]):
+class _OwnerNumbers(dict[int, int]):
     """Numbers of owners, by their IDs, in the order in which they are first asked for."""
 
     def __missing__(self, owner: int) -> int:
@@ -70,7 +70,7 @@ class InodeWriter:
         self.inodes = MetadataWriter(compress)
         self.directories = MetadataWriter(compress)
         self.xattrs = xattrs
-        self.ids = _Ids()
+        self.ids = _OwnerNumbers()
         self.root = root
         # By inode: its number, how many names it has if it has several, where it is, and for directories
         # their parent.

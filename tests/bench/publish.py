@@ -22,11 +22,11 @@ from pathlib import Path
 
 from rc_tasks.model.config.settings import Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
-from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
+from rc_tasks.steps.publish.publish import checked, merged_contents
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.publishing import squash_image
@@ -128,19 +128,20 @@ def publish(
     """Our whole way."""
     final = scratch / "image.sqsh"
     made = squash.temporary(final)
+    walk = ContentsWalk()
     with (scratch / "log").open("wb") as log:
-        squash_image(
+        tree = squash_image(
             podman,
             image,
             made,
             settings=settings,
             provenance=("bench",),
             log=log,
-            walk=ContentsWalk(),
+            # A merged image is walked through while it is checked.
+            walk=walk if layers is None else None,
             layers=layers,
         )
-    squash.check(made)
-    blocks_digest(str(made))
+    checked(made, final, lambda: walk.contents if tree is None else merged_contents(tree.root))
     squash.publish(made, final)
     return final
 

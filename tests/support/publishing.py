@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO
 
 from rc_tasks.model.config.settings import Squash, SquashMethod
+from rc_tasks.squashfs.tree import Tree
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
@@ -24,8 +25,11 @@ def squash_image(
     log: IO[bytes] | None,
     layers: SquashedLayers | None = None,
     walk: ContentsWalk | None = None,
-) -> None:
-    """Merge the layers of an image into `destination`, or squash it whole where that is right."""
+) -> Tree | None:
+    """Merge the layers of an image into `destination`, or squash it whole where that is right.
+
+    Returns what was merged.
+    """
     config = podman.config(image.id)
     if layers is not None and config is not None and settings.method is SquashMethod.MERGE:
         tree = merge(
@@ -44,7 +48,8 @@ def squash_image(
             if walk is not None:
                 with MergedFiles(tree.root) as files:
                     walk.run(files, threading.Event())
-            return
+            return tree
     squash.squash(
         podman, image, destination, settings=settings, provenance=provenance, log=log, walk=walk
     )
+    return None

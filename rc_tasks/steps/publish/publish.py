@@ -1,12 +1,13 @@
 """enroot step: publishes image.sqsh and image.json from an image in the store."""
 
 import contextlib
+import functools
 import getpass
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
+from rc_tasks.squashfs.tree import Directory
 from rc_tasks.state.adoption.official import squashed_layers, stored_config
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import umask, write_atomically
@@ -137,12 +139,8 @@ def _squash(
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
-        contents = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
-        with ThreadPoolExecutor(1) as pool:
-            # Digest it now, while it is still in the page cache.
-            digesting = pool.submit(blocks_digest, str(temporary))
-            squash.check(temporary)
-            digest = digesting.result()
+        look = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
+        digest, contents = checked(temporary, project.artifact, look)
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
         squash.publish(temporary, project.artifact)
@@ -151,8 +149,23 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | None:
-    """Merge the image to `temporary`; return its contents, or None if it has to be squashed whole."""
+def checked(temporary: Path, final: Path, look: Callable[[], Contents]) -> tuple[str, Contents]:
+    """Check a new image, which is to replace `final`; return its digest, and what `look` finds in it."""
+    with ThreadPoolExecutor(3) as pool:
+        # Before it is published it has to be on the disk; now it is still in the page cache as well.
+        writing = pool.submit(squash.synchronize, temporary, final)
+        digesting = pool.submit(blocks_digest, str(temporary))
+        looking = pool.submit(look)
+        squash.check(temporary)
+        writing.result()
+        return digesting.result(), looking.result()
+
+
+def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[], Contents] | None:
+    """Merge the image to `temporary`; return what finds its contents.
+
+    Return None if the image has to be squashed whole.
+    """
     settings, name = checkout.settings, node.project.name
     if settings.squash.method is not SquashMethod.MERGE or not settings.store.enabled:
         return None
@@ -191,20 +204,24 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | 
         wrap=in_namespace(engine),
         provenance=_provenance(node, built),
     )
-    if tree is None:
-        return None
+    return functools.partial(merged_contents, tree.root) if tree is not None else None
+
+
+def merged_contents(root: Directory) -> Contents:
+    """Return what is in a merged image."""
     walk = ContentsWalk()
-    with MergedFiles(tree.root) as files:
+    with MergedFiles(root) as files:
         walk.run(files, threading.Event())
     return walk.contents
 
 
-def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
-    """Squash the whole image to `temporary`; return its contents. Raise ReportedError."""
+def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[], Contents]:
+    """Squash the whole image to `temporary`; return what returns its contents. Raise ReportedError."""
     engine = nodes.storage(checkout.settings.podman)
     load_image(checkout, engine, node.project.name)
     if not podman.rootless():
-        return squash_into(checkout, node, temporary)
+        contents = squash_into(checkout, node, temporary)
+        return lambda: contents
     # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside
     # of it, where this process is the user whom Slurm knows, and starts containers as others do.
     with tempfile.TemporaryDirectory() as scratch:
@@ -214,7 +231,7 @@ def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
             raise ReportedError(status, ErrorReport.read(contents_file))
-        return parse_contents(contents_file.read_bytes())
+        return functools.partial(parse_contents, contents_file.read_bytes())
 
 
 @contextlib.contextmanager

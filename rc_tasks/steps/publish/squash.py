@@ -109,9 +109,12 @@ def check(path: Path) -> int:
         there = linked = elsewhere = False
         last = b""
         for line in lines:
-            last = line.rstrip(b"\n")
+            last = line
+            # Images have hundreds of thousands of entries.
+            if b"/rc" not in line and b"/etc -> " not in line:
+                continue
             # A name with a line break continues in a line that is no entry.
-            if entry := _ENTRY.fullmatch(last):
+            if entry := _ENTRY.fullmatch(line.rstrip(b"\n")):
                 kind, size, name = entry.groups()
                 if kind == b"l":
                     name = name.partition(b" -> ")[0]
@@ -122,7 +125,7 @@ def check(path: Path) -> int:
         raise ArtifactError(
             f"unsquashfs cannot list the image: it {command.ending(returncode)}",
             where=path,
-            quote=(last.decode(errors="replace"),),
+            quote=(last.decode(errors="replace").rstrip("\n"),),
             hint="build again; if it happens again, try another version of squashfs-tools",
         )
     # /etc may be a chain of symlinks: any non-empty rc file is accepted then.
@@ -148,18 +151,29 @@ def publish(temporary: Path, final: Path) -> None:
             os.fchown(descriptor, -1, final.parent.stat().st_gid)
         # mksquashfs never lets the group write, whatever the umask.
         os.fchmod(descriptor, 0o666 & ~umask())
-        os.fsync(descriptor)
     except OSError as error:
-        # The error of an exhausted quota may come only now, and names no file.
         raise refused(error, final) or error from None
     finally:
         os.close(descriptor)
+    synchronize(temporary, final)
     put_in_place(temporary, final)
     directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def synchronize(temporary: Path, final: Path) -> None:
+    """Write a file that is to replace `final` to the disk. Raise RcError."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # The error of an exhausted quota may come only now, and names no file.
+        raise refused(error, final) or error from None
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

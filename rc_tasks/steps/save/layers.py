@@ -101,7 +101,9 @@ class Squasher(Struct, frozen=True):
         def make_layer(compares: bool) -> Command:
             return self.wrap(self.make(directory, file, compares=compares, keeps_owners=True))
 
-        mksquashfs.run(make_layer, file.parent, self.unpacked_bytes, self.log, draws=draws)
+        # Not the temporary directory: a message names it.
+        place = self.layers.store.directory
+        mksquashfs.run(make_layer, place, self.unpacked_bytes, self.log, draws=draws)
 
     def _describe(self, digest: str, files: LayerFiles, recipe: Path) -> None:
         """Write the record of new files, and the recipe if it gives the layer's archive again."""
