@@ -141,7 +141,9 @@ def publish(
             walk=walk if layers is None else None,
             layers=layers,
         )
-    checked(made, final, lambda: walk.contents if tree is None else merged_contents(tree.root))
+    checked(
+        made, final, lambda stop: walk.contents if tree is None else merged_contents(tree.root, stop)
+    )
     squash.publish(made, final)
     return final
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec import Struct
@@ -48,6 +48,9 @@ from rc_tasks.steps.publish.merge import merge
 from rc_tasks.steps.save.layers import in_namespace, options
 from rc_tasks.tools import command, podman, squashfs
 from rc_tasks.tools.command import Command
+
+# What finds the contents of an image, until the event is set.
+Look = Callable[[threading.Event], Contents]
 
 
 class _Published(Struct, frozen=True):
@@ -149,19 +152,29 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def checked(temporary: Path, final: Path, look: Callable[[], Contents]) -> tuple[str, Contents]:
+def checked(temporary: Path, final: Path, look: Look) -> tuple[str, Contents]:
     """Check a new image, which is to replace `final`; return its digest, and what `look` finds in it."""
+    stop = threading.Event()
+
+    def go_on(_bytes: int) -> None:
+        if stop.is_set():
+            raise CancelledError
+
     with ThreadPoolExecutor(3) as pool:
-        # Before it is published it has to be on the disk; now it is still in the page cache as well.
-        writing = pool.submit(squash.synchronize, temporary, final)
-        digesting = pool.submit(blocks_digest, str(temporary))
-        looking = pool.submit(look)
-        squash.check(temporary)
-        writing.result()
-        return digesting.result(), looking.result()
+        try:
+            # Before it is published it has to be on the disk; now it is still in the page cache as well.
+            writing = pool.submit(squash.synchronize, temporary, final)
+            digesting = pool.submit(blocks_digest, str(temporary), go_on)
+            looking = pool.submit(look, stop)
+            squash.check(temporary)
+            writing.result()
+            return digesting.result(), looking.result()
+        finally:
+            # When we are interrupted, the threads leave their work half done.
+            stop.set()
 
 
-def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[], Contents] | None:
+def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Look | None:
     """Merge the image to `temporary`; return what finds its contents.
 
     Return None if the image has to be squashed whole.
@@ -207,21 +220,21 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[]
     return functools.partial(merged_contents, tree.root) if tree is not None else None
 
 
-def merged_contents(root: Directory) -> Contents:
-    """Return what is in a merged image."""
+def merged_contents(root: Directory, stop: threading.Event) -> Contents:
+    """Return what is in a merged image; it is incomplete when `stop` is set."""
     walk = ContentsWalk()
     with MergedFiles(root) as files:
-        walk.run(files, threading.Event())
+        walk.run(files, stop)
     return walk.contents
 
 
-def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[], Contents]:
+def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Look:
     """Squash the whole image to `temporary`; return what returns its contents. Raise ReportedError."""
     engine = nodes.storage(checkout.settings.podman)
     load_image(checkout, engine, node.project.name)
     if not podman.rootless():
         contents = squash_into(checkout, node, temporary)
-        return lambda: contents
+        return lambda _stop: contents
     # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside
     # of it, where this process is the user whom Slurm knows, and starts containers as others do.
     with tempfile.TemporaryDirectory() as scratch:
@@ -231,7 +244,8 @@ def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Callable[[],
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
             raise ReportedError(status, ErrorReport.read(contents_file))
-        return functools.partial(parse_contents, contents_file.read_bytes())
+        contents = parse_contents(contents_file.read_bytes())
+        return lambda _stop: contents
 
 
 @contextlib.contextmanager
