@@ -5,18 +5,15 @@ padding, and the names of the files whose contents stand between them (`overlay-
 Source: github.com/vbatts/tar-split, tar/storage/entry.go: gzip, a JSON object a line.
 """
 
-import base64
-import binascii
 import gzip
 import hashlib
-import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
+from msgspec.json import Decoder
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.squashfs.contents import FileReader
@@ -67,37 +64,41 @@ def archive(recipe: Path, layer: Layer) -> Iterator[bytes]:
             f"the files of a layer with {layer.source.form.compressor} are not read here",
             where=layer.source.path,
         )
+    decode = Decoder(_Entry).decode
     try:
         with gzip.open(recipe) as lines, FileReader(layer.source) as files:
             for line in lines:
-                yield from _pieces(json.loads(line), layer, files)
+                yield from _pieces(decode(line), layer, files)
     except SquashfsError as error:
         raise RecipeError(error.what, where=error.where) from None
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, DecodeError, RecursionError) as error:
         raise RecipeError(
             f"the archive of the layer cannot be made again: {error}", where=recipe
         ) from None
 
 
-def _pieces(entry: Mapping[str, Any], layer: Layer, files: FileReader) -> Iterator[bytes]:
-    kind = entry["type"]
-    if kind == _BYTES:
-        yield binascii.a2b_base64(entry["payload"] or "")
-    elif kind != _FILE:
-        raise ValueError(f"an entry of an unknown type, {kind}")
+class _Entry(Struct, frozen=True):
+    """A line of a recipe; bytes are in base64, and `name_raw` is for names that are not UTF-8."""
+
+    type: int
+    payload: bytes | None = None
+    size: int = 0
+    name: str = ""
+    name_raw: bytes | None = None
+
+
+def _pieces(entry: _Entry, layer: Layer, files: FileReader) -> Iterator[bytes]:
+    if entry.type == _BYTES:
+        yield entry.payload or b""
+    elif entry.type != _FILE:
+        raise ValueError(f"an entry of an unknown type, {entry.type}")
     # The header of a directory, a link or an empty file says all.
-    elif size_bytes := entry.get("size", 0):
-        name = _name(entry)
+    elif entry.size:
+        name = os.fsdecode(entry.name_raw) if entry.name_raw else entry.name
         file = _find(layer.root, name)
-        if not isinstance(file, File) or file.size_bytes != size_bytes:
+        if not isinstance(file, File) or file.size_bytes != entry.size:
             raise ValueError(f"{name} is not the file that it was")
         yield from files.pieces(file)
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    if raw := entry.get("name_raw"):
-        return os.fsdecode(base64.b64decode(raw))
-    return str(entry["name"])
 
 
 def _find(root: Directory, name: str) -> Node | None:
