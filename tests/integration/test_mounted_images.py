@@ -389,6 +389,29 @@ def test_an_ordinary_user_mounts_a_base_of_many_layers(jobs: Jobs, tmp_path: Pat
         assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == text
 
 
+KILLED = """
+import os, subprocess
+from rc_tasks.steps.node.node import _scratch
+scratch = _scratch()
+place = scratch.__enter__()
+script = 'mkdir "$1/copied"; touch "$1/copied/file"; chown -R 5:5 "$1/copied"; chmod 700 "$1/copied"'
+subprocess.run(("podman", "unshare", "sh", "-c", script, "sh", str(place)), check=True)
+print(place, flush=True)
+os._exit(9)
+"""
+
+
+def test_what_a_killed_step_of_an_ordinary_user_left_is_removed(jobs: Jobs) -> None:
+    place = str(jobs.user.home)
+    argv = (*jobs.user.argv, "env", f"TMPDIR={place}", *jobs.python, "-c", KILLED)
+    killed = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert killed.returncode == 9, killed.stderr
+    left = killed.stdout.split()[-1]
+    assert Path(left, "copied").exists()
+    jobs.run("41", "podman", "base", TMPDIR=place)
+    assert not Path(left).exists()
+
+
 def test_a_second_layer_that_squashfuse_refuses(jobs: Jobs) -> None:
     """The first is unmounted again, and the image is loaded."""
     for name in ("podman", "enroot"):

@@ -287,7 +287,17 @@ def sweep() -> None:
                 _end_rooted_in(leftover)
                 # Keep it while something is mounted in it: a RUN may have mounted files of the host.
                 if not storages.mounts_below(leftover):
-                    shutil.rmtree(leftover)
+                    _remove(leftover)
+
+
+def _remove(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except PermissionError:
+        # What an ordinary user's podman was copying belongs to other IDs of its user namespace.
+        if podman.rootless() and command.which("podman") is not None:
+            remove = Command(("rm", "-rf", "--", str(directory)))
+            command.capture(Podman().unshare(remove), check=False)
 
 
 @contextlib.contextmanager
