@@ -357,11 +357,15 @@ def test_a_writer_that_is_killed_leaves_nothing_that_looks_whole(
     kept = store(tmp_path)
     chance = random.Random(SEED)
     killed = 0
+    began = time.monotonic()
+    with putting(podman, kept, large) as writing:
+        writing.communicate()
+    takes_s = time.monotonic() - began
     with own_storage() as (empty, _):
         for _ in range(1 + ROUNDS // 4):
             shutil.rmtree(kept.directory, ignore_errors=True)
             with putting(podman, kept, large) as writing:
-                time.sleep(chance.uniform(0.1, 0.7))
+                time.sleep(chance.uniform(0.3, 0.9) * takes_s)
                 killed += writing.poll() is None
                 writing.send_signal(signal.SIGKILL)
                 writing.communicate()
