@@ -342,6 +342,7 @@ class Companion:
             # The command may be busy and not read its standard input, so the guard has to end it.
             _notify_guard("+", self._process)
         self.last_lines: tuple[str, ...] = ()
+        self._closing = threading.Lock()
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of its output and errors as they come; another call continues later."""
@@ -367,9 +368,11 @@ class Companion:
             _signal_group(self._process, signal.SIGTERM)
             _end(self._process, time.monotonic() + GRACE_S)
         returncode = self._process.wait()
-        if self._process.stdout is not None and not self._process.stdout.closed:
-            self.last_lines = tuple(_unread(self._process.stdout))
-            self._process.stdout.close()
+        # Who waits for its lines closes it too when it ends.
+        with self._closing:
+            if self._process.stdout is not None and not self._process.stdout.closed:
+                self.last_lines = tuple(_unread(self._process.stdout))
+                self._process.stdout.close()
         with _lock:
             if self._process in _companions:
                 _companions.remove(self._process)

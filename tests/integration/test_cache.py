@@ -355,5 +355,7 @@ def test_an_ordinary_user_has_the_same() -> None:
         log = run(*step, "podman", "child")
         assert (len(cached(log)), ran(log)) == (1, 1 + LABELS), log
         run("podman", "rmi", "--all", "--force")
-        assert "loading child" in run(*step, "enroot", "child")
+        published = run(*step, "enroot", "child")
+        # podman's default for this user is vfs on some hosts, so that layers are stored as archives.
+        assert "merged " in published or "loading child" in published
         assert (root / "projects/child/image.sqsh").exists()

@@ -228,7 +228,9 @@ def test_nothing_stays_mounted_when_everything_is_killed(site: Site) -> None:
     recipe.write_text(recipe.read_text().replace(f"sleep {LONG_S}", "echo again > /again"))
     site.doit("build:child", node="b")
     assert site.read("child", "again") == "again\n"
-    assert json.loads((storage / "root/overlay-containers/containers.json").read_text()) == []
+    # podman 5 has no such file once there is no container.
+    for path in storage.glob("root/overlay-containers/*containers.json"):
+        assert json.loads(path.read_text()) == []
 
 
 def test_publishing_and_starting_on_another_node_load_nothing(site: Site) -> None:

@@ -403,7 +403,9 @@ def in_background(
 def sleeper(tmp_path: Path) -> Iterator[tuple[Command, Path]]:
     """A command that never ends by itself, with a child, and the file it writes both PIDs to."""
     sign = tmp_path / "pids"
-    yield Command(("sh", "-c", 'sleep 1000 & echo $$ $! > "$1"; wait', "sh", str(sign))), sign
+    # Not at once: srun of newer Slurms was seen to return 0 when it was ended as a step began.
+    script = 'sleep 1000 & child=$!; sleep 1; echo $$ $child > "$1"; wait'
+    yield Command(("sh", "-c", script, "sh", str(sign))), sign
     pids = sign.read_text().split()
     until(lambda: not any(Path("/proc", pid).exists() for pid in pids))
 
