@@ -285,27 +285,19 @@ class Podman(Struct, frozen=True):
         finally:
             self.remove(name)
 
-    def layer_directories(self, container: str) -> tuple[Path, ...]:
-        """Return the directories of a container's layers, lowest first; none if they do not exist.
+    def layer_directories(self, image: Image) -> dict[str, Path]:
+        """Return the directories of an image's layers by diff ID; none if they do not exist.
 
-        Only the overlay driver has them: each holds what its layer adds, and whiteouts. The last one
-        holds what was written in the container.
+        Only the overlay driver has them: each holds what its layer adds, and whiteouts.
         """
-        return self._overlay_directories("container", container)
-
-    def image_directories(self, image_id: str) -> tuple[Path, ...]:
-        """Return the directories of an image's layers, lowest first; none if they do not exist."""
-        return self._overlay_directories("image", image_id)
-
-    def _overlay_directories(self, kind: str, name: str) -> tuple[Path, ...]:
-        query = self.command(kind, "inspect", "--format", "{{json .GraphDriver}}", name)
+        query = self.command("image", "inspect", "--format", "{{json .GraphDriver}}", image.id)
         driver = json.loads(command.capture(query).stdout)
-        if driver.get("Name") != "overlay":
-            return ()
         data = driver.get("Data") or {}
-        lower = str(data.get("LowerDir") or "").split(":")
-        directories = [data.get("UpperDir") or "", *filter(None, lower)]
-        return tuple(map(Path, reversed(directories))) if all(directories) else ()
+        # The uppermost first.
+        paths = f"{data.get('UpperDir') or ''}:{data.get('LowerDir') or ''}".removesuffix(":").split(":")
+        if driver.get("Name") != "overlay" or len(paths) != len(image.layers):
+            return {}
+        return dict(zip(image.layers, map(Path, reversed(paths)), strict=True))
 
     def remove(self, *containers: str) -> None:
         """Unmount and delete containers and their anonymous volumes; a missing one is fine."""

@@ -288,6 +288,20 @@ def test_layers_of_other_settings_are_squashed_again(place: Place) -> None:
     assert " layers: " in log
 
 
+def test_layers_that_only_mounts_could_read_do_not_replace_others(place: Place) -> None:
+    """lz4 is too slow to read here, so that no node could load such a layer."""
+    image_id = place.build(DOCKERFILE)
+    save(place.podman, place.podman.inspect(image_id), SquashedLayers(place.store), Squash())
+    before = {path: path.stat().st_ino for path in squashed_layers(place.store)}
+    merged, log = place.publish(image_id, Squash(compression=Compression.LZ4))
+    assert "the settings say lz4 and 131072; this layer is squashed again" in log
+    whole, _ = place.publish(image_id, Squash(SquashMethod.DIRECT, Compression.LZ4))
+    assert listing(merged) == listing(whole)
+    assert {path: path.stat().st_ino for path in squashed_layers(place.store)} == before
+    with own_storage() as (empty, _):
+        assert load_images(place.store, empty, image_id) == ()
+
+
 def test_what_cannot_be_merged_is_squashed_whole(place: Place) -> None:
     if Compressor.LZO not in squashfs.probe():
         pytest.skip("mksquashfs has no lzo")

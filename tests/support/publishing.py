@@ -36,9 +36,7 @@ def squash_image(
             parse_config(image.id, config, image.size_bytes),
             destination,
             layers=layers,
-            directories=lambda _damaged: dict(
-                zip(image.layers, podman.image_directories(image.id), strict=False)
-            ),
+            directories=lambda: podman.layer_directories(image),
             make=options(settings, log),
             wrap=in_namespace(podman),
             provenance=provenance,

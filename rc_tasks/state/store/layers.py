@@ -59,11 +59,6 @@ class SquashedLayers(Struct, frozen=True):
                 os.rename(made, final.directory)
         return final.file
 
-    def discard(self, files: LayerFiles, scratch: Path) -> None:
-        """Remove the files of a layer, if they are in the store of this checkout."""
-        if files.directory.is_relative_to(self.store.directory):
-            self._take_away(files, scratch)
-
     def _take_away(self, files: LayerFiles, scratch: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(files.directory, scratch / f"{files.directory.name}.old")

@@ -51,16 +51,17 @@ def _pull(store: Store, podman: Podman, image_ids: Iterable[str]) -> Completed:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         made = Path(scratch, "blobs")
         made.mkdir()
-        while True:
+        for last in (False, True):
             views = [_whole_view(store, image_id, Path(scratch), made) for image_id in image_ids]
             done = command.capture(podman.pull_directories(views), check=False)
             links = [link for view in views for link in view.iterdir()]
-            if done.returncode == 0 or all(map(os.path.exists, links)):
-                return done
+            if done.returncode == 0 or last or all(map(os.path.exists, links)):
+                break
             # `doit gc` has taken blobs away of which there are squashed layers.
             for path in Path(scratch).iterdir():
                 if path != made:
                     shutil.rmtree(path)
+        return done
 
 
 def _whole_view(store: Store, image_id: str, scratch: Path, made: Path) -> Path:

@@ -178,9 +178,22 @@ def _damage(files: LayerFiles) -> str:
         return f"cannot be read: {error.strerror}"
 
 
-def is_mounted(podman: Podman, directory: Path) -> bool:
-    """Return whether the directory of a layer is one that a step mounts."""
-    return bool(podman.root) and not directory.is_relative_to(podman.root)
+def require_whole(checkout: Checkout, podman: Podman, directories: Mapping[str, Path]) -> None:
+    """Compare the files of layers that are mounted here with their digests, before they are squashed.
+
+    podman compares what it loads, and the kernel what is compressed. `directories` are podman's by diff
+    ID. Raise ArtifactError: podman may have built on a damaged one, which cannot be replaced here then.
+    """
+    find = squashed_layers(checkout).find
+    for diff_id, directory in directories.items():
+        is_mounted = bool(podman.root) and not directory.is_relative_to(podman.root)
+        files = find(diff_id) if is_mounted else None
+        if files is not None and (why := _damage(files)):
+            raise ArtifactError(
+                f"a layer that is mounted here is damaged: it {why}",
+                where=checkout.shown(files.file),
+                hint=_DAMAGED,
+            )
 
 
 def _add(images: Path, podman: Podman, image: StoredImage, layers: Iterable[LayerFiles | None]) -> None:

@@ -69,13 +69,14 @@ class _TreeEditor:
             if isinstance(link, Symlink) and kept and self._leads_out(path):
                 target = os.fsencode(os.path.relpath(self._followed(path), place))
                 new = Symlink(0o777, 0, 0, self._now_s, NO_XATTRS, target)
-                self._put(self._inside(place, last=False)[0], os.fsencode(name), new)
+                self._put(self._made(path, place), os.fsencode(name), new)
 
     def write(self, path: str, start: int, size_bytes: int) -> None:
         """Replace a file by the bytes from `start` on; one that exists keeps its mode."""
-        above, name = self._inside(path, last=True)
-        before = above[-1].children.get(name)
-        if before is not None and not isinstance(before, File | Symlink):
+        place, name = self._file(path)
+        above, key = self._made(path, place), self._key(path, name)
+        before = above[-1].children.get(key)
+        if name in ("", ".", "..") or not isinstance(before, File | Symlink | None):
             raise obstacle(path, "is not a regular file")
         mode = before.mode if isinstance(before, File) else 0o644
         sizes, block_bytes = [], self._source.superblock.block_size_bytes
@@ -87,13 +88,45 @@ class _TreeEditor:
         )  # fmt: skip
         if isinstance(before, File):
             # Other names of it keep what they had, as with overlayfs.
-            above[-1].children[name] = file
+            above[-1].children[key] = file
         else:
-            self._put(above, name, file)
+            self._put(above, key, file)
 
     def directory(self, path: str) -> None:
         """Make a directory, and those above it."""
-        self._inside(path, last=False)
+        self._made(path, self._followed(path))
+
+    def _file(self, path: str) -> tuple[str, str]:
+        """Return the directory, without symlinks, and the name of a file, which may be missing.
+
+        An absolute symlink to it counts as the file: Enroot would follow it on the host.
+        """
+        seen = path
+        for _ in range(links.MOST):
+            directory, name = os.path.split(seen)
+            place = self._followed(directory)
+            link = self._at(f"{place}/{name}")
+            if not isinstance(link, Symlink) or link.target.startswith(b"/"):
+                return place, name
+            seen = f"{place}/{os.fsdecode(link.target)}"
+        raise obstacle(path, "leads through a loop of symlinks")
+
+    def _made(self, path: str, place: str) -> list[Directory]:
+        """Make the directory at `place`, which has no symlinks; return those from the root to it.
+
+        `path` is the one that messages name.
+        """
+        above = [self.root]
+        for name in filter(None, place.split("/")):
+            key = self._key(path, name)
+            child = above[-1].children.get(key)
+            if child is None:
+                child = Directory(0o755, 0, 0, self._now_s, NO_XATTRS)
+                self._put(above, key, child)
+            if not isinstance(child, Directory):
+                raise obstacle(path, f"cannot be written: {os.strerror(errno.ENOTDIR)}")
+            above.append(child)
+        return above
 
     def _put(self, above: list[Directory], name: bytes, node: Node) -> None:
         """Put a new node into a directory, whose time changes; `above` are those from the root to it."""
@@ -106,44 +139,6 @@ class _TreeEditor:
             siblings = above[-2].children
             siblings[next(key for key, child in siblings.items() if child is before)] = after
         above[-1] = after
-
-    def _inside(self, path: str, *, last: bool) -> tuple[list[Directory], bytes]:
-        """Find the directory of `path` for a process whose / is the image; make it when missing.
-
-        Return the directories from the root to it. With `last`, return the name of the last component
-        too: that is absent, no symlink, or an absolute symlink. Otherwise go the whole path.
-        """
-        above = [self.root]
-        todo = path.split("/")[::-1]
-        followed = 0
-        while todo:
-            name = todo.pop()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                # The parent of / is / itself.
-                above = above[:-1] or above
-                continue
-            key = self._key(path, name)
-            child = above[-1].children.get(key)
-            target = os.fsdecode(child.target) if isinstance(child, Symlink) else None
-            if last and not any(todo) and (target is None or target.startswith("/")):
-                return above, key
-            if target is not None:
-                followed += 1
-                if followed > links.MOST:
-                    raise obstacle(path, "leads through a loop of symlinks")
-                if target.startswith("/"):
-                    above = above[:1]
-                todo += target.split("/")[::-1]
-                continue
-            if child is None:
-                child = Directory(0o755, 0, 0, self._now_s, NO_XATTRS)
-                self._put(above, key, child)
-            if not isinstance(child, Directory):
-                raise obstacle(path, f"cannot be written: {os.strerror(errno.ENOTDIR)}")
-            above.append(child)
-        return above, b""
 
     def _key(self, path: str, name: str) -> bytes:
         try:
@@ -174,6 +169,10 @@ class _TreeEditor:
     def _at(self, path: str) -> Node | None:
         """Return the node at a path without symlinks."""
         node: Node | None = self.root
-        for name in filter(None, path.split("/")):
-            node = node.children.get(os.fsencode(name)) if isinstance(node, Directory) else None
+        try:
+            names = os.fsencode(path).split(b"/")
+        except UnicodeEncodeError:
+            return None  # JSON can say what no name is, such as half a surrogate pair
+        for name in filter(None, names):
+            node = node.children.get(name) if isinstance(node, Directory) else None
         return node

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ def merge(
     destination: Path,
     *,
     layers: SquashedLayers,
-    directories: Callable[[Collection[str]], Mapping[str, Path]],
+    directories: Callable[[], Mapping[str, Path]],
     make: partial[Command],
     wrap: Callable[[Command], Command],
     provenance: tuple[str, ...],
@@ -60,9 +60,9 @@ def merge(
     """Merge an image's layers, and what Enroot needs, into `destination`.
 
     `directories` loads the image into podman's storage, and returns the directories of its layers there
-    by diff ID; it is called if a layer has to be squashed, with the diff IDs of those that are damaged
-    in the store. `make` and `wrap` are those of `Squasher`, with the compressor and the block size that
-    the image shall have. `provenance` lines go to the beginning of /etc/rc.
+    by diff ID; it is called if a layer has to be squashed. `make` and `wrap` are those of `Squasher`,
+    with the compressor and the block size that the image shall have. `provenance` lines go to the
+    beginning of /etc/rc.
     Return what was merged, or None if these layers cannot be merged; then the log says why, and nothing
     was written. Raise ArtifactError or CommandError.
     """
@@ -130,9 +130,7 @@ class _Stacked(Struct, frozen=True):
 class _Stacker:
     """Reads the layers of an image; those that the store lacks are squashed into it."""
 
-    def __init__(
-        self, squasher: Squasher, directories: Callable[[Collection[str]], Mapping[str, Path]]
-    ) -> None:
+    def __init__(self, squasher: Squasher, directories: Callable[[], Mapping[str, Path]]) -> None:
         self._squasher = squasher
         self._directories = directories
         self._damaged: set[str] = set()
@@ -151,7 +149,7 @@ class _Stacker:
         lacking = [digest for digest in dict.fromkeys(digests) if digest not in usable]
         with _verifying({digest: stored[digest] for digest in usable}) as readings:
             if lacking:
-                there = self._directories(self._damaged & set(lacking))
+                there = self._directories()
                 if not all(digest in there for digest in lacking):
                     raise SquashfsError("podman's storage has no directory for each layer")
                 replaced = {digest: stored[digest] for digest in lacking if digest in stored}

@@ -7,14 +7,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from rc_tasks.errors import ArtifactError, CommandError
+from rc_tasks.errors import CommandError
 from rc_tasks.model.config.settings import SquashMethod
 from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
@@ -48,6 +48,7 @@ from rc_tasks.steps.publish.merge import merge
 from rc_tasks.steps.save.layers import in_namespace, options
 from rc_tasks.tools import command, podman, squashfs
 from rc_tasks.tools.command import Command
+from rc_tasks.tools.podman import Podman
 
 # What finds the contents of an image, until the event is set.
 Look = Callable[[threading.Event], Contents]
@@ -188,36 +189,26 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Look | None
     engine, facts = nodes.storage(settings.podman), built.facts
     config = stored_config(checkout, facts.image_id)
     if config is None:
-        load_image(checkout, engine, name)
         return None
     image = podman.parse_config(facts.image_id, config, facts.size_bytes)
-
-    def directories(damaged: Collection[str]) -> Mapping[str, Path]:
-        load_image(checkout, engine, name)
-        paths = engine.image_directories(image.id)
-        there = dict(zip(image.layers, paths, strict=True)) if len(paths) == len(image.layers) else {}
-        for digest in damaged:
-            # A mounted layer is the damaged file itself. podman may have built on it here, so that it
-            # cannot be replaced on this node.
-            if digest in there and mounted_images.is_mounted(engine, there[digest]):
-                raise ArtifactError(
-                    "a layer that is mounted here is damaged",
-                    where=checkout.shown(checkout.store.layer(digest).file),
-                    hint="`doit verify --all` names what is damaged, and how to make it again;\n"
-                    "then run this in a new job",
-                )
-        return there
 
     tree = merge(
         image,
         temporary,
         layers=squashed_layers(checkout),
-        directories=directories,
+        directories=functools.partial(_loaded, checkout, engine, name),
         make=options(settings.squash, None),
         wrap=in_namespace(engine),
         provenance=_provenance(node, built),
     )
     return functools.partial(merged_contents, tree.root) if tree is not None else None
+
+
+def _loaded(checkout: Checkout, engine: Podman, name: str) -> Mapping[str, Path]:
+    """Load an image into podman's storage; return the directories of its layers there, by diff ID."""
+    directories = engine.layer_directories(engine.inspect(load_image(checkout, engine, name)))
+    mounted_images.require_whole(checkout, engine, directories)
+    return directories
 
 
 def merged_contents(root: Directory, stop: threading.Event) -> Contents:
@@ -231,7 +222,7 @@ def merged_contents(root: Directory, stop: threading.Event) -> Contents:
 def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Look:
     """Squash the whole image to `temporary`; return what returns its contents. Raise ReportedError."""
     engine = nodes.storage(checkout.settings.podman)
-    load_image(checkout, engine, node.project.name)
+    _loaded(checkout, engine, node.project.name)
     if not podman.rootless():
         contents = squash_into(checkout, node, temporary)
         return lambda _stop: contents

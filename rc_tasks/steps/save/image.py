@@ -64,16 +64,16 @@ def _put_layers(
     """Put the layers that the store lacks there: squashed, or as podman writes them."""
     store = layers.store
     missing = [digest for digest in dict.fromkeys(image.layers) if not store.has_layer(digest)]
-    directories = podman.image_directories(image.id) if missing else ()
-    if len(directories) == len(image.layers) and command.which("mksquashfs") is not None:
-        by_digest = dict(zip(image.layers, directories, strict=True))
-        new = {digest: by_digest[digest] for digest in missing if layers.find(digest) is None}
-        if new:
+    if missing and command.which("mksquashfs") is not None:
+        directories = podman.layer_directories(image)
+        lacking = [digest for digest in missing if digest in directories and not layers.find(digest)]
+        if new := {digest: directories[digest] for digest in lacking}:
             make, wrap = options(settings, None), in_namespace(podman)
             squasher = Squasher(layers, make, image.size_bytes, None, draws=False, wrap=wrap)
             files = squasher.add(new, scratch)
             size_bytes = sum(file.stat().st_size for file in files.values())
-            print(f"saved in the store: {len(files)} layers, {size_bytes / 1e6:.1f} MB", flush=True)
+            noun = "layer" if len(files) == 1 else "layers"
+            print(f"saved in the store: {len(files)} {noun}, {size_bytes / 1e6:.1f} MB", flush=True)
     missing = [digest for digest in missing if not store.has_layer(digest)]
     if missing:
         _push(podman, image, pushed)

@@ -78,7 +78,8 @@ class Squasher(Struct, frozen=True):
         """Squash layers, given by diff ID with their directories, into the store; return their files.
 
         `scratch` is a temporary directory of the store. `replaced` are files of some layers there,
-        which the new ones replace. Raise ArtifactError when the disk is full, CommandError.
+        which the new ones replace, unless only the old ones give the archive again: then the new ones
+        stay in `scratch`. Raise ArtifactError when the disk is full, CommandError.
         """
         replaced = replaced or {}
         made = {digest: LayerFiles(scratch / f"{hex_digest(digest)}.new") for digest in directories}
@@ -93,9 +94,15 @@ class Squasher(Struct, frozen=True):
 
         _side_by_side(functools.partial(one, digest) for digest in directories)
         return {
-            digest: self.layers.put(digest, files.directory, scratch, replace=replaced.get(digest))
+            digest: self._put(digest, files, replaced.get(digest), scratch)
             for digest, files in made.items()
         }
+
+    def _put(self, digest: str, files: LayerFiles, old: LayerFiles | None, scratch: Path) -> Path:
+        # With lz4 or lzo the new ones alone could not be loaded by a node that cannot mount them.
+        if old is not None and old.archive_bytes() and not files.archive_bytes():
+            return files.file
+        return self.layers.put(digest, files.directory, scratch, replace=old)
 
     def _run(self, directory: Path, file: Path, *, draws: bool) -> None:
         def make_layer(compares: bool) -> Command:

@@ -31,6 +31,23 @@ class Empty(Podman):
         return Command(("false",))
 
 
+class Taking(Empty):
+    """A podman beside which somebody takes a part of the store away."""
+
+    def pull_directories(self, directories: Iterable[Path]) -> Command:
+        parts = (str(path / IMAGE) for path in directories)
+        return Command(
+            ("sh", "-c", 'for each; do rm -f "$(readlink -f "$each")"; done; false', "sh", *parts)
+        )
+
+
+def test_what_is_taken_away_while_it_is_loaded_is_reported(
+    kept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_images(kept, Taking(), IMAGE) == (IMAGE,)
+    assert f"{kept.blob(IMAGE)} is missing; removed" in capsys.readouterr().out
+
+
 @pytest.fixture
 def kept(tmp_path: Path) -> Store:
     """A store with one image."""

@@ -4,15 +4,23 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.errors import ArtifactError
+from rc_tasks.squashfs.merge import stack
+from rc_tasks.squashfs.read import read_layer
+from rc_tasks.squashfs.tree import Tree
+from rc_tasks.squashfs.write import write
 from rc_tasks.steps.container import rootfs
+from rc_tasks.steps.publish import enroot_tree
 from rc_tasks.tools import enroot
 from rc_tasks.tools.podman import Image
+from tests.support.layers import squash
+from tests.support.tools import require_tools
 
 RC_LOCAL = "# This file is sourced by /etc/rc"
 
@@ -38,6 +46,30 @@ def image(
         volumes=volumes,
         layers=(),
     )
+
+
+def in_place(root: Path, about: Image) -> None:
+    """As in a mounted image."""
+    rootfs.prepare(root, about, ())
+
+
+def in_tree(root: Path, about: Image) -> None:
+    """As in the tree of a merged image, which takes the place of the directory."""
+    require_tools("mksquashfs", "unsquashfs")
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = stack([read_layer(squash(root, Path(scratch, "layer.sqsh")))])
+        like = read_layer(Path(scratch, "layer.sqsh")).source
+        made = enroot_tree.add(tree.root, about, (), like, Path(scratch, "contents"))
+        merged = Path(scratch, "image.sqsh")
+        write(Tree(tree.form, made), merged, made_at=0)
+        for path in root.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        argv = ("unsquashfs", "-quiet", "-no-progress", "-force", "-dest", root, merged)
+        subprocess.run(argv, check=True, capture_output=True)
+
+
+PREPARED = pytest.mark.parametrize("prepare", [in_place, in_tree])
+Prepared = Callable[[Path, Image], None]
 
 
 def test_rc_is_what_enroot_writes() -> None:
@@ -161,10 +193,11 @@ def test_odd_volumes_stay_one_field_of_fstab() -> None:
     )
 
 
-def test_an_empty_image_gets_all_four_files(tmp_path: Path) -> None:
+@PREPARED
+def test_an_empty_image_gets_all_four_files(tmp_path: Path, prepare: Prepared) -> None:
     previous = os.umask(0o077)
     try:
-        rootfs.prepare(tmp_path, image(env=("A=1", "B=${X} 'y'"), workdir="/work dir/deep"), ())
+        prepare(tmp_path, image(env=("A=1", "B=${X} 'y'"), workdir="/work dir/deep"))
     finally:
         os.umask(previous)
     assert (tmp_path / "etc/environment").read_text() == "A=1\nB=$${_RC_TASKS_EMPTY}{X} 'y'\n"
@@ -185,11 +218,14 @@ def test_an_empty_image_gets_all_four_files(tmp_path: Path) -> None:
     }
 
 
-def test_an_existing_environment_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
+@PREPARED
+def test_an_existing_environment_is_replaced_and_keeps_its_mode(
+    tmp_path: Path, prepare: Prepared
+) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/environment").write_text("OLD=" + "x" * 100)
     (tmp_path / "etc/environment").chmod(0o640)
-    rootfs.prepare(tmp_path, image(), ())
+    prepare(tmp_path, image())
     assert (tmp_path / "etc/environment").read_text() == "A=1\n"
     assert stat.S_IMODE((tmp_path / "etc/environment").stat().st_mode) == 0o640
 
@@ -227,13 +263,16 @@ def link(name: str, target: str) -> Prepare:
         pytest.param(link("etc/environment", "/dev/null"), "etc/environment", id="to a device"),
     ],
 )
-def test_no_symlink_leads_out(tmp_path: Path, hostile: Prepare, environment: str) -> None:
+@PREPARED
+def test_no_symlink_leads_out(
+    tmp_path: Path, hostile: Prepare, environment: str, prepare: Prepared
+) -> None:
     root, host = tmp_path / "root", tmp_path / "host"
     root.mkdir()
     host.mkdir()
     (host / "file").write_text("the host's")
     hostile(root, host)
-    rootfs.prepare(root, image(workdir="/../../../wd"), ())
+    prepare(root, image(workdir="/../../../wd"))
     assert {path.name: path.read_text() for path in host.iterdir()} == {"file": "the host's"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "root"]
     inside = root / environment.format(host=str(host).lstrip("/"))
@@ -247,11 +286,12 @@ def test_no_symlink_leads_out(tmp_path: Path, hostile: Prepare, environment: str
         assert found == rootfs.seen_inside(root, f"/etc/{name}")
 
 
-def test_a_workdir_behind_a_symlink_is_made_inside(tmp_path: Path) -> None:
+@PREPARED
+def test_a_workdir_behind_a_symlink_is_made_inside(tmp_path: Path, prepare: Prepared) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "data").symlink_to(tmp_path / "host")
-    rootfs.prepare(root, image(workdir="/data/work"), ())
+    prepare(root, image(workdir="/data/work"))
     assert not (tmp_path / "host").exists()
     assert (root / str(tmp_path).lstrip("/") / "host/work").is_dir()
 
@@ -289,14 +329,16 @@ def test_a_workdir_behind_a_symlink_is_made_inside(tmp_path: Path) -> None:
         pytest.param(
             lambda root: (root / "w").write_text(""), "/w", "/w cannot be written", id="workdir"
         ),
+        pytest.param(lambda root: None, "/" + "w" * 256, "File name too long", id="long workdir"),
     ],
 )
+@PREPARED
 def test_what_is_in_the_way_is_named(
-    tmp_path: Path, obstacle: Callable[[Path], object], workdir: str, said: str
+    tmp_path: Path, obstacle: Callable[[Path], object], workdir: str, said: str, prepare: Prepared
 ) -> None:
     obstacle(tmp_path)
     with pytest.raises(ArtifactError) as error:
-        rootfs.prepare(tmp_path, image(workdir=workdir), ())
+        prepare(tmp_path, image(workdir=workdir))
     assert said in str(error.value)
     assert "next: " in str(error.value)
 
