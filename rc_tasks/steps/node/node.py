@@ -220,6 +220,7 @@ def prepared(settings: PodmanSettings) -> Iterator[Podman]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with _scratch() as scratch, _temporary_files_in(scratch):
         engine = storage(settings)
+        sweep(engine)
         for ended in storages.dead(settings):
             storages.remove(ended, engine)
             result = "could not be cleared" if ended.exists() else "cleared"
@@ -279,25 +280,28 @@ def _scratch() -> Iterator[Path]:
         yield directory
 
 
-def sweep() -> None:
-    """Remove the temporary directories that killed steps left; those of other nodes after a day."""
+def sweep(engine: Podman | None = None) -> None:
+    """Remove the temporary directories that killed steps left; those of other nodes after a day.
+
+    With `engine` also those of an ordinary user in which podman was copying something.
+    """
     for leftover in temporaries(_temporary_files(), _SCRATCH):
         with contextlib.suppress(OSError):
             if leftover.lstat().st_uid == os.getuid():
                 _end_rooted_in(leftover)
                 # Keep it while something is mounted in it: a RUN may have mounted files of the host.
                 if not storages.mounts_below(leftover):
-                    _remove(leftover)
+                    _remove(leftover, engine)
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, engine: Podman | None) -> None:
     try:
         shutil.rmtree(directory)
     except PermissionError:
-        # What an ordinary user's podman was copying belongs to other IDs of its user namespace.
-        if podman.rootless() and command.which("podman") is not None:
-            remove = Command(("rm", "-rf", "--", str(directory)))
-            command.capture(Podman().unshare(remove), check=False)
+        # What is copied belongs to other IDs of podman's user namespace. That of the step's own storage
+        # ends with the job.
+        if engine is not None and podman.rootless():
+            command.capture(engine.unshare(Command(("rm", "-rf", "--", str(directory)))), check=False)
 
 
 @contextlib.contextmanager
