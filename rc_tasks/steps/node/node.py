@@ -220,7 +220,7 @@ def prepared(settings: PodmanSettings) -> Iterator[Podman]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with _scratch() as scratch, _temporary_files_in(scratch):
         engine = storage(settings)
-        sweep(engine)
+        _sweep(scratch.parent, engine)
         for ended in storages.dead(settings):
             storages.remove(ended, engine)
             result = "could not be cleared" if ended.exists() else "cleared"
@@ -280,12 +280,14 @@ def _scratch() -> Iterator[Path]:
         yield directory
 
 
-def sweep(engine: Podman | None = None) -> None:
-    """Remove the temporary directories that killed steps left; those of other nodes after a day.
+def sweep() -> None:
+    """Remove the temporary directories that killed steps left; those of other nodes after a day."""
+    _sweep(_temporary_files(), None)
 
-    With `engine` also those of an ordinary user in which podman was copying something.
-    """
-    for leftover in temporaries(_temporary_files(), _SCRATCH):
+
+def _sweep(place: Path, engine: Podman | None) -> None:
+    """Sweep a directory; with `engine`, also what an ordinary user's podman was copying."""
+    for leftover in temporaries(place, _SCRATCH):
         with contextlib.suppress(OSError):
             if leftover.lstat().st_uid == os.getuid():
                 _end_rooted_in(leftover)
