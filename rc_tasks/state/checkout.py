@@ -19,7 +19,7 @@ from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.moves import Journal
 from rc_tasks.state.records.comparisons import ComparisonCache
-from rc_tasks.state.records.digests import Digests
+from rc_tasks.state.records.digests import ContextDigests, Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
 from rc_tasks.state.store.store import Store
@@ -39,8 +39,8 @@ class Checkout(Struct, frozen=True):
     """A directory with a dodo.py; `root` is absolute with symlinks resolved.
 
     `images_root` is the directory of the official images: the setting, or this checkout itself.
-    `digests` caches those of build contexts, which may hold many files. `output_digests` caches those of
-    the template and of the files that steps make.
+    `digests` caches those of build contexts. `output_digests` caches those of the template and of the
+    files that steps make.
     """
 
     root: Path
@@ -48,7 +48,7 @@ class Checkout(Struct, frozen=True):
     settings: Settings
     graph: ImageGraph
     records: Records
-    digests: Digests
+    digests: ContextDigests
     output_digests: Digests
     comparisons: ComparisonCache
     splits: Splits
@@ -186,7 +186,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         settings,
         image_graph(nodes, aliases, broken, problems),
         Records(generated / "state"),
-        Digests(root, generated / "cache" / "digests.json"),
+        ContextDigests(root, generated / "cache" / "digests"),
         Digests(root, generated / "cache" / "outputs.json"),
         ComparisonCache(generated / "cache" / "unchanged.json"),
         splits,

@@ -218,7 +218,7 @@ class Judge:
         return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._facts)
 
     def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
-        inputs = file_inputs(node, files.paths, self._checkout.digests)
+        inputs = file_inputs(node, files.paths, self._checkout.digests.of(str(node.project.base)))
         for path in files.paths:
             part = part_of(path, node.project.dockerfile_name)
             self._seen[node.project.shown(path)] = inputs[part]

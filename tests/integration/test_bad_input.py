@@ -34,7 +34,7 @@ import pytest
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.disk.locks import held
 from tests.support import warm
-from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.checkouts import digest_cache, pretend_built, write_checkout
 from tests.support.cluster import Cluster
 from tests.support.doit import unstamped
 from tests.support.storage import own_storage
@@ -218,7 +218,7 @@ CASES = (
         GOOD,
         {"list": 0},
         built=("good",),
-        prepare=put(".rc/cache/digests.json", "{]"),
+        prepare=put(digest_cache("projects/good"), "{]"),
     ),
     Case(
         "digests-wrong-types",
@@ -226,8 +226,8 @@ CASES = (
         {"list": 0},
         built=("good",),
         prepare=put(
-            ".rc/cache/digests.json",
-            '{"content projects/good/data": 7, "content projects/good/Dockerfile": [1]}',
+            digest_cache("projects/good"),
+            '{"content data": 7, "content Dockerfile": [1]}',
         ),
     ),
     Case(
@@ -235,7 +235,7 @@ CASES = (
         GOOD,
         {"list": 0},
         built=("good",),
-        prepare=put(".rc/cache/digests.json", b'{"\xff'),
+        prepare=put(digest_cache("projects/good"), b'{"\xff'),
     ),
     # templates/env.toml.j2 and env.toml: the env step alone runs, without podman
     Case(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rc_tasks.state.records.records import Step
+from tests.support.checkouts import digest_cache
 from tests.support.family import NAMES
 
 
@@ -98,6 +99,10 @@ def edit(path: str, old: str, new: str) -> Callable[[Path], object]:
 
 def remove(path: str) -> Callable[[Path], object]:
     return lambda root: (root / path).unlink()
+
+
+def remove_directory(path: str) -> Callable[[Path], object]:
+    return lambda root: shutil.rmtree(root / path)
 
 
 def forget(task: str) -> Callable[[Path], object]:
@@ -242,13 +247,13 @@ CASES = (
     Case("env record gone", forget("env:left:1"), {"env:left:1"}, "no record that env.toml was written"),
     Case(
         "store gone",
-        lambda root: shutil.rmtree(root / ".rc/store"),
+        remove_directory(".rc/store"),
         steps(Step.PODMAN, *NAMES),
         "the image is no longer in the store",
     ),
     Case("alias retargeted", retarget_alias, {"podman:user:1"}, "base image left:1 added"),
-    Case("digest cache gone", remove(".rc/cache/digests.json"), set()),
-    Case("digest cache damaged", write(".rc/cache/digests.json", "[1, 2"), set()),
+    Case("digest cache gone", remove_directory(".rc/cache/digests"), set()),
+    Case("digest cache damaged", write(digest_cache("projects/left:1"), "[1, 2"), set()),
     Case(
         "record damaged",
         write(".rc/state/env:left:1.json", "{"),

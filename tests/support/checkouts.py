@@ -10,7 +10,7 @@ from rc_tasks.engine.session import session
 from rc_tasks.state.checkout import open_checkout
 from rc_tasks.state.edf.values import edf_inputs
 from rc_tasks.state.judge import Judge
-from rc_tasks.state.records.digests import content_digest, sample_digest
+from rc_tasks.state.records.digests import content_digest, sample_digest, text_digest
 from rc_tasks.state.records.records import Artifact, Facts, Record, Step
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ def entered(
     session.cache_clear()
     yield made
     session.cache_clear()
+
+
+def digest_cache(context: str) -> str:
+    """Return where the digests of a build context are cached; both paths are in the checkout."""
+    return f".rc/cache/digests/{text_digest(context)[:32]}.json"
 
 
 def pretend_built(root: Path, names: Iterable[str] | None = None) -> None:

@@ -69,6 +69,35 @@ class Digests:
         return self._known
 
 
+class ContextDigests:
+    """The digests of build contexts: a cache for each, as one may hold tens of thousands of files.
+
+    A step reads the caches of the contexts that it digests, and no others.
+    """
+
+    def __init__(self, root: Path, directory: Path) -> None:
+        """Keep the caches of contexts below `root` in `directory`."""
+        self._root = root
+        self._directory = directory
+        self._caches: dict[str, Digests] = {}
+
+    def of(self, context: str) -> Digests:
+        """Return the cache of a build context, by its absolute path."""
+        cache = self._caches.get(context)
+        if cache is None:
+            # The path in the checkout, as a digest because it may be longer than a file's name.
+            name = text_digest(os.path.relpath(context, self._root))[:32]
+            file = self._directory / f"{name}.json"
+            # Another thread may do the same; both then use the cache that came first.
+            cache = self._caches.setdefault(context, Digests(Path(context), file))
+        return cache
+
+    def save(self) -> None:
+        """Save the caches that were used; failing to (in a read-only checkout) is no error."""
+        for cache in tuple(self._caches.values()):
+            cache.save()
+
+
 def has_settled(changed_ns: int) -> bool:
     """Return whether a file changed at that time gets another time stamp when it changes again."""
     return changed_ns < time.time_ns() - _SETTLE_NS

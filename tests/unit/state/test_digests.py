@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rc_tasks.state.records import digests, inputs
-from rc_tasks.state.records.digests import Digests, content_digest, sample_digest
+from rc_tasks.state.records.digests import ContextDigests, Digests, content_digest, sample_digest
 
 BLOCK = 4096
 
@@ -237,3 +237,22 @@ def test_inputs_of_an_earlier_version_are_read_in_todays_form() -> None:
         "target": "0664 x",
         "build_args.A": f"0664 {'f' * 64}",
     }
+
+
+def test_each_context_has_a_cache_of_its_own_that_others_do_not_read(
+    tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        old(tmp_path / name / "data")
+    caches = ContextDigests(tmp_path, tmp_path / ".rc/digests")
+    for name in ("one", "two"):
+        caches.of(f"{tmp_path}/{name}").content(f"{tmp_path}/{name}/data")
+    caches.save()
+    opened_files: list[Path] = []
+    monkeypatch.setattr(digests, "read_bytes", lambda path: opened_files.append(path) or b"{}")
+    again = ContextDigests(tmp_path, tmp_path / ".rc/digests")
+    again.of(f"{tmp_path}/two").content(f"{tmp_path}/two/data")
+    written = set((tmp_path / ".rc/digests").iterdir())
+    assert len(written) == 2
+    assert len(opened_files) == 1 and opened_files[0] in written
