@@ -30,7 +30,6 @@ from rc_tasks.engine.session import (
     report_without_display,
     session,
 )
-from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state import rights
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.disk import locks
@@ -204,7 +203,7 @@ def _print_frozen(current: Session, names: list[str]) -> None:
         if node is not None and node.options.frozen:
             ignored = [cause.words for cause in current.judge.image(name).ignored]
             if ignored:
-                where = node.project.shown(PROJECT_TOML)
+                where = node.project.shown_options
                 changes = printable_lines(briefly(name, ignored))
                 print(f"{name} is frozen in {where}: not built again, though {changes}", flush=True)
 

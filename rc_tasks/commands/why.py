@@ -12,7 +12,7 @@ from rc_tasks.engine.schedule.ignored import how_to_undo, ignored_steps
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
-from rc_tasks.model.graph.project import EDF, PROJECT_TOML, Project
+from rc_tasks.model.graph.project import EDF, Project
 from rc_tasks.state.adoption.official import OtherInputsError
 from rc_tasks.state.disk.trust import AbsentError
 from rc_tasks.state.published import manifests
@@ -132,7 +132,7 @@ def _print_frozen(current: Session, status: ImageStatus) -> None:
     node = current.checkout.graph.images[status.name]
     if node.options.frozen:
         ending = ", although" if status.ignored else ", whatever changes"
-        _print(f"  note    frozen in {node.project.shown(PROJECT_TOML)}: it is not built again{ending}")
+        _print(f"  note    frozen in {node.project.shown_options}: it is not built again{ending}")
         _print(*(f"          {_describe(cause)}" for cause in status.ignored))
 
 

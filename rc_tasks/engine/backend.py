@@ -13,7 +13,7 @@ from doit.dependency import FileChangedChecker
 from rc_tasks.engine.session import session
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk import reading
-from rc_tasks.state.records.inputs import CONTEXT, is_file, part_of
+from rc_tasks.state.records.inputs import part_at, shown_files
 from rc_tasks.state.records.records import Record, Records, Task
 
 
@@ -41,11 +41,9 @@ class RecordsDB:
             case "result:":
                 return {"image_id": record.facts.image_id} if record.facts else dict(record.inputs)
             case "deps:":
-                files = (part.removeprefix(CONTEXT) for part in record.inputs if is_file(part))
-                return [f"{project.path}/{file}" for file in files]
+                return list(shown_files(project, record.inputs).values())
             case _:
-                path = dependency.removeprefix(f"{project.path}/")
-                return record.inputs.get(part_of(path, project.dockerfile_name))
+                return record.inputs.get(part_at(project, dependency))
 
     def set(self, task_id: str, dependency: str, value: object) -> None:
         """Save `ignore:` only; the step wrote everything else when it ended."""

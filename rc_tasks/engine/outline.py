@@ -54,8 +54,7 @@ def files(current: Session, step: Task) -> list[str]:
         return []
     node = current.checkout.graph.images[step.name]
     try:
-        prefix = node.project.shown("")
-        return [prefix + path for path in current.judge.files(node)]
+        return current.judge.files(node)
     except RcError:
         return []  # the judge will report what is wrong with the context
 

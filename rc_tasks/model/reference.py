@@ -57,6 +57,11 @@ def own_digest(reference: str) -> str | None:
     return reference.partition("@")[2] or None
 
 
+def version_problem(version: str) -> str | None:
+    """Return why a string cannot be the version in a project name, as the rest of a sentence."""
+    return name_problem(f"name:{version}")
+
+
 def name_problem(name: str) -> str | None:
     """Return why a string cannot be a project name, as the rest of a sentence; None if it can."""
     if _NAME.fullmatch(name):

@@ -12,6 +12,7 @@ from rc_tasks.model.config import project_toml
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
+from rc_tasks.model.graph import recipe
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
@@ -22,6 +23,7 @@ from rc_tasks.state.records.comparisons import ComparisonCache
 from rc_tasks.state.records.digests import ContextDigests, Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
+from rc_tasks.state.records.trees import Trees
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.safe_read import advice, read_bytes
 
@@ -52,6 +54,7 @@ class Checkout(Struct, frozen=True):
     output_digests: Digests
     comparisons: ComparisonCache
     splits: Splits
+    trees: Trees
     store: Store
     architecture: str
 
@@ -160,22 +163,17 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
                     broken[name] = error
                 else:
                     problems.append(error)
-    for name, error in _same_names(projects, aliases):
+    images = list(_images(projects, broken))
+    for name, error in _same_names([project for project, _ in images], aliases):
         broken[name] = error
-    projects = [project for project in projects if project.name not in broken]
+        images = [image for image in images if image[0].name != name]
     aliases = [alias for alias in aliases if alias.name not in broken]
     alias_targets = {alias.name: alias.target for alias in aliases}
-    names = {*(project.name for project in projects), *broken, *alias_targets}
+    names = {*(project.name for project, _ in images), *broken, *alias_targets}
     generated = root / GENERATED
     splits = Splits(generated / "cache" / "dockerfiles.json")
     nodes = []
-    for project in projects:
-        options = _NO_OPTIONS
-        try:
-            options = _options(project)
-        except RcError as error:
-            # Its Dockerfile is read all the same: the graph shows what the image is built on.
-            broken[project.name] = error
+    for project, options in images:
         try:
             nodes.append(_node(project, options, alias_targets, names, architecture, splits))
         except RcError as error:
@@ -190,21 +188,36 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         Digests(root, generated / "cache" / "outputs.json"),
         ComparisonCache(generated / "cache" / "unchanged.json"),
         splits,
+        Trees(generated / "contexts"),
         Store(generated / "store"),
         architecture,
     )
 
 
+def _images(
+    projects: list[Project], broken: dict[str, RcError]
+) -> Iterator[tuple[Project, project_toml.ProjectOptions]]:
+    """Yield the images of the projects; note the error of each project.toml in `broken`."""
+    top_projects = [project.path for project in projects if "/" not in project.path]
+    for project in projects:
+        # Check with one fast call: most projects have no project.toml, and every start checks all
+        # projects.
+        if not os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
+            yield project, _NO_OPTIONS
+            continue
+        try:
+            options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
+            yield from recipe.images(project, options, top_projects)
+        except RcError as error:
+            broken[project.name] = error
+            if os.path.lexists(project.dockerfile):
+                # It is read all the same: the graph shows what the image is built on.
+                yield project, _NO_OPTIONS
+
+
 def is_task_name(name: str) -> bool:
     """Return whether doit can have a task of this name."""
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
-
-
-def _options(project: Project) -> project_toml.ProjectOptions:
-    # Check with one fast call: most projects have no project.toml, and every start checks all projects.
-    if not os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
-        return _NO_OPTIONS
-    return project_toml.load(project.options_file, project.shown(PROJECT_TOML))
 
 
 def _node(
@@ -216,7 +229,7 @@ def _node(
     splits: Splits,
 ) -> ImageNode:
     try:
-        text = read_bytes(f"{project.base}/{project.dockerfile_name}")
+        text = read_bytes(f"{project.root}/{project.shown_dockerfile}")
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}",
@@ -234,7 +247,8 @@ def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Docker
 
 def parse_project(project: Project, text: bytes, architecture: str) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of a project, which no graph has to hold. Raise RcError."""
-    return _parsed(project, _options(project), text, architecture)
+    options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
+    return _parsed(project, options, text, architecture)
 
 
 def _parsed(

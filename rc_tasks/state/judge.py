@@ -8,11 +8,11 @@ from msgspec import DecodeError
 from msgspec.structs import replace
 
 from rc_tasks.errors import EdfError, RcError
-from rc_tasks.model.graph import smoke
+from rc_tasks.model.graph import context, smoke
 from rc_tasks.model.graph.context import Listing
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import Pin
-from rc_tasks.model.graph.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS
+from rc_tasks.model.graph.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS, Project
 from rc_tasks.state import logs
 from rc_tasks.state.adoption.offers import Offers
 from rc_tasks.state.adoption.official import official_of
@@ -22,13 +22,17 @@ from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.edf.values import edf_inputs
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.inputs import (
+    CHANGED_MEANWHILE,
     CONTEXT,
     PIN,
+    TREE,
+    context_inputs,
     file_inputs,
     input_files,
     is_file,
     other_inputs,
-    part_of,
+    shown_files,
+    with_files,
 )
 from rc_tasks.state.records.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
 from rc_tasks.state.records.records import Facts, Failure, Record, Step
@@ -47,6 +51,7 @@ from rc_tasks.state.records.status import (
     first_line,
     leading_causes,
 )
+from rc_tasks.state.records.trees import Tree, tree
 from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import advice
@@ -70,8 +75,12 @@ class Judge:
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
-        # The next judgement uses up what `files` has listed, so that both see the same files.
+        # The files of each image as they were listed last, and of each context that images may share.
+        # They are listed again when the image has been built.
         self._listed: dict[str, Listing] = {}
+        self._contexts: dict[tuple[str, str], Listing] = {}
+        # The input values of those files, by the signature of the listing.
+        self._trees: dict[str, Tree] = {}
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
@@ -122,6 +131,8 @@ class Judge:
         """Forget all judgements, as a step has run, perhaps in another process."""
         self._checkout.records.reread(step, name)
         self._steps.clear()
+        if step is Step.PODMAN:
+            self._list_again(name)
         self._pins = None
         if self.offers is not None:
             self.offers.forget()
@@ -130,6 +141,9 @@ class Judge:
         """Forget the judgement of an image; the images built on it were not judged since it changed."""
         for step in Step:
             self._steps.pop((step, name), None)
+        # A run may take hours, so that its files may have changed; only a context that images share is
+        # not listed again for each of them.
+        self._listed.pop(name, None)
 
     def image(self, name: str) -> ImageStatus:
         """Return an image's state with its reasons."""
@@ -212,17 +226,19 @@ class Judge:
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
         """Return the inputs of the podman step, with the local bases as they are recorded now."""
-        return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._recorded)
+        return self._file_inputs(node, self._files(node)) | self._other_inputs(node, self._recorded)
 
     def _inputs_after_adoption(self, node: ImageNode) -> dict[str, str]:
-        return self._file_inputs(node, self._listing(node)) | self._other_inputs(node, self._facts)
+        return self._file_inputs(node, self._files(node)) | self._other_inputs(node, self._facts)
 
     def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
-        inputs = file_inputs(node, files.paths, self._checkout.digests.of(str(node.project.base)))
-        for path in files.paths:
-            part = part_of(path, node.project.dockerfile_name)
-            self._seen[node.project.shown(path)] = inputs[part]
-        self._as_recorded.discard(node.project.path)
+        project = node.project
+        inputs = file_inputs(project, () if project.recipe else files.paths, self._checkout.digests.of)
+        if project.recipe is not None:
+            inputs[TREE] = self.tree(project).digest
+        for part, file in shown_files(project, inputs).items():
+            self._seen[file] = inputs[part]
+        self._as_recorded.discard(project.path)
         return inputs
 
     def _other_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
@@ -245,13 +261,52 @@ class Judge:
             pins = self._pins = self._checkout.pins.read()
         return pins
 
-    def files(self, node: ImageNode) -> tuple[str, ...]:
-        """Return the files that an image depends on; the next judgement uses the same listing."""
-        listing = self._listed[node.project.name] = input_files(node)
-        return listing.paths
+    def files(self, node: ImageNode) -> list[str]:
+        """Return the files that an image depends on, relative to the checkout.
 
-    def _listing(self, node: ImageNode) -> Listing:
-        return self._listed.pop(node.project.name, None) or input_files(node)
+        A context that is not the project's own directory is listed as a directory.
+        """
+        project = node.project
+        parts: tuple[str, ...] = (project.dockerfile_name, TREE)
+        if project.recipe is None:
+            paths = self._files(node).paths
+            parts = (project.dockerfile_name, *(CONTEXT + path for path in paths))
+        return list(shown_files(project, parts).values())
+
+    def _files(self, node: ImageNode) -> Listing:
+        name = node.project.name
+        files = self._listed.get(name)
+        if files is None:
+            files = self._listed[name] = input_files(node.project, self._listing)
+        return files
+
+    def _listing(self, project: Project) -> Listing:
+        """List a build context; one that images share is listed once."""
+        recipe = project.recipe
+        if recipe is None:
+            return context.of_project(project)
+        key = (recipe.context, recipe.ignorefile)
+        listing = self._contexts.get(key)
+        if listing is None:
+            listing = self._contexts[key] = context.of_project(project)
+        return listing
+
+    def tree(self, project: Project) -> Tree:
+        """Return the listing of a context that images may share. Raise ProjectError."""
+        signature = self._listing(project).signature
+        listed = self._trees.get(signature)
+        if listed is None:
+            values = context_inputs(project, self._listing(project).paths, self._checkout.digests.of)
+            listed = self._trees[signature] = tree(values)
+        return listed
+
+    def _list_again(self, name: str) -> None:
+        """List the files of an image again when they are needed, as it has been built meanwhile."""
+        self._listed.pop(name, None)
+        node = self._checkout.graph.images.get(name)
+        if node is not None and node.project.recipe is not None:
+            recipe = node.project.recipe
+            self._contexts.pop((recipe.context, recipe.ignorefile), None)
 
     def modified(self, file: str, recorded: str) -> bool:
         """Return whether an input file differed from `recorded` when it was last read.
@@ -272,7 +327,7 @@ class Judge:
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
             return [Cause(NEVER, self._unrecorded(Step.PODMAN, node)), *causes]
-        files = self._listing(node)
+        files = self._files(node)
         version = self._checkout.records.version_read(Step.PODMAN, name)
         now, recorded = self._other_inputs(node, self._facts), record.inputs
         unchanged = self._checkout.comparisons.is_unchanged(name, files, version)
@@ -281,6 +336,7 @@ class Judge:
             self._as_recorded.add(node.project.path)
         else:
             now = self._file_inputs(node, files) | now
+        recorded, now = self._file_by_file(node, recorded, now)
         recorded = comparable(recorded, now, self._pinned(node))
         # A stale base is a cause already: its digest would be a second one.
         stale_bases = {cause.part for cause in causes}
@@ -301,6 +357,20 @@ class Judge:
         elif store.enabled and not self._checkout.store.has(record.facts.image_id):
             causes.append(Cause(STORE, "the image is no longer in the store"))
         return causes
+
+    def _file_by_file(
+        self, node: ImageNode, recorded: Mapping[str, str], now: dict[str, str]
+    ) -> tuple[Mapping[str, str], dict[str, str]]:
+        """Return recorded and present inputs; those of a changed context file by file."""
+        old, new = recorded.get(TREE), now.get(TREE)
+        if old == new:
+            return recorded, now
+        before = self._checkout.trees.get(old) if old is not None else {}
+        # The record may be from before or after the project got a context of its own.
+        if before is None or CHANGED_MEANWHILE in (old, new):
+            return recorded, now
+        after = self.tree(node.project).values if new is not None else {}
+        return with_files(recorded, before), with_files(now, after)
 
     def _enroot(self, node: ImageNode) -> list[Cause]:
         name = node.project.name

@@ -38,6 +38,10 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
     project = node.project
     # Replace an alias by its image.
     task = Task(task.step, project.name)
+    if project.recipe is not None:
+        # That of a matrix's image comes with the first build.
+        with contextlib.suppress(OSError):
+            project.directory.mkdir(exist_ok=True)
     if not os.access(project.directory, os.W_OK):
         # Check it before an hour of building is lost.
         raise ProjectError(

@@ -74,11 +74,16 @@ class Distance(Struct, frozen=True):
     behind: int
 
 
-def commit(directory: Path) -> Commit | None:
-    """Return the commit of a directory, or None without a repository or without git."""
+def commit(directory: Path, *others: Path) -> Commit | None:
+    """Return the commit of a directory, or None without a repository or without git.
+
+    It is dirty if the directory or one of the `others` differs from it.
+    """
     try:
         id = command.capture(_reading(directory, "rev-parse", "--verify", "HEAD")).stdout.strip()
-        changes = command.capture(_reading(directory, "status", "--porcelain", "--", ".")).stdout
+        paths = (f":(literal){path}" for path in others)
+        status = _reading(directory, "status", "--porcelain", "--", ".", *paths)
+        changes = command.capture(status).stdout
     except RcError:
         return None
     return Commit(id, bool(changes))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rc_tasks.model.graph.context import OUR_FILES
+from rc_tasks.model.graph.project import OUR_FILES
 from tests.differential import recipes
 from tests.differential.recipes import FILES, IGNORED, WORDS, Recipe, Scene
 from tests.support.images import BUSYBOX

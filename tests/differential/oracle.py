@@ -16,6 +16,7 @@ from typing import Any
 from rc_tasks.errors import RcError
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph import context
+from rc_tasks.model.graph.project import OUR_FILES
 from rc_tasks.tools.podman import Podman
 from tests.differential import trees
 from tests.differential.recipes import Recipe
@@ -114,7 +115,7 @@ class Oracle:
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
         # podman shows what an ignore file leaves out to RUN --mount, BuildKit and doit do not.
-        context.copy(place, copy)
+        context.copy(place, copy, context.listing(place).paths)
         written = self.directory / "Dockerfile"
         shutil.copyfile(place / "Dockerfile", written)
         _name_stages(written)
@@ -201,7 +202,7 @@ def _text(path: Path) -> str:
 def _key(place: Path, bases: Iterable[str]) -> str:
     """A digest of a project's directory and recipe, and of the bases that it may use."""
     digest = hashlib.sha256(repr(sorted(bases)).encode())
-    ours = shutil.ignore_patterns(*(name for name in context.OUR_FILES if name != "project.toml"))
+    ours = shutil.ignore_patterns(*(name for name in OUR_FILES if name != "project.toml"))
     for folder, directories, files in os.walk(place):
         directories.sort()
         left_out = ours(folder, [*directories, *files]) if Path(folder) == place else set()

@@ -298,7 +298,7 @@ class Dispatcher:
         if outcome is Outcome.DONE:
             entry = entry.made(checkout.records.get(*entry.task))
         elif outcome is not Outcome.INTERRUPTED:
-            commit = git.commit(checkout.graph.images[entry.image].project.directory)
+            commit = git.commit(*checkout.graph.images[entry.image].project.sources)
             if commit is not None:
                 entry = replace(entry, commit=commit.id, dirty=commit.dirty)
         log = checkout.shown(attempt.log) if attempt.log is not None and attempt.log.exists() else ""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import sources
+from rc_tasks.model.config.matrix import Matrix, filled, parse_matrix
 from rc_tasks.model.config.settings import EdfSettings, Slurm
 from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import Key, Overrides, wrong
@@ -39,6 +41,13 @@ def _target(raw: object) -> str:
     if not toml_schema.text(raw):
         raise wrong("the name of a build stage", raw)
     return str(raw)
+
+
+def _path(raw: object) -> str:
+    path = toml_schema.text(raw)
+    if not path or path.startswith(("/", "~")) or not path.isprintable():
+        raise wrong("a path that begins at the directory of this file", raw)
+    return path
 
 
 class Secret(Struct, frozen=True):
@@ -96,6 +105,15 @@ class ProjectOptions(Struct, frozen=True):
     """
 
     build_args: Annotated[Mapping[str, str], Key("build arguments", _build_args)] = {}
+    dockerfile: Annotated[str | None, Key("the Dockerfile; else the one of this directory", _path)] = (
+        None
+    )
+    context: Annotated[
+        str | None, Key("directory that COPY and ADD take files from; else this directory", _path)
+    ] = None
+    ignorefile: Annotated[
+        str | None, Key("patterns of what the context leaves out; else as podman looks for it", _path)
+    ] = None
     target: Annotated[str | None, Key("build stage to stop at; else the last one", _target)] = None
     secrets: Annotated[tuple[Secret, ...], Key("build secrets, and where they are", _secrets)] = ()
     smoke: Annotated[
@@ -103,9 +121,28 @@ class ProjectOptions(Struct, frozen=True):
         Key("commands that have to succeed in the image before it is published", _smoke),
     ] = None
     smoke_timeout_s: Annotated[int, Key("how long each of them may take", toml_schema.whole(1))] = 300
+    matrix: Annotated[
+        Matrix | None, Key("axes of values, with an image for each combination", parse_matrix)
+    ] = None
     frozen: Annotated[bool, Key("the image is not built again, whatever changes")] = False
     slurm: Overrides[Slurm] = Overrides()
     edf: Overrides[EdfSettings] = Overrides()
+
+    def of_version(self, version: str) -> "ProjectOptions":
+        """Return the options of one image of the matrix: the values of its axes in place of `{axis}`."""
+        values = self.matrix.versions[version] if self.matrix is not None else {}
+
+        def text(template: str | None) -> str | None:
+            return None if template is None else filled(template, values)
+
+        return replace(
+            self,
+            build_args={name: filled(arg, values) for name, arg in self.build_args.items()},
+            dockerfile=text(self.dockerfile),
+            context=text(self.context),
+            ignorefile=text(self.ignorefile),
+            target=text(self.target),
+        )
 
 
 def load(path: Path, where: str) -> ProjectOptions:

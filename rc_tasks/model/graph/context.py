@@ -1,4 +1,4 @@
-"""The build context: the files of a project directory that a build can read.
+"""The build context: the files of a directory that a build can read.
 
 Patterns are Docker's (`.dockerignore`). podman 4.3.1 reads some of them differently, so `ignore_text`
 writes the ignore file in a form that all builders read alike.
@@ -11,27 +11,20 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 from rc_tasks.errors import ProjectError
-from rc_tasks.model.graph.project import DOCKERFILE
+from rc_tasks.model.graph.project import DOCKERFILE, OUR_FILES, Project
 from rc_tasks.util.safe_read import advice, read_bytes
 
 # podman uses only the first of these that exists. {} is the name of the Dockerfile.
 IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
-# The files that we write or read ourselves, and the names of their temporary files.
-OUR_FILES = (
-    "image.sqsh",
-    "image.json",
-    "env.toml",
-    "project.toml",
-    ".image.*.tmp.sqsh",
-    ".image.json.*",
-    ".env.toml.*",
-)
+# Left out of a context that is not a project's own directory, unless its ignore file takes them in again
+# with `!`: each command of git changes files in .git.
+LEFT_OUT = (".git",)
 # COPY drops set-user-ID and set-group-ID, and keeps the sticky bit.
 COPIED_MODE = 0o1777
 # In this version of marshal, equal values have equal bytes.
@@ -50,22 +43,57 @@ class Listing(Struct, frozen=True):
     changed_ns: int
 
 
-def ignore_text(directory: str | Path, dockerfile: str = DOCKERFILE) -> str:
+class Patterns(Struct, frozen=True):
+    """What a context leaves out that is not a project's own directory.
+
+    `file` is the absolute path of its ignore file; empty where there is none. `generated` are patterns
+    of the files in it that we write or read ourselves.
+    """
+
+    file: str = ""
+    generated: tuple[str, ...] = OUR_FILES
+
+
+def of_project(project: Project) -> Listing:
+    """List the build context of a project. Raise ProjectError as `listing` does."""
+    return listing(project.context, project.dockerfile_name, _patterns(project))
+
+
+def ignore_text_of(project: Project) -> str:
+    """Return the ignore file of a project's build context. Raise ProjectError as `ignore_text` does."""
+    return ignore_text(project.context, project.dockerfile_name, _patterns(project))
+
+
+def _patterns(project: Project) -> Patterns | None:
+    recipe = project.recipe
+    if recipe is None:
+        return None
+    file = f"{project.root}/{recipe.ignorefile}" if recipe.ignorefile else ""
+    return Patterns(file, recipe.generated)
+
+
+def ignore_text(
+    directory: str | Path, dockerfile: str = DOCKERFILE, patterns: Patterns | None = None
+) -> str:
     """Return the complete ignore file for `podman build --ignorefile`, our own files last.
 
+    Without `patterns` the directory is that of a project, and holds its ignore file.
     Raise ProjectError for a pattern that Docker refuses.
     """
     names = {name for name, _ in _scan(directory, "")}
-    return "".join(f"{rule.text}\n" for rule in _rules(directory, dockerfile, names))
+    return "".join(f"{rule.text}\n" for rule in _rules(directory, dockerfile, names, patterns))
 
 
-def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
+def listing(
+    directory: str | Path, dockerfile: str = DOCKERFILE, patterns: Patterns | None = None
+) -> Listing:
     """List everything that COPY could take from the directory, without following symlinks.
 
+    Without `patterns` the directory is that of a project, and holds its ignore file.
     Raise ProjectError for a file that no image can hold and for a directory that cannot be read.
     """
     top = list(_scan(directory, ""))
-    ignored = _ignored(_rules(directory, dockerfile, {name for name, _ in top}))
+    ignored = _ignored(_rules(directory, dockerfile, {name for name, _ in top}, patterns))
     paths: list[str] = []
     signature = hashlib.sha256()
     changed_ns = 0
@@ -106,12 +134,12 @@ def listing(directory: str | Path, dockerfile: str = DOCKERFILE) -> Listing:
     return Listing(tuple(paths), signature.hexdigest(), changed_ns)
 
 
-def copy(directory: Path, destination: Path, dockerfile: str = DOCKERFILE) -> None:
-    """Copy exactly the context to `destination`, an empty directory."""
+def copy(directory: Path, destination: Path, paths: Iterable[str]) -> None:
+    """Copy these paths of a context to `destination`, an empty directory; they come from `listing`."""
     import shutil  # 2 ms
 
     directories = []
-    for path in listing(directory, dockerfile).paths:
+    for path in paths:
         source, target = directory / path, destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if stat.S_ISDIR(source.lstat().st_mode):
@@ -145,7 +173,7 @@ def _scan(directory: str | Path, prefix: str) -> Iterator[tuple[str, os.stat_res
         if prefix:
             return
         raise ProjectError(
-            "the project directory does not exist", where=directory, hint="check its spelling"
+            "the directory does not exist", where=directory, hint="check its spelling"
         ) from None
     except OSError as error:
         raise ProjectError(
@@ -242,34 +270,42 @@ def _start(text: str) -> str:
 
 
 @functools.cache
-def _always() -> tuple[_Rule, ...]:
-    return tuple(rule for pattern in OUR_FILES if (rule := _rule(pattern.encode())) is not None)
+def _compiled(patterns: tuple[str, ...]) -> tuple[_Rule, ...]:
+    return tuple(rule for pattern in patterns if (rule := _rule(pattern.encode())) is not None)
 
 
-def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> tuple[_Rule, ...]:
-    rules: list[_Rule] = []
-    for name in (template.format(dockerfile) for template in IGNORE_FILES):
-        if name not in names:
+def _rules(
+    directory: str | Path, dockerfile: str, names: Collection[str], patterns: Patterns | None
+) -> tuple[_Rule, ...]:
+    if patterns is not None:
+        written = _read_rules(patterns.file) if patterns.file else ()
+        return (*_compiled(LEFT_OUT), *written, *_compiled(patterns.generated))
+    candidates = (template.format(dockerfile) for template in IGNORE_FILES)
+    name = next((name for name in candidates if name in names), None)
+    written = _read_rules(f"{directory}/{name}") if name is not None else ()
+    return (*written, *_compiled(OUR_FILES))
+
+
+def _read_rules(path: str) -> tuple[_Rule, ...]:
+    try:
+        content = read_bytes(path)
+    except OSError as error:
+        raise ProjectError(
+            f"cannot be read: {error.strerror}",
+            where=path,
+            hint=advice(error, "correct its permissions"),
+        ) from None
+    rules = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.startswith(b"#"):
             continue
         try:
-            content = read_bytes(f"{directory}/{name}")
-        except OSError as error:
-            raise ProjectError(
-                f"cannot be read: {error.strerror}",
-                where=f"{directory}/{name}",
-                hint=advice(error, "correct its permissions"),
-            ) from None
-        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-            if line.startswith(b"#"):
-                continue
-            try:
-                rule = _rule(line)
-            except ProjectError as error:
-                raise error.with_where(f"{directory}/{name}:{number}") from None
-            if rule is not None:
-                rules.append(rule)
-        break
-    return (*rules, *_always())
+            rule = _rule(line)
+        except ProjectError as error:
+            raise error.with_where(f"{path}:{number}") from None
+        if rule is not None:
+            rules.append(rule)
+    return tuple(rules)
 
 
 # Compiling a pattern takes longer than listing a small directory, and projects share many patterns.

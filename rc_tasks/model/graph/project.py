@@ -19,13 +19,39 @@ ARTIFACT = "image.sqsh"
 IMAGE_JSON = "image.json"
 EDF = "env.toml"
 PROJECT_TOML = "project.toml"
+# The files that we write or read ourselves, and the names of their temporary files.
+OUR_FILES = (
+    ARTIFACT,
+    IMAGE_JSON,
+    EDF,
+    PROJECT_TOML,
+    ".image.*.tmp.sqsh",
+    ".image.json.*",
+    ".env.toml.*",
+)
 # git leaves these files when it switches to a branch without the project.
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
+
+
+class Recipe(Struct, frozen=True):
+    """Where an image's files are that are not in a directory of its own, relative to the checkout.
+
+    `directory` holds its project.toml; an empty `context` is the checkout itself. `ignorefile` holds the
+    patterns of what the context leaves out; it is empty where there is none. `generated` are patterns of
+    the files in the context that we write or read ourselves.
+    """
+
+    directory: str
+    dockerfile: str
+    context: str
+    ignorefile: str = ""
+    generated: tuple[str, ...] = ()
 
 
 class Project(Struct, frozen=True):
     """The directory of an image. `path` is relative to the checkout: `projects/reasoning:2025.1`.
 
+    It holds what is published. Without a `recipe` it holds all that the image is built from as well, and
     `dockerfile_name` is the one of DOCKERFILES that podman uses there.
     """
 
@@ -33,6 +59,7 @@ class Project(Struct, frozen=True):
     root: Path
     path: str
     dockerfile_name: str = DOCKERFILE
+    recipe: Recipe | None = None
 
     @property
     def base(self) -> str:
@@ -41,18 +68,33 @@ class Project(Struct, frozen=True):
 
     @property
     def directory(self) -> Path:
-        """The build context."""
+        """The directory of what is published."""
         return self.root / self.path
+
+    @property
+    def source(self) -> Path:
+        """The directory that the paths in project.toml begin at."""
+        return self.root / (self.recipe.directory if self.recipe else self.path)
+
+    @property
+    def context(self) -> Path:
+        """The build context."""
+        return self.root / (self.recipe.context if self.recipe else self.path)
 
     @property
     def dockerfile(self) -> Path:
         """The Dockerfile."""
-        return self.directory / self.dockerfile_name
+        return self.root / self.shown_dockerfile
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All that the image is built from; a directory comes first."""
+        return (self.source, self.context, self.dockerfile) if self.recipe else (self.directory,)
 
     @property
     def options_file(self) -> Path:
         """The optional project.toml."""
-        return self.directory / PROJECT_TOML
+        return self.source / PROJECT_TOML
 
     @property
     def artifact(self) -> Path:
@@ -72,7 +114,17 @@ class Project(Struct, frozen=True):
     @property
     def shown_dockerfile(self) -> str:
         """The Dockerfile as errors show it."""
-        return self.shown(self.dockerfile_name)
+        return self.recipe.dockerfile if self.recipe else self.shown(self.dockerfile_name)
+
+    @property
+    def shown_options(self) -> str:
+        """The project.toml as errors show it."""
+        return f"{self.recipe.directory}/{PROJECT_TOML}" if self.recipe else self.shown(PROJECT_TOML)
+
+    def shown_input(self, path: str) -> str:
+        """Return a file of the build context as errors show it: relative to the checkout."""
+        directory = self.recipe.context if self.recipe else self.path
+        return f"{directory}/{path}" if directory else path
 
     def shown(self, name: str) -> str:
         """Return a file of the project as errors show it: relative to the checkout."""
@@ -144,16 +196,13 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
     if os.path.islink(os.path.join(entry.path, file)) and dockerfile is None:
         return Broken(entry.name, _dangling(entry.path, path, file))
     if dockerfile is None:
-        if GENERATED.issuperset(os.listdir(entry.path)):
+        files = os.listdir(entry.path)
+        if PROJECT_TOML in files:
+            # It may name a Dockerfile elsewhere.
+            return Project(entry.name, top, path, file)
+        if GENERATED.issuperset(files) or (EDF in files and _is_version(entry, files)):
             return None
-        return Broken(
-            entry.name,
-            ProjectError(
-                "this project has no Dockerfile",
-                where=f"{path}/",
-                hint="write one (its first line is FROM and a base), or remove the directory",
-            ),
-        )
+        return Broken(entry.name, no_dockerfile(path))
     if dockerfile != stat.S_IFREG:
         is_directory = dockerfile == stat.S_IFDIR
         return Broken(
@@ -167,6 +216,22 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
     return Project(entry.name, top, path, file)
 
 
+def no_dockerfile(path: str) -> ProjectError:
+    """Return the error of a project without a Dockerfile; `path` is its directory in the checkout."""
+    return ProjectError(
+        "this project has no Dockerfile",
+        where=f"{path}/",
+        hint="write one (its first line is FROM and a base), or remove the directory",
+    )
+
+
+def _is_version(entry: os.DirEntry[str], files: list[str]) -> bool:
+    """Return whether a directory holds what was published of a version of a matrix, and nothing else."""
+    version = entry.name.partition(":")[1:]
+    options = f"{entry.path.removesuffix(''.join(version))}/{PROJECT_TOML}"
+    return any(version) and {*GENERATED, EDF}.issuperset(files) and os.path.isfile(options)
+
+
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
     problem = name_problem(entry.name)
     if problem is not None:
@@ -174,7 +239,8 @@ def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
     points_to = os.readlink(entry.path)
     target = os.path.realpath(entry.path)
     parent, name = os.path.split(target)
-    if not os.path.exists(target):
+    # The directory of a matrix's image exists once it is published.
+    if not os.path.exists(target) and not os.path.isfile(f"{target.rpartition(':')[0]}/{PROJECT_TOML}"):
         return Broken(
             entry.name,
             ProjectError(

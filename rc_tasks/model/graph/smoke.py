@@ -6,7 +6,6 @@ from collections.abc import Collection
 from msgspec import Struct
 
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode
-from rc_tasks.model.graph.project import PROJECT_TOML
 
 _WIDTH = 120
 
@@ -46,7 +45,7 @@ def smoke_tests(graph: ImageGraph, node: ImageNode) -> tuple[SmokeTest, ...]:
     tests: dict[tuple[str, ...], SmokeTest] = {}
     for level in reversed(levels):
         for argv in level.options.smoke or ():
-            where = level.project.shown(PROJECT_TOML)
+            where = level.project.shown_options
             tests[argv] = SmokeTest(argv, level.options.smoke_timeout_s, where)
     return tuple(tests.values())
 

@@ -21,7 +21,7 @@ from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
-from rc_tasks.state.records.inputs import BASE, CONTEXT
+from rc_tasks.state.records.inputs import BASE, CONTEXT, TREE
 from rc_tasks.state.records.records import Record, Step
 from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes
@@ -52,11 +52,7 @@ def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: 
         build_args=dict(node.options.build_args),
         target=node.options.target or "",
         bases=bases(node, record),
-        files={
-            part.removeprefix(CONTEXT): value
-            for part, value in record.inputs.items()
-            if part.startswith(CONTEXT)
-        },
+        files=_files_of_context(node, record),
         built_at=record.ended_at,
         builder=record.builder,
         node=record.node,
@@ -68,6 +64,17 @@ def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: 
     _write(path, {"name": node.project.name, "image_id": record.facts.image_id, **document(origin)})
     # Trim here too: a build may never be published.
     _trim(path.parent)
+
+
+def _files_of_context(node: ImageNode, record: Record) -> dict[str, str]:
+    if TREE in record.inputs:
+        # One value for all: each of the versions that are kept would take megabytes.
+        return {node.project.shown_input(""): record.inputs[TREE]}
+    return {
+        part.removeprefix(CONTEXT): value
+        for part, value in record.inputs.items()
+        if part.startswith(CONTEXT)
+    }
 
 
 def put(checkout: Checkout, manifest: Manifest) -> None:

@@ -9,13 +9,13 @@ import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.dockerfile.parser import Overlooked
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import DOCKERFILES
+from rc_tasks.model.graph.project import DOCKERFILES, Project
 from rc_tasks.state.records.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools import podman_versions
 from rc_tasks.util import file_mode
@@ -23,6 +23,8 @@ from rc_tasks.util.safe_read import advice
 
 # Prefixes of parts: files of the build context, images of this checkout, digests of registry bases.
 CONTEXT = "context/"
+# The part of a context that is not the project's own directory: the digest of its listing in `Trees`.
+TREE = "context"
 BASE = "base/"
 PIN = "pin/"
 # The prefix of what podman's own layer cache overlooks in this image. Builds prevent that since this
@@ -45,28 +47,45 @@ _VALUES = 1
 Signatures = Mapping[str, tuple[int, int, int, int]]
 
 
-def file_inputs(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
+def file_inputs(
+    project: Project, files: Iterable[str], digests: Callable[[str], Digests]
+) -> dict[str, str]:
     """Return the file inputs of an image: `Dockerfile` or `Containerfile`, `context/entrypoint.sh`, …
 
-    `files` are the paths of `input_files`. Values are those of `file_value`. Raise ProjectError when a
-    file of the context cannot be read.
+    `files` are the paths of `input_files`. `digests` returns the cache for a directory, by its absolute
+    path. Values are those of `file_value`. Raise ProjectError when a file cannot be read.
     """
-    directory, dockerfile = node.project.base, node.project.dockerfile_name
-    parts = {}
-    for path in files:
-        full = f"{directory}/{path}"
-        try:
-            status = os.stat(full, follow_symlinks=path == dockerfile)
-            parts[part_of(path, dockerfile)] = file_value(full, status, digests)
-        except OSError as error:
-            raise ProjectError(
-                f"cannot be read: {error.strerror}",
-                where=node.project.shown(path),
-                hint=advice(
-                    error, "make it readable, or name it in .containerignore if no image needs it"
-                ),
-            ) from None
-    return parts
+    dockerfile = f"{project.root}/{project.shown_dockerfile}"
+    cache = digests(os.path.dirname(dockerfile))
+    parts = {project.dockerfile_name: _file_input(project.shown_dockerfile, dockerfile, cache, True)}
+    values = context_inputs(project, files, digests)
+    return {**parts, **{CONTEXT + path: value for path, value in values.items()}}
+
+
+def context_inputs(
+    project: Project, files: Iterable[str], digests: Callable[[str], Digests]
+) -> dict[str, str]:
+    """Return the value of each of these files of a build context. Raise ProjectError."""
+    directory = str(project.context)
+    cache = digests(directory)
+    return {path: _file_input(project.shown_input(path), f"{directory}/{path}", cache) for path in files}
+
+
+def _file_input(shown: str, path: str, digests: Digests, follow: bool = False) -> str:
+    try:
+        return file_value(path, os.stat(path, follow_symlinks=follow), digests)
+    except OSError as error:
+        raise ProjectError(
+            f"cannot be read: {error.strerror}",
+            where=shown,
+            hint=advice(error, "make it readable, or name it in .containerignore if no image needs it"),
+        ) from None
+
+
+def with_files(inputs: Mapping[str, str], listing: Mapping[str, str]) -> dict[str, str]:
+    """Return inputs with each file of the context in place of the one part for all."""
+    others = {part: value for part, value in inputs.items() if part != TREE}
+    return {**others, **{CONTEXT + path: value for path, value in listing.items()}}
 
 
 def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str) -> dict[str, str]:
@@ -86,21 +105,29 @@ def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str
     return parts
 
 
-def signatures(node: ImageNode) -> Signatures:
+def signatures(project: Project) -> Signatures:
     """Return size, times and inode of every file and directory that an image depends on, by part.
 
     Two equal results prove that nobody wrote to a file in between. Equal digests do not: a file may
     change and change back.
     """
     by_part = {}
-    dockerfile = node.project.dockerfile_name
-    for path in (".", *input_files(node).paths):
+    for path in (".", *input_files(project).paths):
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(f"{node.project.base}/{path}", follow_symlinks=path == dockerfile)
-            times = (status.st_mtime_ns, status.st_ctime_ns)
+            status = os.stat(f"{project.context}/{path}", follow_symlinks=False)
             size_bytes = 0 if path == "." else status.st_size
-            by_part[part_of(path, dockerfile)] = (size_bytes, *times, status.st_ino)
+            by_part[CONTEXT + path] = _signature(status, size_bytes)
+    if project.recipe is not None:
+        # Others publish in directories of a shared context, which changes the directory alone.
+        del by_part[f"{CONTEXT}."]
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(project.dockerfile)
+        by_part[project.dockerfile_name] = _signature(status, status.st_size)
     return by_part
+
+
+def _signature(status: os.stat_result, size_bytes: int) -> tuple[int, int, int, int]:
+    return size_bytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def digest_below(inputs: Mapping[str, str], path: str) -> str:
@@ -117,38 +144,54 @@ def digest_below(inputs: Mapping[str, str], path: str) -> str:
     return text_digest("\n".join(parts))
 
 
-def input_files(node: ImageNode) -> context.Listing:
-    """Return the files that an image depends on, relative to its directory, the Dockerfile first.
+def input_files(
+    project: Project, listing_of: Callable[[Project], context.Listing] = context.of_project
+) -> context.Listing:
+    """Return the files of an image's build context, relative to it, and a signature of all its files.
 
-    Raise ProjectError.
+    In a project's own directory the Dockerfile is none of them, as it is an input of its own.
+    `listing_of` lists a build context. Raise ProjectError.
     """
-    dockerfile = node.project.dockerfile_name
     try:
-        listing = context.listing(node.project.base, dockerfile)
+        listing = listing_of(project)
     except ProjectError as error:
-        raise error.with_where(str(error.where).removeprefix(f"{node.project.root}/")) from None
+        raise error.with_where(str(error.where).removeprefix(f"{project.root}/")) from None
     # The listing may lack the Dockerfile: it may be a symlink, or an ignore file may name it.
-    signature, changed_ns = "", listing.changed_ns
+    signature, changed_ns, paths = "", listing.changed_ns, listing.paths
+    dockerfile = project.dockerfile_name
     with contextlib.suppress(OSError):
-        status = os.stat(f"{node.project.base}/{dockerfile}")
+        status = os.stat(f"{project.root}/{project.shown_dockerfile}")
         changed_ns = max(changed_ns, status.st_ctime_ns)
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         signature = f"{dockerfile} {status.st_mode} {status.st_size} {times} {status.st_ino}"
-    return context.Listing(
-        (dockerfile, *[path for path in listing.paths if path != dockerfile]),
-        f"{_VALUES} {signature} {listing.signature}",
-        changed_ns,
-    )
+    if project.recipe is None:
+        paths = tuple(path for path in paths if path != dockerfile)
+    return context.Listing(paths, f"{_VALUES} {signature} {listing.signature}", changed_ns)
 
 
 def is_file(part: str) -> bool:
-    """Return whether a part is a file of the project."""
-    return part in DOCKERFILES or part.startswith(CONTEXT)
+    """Return whether a part is a file, or all files of the context."""
+    return part in DOCKERFILES or part == TREE or part.startswith(CONTEXT)
 
 
-def part_of(path: str, dockerfile: str) -> str:
-    """Return the part for the file `path` of a project; `dockerfile` is the name of its Dockerfile."""
-    return path if path == dockerfile else CONTEXT + path
+def shown_files(project: Project, parts: Iterable[str]) -> dict[str, str]:
+    """Return the file of each part, relative to the checkout; a context in one part is a directory."""
+    files = {}
+    for part in parts:
+        if part in DOCKERFILES:
+            files[part] = project.shown_dockerfile
+        elif part == TREE:
+            files[part] = project.shown_input("").rstrip("/") or "."
+        elif part.startswith(CONTEXT):
+            files[part] = project.shown_input(part.removeprefix(CONTEXT))
+    return files
+
+
+def part_at(project: Project, file: str) -> str:
+    """Return the part of a file, or of a context in one part; `file` is relative to the checkout."""
+    if file == project.shown_dockerfile:
+        return project.dockerfile_name
+    return TREE if project.recipe is not None else CONTEXT + file.removeprefix(f"{project.path}/")
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:

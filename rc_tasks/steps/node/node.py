@@ -83,7 +83,7 @@ def record(
 ) -> Record:
     """Return the record of a step that ends now, on this node."""
     here = this_node()
-    commit = git.commit(project.directory)
+    commit = git.commit(*project.sources)
     return Record(
         inputs=inputs,
         started_at=start.at,

@@ -19,7 +19,15 @@ from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout, parse_node
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.manifests import put_origin
-from rc_tasks.state.records.inputs import CHANGED_MEANWHILE, PIN, Signatures, signatures
+from rc_tasks.state.records.inputs import (
+    CHANGED_MEANWHILE,
+    CONTEXT,
+    PIN,
+    TREE,
+    Signatures,
+    signatures,
+    with_files,
+)
 from rc_tasks.state.records.records import Facts, Record, Step
 from rc_tasks.state.records.rollback import next_generation
 from rc_tasks.steps.image_json import write_image_json
@@ -46,9 +54,11 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     Raise CommandError when podman fails, NeedsError when a base has to be built again first.
     """
     name, start = node.project.name, nodes.begin()
-    before = signatures(node)
+    before = signatures(node.project)
     # Digest the files before podman reads them, so that an edit during the build makes the image stale.
-    inputs = Judge(checkout).build_inputs(node)
+    judge = Judge(checkout)
+    inputs = judge.build_inputs(node)
+    listing = judge.tree(node.project) if node.project.recipe is not None else None
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown_dockerfile
@@ -65,12 +75,16 @@ def build(checkout: Checkout, node: ImageNode) -> None:
         )
     podman = nodes.storage(checkout.settings.podman)
     remove_half_written(podman)
-    image, digests = _made(checkout, podman, node, text, inputs, before)
+    by_file = with_files(inputs, listing.values) if listing is not None else inputs
+    image, digests = _made(checkout, podman, node, text, by_file, before)
     # Record the digests that were built on: a base may just have been pinned, or its pin moved.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
     # The image may hold the intermediate state of a file that changed and changed back.
-    after = signatures(node)
+    after = signatures(node.project)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
+    if listing is not None:
+        checkout.trees.put(listing)
+        moved = {TREE if part.startswith(CONTEXT) else part for part in moved}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
     facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}
@@ -197,7 +211,7 @@ def _build(
         iidfile, ignorefile, dockerfile = (
             Path(scratch, name) for name in ("iid", "ignore", project.dockerfile_name)
         )
-        ignorefile.write_text(context.ignore_text(project.directory, project.dockerfile_name))
+        ignorefile.write_text(context.ignore_text_of(project))
         # Write bytes: text mode would change line ends.
         dockerfile.write_bytes(encode(prepared.dockerfile.text))
         invocation = podman.build(

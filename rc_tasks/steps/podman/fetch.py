@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from rc_tasks.errors import CommandError, RcError
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import PROJECT_TOML
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.judge import Judge
@@ -121,7 +120,7 @@ def _load(checkout: Checkout, podman: Podman, names: Mapping[str, str]) -> None:
         if node.options.frozen and _changed(checkout, name):
             raise RcError(
                 f"{message}, and what it was made from has changed since it was frozen",
-                where=node.project.shown(PROJECT_TOML),
+                where=node.project.shown_options,
                 hint=f"`doit why {name}` shows what changed: revert that,\n"
                 "or remove `frozen` to build it as it is now",
             )

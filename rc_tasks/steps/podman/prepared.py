@@ -73,7 +73,8 @@ class PreparedBuild(Struct, frozen=True):
         Raise DockerfileError for a mount of a file that is left out, ProjectError when a file has
         changed since it was digested.
         """
-        directory, dockerfile = self.node.project.directory, self.node.dockerfile
+        project, dockerfile = self.node.project, self.node.dockerfile
+        directory = project.context
         mounts = [
             mount for mount in dockerfile.mounts if not mount.name and mount.stage in dockerfile.needed
         ]
@@ -86,11 +87,11 @@ class PreparedBuild(Struct, frozen=True):
             copied.symlink_to(directory)
             return copied
         copied.mkdir()
-        context.copy(directory, copied, self.node.project.dockerfile_name)
-        if signatures(self.node) != self.before:
+        context.copy(directory, copied, context.of_project(project).paths)
+        if signatures(project) != self.before:
             raise ProjectError(
                 "files were changed while this build began",
-                where=f"{self.node.project.path}/",
+                where=project.shown_input("") or ".",
                 hint="run the same command again",
             )
         for mount in mounts:
@@ -100,7 +101,7 @@ class PreparedBuild(Struct, frozen=True):
             if os.path.lexists(directory / source):
                 raise DockerfileError(
                     f"RUN --mount reads {source}, which the build context leaves out",
-                    where=f"{self.node.project.shown_dockerfile}:{mount.line}",
+                    where=f"{project.shown_dockerfile}:{mount.line}",
                     hint="take it out of .containerignore or .dockerignore, or mount another file",
                 )
         return copied

@@ -10,7 +10,6 @@ from rc_tasks.errors import ProjectError
 from rc_tasks.model.config.project_toml import Secret
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import PROJECT_TOML
 
 # Shorter words are not masked: they occur in too many unrelated lines.
 _SHORTEST = 8
@@ -70,7 +69,7 @@ def _variable(node: ImageNode, secret: Secret) -> str:
     if not value:
         raise ProjectError(
             f"the secret {secret.id} is to come from {secret.variable}, which is not set here",
-            where=node.project.shown(PROJECT_TOML),
+            where=node.project.shown_options,
             hint=f"set it where you call doit: read -rs {secret.variable}; export {secret.variable}",
         )
     return value
@@ -79,23 +78,23 @@ def _variable(node: ImageNode, secret: Secret) -> str:
 def _file(node: ImageNode, secret: Secret) -> Path:
     """Return the file without symlinks; `~` is expanded, other paths are relative to the project."""
     project = node.project
-    path = Path(os.path.realpath(project.directory / os.path.expanduser(secret.file)))
+    path = Path(os.path.realpath(project.source / os.path.expanduser(secret.file)))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ProjectError(
                 f"the secret {secret.id} is to come from {secret.file}, which is not a file",
-                where=project.shown(PROJECT_TOML),
+                where=project.shown_options,
                 hint="name a file there",
             )
     except OSError as error:
         raise _unreadable(node, secret, error) from None
-    top = Path(os.path.realpath(project.directory))
+    top = Path(os.path.realpath(project.context))
     if path.is_relative_to(top):
         inside = str(path.relative_to(top))
-        if inside in context.listing(top, project.dockerfile_name).paths:
+        if inside in context.of_project(project).paths:
             raise ProjectError(
                 f"the secret {secret.id} lies in the build context: COPY could take it into the image",
-                where=project.shown(inside),
+                where=project.shown_input(inside),
                 hint="move it out of the project (src=~/FILE will do), or name it in .containerignore",
             )
     return path
@@ -112,6 +111,6 @@ def _content(node: ImageNode, secret: Secret, path: Path) -> bytes:
 def _unreadable(node: ImageNode, secret: Secret, error: OSError) -> ProjectError:
     return ProjectError(
         f"the secret {secret.id} is to come from {secret.file}, which cannot be read: {error.strerror}",
-        where=node.project.shown(PROJECT_TOML),
+        where=node.project.shown_options,
         hint="write the file, readable for you alone (chmod 600); a relative path begins at the project",
     )

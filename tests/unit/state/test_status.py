@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from rc_tasks.errors import ProjectError
-from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.graph.project import Project
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.digests import Digests
@@ -214,9 +214,11 @@ def compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images whose files a command compares one by one; all of them are fresh."""
     names = []
 
-    def counted(node: ImageNode, files: Iterable[str], digests: Digests) -> dict[str, str]:
-        names.append(node.project.name)
-        return file_inputs(node, files, digests)
+    def counted(
+        project: Project, files: Iterable[str], digests: Callable[[str], Digests]
+    ) -> dict[str, str]:
+        names.append(project.name)
+        return file_inputs(project, files, digests)
 
     monkeypatch.setattr("rc_tasks.state.judge.file_inputs", counted)
     remember(root, monkeypatch)
@@ -253,7 +255,7 @@ def test_a_change_is_seen_by_a_command_that_has_judged_before(root: Path) -> Non
     """`doit` judges a step when it is ready, which may be hours after it listed the files."""
     judge = Judge(open_checkout(root, {}))
     node = open_checkout(root, {}).graph.images["base"]
-    assert judge.files(node) == ("Dockerfile", "data")
+    assert judge.files(node) == ["base/Dockerfile", "base/data"]
     assert judge.step(Step.PODMAN, "base").fresh
     (root / "base/data").write_text("new")
     (root / "base/more").write_text("more")

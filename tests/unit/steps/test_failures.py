@@ -474,7 +474,7 @@ BLAMES = {
     ("commands/doit_main.py", "_settings_problem"): "rights to pyproject.toml",
     ("model/config/sources.py", "from_file"): "rights to a settings file",
     ("model/graph/context.py", "_scan"): "rights to a directory of the context",
-    ("model/graph/context.py", "_rules"): "rights to .dockerignore",
+    ("model/graph/context.py", "_read_rules"): "rights to .dockerignore",
     ("model/edf/chain.py", "_values"): "rights to an EDF",
     ("util/toml_schema.py", "failure"): "wrong keys or values in a file",
     ("model/graph/pin.py", "_time"): "no time in bases.lock",
