@@ -20,10 +20,10 @@ from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.moves import Journal
 from rc_tasks.state.records.comparisons import ComparisonCache
+from rc_tasks.state.records.contexts import ContextRecords
 from rc_tasks.state.records.digests import ContextDigests, Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
-from rc_tasks.state.records.trees import Trees
 from rc_tasks.state.store.store import Store
 from rc_tasks.util.safe_read import advice, read_bytes
 
@@ -54,7 +54,7 @@ class Checkout(Struct, frozen=True):
     output_digests: Digests
     comparisons: ComparisonCache
     splits: Splits
-    trees: Trees
+    contexts: ContextRecords
     store: Store
     architecture: str
 
@@ -188,7 +188,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         Digests(root, generated / "cache" / "outputs.json"),
         ComparisonCache(generated / "cache" / "unchanged.json"),
         splits,
-        Trees(generated / "contexts"),
+        ContextRecords(generated / "contexts"),
         Store(generated / "store"),
         architecture,
     )
@@ -270,13 +270,16 @@ def _parsed(
 
 def _same_names(projects: list[Project], aliases: list[Alias]) -> Iterator[tuple[str, RcError]]:
     seen: dict[str, str] = {}
-    paths = [(project.name, project.path) for project in projects]
+    paths = [
+        (project.name, project.shown_options if project.is_of_matrix else project.path)
+        for project in projects
+    ]
     for name, path in (*paths, *((alias.name, f"projects/{alias.name}") for alias in aliases)):
         if name in seen:
             yield (
                 name,
                 ProjectError(
-                    f"two directories make an image named {name}: {seen[name]} and {path}",
+                    f"two recipes make an image named {name}: {seen[name]} and {path}",
                     where=path,
                     hint="rename one of them",
                 ),

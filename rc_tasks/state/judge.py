@@ -20,12 +20,13 @@ from rc_tasks.state.bases.pins import comparable
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.edf.values import edf_inputs
+from rc_tasks.state.records.contexts import ContextValues, context_values
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.inputs import (
     CHANGED_MEANWHILE,
     CONTEXT,
     PIN,
-    TREE,
+    WHOLE_CONTEXT,
     context_inputs,
     file_inputs,
     input_files,
@@ -51,7 +52,6 @@ from rc_tasks.state.records.status import (
     first_line,
     leading_causes,
 )
-from rc_tasks.state.records.trees import Tree, tree
 from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import advice
@@ -80,7 +80,7 @@ class Judge:
         self._listed: dict[str, Listing] = {}
         self._contexts: dict[tuple[str, str], Listing] = {}
         # The input values of those files, by the signature of the listing.
-        self._trees: dict[str, Tree] = {}
+        self._values: dict[str, ContextValues] = {}
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
@@ -235,7 +235,7 @@ class Judge:
         project = node.project
         inputs = file_inputs(project, () if project.recipe else files.paths, self._checkout.digests.of)
         if project.recipe is not None:
-            inputs[TREE] = self.tree(project).digest
+            inputs[WHOLE_CONTEXT] = self.context_values(project).digest
         for part, file in shown_files(project, inputs).items():
             self._seen[file] = inputs[part]
         self._as_recorded.discard(project.path)
@@ -267,7 +267,7 @@ class Judge:
         A context that is not the project's own directory is listed as a directory.
         """
         project = node.project
-        parts: tuple[str, ...] = (project.dockerfile_name, TREE)
+        parts: tuple[str, ...] = (project.dockerfile_name, WHOLE_CONTEXT)
         if project.recipe is None:
             paths = self._files(node).paths
             parts = (project.dockerfile_name, *(CONTEXT + path for path in paths))
@@ -291,13 +291,13 @@ class Judge:
             listing = self._contexts[key] = context.of_project(project)
         return listing
 
-    def tree(self, project: Project) -> Tree:
+    def context_values(self, project: Project) -> ContextValues:
         """Return the listing of a context that images may share. Raise ProjectError."""
         signature = self._listing(project).signature
-        listed = self._trees.get(signature)
+        listed = self._values.get(signature)
         if listed is None:
             values = context_inputs(project, self._listing(project).paths, self._checkout.digests.of)
-            listed = self._trees[signature] = tree(values)
+            listed = self._values[signature] = context_values(values)
         return listed
 
     def _list_again(self, name: str) -> None:
@@ -362,14 +362,14 @@ class Judge:
         self, node: ImageNode, recorded: Mapping[str, str], now: dict[str, str]
     ) -> tuple[Mapping[str, str], dict[str, str]]:
         """Return recorded and present inputs; those of a changed context file by file."""
-        old, new = recorded.get(TREE), now.get(TREE)
+        old, new = recorded.get(WHOLE_CONTEXT), now.get(WHOLE_CONTEXT)
         if old == new:
             return recorded, now
-        before = self._checkout.trees.get(old) if old is not None else {}
+        before = self._checkout.contexts.get(old) if old is not None else {}
         # The record may be from before or after the project got a context of its own.
         if before is None or CHANGED_MEANWHILE in (old, new):
             return recorded, now
-        after = self.tree(node.project).values if new is not None else {}
+        after = self.context_values(node.project).values if new is not None else {}
         return with_files(recorded, before), with_files(now, after)
 
     def _enroot(self, node: ImageNode) -> list[Cause]:

@@ -40,7 +40,7 @@ class StoredImage(Struct, frozen=True):
     diff_ids: tuple[str, ...]
 
 
-class Recipe(Struct, frozen=True):
+class ArchiveRecipe(Struct, frozen=True):
     """A layer's recipe (`tar_split.py`), and the size of the archive that it is for."""
 
     file: Path
@@ -90,7 +90,7 @@ def known_layers(directory: Path, diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(layer_id for layer_id in layer_ids(diff_ids) if layer_id in known)
 
 
-def add_image(directory: Path, image: StoredImage, recipes: Mapping[str, Recipe]) -> None:
+def add_image(directory: Path, image: StoredImage, recipes: Mapping[str, ArchiveRecipe]) -> None:
     """Add an image with its layers, which have to be mounted before podman uses it.
 
     `recipes` are those of its layers that have one, by diff ID.
@@ -123,7 +123,9 @@ def add_image(directory: Path, image: StoredImage, recipes: Mapping[str, Recipe]
     _write(directory / _IMAGES, [*_read(directory / _IMAGES), entry])
 
 
-def _add_layers(directory: Path, diff_ids: tuple[str, ...], recipes: Mapping[str, Recipe]) -> None:
+def _add_layers(
+    directory: Path, diff_ids: tuple[str, ...], recipes: Mapping[str, ArchiveRecipe]
+) -> None:
     entries = _read(directory / _LAYERS)
     known = {entry["id"] for entry in entries}
     below: list[str] = []

@@ -31,6 +31,7 @@ from rc_tasks.state.disk import files, locks, reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.edf import in_use
 from rc_tasks.state.published.references import recorded, references
+from rc_tasks.state.records.inputs import WHOLE_CONTEXT
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.store import garbage, previous
 from rc_tasks.state.store.garbage import Unneeded
@@ -57,6 +58,7 @@ class GarbageKind(StrEnum):
     BLOB = "their layers"
     BASE = "registry bases that no Dockerfile names"
     MANIFEST = "manifests of images that are gone, beyond history.days"
+    CONTEXT = "listings of build contexts that no record names"
     LOG = "logs beyond logs.keep and logs.days"
     TEMPORARY = "temporary files of dead processes"
     JOB = "podman's storage of ended jobs on this node"
@@ -129,6 +131,7 @@ class Collector:
         self._previous(garbage_found)
         self._bases(garbage_found)
         self._stored(garbage_found, gone)
+        self._contexts(garbage_found)
         self._logs(garbage_found, gone)
         self._temporaries(garbage_found)
         with contextlib.suppress(RcError):
@@ -281,6 +284,15 @@ class Collector:
     def _unreadable(self, path: Path) -> str:
         # The file may be of a later version of this tool, and refer to any image.
         return f"the whole store: {self._shown(path)} cannot be read, and may refer to an image"
+
+    def _contexts(self, unneeded: Garbage) -> None:
+        """Find listings of contexts; a build writes one before the record that names it."""
+        checkout = self._checkout
+        records = (checkout.records.get(Step.PODMAN, name) for name in recorded(checkout))
+        named = {record.inputs.get(WHOLE_CONTEXT) for record in records if record is not None}
+        for path in _listed(checkout.contexts.directory):
+            if path.suffix == ".json" and path.stem not in named and self._age_days(path) >= 1:
+                unneeded.items.append(Item(GarbageKind.CONTEXT, path))
 
     def _logs(self, unneeded: Garbage, gone: Iterable[str]) -> None:
         for image in _listed(self._generated / "logs"):

@@ -20,7 +20,7 @@ from rc_tasks.model.dockerfile.renaming import rename_bases
 from rc_tasks.model.graph.graph import ImageNode, local_name
 from rc_tasks.model.graph.project import IMAGE_JSON, PROJECTS, Project, dockerfile_name
 from rc_tasks.state import history
-from rc_tasks.state.checkout import Checkout, open_checkout, parse_project
+from rc_tasks.state.checkout import Checkout, open_checkout, parse_node, parse_project
 from rc_tasks.state.disk.files import put_in_place, temporary_prefix, write_atomically
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
@@ -49,6 +49,7 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
             f"git mv '{PROJECTS}/{old}' '{PROJECTS}/{new}'   renames the alias",
         )
     project = graph.resolve(old).project
+    require_own_directory(project)
     new_path = posixpath.join(posixpath.dirname(project.path), new)
     if os.path.lexists(checkout.root / new_path):
         raise ProjectError("exists already", where=new_path, hint="choose another name")
@@ -102,13 +103,18 @@ def dockerfiles(checkout: Checkout, move: Move) -> dict[Path, bytes]:
         if not names:
             continue
         path = checkout.directory(name)
-        if not (checkout.root / path).is_dir():
+        node = checkout.graph.images.get(name)
+        if node is not None and node.project.recipe is not None:
+            project = node.project
+            parse = functools.partial(parse_node, node, architecture=checkout.architecture)
+        elif (checkout.root / path).is_dir():
+            project = Project(name, checkout.root, path, dockerfile_name(checkout.root / path))
+            parse = functools.partial(parse_project, project, architecture=checkout.architecture)
+        else:
             continue  # removed since the move was interrupted
-        project = Project(name, checkout.root, path, dockerfile_name(checkout.root / path))
         # A Dockerfile may be a symlink, and stays one.
         file = Path(os.path.realpath(project.dockerfile))
         before = read_bytes(file)
-        parse = functools.partial(parse_project, project, architecture=checkout.architecture)
         text = rename_bases(before, project.shown_dockerfile, names, parse)
         if text != before:
             texts[file] = text
@@ -212,6 +218,16 @@ PHASES = (
 )
 
 
+def require_own_directory(project: Project) -> None:
+    """Raise ProjectError for an image of a matrix, which has no directory in git."""
+    if project.is_of_matrix:
+        raise ProjectError(
+            f"{project.name} is an image of this matrix, and has no directory of its own in git",
+            where=project.shown_options,
+            hint="change the axes, `exclude` or `version` there; `doit gc` removes what is left",
+        )
+
+
 def _require_independent(node: ImageNode, project: Project, new: str) -> None:
     """Raise ProjectError when a rename would change the meaning of an image's Dockerfile."""
     for base in node.dockerfile.bases:
@@ -221,6 +237,12 @@ def _require_independent(node: ImageNode, project: Project, new: str) -> None:
                 where=f"{node.project.shown_dockerfile}:{base.line}",
                 hint="choose another name, or write the registry's host before this one",
             )
+    if node.project.takes_files_of(project.path):
+        raise ProjectError(
+            f"names files in {project.path}",
+            where=node.project.shown_options,
+            hint="move them to a directory that is no project, then run the same command again",
+        )
     real = os.path.realpath(node.project.dockerfile)
     if node.project != project and Path(real).is_relative_to(os.path.realpath(project.directory)):
         raise ProjectError(

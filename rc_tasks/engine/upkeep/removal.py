@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from rc_tasks.engine.upkeep.move import nodes, require_writable
+from rc_tasks.engine.upkeep.move import nodes, require_own_directory, require_writable
 from rc_tasks.errors import GraphError
 from rc_tasks.model.graph.graph import local_name
 from rc_tasks.model.graph.project import PROJECTS, Project
@@ -49,7 +49,9 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
         path = checkout.directory(name)
         is_double = (checkout.root / name).is_dir() and path != name
         if name not in graph.broken or is_double or not (checkout.root / path).is_dir():
-            path = graph.resolve(name).project.path
+            project = graph.resolve(name).project
+            require_own_directory(project)
+            path = project.path
         projects[name] = path
     for alias, target in graph.aliases.items():
         if target in projects:
@@ -106,3 +108,6 @@ def _users(checkout: Checkout, name: str) -> Iterator[tuple[str, str]]:
                 where = f"{node.project.shown_dockerfile}:{base.line}"
                 yield node.project.name, f"{where}: {base.name}"
                 break
+        else:
+            if name in graph.images and node.project.takes_files_of(graph.images[name].project.path):
+                yield node.project.name, f"{node.project.shown_options}: files of {name}"

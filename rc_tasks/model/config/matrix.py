@@ -37,7 +37,7 @@ def parse_matrix(raw: object) -> Matrix:
     template = toml_schema.text(raw.get(_VERSION, "-".join(f"{{{name}}}" for name in axes)))
     unknown = next((name for name in _PLACEHOLDER.findall(template) if name not in axes), None)
     if unknown is not None:
-        raise ValueError(f"version: {{{unknown}}} is none of the axes {', '.join(axes)}")
+        raise ValueError(f"version: {{{unknown}}} is no axis; the axes are {', '.join(axes)}")
     count = 1
     for values in axes.values():
         count *= len(values)
@@ -82,7 +82,7 @@ def _exclude(raw: object, axes: Mapping[str, tuple[str, ...]]) -> tuple[Mapping[
         values = {axis: _value(value) for axis, value in table.items()}
         for axis, value in values.items():
             if axis not in axes:
-                raise ValueError(f"{_EXCLUDE}: {axis} is none of the axes {', '.join(axes)}")
+                raise ValueError(f"{_EXCLUDE}: {axis} is no axis; the axes are {', '.join(axes)}")
             if value not in axes[axis]:
                 raise ValueError(f"{_EXCLUDE}: {toml_text.dump(value)} is no value of {axis}")
         tables.append(values)

@@ -22,9 +22,6 @@ from rc_tasks.util.safe_read import advice, read_bytes
 
 # podman uses only the first of these that exists. {} is the name of the Dockerfile.
 IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
-# Left out of a context that is not a project's own directory, unless its ignore file takes them in again
-# with `!`: each command of git changes files in .git.
-LEFT_OUT = (".git",)
 # COPY drops set-user-ID and set-group-ID, and keeps the sticky bit.
 COPIED_MODE = 0o1777
 # In this version of marshal, equal values have equal bytes.
@@ -46,12 +43,13 @@ class Listing(Struct, frozen=True):
 class Patterns(Struct, frozen=True):
     """What a context leaves out that is not a project's own directory.
 
-    `file` is the absolute path of its ignore file; empty where there is none. `generated` are patterns
-    of the files in it that we write or read ourselves.
+    `file` is the absolute path of its ignore file; empty where there is none. The others are those of
+    its `Recipe`.
     """
 
-    file: str = ""
-    generated: tuple[str, ...] = OUR_FILES
+    file: str
+    left_out: tuple[str, ...]
+    generated: tuple[str, ...]
 
 
 def of_project(project: Project) -> Listing:
@@ -69,7 +67,7 @@ def _patterns(project: Project) -> Patterns | None:
     if recipe is None:
         return None
     file = f"{project.root}/{recipe.ignorefile}" if recipe.ignorefile else ""
-    return Patterns(file, recipe.generated)
+    return Patterns(file, recipe.left_out, recipe.generated)
 
 
 def ignore_text(
@@ -279,7 +277,7 @@ def _rules(
 ) -> tuple[_Rule, ...]:
     if patterns is not None:
         written = _read_rules(patterns.file) if patterns.file else ()
-        return (*_compiled(LEFT_OUT), *written, *_compiled(patterns.generated))
+        return (*_compiled(patterns.left_out), *written, *_compiled(patterns.generated))
     candidates = (template.format(dockerfile) for template in IGNORE_FILES)
     name = next((name for name in candidates if name in names), None)
     written = _read_rules(f"{directory}/{name}") if name is not None else ()

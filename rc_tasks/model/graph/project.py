@@ -37,14 +37,16 @@ class Recipe(Struct, frozen=True):
     """Where an image's files are that are not in a directory of its own, relative to the checkout.
 
     `directory` holds its project.toml; an empty `context` is the checkout itself. `ignorefile` holds the
-    patterns of what the context leaves out; it is empty where there is none. `generated` are patterns of
-    the files in the context that we write or read ourselves.
+    patterns of what the context leaves out; it is empty where there is none. `left_out` are patterns
+    before them, which they may take back with `!`; `generated` are patterns after them, of the files in
+    the context that we write or read ourselves.
     """
 
     directory: str
     dockerfile: str
     context: str
     ignorefile: str = ""
+    left_out: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
 
 
@@ -90,6 +92,18 @@ class Project(Struct, frozen=True):
     def sources(self) -> tuple[Path, ...]:
         """All that the image is built from; a directory comes first."""
         return (self.source, self.context, self.dockerfile) if self.recipe else (self.directory,)
+
+    @property
+    def is_of_matrix(self) -> bool:
+        """Whether the image is one of several that a project.toml elsewhere describes."""
+        return self.recipe is not None and self.recipe.directory != self.path
+
+    def takes_files_of(self, path: str) -> bool:
+        """Return whether the image is built from files in another directory of the checkout."""
+        if self.recipe is None or f"{self.recipe.directory}/".startswith(f"{path}/"):
+            return False
+        files = (self.recipe.dockerfile, self.recipe.context, self.recipe.ignorefile)
+        return any(f"{file}/".startswith(f"{path}/") for file in files)
 
     @property
     def options_file(self) -> Path:

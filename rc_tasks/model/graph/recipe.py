@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.graph.context import IGNORE_FILES
+from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import (
     DOCKERFILE,
     OUR_FILES,
@@ -22,8 +23,13 @@ from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.safe_read import read_text
 from rc_tasks.util.toml_schema import Problem
 
-# Directories of our own in a checkout; those of the images come with them.
-_OUR_DIRECTORIES = (".rc",)
+# What no image is meant to hold, unless an ignore file takes it back with `!`: each command of git
+# changes files in .git.
+_LEFT_OUT = (".git", ".venv")
+# In a context that is the whole checkout also what belongs to the checkout itself. Each build of another
+# image changes something in projects/.
+_LEFT_OUT_OF_CHECKOUT = (PROJECTS, LOCK, "dodo.py", "rc_tasks.toml")
+_STATE = ".rc"
 
 
 def images(
@@ -34,15 +40,15 @@ def images(
     `top_projects` are the projects beside `projects/`. Raise SettingsError for what project.toml names
     and is not there, and ProjectError for a project without a Dockerfile.
     """
-    found = _Places(project, top_projects)
+    places = _Places(project, top_projects)
     if options.matrix is None:
-        return [(found.placed(project, options), options)]
+        return [(places.placed(project, options), options)]
     result = []
     for version in options.matrix.versions:
         name = f"{project.name}:{version}"
         image = replace(project, name=name, path=f"{PROJECTS}/{name}")
         image_options = options.of_version(version)
-        result.append((found.placed(image, image_options), image_options))
+        result.append((places.placed(image, image_options), image_options))
     return result
 
 
@@ -84,6 +90,7 @@ class _Places:
             dockerfile or "",
             "" if context == "." else context,
             ignorefile or "",
+            (*_LEFT_OUT, *(_LEFT_OUT_OF_CHECKOUT if context == "." else ())),
             self._generated(context),
         )
         return replace(image, recipe=recipe, dockerfile_name=DOCKERFILE)
@@ -112,7 +119,7 @@ class _Places:
 
     def _generated(self, context: str) -> tuple[str, ...]:
         """Return patterns of our own files in a context, relative to it."""
-        patterns = list(_OUR_DIRECTORIES) if context == "." else []
+        patterns = [_STATE] if context == "." else []
         for directory in (f"{PROJECTS}/*", *self._top_projects):
             inside = os.path.relpath(directory, context)
             if not inside.startswith(".."):

@@ -23,8 +23,8 @@ from rc_tasks.util.safe_read import advice
 
 # Prefixes of parts: files of the build context, images of this checkout, digests of registry bases.
 CONTEXT = "context/"
-# The part of a context that is not the project's own directory: the digest of its listing in `Trees`.
-TREE = "context"
+# The part of a context that is not the project's own directory: its digest in `contexts.py`.
+WHOLE_CONTEXT = "context"
 BASE = "base/"
 PIN = "pin/"
 # The prefix of what podman's own layer cache overlooks in this image. Builds prevent that since this
@@ -84,7 +84,7 @@ def _file_input(shown: str, path: str, digests: Digests, follow: bool = False) -
 
 def with_files(inputs: Mapping[str, str], listing: Mapping[str, str]) -> dict[str, str]:
     """Return inputs with each file of the context in place of the one part for all."""
-    others = {part: value for part, value in inputs.items() if part != TREE}
+    others = {part: value for part, value in inputs.items() if part != WHOLE_CONTEXT}
     return {**others, **{CONTEXT + path: value for path, value in listing.items()}}
 
 
@@ -149,7 +149,7 @@ def input_files(
 ) -> context.Listing:
     """Return the files of an image's build context, relative to it, and a signature of all its files.
 
-    In a project's own directory the Dockerfile is none of them, as it is an input of its own.
+    In a project's own directory they do not include the Dockerfile, which is an input of its own.
     `listing_of` lists a build context. Raise ProjectError.
     """
     try:
@@ -171,7 +171,7 @@ def input_files(
 
 def is_file(part: str) -> bool:
     """Return whether a part is a file, or all files of the context."""
-    return part in DOCKERFILES or part == TREE or part.startswith(CONTEXT)
+    return part in DOCKERFILES or part == WHOLE_CONTEXT or part.startswith(CONTEXT)
 
 
 def shown_files(project: Project, parts: Iterable[str]) -> dict[str, str]:
@@ -180,7 +180,7 @@ def shown_files(project: Project, parts: Iterable[str]) -> dict[str, str]:
     for part in parts:
         if part in DOCKERFILES:
             files[part] = project.shown_dockerfile
-        elif part == TREE:
+        elif part == WHOLE_CONTEXT:
             files[part] = project.shown_input("").rstrip("/") or "."
         elif part.startswith(CONTEXT):
             files[part] = project.shown_input(part.removeprefix(CONTEXT))
@@ -191,7 +191,9 @@ def part_at(project: Project, file: str) -> str:
     """Return the part of a file, or of a context in one part; `file` is relative to the checkout."""
     if file == project.shown_dockerfile:
         return project.dockerfile_name
-    return TREE if project.recipe is not None else CONTEXT + file.removeprefix(f"{project.path}/")
+    return (
+        WHOLE_CONTEXT if project.recipe is not None else CONTEXT + file.removeprefix(f"{project.path}/")
+    )
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:

@@ -130,6 +130,8 @@ def changed(part: str, old: str | None, new: str | None) -> str:
             return f"base image {rest} was pinned to another digest"
         case "architecture":
             return f"built for {old}, this host is {new}"
+        case "context" if not rest:
+            return "the context changed"
         case "context" | "Containerfile" | "Dockerfile" if old is not None and new is not None:
             same_content = old.partition(" ")[2] == new.partition(" ")[2]
             return f"{'mode of ' if same_content else ''}{rest or kind} changed"

@@ -26,7 +26,7 @@ from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage, unpacked_images
 from rc_tasks.tools import additional_store, command
-from rc_tasks.tools.additional_store import Recipe, StoredImage
+from rc_tasks.tools.additional_store import ArchiveRecipe, StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
 
@@ -152,7 +152,7 @@ def _unpack(
     images: Path,
     image: StoredImage,
     files: Mapping[str, Path | None],
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, ArchiveRecipe],
 ) -> None:
     whole = {layer_id: file for layer_id, file in files.items() if file is not None}
     try:
@@ -162,10 +162,10 @@ def _unpack(
         print(f"{image.id[:12]} cannot be unpacked, so it is loaded: {error.what}", flush=True)
 
 
-def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, Recipe]:
+def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, ArchiveRecipe]:
     """Return the recipes of layers, by diff ID."""
     return {
-        f"sha256:{files.directory.name}": Recipe(files.recipe, archive_bytes)
+        f"sha256:{files.directory.name}": ArchiveRecipe(files.recipe, archive_bytes)
         for files in layers
         if files is not None and (archive_bytes := files.archive_bytes())
     }

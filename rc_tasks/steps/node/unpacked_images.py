@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.tools import additional_store, command
-from rc_tasks.tools.additional_store import Recipe, StoredImage
+from rc_tasks.tools.additional_store import ArchiveRecipe, StoredImage
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
 
@@ -33,7 +33,7 @@ def unpack(
     images: Path,
     image: StoredImage,
     files: Mapping[str, Path],
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, ArchiveRecipe],
 ) -> bool:
     """Unpack an image whose layers have these files, by their IDs; return whether it was not there yet.
 

@@ -23,7 +23,7 @@ from rc_tasks.state.records.inputs import (
     CHANGED_MEANWHILE,
     CONTEXT,
     PIN,
-    TREE,
+    WHOLE_CONTEXT,
     Signatures,
     signatures,
     with_files,
@@ -58,7 +58,7 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     # Digest the files before podman reads them, so that an edit during the build makes the image stale.
     judge = Judge(checkout)
     inputs = judge.build_inputs(node)
-    listing = judge.tree(node.project) if node.project.recipe is not None else None
+    listing = judge.context_values(node.project) if node.project.recipe is not None else None
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown_dockerfile
@@ -83,8 +83,8 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     after = signatures(node.project)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
     if listing is not None:
-        checkout.trees.put(listing)
-        moved = {TREE if part.startswith(CONTEXT) else part for part in moved}
+        checkout.contexts.put(listing)
+        moved = {WHOLE_CONTEXT if part.startswith(CONTEXT) else part for part in moved}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
     facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}

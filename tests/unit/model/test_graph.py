@@ -154,6 +154,6 @@ def test_two_directories_of_one_name_are_refused_and_the_rest_is_built(tmp_path:
     checkout = open_checkout(tmp_path, {})
     assert set(checkout.graph.images) == {"other"}
     assert str(checkout.graph.broken["base"]) == (
-        "projects/base: two directories make an image named base: base and projects/base\n"
+        "projects/base: two recipes make an image named base: base and projects/base\n"
         "  next: rename one of them"
     )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from rc_tasks.tools import additional_store
-from rc_tasks.tools.additional_store import Recipe, StoredImage
+from rc_tasks.tools.additional_store import ArchiveRecipe, StoredImage
 
 LOW, HIGH, OTHER = (f"sha256:{digit * 64}" for digit in "123")
 
@@ -27,7 +27,7 @@ def test_images_share_their_layers(tmp_path: Path) -> None:
     first, second = image("first", LOW, HIGH), image("second", LOW, HIGH, OTHER)
     assert first.id not in additional_store.image_ids(tmp_path)
     for added in (first, second):
-        additional_store.add_image(tmp_path, added, {HIGH: Recipe(tmp_path / "recipe", 7)})
+        additional_store.add_image(tmp_path, added, {HIGH: ArchiveRecipe(tmp_path / "recipe", 7)})
         assert added.id in additional_store.image_ids(tmp_path)
     layers = json.loads((tmp_path / "overlay-layers/layers.json").read_text())
     ids = additional_store.layer_ids((LOW, HIGH, OTHER))

@@ -18,26 +18,26 @@ from rc_tasks.state.records.digests import bytes_digest
 from rc_tasks.util.json_decode import load
 
 
-class Tree(Struct, frozen=True):
+class ContextValues(Struct, frozen=True):
     """The input values of all files of a context, by path, and the digest by which they are kept."""
 
     values: Mapping[str, str]
     digest: str
 
 
-def tree(values: Mapping[str, str]) -> Tree:
+def context_values(values: Mapping[str, str]) -> ContextValues:
     """Return the listing with these values."""
-    return Tree(values, bytes_digest(_text(values).encode()))
+    return ContextValues(values, bytes_digest(_text(values).encode()))
 
 
-class Trees:
+class ContextRecords:
     """The listings that records of a checkout name."""
 
     def __init__(self, directory: Path) -> None:
         """Keep them in `directory`; without one of them, only the names of changed files are lost."""
         self.directory = directory
 
-    def put(self, listing: Tree) -> None:
+    def put(self, listing: ContextValues) -> None:
         """Write the listing of a context, once. Raise RcError when it cannot be written."""
         path = self._path(listing.digest)
         if not path.exists():

@@ -1,0 +1,126 @@
+"""Dockerfiles elsewhere, a shared context and a matrix, built with podman and published."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkouts import write_checkout
+from tests.support.doit import doit
+from tests.support.images import BUSYBOX
+from tests.support.recipes import APPS, FILES, IMAGES
+from tests.support.storage import own_storage
+from tests.support.tools import require_tools
+
+pytestmark = pytest.mark.podman
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A checkout, and the environment that builds it."""
+
+    root: Path
+    environment: dict[str, str]
+
+    def run(self, *argv: str) -> str:
+        """The output of a command that has to succeed."""
+        ran = doit(self.root, *argv, environ=self.environment)
+        assert ran.status == 0, ran.text
+        return ran.text
+
+    def states(self) -> dict[str, str]:
+        """The state of each image."""
+        rows = json.loads(self.run("list", "--json"))
+        return {row["name"]: row["state"] for row in rows}
+
+    def file(self, name: str, path: str) -> str:
+        """A file in a published image."""
+        argv = ("unsquashfs", "-no-progress", "-cat", self.root / f"projects/{name}/image.sqsh", path)
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    def paths(self, name: str) -> set[str]:
+        """The files in a published image."""
+        argv = ("unsquashfs", "-no-progress", "-lc", self.root / f"projects/{name}/image.sqsh")
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        return {line.removeprefix("squashfs-root/") for line in done.stdout.splitlines()}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Everything is built once."""
+    require_tools("podman", "mksquashfs", "unsquashfs", "busybox")
+    root = write_checkout(tmp_path_factory.mktemp("recipes") / "checkout", FILES)
+    programs = root / "projects/base/files/bin"
+    shutil.copy(BUSYBOX, programs / "busybox")
+    (programs / "sh").symlink_to("busybox")
+    with own_storage() as (_, environment):
+        environment |= {"RC_RUNNER": "local", "RC_PODMAN_ISOLATION": "chroot"}
+        made = Site(root, dict(environment))
+        made.run()
+        yield made
+
+
+def test_each_image_is_published_in_a_directory_of_its_own(site: Site) -> None:
+    assert site.states() == dict.fromkeys(IMAGES, "fresh")
+    assert [site.file(name, "which") for name in APPS] == ["12.8 3.10\n", "12.8 3.12\n", "13.0 3.12\n"]
+    assert site.file("user:13.0", "which") == "13.0 3.12\n"
+    assert site.file("user:13.0", "own") == "own\n"
+    edf = (site.root / "projects/app:12.8-py3.10/env.toml").read_text()
+    assert f'image = "{site.root}/projects/app:12.8-py3.10/image.sqsh"' in edf
+
+
+def test_an_image_holds_what_its_context_lets_through(site: Site) -> None:
+    assert {"src/lib/module.py"} == {path for path in site.paths(APPS[0]) if path.startswith("src/lib/")}
+    assert {"docs/README.md", "docs/index.md"} <= site.paths("docs")
+
+
+def test_the_record_of_an_image_names_its_context_once(site: Site) -> None:
+    inputs = [
+        json.loads((site.root / f"projects/{name}/image.json").read_text())["inputs"] for name in APPS
+    ]
+    assert len({values["context"] for values in inputs}) == 1
+    assert "src" not in json.dumps(inputs)
+
+
+def test_a_changed_file_builds_what_takes_it_and_nothing_else(site: Site) -> None:
+    module = site.root / "src/lib/module.py"
+    module.write_text("x = 2\n")
+    assert "src/lib/module.py changed" in site.run("why", APPS[0])
+    assert site.states()["docs"] == "stale" and site.states()["base"] == "fresh"
+    text = site.run("build:app")
+    assert "start   podman:app:12.8-py3.10" in text and "podman:docs" not in text
+    assert [site.file(name, "src/lib/module.py") for name in APPS] == ["x = 2\n"] * 3
+    site.run()
+    assert set(site.states().values()) == {"fresh"}
+    assert "context     ./ changed" in site.run("diff", APPS[0])
+
+
+def test_an_alias_and_the_commands_take_an_image_of_a_matrix(site: Site) -> None:
+    assert "app:13.0-py3.12" in site.run("list", "app:latest")
+    assert " - docker/Dockerfile.app\n - ." in site.run("info", "podman:app:12.8-py3.10")
+    assert "whole" in site.run("verify", APPS[0])
+    graph = site.run("graph")
+    assert "app:13.0-py3.12" in graph and "user:13.0" in graph
+    assert site.run("plan").count("\n") <= 2
+
+
+def test_a_run_that_mounts_a_shared_context_sees_what_it_lets_through(site: Site) -> None:
+    project = site.root / "projects/mounts"
+    project.mkdir()
+    (site.root / "docker/Dockerfile.mounts").write_text(
+        "FROM base\nRUN --mount=type=bind,target=/context busybox find /context > /seen\n"
+    )
+    (project / "project.toml").write_text(
+        'dockerfile = "../../docker/Dockerfile.mounts"\ncontext = "../.."\n'
+        'ignorefile = "../../docker/Dockerfile.app.dockerignore"\n'
+    )
+    site.run("build:mounts")
+    seen = set(site.file("mounts", "seen").split())
+    assert seen == {"/context", "/context/src", "/context/src/lib", "/context/src/lib/module.py"}
+    (site.root / "src/lib/more.py").write_text("")
+    site.run("build:mounts")
+    assert "/context/src/lib/more.py" in site.file("mounts", "seen")

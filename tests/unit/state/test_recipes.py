@@ -1,0 +1,284 @@
+"""Recipes whose files lie elsewhere: images, graph, staleness, and what project.toml names wrongly."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rc_tasks.engine.upkeep import move, removal
+from rc_tasks.engine.upkeep.garbage import Collector
+from rc_tasks.errors import RcError
+from rc_tasks.model.graph import context
+from rc_tasks.state.checkout import Checkout, open_checkout
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.records.records import Step
+from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.recipes import APPS, FILES, IMAGES
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout in which everything is built."""
+    made = write_checkout(tmp_path / "it's: ä", FILES, 'images_root = "/official"')
+    pretend_built(made)
+    return made
+
+
+def reasons(root: Path) -> dict[str, list[str]]:
+    """Why images that are not fresh have to be built."""
+    checkout = open_checkout(root, {})
+    judge = Judge(checkout)
+    causes = {name: judge.step(Step.PODMAN, name).causes for name in checkout.graph.images}
+    return {name: [cause.words for cause in of_image] for name, of_image in causes.items() if of_image}
+
+
+def test_each_combination_is_an_image_with_its_own_base(root: Path) -> None:
+    graph = open_checkout(root, {}).graph
+    assert not graph.broken and not graph.problems
+    assert set(graph.images) == set(IMAGES)
+    assert graph.images["user:13.0"].bases == ("app:13.0-py3.12",)
+    assert graph.images["app:12.8-py3.10"].options.build_args == {"CUDA": "12.8", "PYTHON": "3.10"}
+    assert graph.aliases == {"app:latest": "app:13.0-py3.12"}
+    assert (
+        graph.images["app:12.8-py3.10"].project.artifact == root / "projects/app:12.8-py3.10/image.sqsh"
+    )
+
+
+def test_the_context_is_what_its_ignore_file_lets_through(root: Path) -> None:
+    images = open_checkout(root, {}).graph.images
+    of_app = context.of_project(images["app:12.8-py3.10"].project).paths
+    assert of_app == ("src", "src/lib", "src/lib/module.py")
+    of_docs = context.of_project(images["docs"].project).paths
+    assert "README.md" in of_docs and "docs/index.md" in of_docs and "docker/Dockerfile.app" in of_docs
+    # .dockerignore names src; the rest belongs to the checkout and not to an image.
+    left_out = ("src", "projects", ".rc", "dodo.py", ".git")
+    assert not [path for path in of_docs if path.startswith(left_out) and path != ".gitignore"]
+
+
+def test_an_ignore_file_takes_back_what_belongs_to_the_checkout(root: Path) -> None:
+    (root / ".dockerignore").write_text("!projects\nprojects/*\n!projects/base\n")
+    paths = context.of_project(open_checkout(root, {}).graph.images["docs"].project).paths
+    below = [path for path in paths if path.startswith("projects/")]
+    # project.toml is ours wherever it lies.
+    assert below == [
+        "projects/base",
+        "projects/base/files",
+        *(f"projects/base/files/bin{end}" for end in ("", "/readme")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(lambda root: None, {}, id="nothing"),
+        pytest.param(
+            lambda root: (root / "src/lib/module.py").write_text("x = 2\n"),
+            {
+                **{name: ["src/lib/module.py changed"] for name in APPS},
+                "docs": ["base image app:13.0-py3.12 is stale"],
+                "user:12.8": ["base image app:12.8-py3.12 is stale"],
+                "user:13.0": ["base image app:13.0-py3.12 is stale"],
+            },
+            id="file of a shared context",
+        ),
+        pytest.param(lambda root: (root / "src/lib/test.log").write_text("more"), {}, id="ignored file"),
+        pytest.param(
+            lambda root: edit(root / "docker/Dockerfile.docs", "COPY docs", "COPY  docs"),
+            {"docs": ["Dockerfile changed", "docker/Dockerfile.docs changed"]},
+            id="Dockerfile in the context",
+        ),
+        pytest.param(
+            lambda root: edit(root / "projects/user/project.toml", '"12.8", ', ""),
+            {},
+            id="value removed",
+        ),
+        pytest.param(
+            lambda root: edit(root / "projects/app/project.toml", "}\n\n", ', NEW = "{cuda}" }\n\n'),
+            {
+                **{name: ["build_args.NEW changed"] for name in APPS},
+                "docs": ["base image app:13.0-py3.12 is stale"],
+                "user:12.8": ["base image app:12.8-py3.12 is stale"],
+                "user:13.0": ["base image app:13.0-py3.12 is stale"],
+            },
+            id="argument added",
+        ),
+        pytest.param(
+            lambda root: [
+                (root / ".rc/contexts").joinpath(name).unlink()
+                for name in os.listdir(root / ".rc/contexts")
+            ],
+            {},
+            id="listings gone",
+        ),
+    ],
+)
+def test_exactly_the_stale_images_are_stale(
+    root: Path, change: Callable[[Path], object], expected: dict[str, list[str]]
+) -> None:
+    change(root)
+    assert reasons(root) == expected
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_changed_context_without_its_listing_is_told_as_one(root: Path) -> None:
+    for name in os.listdir(root / ".rc/contexts"):
+        (root / ".rc/contexts" / name).unlink()
+    (root / "docs/new.md").write_text("new")
+    assert reasons(root) == {"docs": ["the context changed"]}
+
+
+def test_a_shared_context_is_listed_and_digested_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+    real = context.of_project
+    monkeypatch.setattr(
+        context, "of_project", lambda project: listed.append(project.name) or real(project)
+    )
+    (root / "src/lib/module.py").write_text("x = 2\n")
+    reasons(root)
+    assert len([name for name in listed if name.startswith("app")]) == 1
+
+
+WRONG = {
+    "dockerfile-missing": (
+        'dockerfile = "../../docker/None"\n',
+        "projects/x/project.toml:1: dockerfile: ../../docker/None is not a file",
+    ),
+    "dockerfile-outside": (
+        'dockerfile = "../../../Dockerfile"\n',
+        "projects/x/project.toml:1: dockerfile: ../../../Dockerfile leads out of the checkout, to",
+    ),
+    "link-outside": (
+        'context = "../../outside"\ndockerfile = "../../docker/Dockerfile.app"\n',
+        "projects/x/project.toml:1: context: ../../outside leads out of the checkout, to",
+    ),
+    "context-missing": (
+        'dockerfile = "../../docker/Dockerfile.app"\n\ncontext = "src"\n',
+        "projects/x/project.toml:3: context: src is not a directory",
+    ),
+    "context-file": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontext = "../../README.md"\n',
+        "projects/x/project.toml:2: context: ../../README.md is not a directory",
+    ),
+    "ignorefile-missing": (
+        'dockerfile = "../../docker/Dockerfile.app"\nignorefile = "x"\n',
+        "projects/x/project.toml:2: ignorefile: x is not a file",
+    ),
+    "absolute": (
+        'dockerfile = "/etc/passwd"\n',
+        "projects/x/project.toml:1: dockerfile: expected a path that begins at the directory of this"
+        ' file, found "/etc/passwd"',
+    ),
+    "no-dockerfile": ('context = "../../src"\n', "projects/x/: this project has no Dockerfile"),
+    "two": (
+        'dockerfile = "a"\ncontext = "b"\n',
+        "2 problems in projects/x/project.toml",
+    ),
+    "matrix": (
+        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["app", "none"]\n',
+        "projects/x/project.toml:1: dockerfile: ../../docker/Dockerfile.none is not a file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_named_wrongly_breaks_that_project_alone(root: Path, text: str, message: str) -> None:
+    (root / "outside").symlink_to(root.parent)
+    (root / "projects/x").mkdir()
+    (root / "projects/x/project.toml").write_text(text)
+    graph = open_checkout(root, {}).graph
+    assert set(graph.images) == set(IMAGES)
+    assert graph.broken["x"].headline.startswith(message)
+
+
+def test_two_recipes_of_one_name(root: Path) -> None:
+    (root / "projects/user:13.0/Dockerfile").write_text("FROM base\n")
+    graph = open_checkout(root, {}).graph
+    assert graph.broken["user:13.0"].headline == (
+        "projects/user:13.0: two recipes make an image named user:13.0: projects/user/project.toml and"
+        " projects/user:13.0"
+    )
+
+
+def test_a_thousand_images_of_twenty_matrices(tmp_path: Path) -> None:
+    files = {}
+    for number in range(20):
+        files[f"projects/m{number}/Dockerfile"] = "ARG A\nARG B\nFROM scratch\nLABEL a=$A b=$B\n"
+        axes = f"a = {[str(a) for a in range(10)]}\nb = {[str(b) for b in range(5)]}\n"
+        files[f"projects/m{number}/project.toml"] = (
+            f'build_args = {{ A = "{{a}}", B = "{{b}}" }}\n[matrix]\n{axes}'
+        )
+    root = write_checkout(tmp_path, files)
+    assert len(open_checkout(root, {}).graph.images) == 1000
+
+
+def test_a_deleted_value_leaves_no_broken_project(root: Path) -> None:
+    (root / "projects/user:12.8/env.toml").write_text("")
+    edit(root / "projects/user/project.toml", '"12.8", ', "")
+    graph = open_checkout(root, {}).graph
+    assert "user:12.8" not in graph.names() and not graph.broken
+
+
+def test_an_alias_of_an_image_that_was_never_published(root: Path) -> None:
+    shutil.rmtree(root / "projects/user:12.8")
+    (root / "projects/mine").symlink_to("user:12.8")
+    (root / "projects/wrong").symlink_to("user:9")
+    graph = open_checkout(root, {}).graph
+    assert graph.aliases["mine"] == "user:12.8"
+    assert graph.broken["wrong"].what == "this alias points to user:9, which is not an image"
+
+
+def test_the_context_of_two_projects_is_kept_once(root: Path) -> None:
+    assert len(os.listdir(root / ".rc/contexts")) == len({"base", "app", "docs", "user"})
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda checkout, name: move.plan(checkout, name, "x", keep_alias=False),
+        lambda checkout, name: removal.plan(checkout, [name]),
+    ],
+)
+def test_an_image_of_a_matrix_is_no_project_to_move(
+    root: Path, plan: Callable[[Checkout, str], object]
+) -> None:
+    with pytest.raises(RcError) as raised:
+        plan(open_checkout(root, {}), "user:12.8")
+    assert str(raised.value) == (
+        "projects/user/project.toml: user:12.8 is an image of this matrix, and has no directory of its"
+        " own in git\n"
+        "  next: change the axes, `exclude` or `version` there; `doit gc` removes what is left"
+    )
+
+
+def test_a_project_whose_files_others_use_stays(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/project.toml").write_text('context = "../base/files"\n')
+    (root / "projects/x/Dockerfile").write_text("FROM scratch\n")
+    checkout = open_checkout(root, {})
+    with pytest.raises(RcError) as raised:
+        move.plan(checkout, "base", "y", keep_alias=False)
+    assert raised.value.headline == "projects/x/project.toml: names files in projects/base"
+    with pytest.raises(RcError) as raised:
+        removal.plan(checkout, ["base"])
+    assert "projects/x/project.toml: files of base" in raised.value.quote
+
+
+def test_gc_removes_listings_that_no_record_names(root: Path) -> None:
+    kept = os.listdir(root / ".rc/contexts")
+    for name, age_days in (("a" * 64, 2), ("b" * 64, 0)):
+        path = root / f".rc/contexts/{name}.json"
+        path.write_text("{}")
+        changed_s = path.stat().st_mtime - age_days * 86_400
+        os.utime(path, (changed_s, changed_s))
+    collector = Collector(open_checkout(root, {}))
+    collector.remove(collector.find())
+    assert set(os.listdir(root / ".rc/contexts")) == {*kept, f"{'b' * 64}.json"}
