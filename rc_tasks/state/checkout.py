@@ -265,7 +265,15 @@ def _parsed(
         architecture=architecture,
         target=options.target,
         split=split,
+        contexts=_named_contexts(options),
     )
+
+
+def _named_contexts(options: project_toml.ProjectOptions) -> parser.NamedContexts:
+    # Nearly no project has any.
+    if not options.contexts:
+        return parser.NO_CONTEXTS
+    return parser.NamedContexts(options.directories.keys(), options.images)
 
 
 def _same_names(projects: list[Project], aliases: list[Alias]) -> Iterator[tuple[str, RcError]]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from msgspec import DecodeError
 from msgspec.structs import replace
@@ -12,7 +13,15 @@ from rc_tasks.model.graph import context, smoke
 from rc_tasks.model.graph.context import Listing
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import Pin
-from rc_tasks.model.graph.project import ARTIFACT, DOCKERFILES, EDF, IMAGE_JSON, PROJECTS, Project
+from rc_tasks.model.graph.project import (
+    ARTIFACT,
+    DOCKERFILES,
+    EDF,
+    IMAGE_JSON,
+    PROJECTS,
+    BuildContext,
+    Project,
+)
 from rc_tasks.state import logs
 from rc_tasks.state.adoption.offers import Offers
 from rc_tasks.state.adoption.official import official_of
@@ -26,13 +35,14 @@ from rc_tasks.state.records.inputs import (
     CHANGED_MEANWHILE,
     CONTEXT,
     PIN,
-    WHOLE_CONTEXT,
     context_inputs,
     file_inputs,
     input_files,
     is_file,
+    is_whole,
     other_inputs,
     shown_files,
+    whole,
     with_files,
 )
 from rc_tasks.state.records.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
@@ -78,9 +88,9 @@ class Judge:
         # The files of each image as they were listed last, and of each context that images may share.
         # They are listed again when the image has been built.
         self._listed: dict[str, Listing] = {}
-        self._contexts: dict[tuple[str, str], Listing] = {}
-        # The input values of those files, by the signature of the listing.
-        self._values: dict[str, ContextValues] = {}
+        self._contexts: dict[BuildContext, Listing] = {}
+        # The input values of those files, by the directory and the signature of the listing.
+        self._values: dict[tuple[str, str], ContextValues] = {}
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
@@ -233,9 +243,8 @@ class Judge:
 
     def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
         project = node.project
-        inputs = file_inputs(project, () if project.recipe else files.paths, self._checkout.digests.of)
-        if project.recipe is not None:
-            inputs[WHOLE_CONTEXT] = self.context_values(project).digest
+        inputs = file_inputs(project, files.paths, self._checkout.digests.of)
+        inputs |= {part: values.digest for part, values in self.context_values(project).items()}
         for part, file in shown_files(project, inputs).items():
             self._seen[file] = inputs[part]
         self._as_recorded.discard(project.path)
@@ -267,11 +276,10 @@ class Judge:
         A context that is not the project's own directory is listed as a directory.
         """
         project = node.project
-        parts: tuple[str, ...] = (project.dockerfile_name, WHOLE_CONTEXT)
-        if project.recipe is None:
-            paths = self._files(node).paths
-            parts = (project.dockerfile_name, *(CONTEXT + path for path in paths))
-        return list(shown_files(project, parts).values())
+        contexts = project.recipe.contexts if project.recipe is not None else ()
+        parts = [CONTEXT + path for path in self._files(node).paths]
+        parts += [whole(name) for name in contexts]
+        return list(shown_files(project, (project.dockerfile_name, *parts)).values())
 
     def _files(self, node: ImageNode) -> Listing:
         name = node.project.name
@@ -280,33 +288,38 @@ class Judge:
             files = self._listed[name] = input_files(node.project, self._listing)
         return files
 
-    def _listing(self, project: Project) -> Listing:
+    def _listing(self, root: Path, build_context: BuildContext) -> Listing:
         """List a build context; one that images share is listed once."""
-        recipe = project.recipe
-        if recipe is None:
-            return context.of_project(project)
-        key = (recipe.context, recipe.ignorefile)
-        listing = self._contexts.get(key)
+        listing = self._contexts.get(build_context)
         if listing is None:
-            listing = self._contexts[key] = context.of_project(project)
+            listing = self._contexts[build_context] = context.of_context(root, build_context)
         return listing
 
-    def context_values(self, project: Project) -> ContextValues:
-        """Return the listing of a context that images may share. Raise ProjectError."""
-        signature = self._listing(project).signature
-        listed = self._values.get(signature)
-        if listed is None:
-            values = context_inputs(project, self._listing(project).paths, self._checkout.digests.of)
-            listed = self._values[signature] = context_values(values)
-        return listed
+    def context_values(self, project: Project) -> dict[str, ContextValues]:
+        """Return the values of the files of contexts that images may share, by part.
+
+        It is empty for a project whose own directory is the context. Raise ProjectError.
+        """
+        contexts = project.recipe.contexts if project.recipe is not None else {}
+        return {whole(name): self._values_of(project.root, at) for name, at in contexts.items()}
+
+    def _values_of(self, root: Path, at: BuildContext) -> ContextValues:
+        listing = self._listing(root, at)
+        key = (at.directory, listing.signature)
+        values = self._values.get(key)
+        if values is None:
+            digests = self._checkout.digests.of
+            by_path = context_inputs(str(root / at.directory), at.shown, listing.paths, digests)
+            values = self._values[key] = context_values(by_path)
+        return values
 
     def _list_again(self, name: str) -> None:
         """List the files of an image again when they are needed, as it has been built meanwhile."""
         self._listed.pop(name, None)
         node = self._checkout.graph.images.get(name)
         if node is not None and node.project.recipe is not None:
-            recipe = node.project.recipe
-            self._contexts.pop((recipe.context, recipe.ignorefile), None)
+            for build_context in node.project.recipe.contexts.values():
+                self._contexts.pop(build_context, None)
 
     def modified(self, file: str, recorded: str) -> bool:
         """Return whether an input file differed from `recorded` when it was last read.
@@ -362,14 +375,18 @@ class Judge:
         self, node: ImageNode, recorded: Mapping[str, str], now: dict[str, str]
     ) -> tuple[Mapping[str, str], dict[str, str]]:
         """Return recorded and present inputs; those of a changed context file by file."""
-        old, new = recorded.get(WHOLE_CONTEXT), now.get(WHOLE_CONTEXT)
-        if old == new:
-            return recorded, now
-        before = self._checkout.contexts.get(old) if old is not None else {}
-        # The record may be from before or after the project got a context of its own.
-        if before is None or CHANGED_MEANWHILE in (old, new):
-            return recorded, now
-        after = self.context_values(node.project).values if new is not None else {}
+        before: dict[str, Mapping[str, str]] = {}
+        after: dict[str, Mapping[str, str]] = {}
+        for part in filter(is_whole, {**recorded, **now}):
+            old, new = recorded.get(part), now.get(part)
+            if old == new or CHANGED_MEANWHILE in (old, new):
+                continue
+            # The record may be from before or after the project got a context of its own.
+            values = self._checkout.contexts.get(old) if old is not None else {}
+            if values is not None:
+                before[part] = values
+                present = self.context_values(node.project)
+                after[part] = present[part].values if part in present else {}
         return with_files(recorded, before), with_files(now, after)
 
     def _enroot(self, node: ImageNode) -> list[Cause]:

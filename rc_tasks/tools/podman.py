@@ -92,6 +92,7 @@ class Podman(Struct, frozen=True):
         ignorefile: Path,
         sources: Mapping[str, str],
         build_args: Mapping[str, str],
+        directories: Mapping[str, Path] | None = None,
         target: str | None = None,
         secrets: Mapping[str, str] | None = None,
         volumes: Iterable[str] = (),
@@ -101,6 +102,7 @@ class Podman(Struct, frozen=True):
     ) -> Command:
         """Return `podman build`; `sources` maps the names in COPY --from and RUN --mount to image IDs.
 
+        `directories` maps others of these names to directories.
         No stage may have one of these names: podman would take the image in its place. `secrets` maps
         IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls missing images. `cached`: podman may
         use its layer cache. `limits`: those of a RUN (getrlimit(2)).
@@ -129,6 +131,8 @@ class Podman(Struct, frozen=True):
         for name, image_id in sorted(sources.items()):
             # Without the ID, podman could take another image of the same name.
             argv += ["--build-context", f"{name}=container-image://{image_id}"]
+        for name, directory in sorted((directories or {}).items()):
+            argv += ["--build-context", f"{name}={directory}"]
         for key, value in sorted(build_args.items()):
             argv += ["--build-arg", f"{key}={value}"]
         for name, limit in (limits or {}).items():

@@ -124,3 +124,39 @@ def test_a_run_that_mounts_a_shared_context_sees_what_it_lets_through(site: Site
     (site.root / "src/lib/more.py").write_text("")
     site.run("build:mounts")
     assert "/context/src/lib/more.py" in site.file("mounts", "seen")
+
+
+def test_named_contexts(site: Site) -> None:
+    """A directory, an image of this checkout and another name for it, each as source of files."""
+    project, data = site.root / "projects/named", site.root / "data"
+    project.mkdir()
+    data.mkdir()
+    (data / "one").write_text("1\n")
+    (data / "left out").write_text("x\n")
+    (data / ".dockerignore").write_text("left*\n")
+    (project / "Dockerfile").write_text(
+        "FROM start\n"
+        "COPY --from=app /which /which\n"
+        "COPY --from=data . /copied\n"
+        "RUN --mount=from=data,target=/data busybox cat /data/one > /mounted\n"
+        "RUN --mount=from=app,source=/src/lib,target=/lib busybox find /lib > /lib-seen\n"
+    )
+    (project / "project.toml").write_text(
+        '[contexts]\nstart = "image:base"\napp = "image:app:latest"\ndata = "../../data"\n'
+    )
+    assert "projects/named" not in site.run("why", "named").splitlines()[0]
+    site.run("build:named")
+    assert site.file("named", "which") == "13.0 3.12\n"
+    assert {path for path in site.paths("named") if path.startswith("copied/")} == {
+        "copied/.dockerignore",
+        "copied/one",
+    }
+    assert site.file("named", "mounted") == "1\n"
+    assert "/lib/module.py" in site.file("named", "lib-seen")
+    assert site.states()["named"] == "fresh"
+    (data / "left out").write_text("y\n")
+    assert site.states()["named"] == "fresh"
+    (data / "one").write_text("2\n")
+    assert "data/one changed" in site.run("why", "named")
+    site.run("build:named")
+    assert site.file("named", "mounted") == site.file("named", "copied/one") == "2\n"

@@ -31,7 +31,7 @@ from rc_tasks.state.disk import files, locks, reading
 from rc_tasks.state.disk.files import write_atomically
 from rc_tasks.state.edf import in_use
 from rc_tasks.state.published.references import recorded, references
-from rc_tasks.state.records.inputs import WHOLE_CONTEXT
+from rc_tasks.state.records.inputs import is_whole
 from rc_tasks.state.records.records import Step
 from rc_tasks.state.store import garbage, previous
 from rc_tasks.state.store.garbage import Unneeded
@@ -289,7 +289,13 @@ class Collector:
         """Find listings of contexts; a build writes one before the record that names it."""
         checkout = self._checkout
         records = (checkout.records.get(Step.PODMAN, name) for name in recorded(checkout))
-        named = {record.inputs.get(WHOLE_CONTEXT) for record in records if record is not None}
+        named = {
+            value
+            for record in records
+            if record is not None
+            for part, value in record.inputs.items()
+            if is_whole(part)
+        }
         for path in _listed(checkout.contexts.directory):
             if path.suffix == ".json" and path.stem not in named and self._age_days(path) >= 1:
                 unneeded.items.append(Item(GarbageKind.CONTEXT, path))

@@ -51,6 +51,11 @@ def filled(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
 
 
+def placeholder_free(text: str) -> str:
+    """Return a text in which something plain stands for each `{axis}`, to check its form."""
+    return _PLACEHOLDER.sub("x", text)
+
+
 def _values(name: str, raw: object) -> tuple[str, ...]:
     if not _AXIS.fullmatch(name):
         raise ValueError(f"{toml_text.dump(name)} cannot be the name of an axis")

@@ -8,13 +8,18 @@ from typing import Annotated
 from msgspec import Struct
 from msgspec.structs import replace
 
-from rc_tasks.errors import SettingsError
+from rc_tasks.errors import DockerfileError, SettingsError
 from rc_tasks.model.config import sources
-from rc_tasks.model.config.matrix import Matrix, filled, parse_matrix
+from rc_tasks.model.config.matrix import Matrix, filled, parse_matrix, placeholder_free
 from rc_tasks.model.config.settings import EdfSettings, Slurm
+from rc_tasks.model.reference import ImageReference
 from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import Key, Overrides, wrong
 
+# Before the name of an image of this checkout, in `contexts`.
+IMAGE = "image:"
+# A stage's name, or an image reference that the context stands for.
+_CONTEXT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@-]*")
 _ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A secret ID is a file name in /run/secrets of the RUN.
 _SECRET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -48,6 +53,39 @@ def _path(raw: object) -> str:
     if not path or path.startswith(("/", "~")) or not path.isprintable():
         raise wrong("a path that begins at the directory of this file", raw)
     return path
+
+
+def _contexts(raw: object) -> dict[str, str]:
+    if not isinstance(raw, dict):
+        raise wrong('a table such as { src = "../../src", tools = "image:tools" }', raw)
+    contexts = {}
+    for name, value in raw.items():
+        if not _CONTEXT_NAME.fullmatch(name):
+            raise ValueError(f"{toml_text.dump(name)} cannot be the name of a context")
+        try:
+            contexts[name] = _context(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return contexts
+
+
+def _context(raw: object) -> str:
+    text = toml_schema.text(raw)
+    if is_directory(text):
+        return _path(text)
+    reference = text.removeprefix(IMAGE)
+    if text.startswith("/") or "://" in text or not reference:
+        raise wrong('a directory ("../../src"), "image:NAME" of this checkout, or a reference', raw)
+    try:
+        ImageReference.parse(placeholder_free(reference))
+    except DockerfileError as error:
+        raise ValueError(error.what) from None
+    return text
+
+
+def is_directory(context: str) -> bool:
+    """Return whether a value of `contexts` is a directory."""
+    return context in (".", "..") or context.startswith(("./", "../"))
 
 
 class Secret(Struct, frozen=True):
@@ -114,6 +152,10 @@ class ProjectOptions(Struct, frozen=True):
     ignorefile: Annotated[
         str | None, Key("patterns of what the context leaves out; else as podman looks for it", _path)
     ] = None
+    contexts: Annotated[
+        Mapping[str, str],
+        Key("named contexts: directories, images of this checkout, or references", _contexts),
+    ] = {}
     target: Annotated[str | None, Key("build stage to stop at; else the last one", _target)] = None
     secrets: Annotated[tuple[Secret, ...], Key("build secrets, and where they are", _secrets)] = ()
     smoke: Annotated[
@@ -128,6 +170,23 @@ class ProjectOptions(Struct, frozen=True):
     slurm: Overrides[Slurm] = Overrides()
     edf: Overrides[EdfSettings] = Overrides()
 
+    @property
+    def directories(self) -> dict[str, str]:
+        """The named contexts that are directories, as written."""
+        return {name: value for name, value in self.contexts.items() if is_directory(value)}
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The image reference or project that each other named context stands for."""
+        others = self.contexts.keys() - self.directories.keys()
+        return {name: self.contexts[name].removeprefix(IMAGE) for name in others}
+
+    @property
+    def projects(self) -> dict[str, str]:
+        """The image of this checkout that each named context stands for, among those that do."""
+        images = ((name, value) for name, value in self.contexts.items() if value.startswith(IMAGE))
+        return {name: value.removeprefix(IMAGE) for name, value in images}
+
     def of_version(self, version: str) -> "ProjectOptions":
         """Return the options of one image of the matrix: the values of its axes in place of `{axis}`."""
         values = self.matrix.versions[version] if self.matrix is not None else {}
@@ -138,6 +197,7 @@ class ProjectOptions(Struct, frozen=True):
         return replace(
             self,
             build_args={name: filled(arg, values) for name, arg in self.build_args.items()},
+            contexts={name: filled(value, values) for name, value in self.contexts.items()},
             dockerfile=text(self.dockerfile),
             context=text(self.context),
             ignorefile=text(self.ignorefile),

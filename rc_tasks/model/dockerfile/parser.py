@@ -6,7 +6,7 @@ registry.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import StrEnum
 
 from msgspec import Struct
@@ -53,10 +53,21 @@ class Via(StrEnum):
     MOUNT = "MOUNT"
 
 
+class NamedContexts(Struct, frozen=True):
+    """What names in a Dockerfile stand for besides stages and images: directories, and other images."""
+
+    directories: Set[str]
+    images: Mapping[str, str]
+
+
+NO_CONTEXTS = NamedContexts(frozenset(), {})
+
+
 class BaseUse(Struct, frozen=True):
     """One use of an external image: its name with variables replaced, else as written.
 
-    `other_platform`: its --platform is not that of this machine.
+    `other_platform`: its --platform is not that of this machine. `written` is the name of the context
+    that stands for the image, and empty if the name is its own.
     """
 
     name: str
@@ -64,6 +75,7 @@ class BaseUse(Struct, frozen=True):
     line: int
     stage: int
     other_platform: bool = False
+    written: str = ""
 
 
 class RunMount(Struct, frozen=True):
@@ -143,6 +155,7 @@ def parse(
     architecture: str,
     target: str | None = None,
     split: Splitter = split_text,
+    contexts: NamedContexts = NO_CONTEXTS,
 ) -> Dockerfile:
     """Parse a Dockerfile; `architecture` is the machine as uname(2) names it.
 
@@ -157,7 +170,7 @@ def parse(
             where=f"{where}:1",
             hint="start it with FROM and a base image",
         )
-    reader = _InstructionReader(where, source.escape, build_args, architecture)
+    reader = _InstructionReader(where, source.escape, build_args, architecture, contexts)
     for instruction in source.instructions:
         reader.read(instruction)
     return reader.finish(target)
@@ -176,9 +189,15 @@ class _InstructionReader:
     """Collects stages and the images they use, an instruction at a time; `finish` returns the whole."""
 
     def __init__(
-        self, where: str, escape: str, build_args: Mapping[str, str], architecture: str
+        self,
+        where: str,
+        escape: str,
+        build_args: Mapping[str, str],
+        architecture: str,
+        contexts: NamedContexts,
     ) -> None:
         self.where = where
+        self.contexts = contexts
         self.escape = escape
         self.build_args = build_args
         self.globals = _values(platform_arguments(architecture, build_args))
@@ -300,9 +319,15 @@ class _InstructionReader:
         if parent is not None:
             self.stages[index] = replace(stage, parent=parent.index)
             self.arguments[index] = set(self.arguments[parent.index])
+        elif image in self.contexts.directories:
+            raise self.error(
+                line,
+                f"FROM {image}: the context {image} is a directory, and not an image",
+                f"copy from it: COPY --from={image} …",
+            )
         elif image != SCRATCH:
             ImageReference.parse(image, where=f"{self.where}:{line}")
-            base = BaseUse(image, Via.FROM, line, index, other_platform)
+            base = self.base(image, Via.FROM, line, index, other_platform)
             self.stages[index] = replace(stage, base=base)
             self.uses.append(base)
         if named and not _STAGE_NAME.fullmatch(name.lower()):
@@ -396,6 +421,12 @@ class _InstructionReader:
         """Raise DockerfileError for two stages of one name, of which podman 4.3.1 takes the last."""
         first_of: dict[str, Stage] = {}
         for stage in self.stages:
+            if stage.name in self.contexts.directories or stage.name in self.contexts.images:
+                raise self.error(
+                    stage.line,
+                    f"stage {stage.name} has the name of a context in project.toml",
+                    "give one of the two another name",
+                )
             earlier = first_of.setdefault(stage.name.lower(), stage) if stage.name else stage
             if earlier is not stage:
                 raise self.error(
@@ -454,10 +485,16 @@ class _InstructionReader:
                 f"stage {use.name} begins in line {later.line} and is not finished here",
                 "move that stage above this one, or give it a name that is not the image's",
             )
-        if use.name == SCRATCH:
+        if use.name == SCRATCH or use.name in self.contexts.directories:
             return None
         ImageReference.parse(use.name, where=f"{self.where}:{use.line}")
-        return BaseUse(use.name, use.via, use.line, use.stage)
+        return self.base(use.name, use.via, use.line, use.stage)
+
+    def base(self, name: str, via: Via, line: int, stage: int, other_platform: bool = False) -> BaseUse:
+        """Return the use of an external image; a context may stand for it."""
+        image = self.contexts.images.get(name)
+        written = "" if image is None else name
+        return BaseUse(image or name, via, line, stage, other_platform, written)
 
     def target(self, stages: tuple[Stage, ...], target: str | None) -> Stage:
         if not target:

@@ -17,7 +17,7 @@ Line numbers and instruction numbers stay the same, so that podman's messages st
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 from msgspec import Struct, field
 
@@ -74,14 +74,17 @@ def rewrite(
     architecture: str,
     ids: Mapping[str, str],
     build_args: Mapping[str, str],
-    context_digest: Callable[[str], str],
+    context_digest: Callable[[str, str], str],
     stages: Mapping[int, str],
     labels: Mapping[str, str],
+    directories: Set[str] = frozenset(),
 ) -> Rewritten:
     """Rewrite `text`, which parses to `source` and `dockerfile`, for podman.
 
     `ids` maps the names of external images to image IDs; a name without one is left to podman.
-    `context_digest` returns the digest of a path of the build context; the empty path is all of it.
+    `context_digest` returns the digest of a path of a build context by its name, which is empty for the
+    main one; the empty path is all of it.
+    `directories` are the names of contexts that are directories.
     `stages` has the image IDs of mounted stages that are built; podman finds them by `mounted_name`.
     Stages that the target does not need become empty: podman 4.3.1 panics at `COPY --from=7` in one. The
     image gets the `labels`, each of one line.
@@ -89,7 +92,17 @@ def rewrite(
     lines = decode(text).split("\n")
     arguments = platform_arguments(architecture, build_args) | dict(build_args)
     digests = {name: _digest(value) for name, value in arguments.items()}
-    writer = _Writer(lines, source.escape, dockerfile, ids, build_args, context_digest, stages, digests)
+    writer = _Writer(
+        lines,
+        source.escape,
+        dockerfile,
+        ids,
+        build_args,
+        context_digest,
+        directories,
+        stages,
+        digests,
+    )
     for instruction in source.instructions:
         writer.read(instruction)
     writer.empty_others()
@@ -110,7 +123,8 @@ class _Writer(Struct):
     dockerfile: Dockerfile
     ids: Mapping[str, str]
     build_args: Mapping[str, str]
-    context_digest: Callable[[str], str]
+    context_digest: Callable[[str, str], str]
+    directories: Set[str]
     stages: Mapping[int, str]
     # A digest of each variable that is set above the first FROM.
     arguments: dict[str, str]
@@ -233,9 +247,11 @@ class _Writer(Struct):
             if mount.line != instruction.line:
                 continue
             parts += [mount.name, mount.source]
-            if not mount.name:
+            if not mount.name or mount.name in self.directories:
                 # The values of variables in the path are unknown here, so all of the context counts.
-                parts.append(self.context_digest("" if "$" in mount.source else mount.source))
+                parts.append(
+                    self.context_digest(mount.name, "" if "$" in mount.source else mount.source)
+                )
                 parts += self.values(mount.source, reading)
                 continue
             stage = self.dockerfile.stage_of(mount.name, mount.stage)

@@ -17,7 +17,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from rc_tasks.errors import ProjectError
-from rc_tasks.model.graph.project import DOCKERFILE, OUR_FILES, Project
+from rc_tasks.model.graph.project import DOCKERFILE, OUR_FILES, BuildContext, Project
 from rc_tasks.util.safe_read import advice, read_bytes
 
 # podman uses only the first of these that exists. {} is the name of the Dockerfile.
@@ -40,58 +40,56 @@ class Listing(Struct, frozen=True):
     changed_ns: int
 
 
-class Patterns(Struct, frozen=True):
-    """What a context leaves out that is not a project's own directory.
-
-    `file` is the absolute path of its ignore file; empty where there is none. The others are those of
-    its `Recipe`.
-    """
-
-    file: str
-    left_out: tuple[str, ...]
-    generated: tuple[str, ...]
-
-
 def of_project(project: Project) -> Listing:
     """List the build context of a project. Raise ProjectError as `listing` does."""
-    return listing(project.context, project.dockerfile_name, _patterns(project))
+    return listing(project.context, project.dockerfile_name, _rules_of(project))
+
+
+def of_context(root: Path, context: BuildContext) -> Listing:
+    """List a build context of a checkout. Raise ProjectError as `listing` does."""
+    return listing(root / context.directory, rules=_rules_of_context(root, context))
+
+
+def all_of_project(project: Project) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the directory of each build context of a project, without symlinks, and its paths.
+
+    Raise ProjectError as `listing` does.
+    """
+    if project.recipe is None:
+        yield Path(os.path.realpath(project.context)), of_project(project).paths
+        return
+    for build_context in project.recipe.contexts.values():
+        yield project.root / build_context.directory, of_context(project.root, build_context).paths
 
 
 def ignore_text_of(project: Project) -> str:
     """Return the ignore file of a project's build context. Raise ProjectError as `ignore_text` does."""
-    return ignore_text(project.context, project.dockerfile_name, _patterns(project))
-
-
-def _patterns(project: Project) -> Patterns | None:
-    recipe = project.recipe
-    if recipe is None:
-        return None
-    file = f"{project.root}/{recipe.ignorefile}" if recipe.ignorefile else ""
-    return Patterns(file, recipe.left_out, recipe.generated)
+    return ignore_text(project.context, project.dockerfile_name, _rules_of(project))
 
 
 def ignore_text(
-    directory: str | Path, dockerfile: str = DOCKERFILE, patterns: Patterns | None = None
+    directory: str | Path, dockerfile: str = DOCKERFILE, rules: "Rules | None" = None
 ) -> str:
     """Return the complete ignore file for `podman build --ignorefile`, our own files last.
 
-    Without `patterns` the directory is that of a project, and holds its ignore file.
+    Without `rules` the directory is that of a project, and holds its ignore file.
     Raise ProjectError for a pattern that Docker refuses.
     """
-    names = {name for name, _ in _scan(directory, "")}
-    return "".join(f"{rule.text}\n" for rule in _rules(directory, dockerfile, names, patterns))
+    if rules is None:
+        rules = _rules(directory, dockerfile, {name for name, _ in _scan(directory, "")})
+    return "".join(f"{rule.text}\n" for rule in rules)
 
 
 def listing(
-    directory: str | Path, dockerfile: str = DOCKERFILE, patterns: Patterns | None = None
+    directory: str | Path, dockerfile: str = DOCKERFILE, rules: "Rules | None" = None
 ) -> Listing:
     """List everything that COPY could take from the directory, without following symlinks.
 
-    Without `patterns` the directory is that of a project, and holds its ignore file.
+    Without `rules` the directory is that of a project, and holds its ignore file.
     Raise ProjectError for a file that no image can hold and for a directory that cannot be read.
     """
     top = list(_scan(directory, ""))
-    ignored = _ignored(_rules(directory, dockerfile, {name for name, _ in top}, patterns))
+    ignored = _ignored(rules or _rules(directory, dockerfile, {name for name, _ in top}))
     paths: list[str] = []
     signature = hashlib.sha256()
     changed_ns = 0
@@ -197,6 +195,7 @@ class _Rule(Struct, frozen=True):
     slashes: int | None
 
 
+Rules = tuple[_Rule, ...]
 # The index that stands for no rule.
 _NO_RULE = -1
 
@@ -207,7 +206,7 @@ class _Ignored:
     Rules are given by their indices. A directory's rule holds below it until a later one matches.
     """
 
-    def __init__(self, rules: tuple[_Rule, ...]) -> None:
+    def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.out = frozenset(at for at, rule in enumerate(rules) if not rule.again)
         self.starts = [_start(rule.text) for rule in rules if rule.again]
@@ -268,23 +267,28 @@ def _start(text: str) -> str:
 
 
 @functools.cache
-def _compiled(patterns: tuple[str, ...]) -> tuple[_Rule, ...]:
+def _compiled(patterns: tuple[str, ...]) -> Rules:
     return tuple(rule for pattern in patterns if (rule := _rule(pattern.encode())) is not None)
 
 
-def _rules(
-    directory: str | Path, dockerfile: str, names: Collection[str], patterns: Patterns | None
-) -> tuple[_Rule, ...]:
-    if patterns is not None:
-        written = _read_rules(patterns.file) if patterns.file else ()
-        return (*_compiled(patterns.left_out), *written, *_compiled(patterns.generated))
+def _rules_of(project: Project) -> Rules | None:
+    recipe = project.recipe
+    return None if recipe is None else _rules_of_context(project.root, recipe.context)
+
+
+def _rules_of_context(root: Path, context: BuildContext) -> Rules:
+    written = _read_rules(f"{root}/{context.ignorefile}") if context.ignorefile else ()
+    return (*_compiled(context.left_out), *written, *_compiled(context.generated))
+
+
+def _rules(directory: str | Path, dockerfile: str, names: Collection[str]) -> Rules:
     candidates = (template.format(dockerfile) for template in IGNORE_FILES)
     name = next((name for name in candidates if name in names), None)
     written = _read_rules(f"{directory}/{name}") if name is not None else ()
     return (*written, *_compiled(OUR_FILES))
 
 
-def _read_rules(path: str) -> tuple[_Rule, ...]:
+def _read_rules(path: str) -> Rules:
     try:
         content = read_bytes(path)
     except OSError as error:

@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct, field
 
-from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError
+from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError, SettingsError
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECTS, Alias, Project
@@ -136,6 +136,13 @@ def image_node(
     """
     local: dict[str, str] = {}
     remote: dict[str, None] = {}
+    for context, image in options.projects.items():
+        if local_name(image, names) is None:
+            raise SettingsError(
+                f"contexts.{context}: {image} is not an image of this checkout",
+                where=project.shown_options,
+                hint=partial(_nearest, image, names),
+            )
     for base in dockerfile.bases:
         name = local_name(base.name, names)
         if name is not None:

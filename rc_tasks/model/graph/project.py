@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -33,21 +33,39 @@ OUR_FILES = (
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
 
 
+class BuildContext(Struct, frozen=True):
+    """A directory that a build takes files from, relative to the checkout; empty for the checkout.
+
+    `ignorefile` holds the patterns of what it leaves out; it is empty where there is none. `left_out`
+    are patterns before them, which they may take back with `!`; `generated` are patterns after them, of
+    the files in it that we write or read ourselves.
+    """
+
+    directory: str
+    ignorefile: str = ""
+    left_out: tuple[str, ...] = ()
+    generated: tuple[str, ...] = ()
+
+    def shown(self, path: str) -> str:
+        """Return a file of the context as errors show it: relative to the checkout."""
+        return f"{self.directory}/{path}" if self.directory else path
+
+
 class Recipe(Struct, frozen=True):
     """Where an image's files are that are not in a directory of its own, relative to the checkout.
 
-    `directory` holds its project.toml; an empty `context` is the checkout itself. `ignorefile` holds the
-    patterns of what the context leaves out; it is empty where there is none. `left_out` are patterns
-    before them, which they may take back with `!`; `generated` are patterns after them, of the files in
-    the context that we write or read ourselves.
+    `directory` holds its project.toml. `named` are the directories among its named contexts.
     """
 
     directory: str
     dockerfile: str
-    context: str
-    ignorefile: str = ""
-    left_out: tuple[str, ...] = ()
-    generated: tuple[str, ...] = ()
+    context: BuildContext
+    named: Mapping[str, BuildContext] = {}
+
+    @property
+    def contexts(self) -> dict[str, BuildContext]:
+        """All build contexts by name; the name of the main one is empty."""
+        return {"": self.context, **self.named}
 
 
 class Project(Struct, frozen=True):
@@ -81,7 +99,7 @@ class Project(Struct, frozen=True):
     @property
     def context(self) -> Path:
         """The build context."""
-        return self.root / (self.recipe.context if self.recipe else self.path)
+        return self.root / (self.recipe.context.directory if self.recipe else self.path)
 
     @property
     def dockerfile(self) -> Path:
@@ -91,7 +109,10 @@ class Project(Struct, frozen=True):
     @property
     def sources(self) -> tuple[Path, ...]:
         """All that the image is built from; a directory comes first."""
-        return (self.source, self.context, self.dockerfile) if self.recipe else (self.directory,)
+        if self.recipe is None:
+            return (self.directory,)
+        contexts = (self.root / context.directory for context in self.recipe.contexts.values())
+        return (self.source, self.dockerfile, *contexts)
 
     @property
     def is_of_matrix(self) -> bool:
@@ -102,8 +123,9 @@ class Project(Struct, frozen=True):
         """Return whether the image is built from files in another directory of the checkout."""
         if self.recipe is None or f"{self.recipe.directory}/".startswith(f"{path}/"):
             return False
-        files = (self.recipe.dockerfile, self.recipe.context, self.recipe.ignorefile)
-        return any(f"{file}/".startswith(f"{path}/") for file in files)
+        contexts = self.recipe.contexts.values()
+        files = {file for context in contexts for file in (context.directory, context.ignorefile)}
+        return any(f"{file}/".startswith(f"{path}/") for file in (self.recipe.dockerfile, *files))
 
     @property
     def options_file(self) -> Path:
@@ -137,8 +159,7 @@ class Project(Struct, frozen=True):
 
     def shown_input(self, path: str) -> str:
         """Return a file of the build context as errors show it: relative to the checkout."""
-        directory = self.recipe.context if self.recipe else self.path
-        return f"{directory}/{path}" if directory else path
+        return self.recipe.context.shown(path) if self.recipe else self.shown(path)
 
     def shown(self, name: str) -> str:
         """Return a file of the project as errors show it: relative to the checkout."""

@@ -14,6 +14,7 @@ from rc_tasks.model.graph.project import (
     DOCKERFILE,
     OUR_FILES,
     PROJECTS,
+    BuildContext,
     Project,
     Recipe,
     dockerfile_name,
@@ -63,59 +64,71 @@ class _Places:
 
     def placed(self, image: Project, options: ProjectOptions) -> Project:
         """Return an image with its recipe; None is that of a project which holds all that it needs."""
-        if options.matrix is None and not (options.dockerfile or options.context or options.ignorefile):
+        elsewhere = (options.matrix, options.dockerfile, options.context, options.ignorefile)
+        if not any(elsewhere) and not options.directories:
             if os.path.lexists(f"{image.base}/{image.dockerfile_name}"):
                 return image
             raise no_dockerfile(self._directory)
         problems: list[Problem] = []
-        context = self._of("context", options.context, problems) or self._directory
-        if not os.path.isdir(self._absolute(context)):
-            problems.append(self._problem("context", f"{options.context} is not a directory"))
-        dockerfile = self._of("dockerfile", options.dockerfile, problems)
-        if options.dockerfile is None:
-            dockerfile = self._usual_dockerfile(context)
-            if dockerfile is None:
-                raise no_dockerfile(self._directory)
-        elif dockerfile and not self._is_file(dockerfile):
-            problems.append(self._problem("dockerfile", f"{options.dockerfile} is not a file"))
-        ignorefile = self._of("ignorefile", options.ignorefile, problems)
-        if options.ignorefile is None:
-            ignorefile = self._usual_ignorefile(dockerfile or "", context)
-        elif ignorefile and not self._is_file(ignorefile):
-            problems.append(self._problem("ignorefile", f"{options.ignorefile} is not a file"))
+        context = self._directory_of("context", options.context or ".", problems)
+        named = {
+            name: self._directory_of(f"contexts.{name}", path, problems)
+            for name, path in options.directories.items()
+        }
+        dockerfile = self._usual_dockerfile(context)
+        if options.dockerfile is not None:
+            dockerfile = self._file_of("dockerfile", options.dockerfile, problems)
+        elif not dockerfile and not problems:
+            raise no_dockerfile(self._directory)
+        ignorefile = self._usual_ignorefile(context, dockerfile)
+        if options.ignorefile is not None:
+            ignorefile = self._file_of("ignorefile", options.ignorefile, problems)
         if problems:
             raise toml_schema.failure(SettingsError, problems, self._project.shown_options)
         recipe = Recipe(
             self._directory,
-            dockerfile or "",
-            "" if context == "." else context,
-            ignorefile or "",
-            (*_LEFT_OUT, *(_LEFT_OUT_OF_CHECKOUT if context == "." else ())),
-            self._generated(context),
+            dockerfile,
+            self._context(context, ignorefile),
+            {name: self._context(path, self._usual_ignorefile(path)) for name, path in named.items()},
         )
         return replace(image, recipe=recipe, dockerfile_name=DOCKERFILE)
 
-    def _of(self, key: str, written: str | None, problems: list[Problem]) -> str | None:
-        """Return the path in the checkout, without symlinks, of a path in project.toml."""
-        if written is None:
-            return None
+    def _context(self, path: str, ignorefile: str) -> BuildContext:
+        left_out = (*_LEFT_OUT, *(_LEFT_OUT_OF_CHECKOUT if path == "." else ()))
+        return BuildContext("" if path == "." else path, ignorefile, left_out, self._generated(path))
+
+    def _directory_of(self, key: str, written: str, problems: list[Problem]) -> str:
+        path = self._of(key, written, problems)
+        if path and not os.path.isdir(self._absolute(path)):
+            problems.append(self._problem(key, f"{written} is not a directory"))
+        return path
+
+    def _file_of(self, key: str, written: str, problems: list[Problem]) -> str:
+        path = self._of(key, written, problems)
+        if path and not self._is_file(path):
+            problems.append(self._problem(key, f"{written} is not a file"))
+        return path
+
+    def _of(self, key: str, written: str, problems: list[Problem]) -> str:
+        """Return a path of project.toml in the checkout, without symlinks; empty if it leads out."""
         real = os.path.realpath(f"{self._root}/{self._directory}/{written}")
         if real != self._root and not real.startswith(f"{self._root}/"):
             problems.append(self._problem(key, f"{written} leads out of the checkout, to {real}"))
-            return None
+            return ""
         return os.path.relpath(real, self._root)
 
-    def _usual_dockerfile(self, context: str) -> str | None:
+    def _usual_dockerfile(self, context: str) -> str:
         for directory in (self._directory, context):
             name = dockerfile_name(self._absolute(directory))
             if self._is_file(f"{directory}/{name}"):
                 return os.path.normpath(f"{directory}/{name}")
-        return None
+        return ""
 
-    def _usual_ignorefile(self, dockerfile: str, context: str) -> str:
+    def _usual_ignorefile(self, context: str, dockerfile: str = "") -> str:
         beside = [dockerfile + form.removeprefix("{}") for form in IGNORE_FILES if "{}" in form]
         above = [os.path.normpath(f"{context}/{form}") for form in IGNORE_FILES if "{}" not in form]
-        return next((path for path in (*beside, *above) if os.path.lexists(self._absolute(path))), "")
+        candidates = (*beside, *above) if dockerfile else above
+        return next((path for path in candidates if os.path.lexists(self._absolute(path))), "")
 
     def _generated(self, context: str) -> tuple[str, ...]:
         """Return patterns of our own files in a context, relative to it."""
@@ -141,7 +154,7 @@ class _Places:
         where = self._project.shown_options
         try:
             text = read_text(self._project.options_file)
-            line = toml_text.line_of(text, (key,))
+            line = toml_text.line_of(text, tuple(key.split(".", 1)))
         except (OSError, UnicodeDecodeError):
             line = None
         hint = f"name one in the checkout; a relative path begins at {self._directory}/"

@@ -21,7 +21,7 @@ from rc_tasks.state.checkout import GENERATED, Checkout
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import sweep_temporaries, write_atomically
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
-from rc_tasks.state.records.inputs import BASE, CONTEXT, WHOLE_CONTEXT
+from rc_tasks.state.records.inputs import BASE, CONTEXT, is_whole, shown_files
 from rc_tasks.state.records.records import Record, Step
 from rc_tasks.util.json_decode import load
 from rc_tasks.util.safe_read import read_bytes
@@ -67,9 +67,10 @@ def put_origin(checkout: Checkout, node: ImageNode, record: Record, dockerfile: 
 
 
 def _files_of_context(node: ImageNode, record: Record) -> dict[str, str]:
-    if WHOLE_CONTEXT in record.inputs:
-        # One value for all: each of the versions that are kept would take megabytes.
-        return {node.project.shown_input("") or "./": record.inputs[WHOLE_CONTEXT]}
+    if node.project.recipe is not None:
+        # One value for all files: each of the versions that are kept would take megabytes.
+        contexts = shown_files(node.project, filter(is_whole, record.inputs))
+        return {f"{directory}/": record.inputs[part] for part, directory in contexts.items()}
     return {
         part.removeprefix(CONTEXT): value
         for part, value in record.inputs.items()

@@ -9,13 +9,14 @@ import functools
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.dockerfile.parser import Overlooked
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import DOCKERFILES, Project
+from rc_tasks.model.graph.project import DOCKERFILES, BuildContext, Project
 from rc_tasks.state.records.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools import podman_versions
 from rc_tasks.util import file_mode
@@ -23,8 +24,10 @@ from rc_tasks.util.safe_read import advice
 
 # Prefixes of parts: files of the build context, images of this checkout, digests of registry bases.
 CONTEXT = "context/"
-# The part of a context that is not the project's own directory: its digest in `contexts.py`.
+# The part of a context that is not the project's own directory: its digest in `contexts.py`. Those of
+# named contexts have a slash and the name behind it.
 WHOLE_CONTEXT = "context"
+NAMED_CONTEXT = "contexts/"
 BASE = "base/"
 PIN = "pin/"
 # The prefix of what podman's own layer cache overlooks in this image. Builds prevent that since this
@@ -58,17 +61,22 @@ def file_inputs(
     dockerfile = f"{project.root}/{project.shown_dockerfile}"
     cache = digests(os.path.dirname(dockerfile))
     parts = {project.dockerfile_name: _file_input(project.shown_dockerfile, dockerfile, cache, True)}
-    values = context_inputs(project, files, digests)
+    values = context_inputs(str(project.context), project.shown_input, files, digests)
     return {**parts, **{CONTEXT + path: value for path, value in values.items()}}
 
 
 def context_inputs(
-    project: Project, files: Iterable[str], digests: Callable[[str], Digests]
+    directory: str,
+    shown: Callable[[str], str],
+    files: Iterable[str],
+    digests: Callable[[str], Digests],
 ) -> dict[str, str]:
-    """Return the value of each of these files of a build context. Raise ProjectError."""
-    directory = str(project.context)
+    """Return the value of each of these files of a build context in `directory`, an absolute path.
+
+    `shown` returns a file of it as errors show it. Raise ProjectError.
+    """
     cache = digests(directory)
-    return {path: _file_input(project.shown_input(path), f"{directory}/{path}", cache) for path in files}
+    return {path: _file_input(shown(path), f"{directory}/{path}", cache) for path in files}
 
 
 def _file_input(shown: str, path: str, digests: Digests, follow: bool = False) -> str:
@@ -82,10 +90,25 @@ def _file_input(shown: str, path: str, digests: Digests, follow: bool = False) -
         ) from None
 
 
-def with_files(inputs: Mapping[str, str], listing: Mapping[str, str]) -> dict[str, str]:
-    """Return inputs with each file of the context in place of the one part for all."""
-    others = {part: value for part, value in inputs.items() if part != WHOLE_CONTEXT}
-    return {**others, **{CONTEXT + path: value for path, value in listing.items()}}
+def is_whole(part: str) -> bool:
+    """Return whether a part stands for all files of a context."""
+    return part == WHOLE_CONTEXT or part.startswith(NAMED_CONTEXT)
+
+
+def whole(name: str) -> str:
+    """Return the part of a context; the name of the main one is empty."""
+    return NAMED_CONTEXT + name if name else WHOLE_CONTEXT
+
+
+def with_files(inputs: Mapping[str, str], listings: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return inputs with each file of a context in place of the one part for all.
+
+    `listings` maps such parts to the values of the files by path.
+    """
+    parts = {part: value for part, value in inputs.items() if part not in listings}
+    for part, listing in listings.items():
+        parts |= {f"{part}/{path}": value for path, value in listing.items()}
+    return parts
 
 
 def other_inputs(node: ImageNode, base_ids: Mapping[str, str], architecture: str) -> dict[str, str]:
@@ -112,48 +135,74 @@ def signatures(project: Project) -> Signatures:
     change and change back.
     """
     by_part = {}
-    for path in (".", *input_files(project).paths):
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(f"{project.context}/{path}", follow_symlinks=False)
-            size_bytes = 0 if path == "." else status.st_size
-            by_part[CONTEXT + path] = _signature(status, size_bytes)
-    if project.recipe is not None:
-        # Others publish in directories of a shared context, which changes the directory alone.
-        del by_part[f"{CONTEXT}."]
+    for part, directory, paths in _files(project):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(f"{directory}/{path}", follow_symlinks=False)
+                size_bytes = 0 if path == "." else status.st_size
+                by_part[f"{part}/{path}"] = _signature(status, size_bytes)
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(project.dockerfile)
         by_part[project.dockerfile_name] = _signature(status, status.st_size)
     return by_part
 
 
+def _files(project: Project) -> Iterator[tuple[str, Path, Iterable[str]]]:
+    """Yield each build context: its part, its directory, and its files."""
+    recipe = project.recipe
+    if recipe is None:
+        yield WHOLE_CONTEXT, project.context, (".", *input_files(project).paths)
+        return
+    # Others publish in directories of a shared context, which changes the directory itself.
+    for name, build_context in recipe.contexts.items():
+        listing = context.of_context(project.root, build_context)
+        yield whole(name), project.root / build_context.directory, listing.paths
+
+
 def _signature(status: os.stat_result, size_bytes: int) -> tuple[int, int, int, int]:
     return size_bytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def digest_below(inputs: Mapping[str, str], path: str) -> str:
-    """Return a digest of the build context at and below `path`; the empty path means all of it."""
+def digest_below(inputs: Mapping[str, str], name: str, path: str) -> str:
+    """Return a digest of a build context at and below `path`; the empty path means all of it.
+
+    The name of the main context is empty.
+    """
     path = posixpath.normpath(f"/{path}").lstrip("/")
-    below = f"{CONTEXT}{path}/" if path else CONTEXT
+    above = f"{whole(name)}/"
+    below = f"{above}{path}/" if path else above
     parts = [
         f"{part} {value}"
         for part, value in sorted(inputs.items())
         if part.startswith(below)
-        or part == CONTEXT + path
-        or (part in DOCKERFILES and path in ("", part))
+        or part == above + path
+        or (part in DOCKERFILES and path in ("", part) and not name)
     ]
     return text_digest("\n".join(parts))
 
 
 def input_files(
-    project: Project, listing_of: Callable[[Project], context.Listing] = context.of_project
+    project: Project,
+    listing_of: Callable[[Path, BuildContext], context.Listing] = context.of_context,
 ) -> context.Listing:
     """Return the files of an image's build context, relative to it, and a signature of all its files.
 
-    In a project's own directory they do not include the Dockerfile, which is an input of its own.
-    `listing_of` lists a build context. Raise ProjectError.
+    Of a project's own directory they do not include the Dockerfile, which is an input of its own. Of
+    other contexts there is the signature alone. `listing_of` lists one of those. Raise ProjectError.
     """
     try:
-        listing = listing_of(project)
+        if project.recipe is None:
+            listing = context.of_project(project)
+        else:
+            listings = [
+                listing_of(project.root, build_context)
+                for build_context in project.recipe.contexts.values()
+            ]
+            listing = context.Listing(
+                (),
+                " ".join(listing.signature for listing in listings),
+                max(listing.changed_ns for listing in listings),
+            )
     except ProjectError as error:
         raise error.with_where(str(error.where).removeprefix(f"{project.root}/")) from None
     # The listing may lack the Dockerfile: it may be a symlink, or an ignore file may name it.
@@ -164,14 +213,13 @@ def input_files(
         changed_ns = max(changed_ns, status.st_ctime_ns)
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         signature = f"{dockerfile} {status.st_mode} {status.st_size} {times} {status.st_ino}"
-    if project.recipe is None:
-        paths = tuple(path for path in paths if path != dockerfile)
+    paths = tuple(path for path in paths if path != dockerfile)
     return context.Listing(paths, f"{_VALUES} {signature} {listing.signature}", changed_ns)
 
 
 def is_file(part: str) -> bool:
     """Return whether a part is a file, or all files of the context."""
-    return part in DOCKERFILES or part == WHOLE_CONTEXT or part.startswith(CONTEXT)
+    return part in DOCKERFILES or is_whole(part) or part.startswith(CONTEXT)
 
 
 def shown_files(project: Project, parts: Iterable[str]) -> dict[str, str]:
@@ -180,8 +228,10 @@ def shown_files(project: Project, parts: Iterable[str]) -> dict[str, str]:
     for part in parts:
         if part in DOCKERFILES:
             files[part] = project.shown_dockerfile
-        elif part == WHOLE_CONTEXT:
-            files[part] = project.shown_input("").rstrip("/") or "."
+        elif is_whole(part) and project.recipe is not None:
+            name = part.removeprefix(WHOLE_CONTEXT).removeprefix("s/")
+            if name in project.recipe.contexts:
+                files[part] = project.recipe.contexts[name].directory or "."
         elif part.startswith(CONTEXT):
             files[part] = project.shown_input(part.removeprefix(CONTEXT))
     return files
@@ -191,9 +241,11 @@ def part_at(project: Project, file: str) -> str:
     """Return the part of a file, or of a context in one part; `file` is relative to the checkout."""
     if file == project.shown_dockerfile:
         return project.dockerfile_name
-    return (
-        WHOLE_CONTEXT if project.recipe is not None else CONTEXT + file.removeprefix(f"{project.path}/")
-    )
+    if project.recipe is not None:
+        directory = "" if file == "." else file
+        contexts = project.recipe.contexts.items()
+        return next((whole(name) for name, at in contexts if at.directory == directory), "")
+    return CONTEXT + file.removeprefix(f"{project.path}/")
 
 
 def file_value(path: str, status: os.stat_result, digests: Digests) -> str:

@@ -132,10 +132,12 @@ def changed(part: str, old: str | None, new: str | None) -> str:
             return f"built for {old}, this host is {new}"
         case "context" if not rest:
             return "the context changed"
-        case "context" | "Containerfile" | "Dockerfile" if old is not None and new is not None:
-            same_content = old.partition(" ")[2] == new.partition(" ")[2]
-            return f"{'mode of ' if same_content else ''}{rest or kind} changed"
-        case "context" | "Containerfile" | "Dockerfile":
+        case "contexts" if "/" not in rest:
+            return f"the context {rest} changed"
+        case "context" | "contexts" | "Containerfile" | "Dockerfile":
+            if old is not None and new is not None:
+                same_content = old.partition(" ")[2] == new.partition(" ")[2]
+                return f"{'mode of ' if same_content else ''}{rest or kind} changed"
             return f"{rest or kind} {'added' if old is None else 'removed'}"
         case _:
             return f"{part} changed"

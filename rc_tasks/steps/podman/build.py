@@ -21,9 +21,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.manifests import put_origin
 from rc_tasks.state.records.inputs import (
     CHANGED_MEANWHILE,
-    CONTEXT,
     PIN,
-    WHOLE_CONTEXT,
     Signatures,
     signatures,
     with_files,
@@ -58,7 +56,7 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     # Digest the files before podman reads them, so that an edit during the build makes the image stale.
     judge = Judge(checkout)
     inputs = judge.build_inputs(node)
-    listing = judge.context_values(node.project) if node.project.recipe is not None else None
+    listings = judge.context_values(node.project)
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown_dockerfile
@@ -75,16 +73,16 @@ def build(checkout: Checkout, node: ImageNode) -> None:
         )
     podman = nodes.storage(checkout.settings.podman)
     remove_half_written(podman)
-    by_file = with_files(inputs, listing.values) if listing is not None else inputs
+    by_file = with_files(inputs, {part: listing.values for part, listing in listings.items()})
     image, digests = _made(checkout, podman, node, text, by_file, before)
     # Record the digests that were built on: a base may just have been pinned, or its pin moved.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
     # The image may hold the intermediate state of a file that changed and changed back.
     after = signatures(node.project)
     moved = {part for part in before.keys() | after.keys() if before.get(part) != after.get(part)}
-    if listing is not None:
+    for whole, listing in listings.items():
         checkout.contexts.put(listing)
-        moved = {WHOLE_CONTEXT if part.startswith(CONTEXT) else part for part in moved}
+        moved = {whole if part.startswith(f"{whole}/") else part for part in moved}
     inputs |= dict.fromkeys(moved, CHANGED_MEANWHILE)
     facts = _facts(checkout, podman, node, image, earlier)
     tools = {"podman": version}
@@ -221,6 +219,7 @@ def _build(
             iidfile=iidfile,
             ignorefile=ignorefile,
             sources=prepared.sources,
+            directories=prepared.named_contexts(Path(scratch)),
             build_args=node.options.build_args,
             # Spell it as the Dockerfile does: --target of podman 4.3 is case-sensitive.
             target=(target.name or str(target.index))

@@ -88,12 +88,7 @@ class PreparedBuild(Struct, frozen=True):
             return copied
         copied.mkdir()
         context.copy(directory, copied, context.of_project(project).paths)
-        if signatures(project) != self.before:
-            raise ProjectError(
-                "files were changed while this build began",
-                where=project.shown_input("") or ".",
-                hint="run the same command again",
-            )
+        self._require_unchanged()
         for mount in mounts:
             source = mount.source.strip("/")
             if "$" in source or os.path.lexists(copied / source):
@@ -105,6 +100,31 @@ class PreparedBuild(Struct, frozen=True):
                     hint="take it out of .containerignore or .dockerignore, or mount another file",
                 )
         return copied
+
+    def named_contexts(self, scratch: Path) -> dict[str, Path]:
+        """Return the directories of named contexts, as copies in `scratch` without what they leave out.
+
+        Raise ProjectError when a file has changed since it was digested.
+        """
+        project, copies = self.node.project, dict[str, Path]()
+        named = project.recipe.named if project.recipe is not None else {}
+        for number, (name, build_context) in enumerate(named.items()):
+            copies[name] = scratch / f"context-{number}"
+            copies[name].mkdir()
+            paths = context.of_context(project.root, build_context).paths
+            context.copy(project.root / build_context.directory, copies[name], paths)
+        if copies:
+            self._require_unchanged()
+        return copies
+
+    def _require_unchanged(self) -> None:
+        project = self.node.project
+        if signatures(project) != self.before:
+            raise ProjectError(
+                "files were changed while this build began",
+                where=project.shown_input("") or ".",
+                hint="run the same command again",
+            )
 
     def check(self, image: Image) -> None:
         """Raise CommandError unless the image is built on the layers of `base`."""
@@ -142,6 +162,8 @@ def prepare(
     for base in used_bases:
         require_machine(node, base, images[base.name], checkout.architecture)
     source = instructions(text, where=where)
+    # A context may stand for an image.
+    ids = {**ids, **{base.written: ids[base.name] for base in used_bases if base.written}}
     cached = True
     for stage in dockerfile.stages:
         if stage.index not in dockerfile.needed:
@@ -168,12 +190,14 @@ def prepare(
             architecture=checkout.architecture,
             ids=ids,
             build_args=node.options.build_args,
-            context_digest=lambda path: digest_below(inputs, path),
+            context_digest=lambda name, path: digest_below(inputs, name, path),
+            directories=node.options.directories.keys(),
             stages=stages,
             labels=labels,
         )
 
-    sources = {base.name: ids[base.name] for base in used_bases if base.via is not Via.FROM}
+    named = [base for base in used_bases if base.via is not Via.FROM]
+    sources = {base.written or base.name: ids[base.name] for base in named}
     final = dockerfile.final_base
     return PreparedBuild(
         node,

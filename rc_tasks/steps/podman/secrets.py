@@ -88,13 +88,11 @@ def _file(node: ImageNode, secret: Secret) -> Path:
             )
     except OSError as error:
         raise _unreadable(node, secret, error) from None
-    top = Path(os.path.realpath(project.context))
-    if path.is_relative_to(top):
-        inside = str(path.relative_to(top))
-        if inside in context.of_project(project).paths:
+    for top, paths in context.all_of_project(project):
+        if path.is_relative_to(top) and str(path.relative_to(top)) in paths:
             raise ProjectError(
                 f"the secret {secret.id} lies in the build context: COPY could take it into the image",
-                where=project.shown_input(inside),
+                where=os.path.relpath(path, project.root),
                 hint="move it out of the project (src=~/FILE will do), or name it in .containerignore",
             )
     return path

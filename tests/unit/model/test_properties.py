@@ -103,7 +103,7 @@ def test_any_dockerfile(data: bytes, target: str | None) -> None:
             architecture="x86_64",
             ids={},
             build_args={"A": "x"},
-            context_digest=lambda path: path,
+            context_digest=lambda name, path: name + path,
             stages={},
             labels={"title": "hello"},
         )

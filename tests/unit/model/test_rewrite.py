@@ -43,7 +43,7 @@ def rewritten(
         architecture="x86_64",
         ids=ids,
         build_args=build_args or {},
-        context_digest=files.__getitem__,
+        context_digest=lambda name, path: files[name + path],
         stages=stages or {},
         labels=labels or {},
     )

@@ -11,6 +11,7 @@ from rc_tasks.engine.upkeep import move, removal
 from rc_tasks.engine.upkeep.garbage import Collector
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import context
+from rc_tasks.model.graph.project import BuildContext
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step
@@ -138,13 +139,16 @@ def test_a_shared_context_is_listed_and_digested_once(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = []
-    real = context.of_project
-    monkeypatch.setattr(
-        context, "of_project", lambda project: listed.append(project.name) or real(project)
-    )
+    real = context.of_context
+
+    def counted(root: Path, build_context: BuildContext) -> context.Listing:
+        listed.append((build_context.directory, build_context.ignorefile))
+        return real(root, build_context)
+
+    monkeypatch.setattr(context, "of_context", counted)
     (root / "src/lib/module.py").write_text("x = 2\n")
     reasons(root)
-    assert len([name for name in listed if name.startswith("app")]) == 1
+    assert len(listed) == len(set(listed)) == 4
 
 
 WRONG = {
@@ -176,6 +180,34 @@ WRONG = {
         'dockerfile = "/etc/passwd"\n',
         "projects/x/project.toml:1: dockerfile: expected a path that begins at the directory of this"
         ' file, found "/etc/passwd"',
+    ),
+    "contexts-outside": (
+        'dockerfile = "../../docker/Dockerfile.app"\n[contexts]\nx = "../../outside"\n',
+        "projects/x/project.toml:3: contexts.x: ../../outside leads out of the checkout, to",
+    ),
+    "contexts-no-directory": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "./none"\n',
+        "projects/x/project.toml:2: contexts.x: ./none is not a directory",
+    ),
+    "contexts-no-image": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "image:ap"\n',
+        "projects/x/project.toml: contexts.x: ap is not an image of this checkout",
+    ),
+    "contexts-no-reference": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "Ubuntu"\n',
+        "projects/x/project.toml:2: contexts: x: 'Ubuntu' is not an image reference",
+    ),
+    "contexts-url": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "https://example.org/x.git"\n',
+        "projects/x/project.toml:2: contexts: x: expected a directory",
+    ),
+    "contexts-name": (
+        'dockerfile = "../../docker/Dockerfile.app"\ncontexts."-x" = "../x"\n',
+        'projects/x/project.toml:2: contexts: "-x" cannot be the name of a context',
+    ),
+    "from-a-directory": (
+        'dockerfile = "../../docker/Dockerfile.app"\nbuild_args.BASE = "x"\ncontexts.x = "."\n',
+        "docker/Dockerfile.app:2: FROM x: the context x is a directory, and not an image",
     ),
     "no-dockerfile": ('context = "../../src"\n', "projects/x/: this project has no Dockerfile"),
     "two": (
@@ -282,3 +314,39 @@ def test_gc_removes_listings_that_no_record_names(root: Path) -> None:
     collector = Collector(open_checkout(root, {}))
     collector.remove(collector.find())
     assert set(os.listdir(root / ".rc/contexts")) == {*kept, f"{'b' * 64}.json"}
+
+
+def test_a_context_stands_for_an_image_of_the_checkout_or_of_a_registry(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/Dockerfile").write_text(
+        "FROM start\nCOPY --from=tools /a /a\nCOPY --from=alpine /b /b\n"
+    )
+    (root / "projects/x/project.toml").write_text(
+        '[contexts]\nstart = "image:app:latest"\ntools = "ghcr.io/a/tools:1"\nalpine = "image:base"\n'
+    )
+    node = open_checkout(root, {}).graph.images["x"]
+    assert node.bases == ("app:13.0-py3.12", "base")
+    assert node.remote == ("ghcr.io/a/tools:1",)
+
+
+def test_a_stage_has_another_name_than_a_context(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/Dockerfile").write_text("FROM base AS src\nFROM src\n")
+    (root / "projects/x/project.toml").write_text('contexts.src = "../../src"\n')
+    assert str(open_checkout(root, {}).graph.broken["x"]) == (
+        "projects/x/Dockerfile:1: stage src has the name of a context in project.toml\n"
+        "  next: give one of the two another name"
+    )
+
+
+def test_a_file_of_a_named_context_makes_stale(root: Path) -> None:
+    (root / "projects/user/project.toml").write_text(
+        'build_args = { CUDA = "{cuda}" }\ncontexts.src = "../../src"\n\n[matrix]\ncuda = ["12.8"]\n'
+    )
+    assert reasons(root)["user:12.8"] == [
+        f"src/lib{path} added" for path in ("", "/module.py", "/test.log")
+    ]
+    pretend_built(root)
+    assert reasons(root) == {}
+    (root / "src/lib/test.log").write_text("more")
+    assert reasons(root) == {"user:12.8": ["src/lib/test.log changed"]}
