@@ -18,7 +18,10 @@ from rc_tasks.model.recipes.hcl_syntax import Attribute, BakeDocument, Block, tr
 from rc_tasks.model.recipes.naming import named
 from rc_tasks.model.recipes.recipe import (
     ARG_NAME,
+    HINTS,
     PLATFORM_HINT,
+    REMOTE_HINT,
+    UNKNOWN_HINT,
     ContextKind,
     ImageBuild,
     MatrixBuild,
@@ -47,14 +50,6 @@ _NOT_NEEDED = frozenset(
         "pull",
     }
 )
-_HINTS = {
-    "labels": "write them as LABEL into the Dockerfile",
-    "network": "set podman.network, see `doit settings`",
-    "entitlements": "run what needs them before the build, or in the job",
-    "extra-hosts": "write the address where the Dockerfile uses the name",
-    "shm-size": "set it in the job that needs it",
-    "ulimits": "set them in the job that needs them",
-}
 _INHERITED_AS_MAP = frozenset({"args", "contexts", "labels"})
 _EVALUATED = frozenset(
     {
@@ -77,7 +72,6 @@ _ESSENTIAL = frozenset({"context", "dockerfile", "target"})
 _FILES_ONLY = ("type=local", "type=tar")
 _GROUP_HINT = "nothing to do: a group only names targets"
 _BY_HAND = "write its project.toml by hand"
-_REMOTE_HINT = "fetch it into the checkout, for example as a git submodule, and name the directory"
 
 
 class _Located(Struct, frozen=True):
@@ -280,7 +274,7 @@ class _Bake:
             raise UnsupportedError(
                 f"its context {context!r} is no directory of the checkout",
                 where=values["context"].where,
-                hint=_REMOTE_HINT,
+                hint=REMOTE_HINT,
             )
         if "output" in values:
             self._check_output(name, values["output"])
@@ -330,7 +324,7 @@ class _Bake:
             elif name in _NOT_NEEDED:
                 self._left_out[name] = None
             elif name not in _OF_BLOCK:
-                hint = _HINTS.get(name, "`doit import` does not know this attribute")
+                hint = HINTS.get(name, UNKNOWN_HINT)
                 self._leave_out(attribute.where, f"{name} of target {block.label!r} is not taken", hint)
 
     def _parts(self, block: Block, attribute: Attribute, local: dict[str, object]) -> Any:
@@ -403,7 +397,7 @@ class _Bake:
             context = named_context(path, "target:")
             if context is None:
                 what = f"the context {name!r} is not taken: {path!r} is not in the checkout"
-                self._leave_out(contexts.where, what, _REMOTE_HINT)
+                self._leave_out(contexts.where, what, REMOTE_HINT)
             else:
                 yield name, context
 

@@ -16,7 +16,10 @@ from rc_tasks.model.recipes.hcl_syntax import quoted
 from rc_tasks.model.recipes.naming import named
 from rc_tasks.model.recipes.recipe import (
     ARG_NAME,
+    HINTS,
     PLATFORM_HINT,
+    REMOTE_HINT,
+    UNKNOWN_HINT,
     ContextKind,
     ImageBuild,
     NamedContext,
@@ -45,16 +48,6 @@ _VARIABLE = re.compile(
 )
 _OPERATOR = re.compile(r":?[-?+]")
 _NOT_NEEDED = frozenset({"cache_from", "cache_to", "no_cache", "pull", "provenance", "sbom"})
-_HINTS = {
-    "labels": "write them as LABEL into the Dockerfile",
-    "network": "set podman.network, see `doit settings`",
-    "entitlements": "run what needs them before the build, or in the job",
-    "extra_hosts": "write the address where the Dockerfile uses the name",
-    "isolation": "remove it",
-    "privileged": "run what needs it before the build, or in the job",
-    "shm_size": "set it in the job that needs it",
-    "ulimits": "set them in the job that needs them",
-}
 _TAKEN = frozenset(
     {
         "additional_contexts",
@@ -69,7 +62,6 @@ _TAKEN = frozenset(
         "target",
     }
 )
-_REMOTE_HINT = "fetch it into the checkout, for example as a git submodule, and name the directory"
 
 
 class _ServiceError(ImportedFileError):
@@ -239,13 +231,13 @@ class _Compose:
             raise _ServiceError(
                 f"its context {context!r} is no directory of the checkout",
                 where=self._place(build["context"]),
-                hint=_REMOTE_HINT,
+                hint=REMOTE_HINT,
             )
         for key, item in build.items():
             if key in _NOT_NEEDED:
                 self._left_out.add(key)
             elif key not in _TAKEN and not key.startswith("x-"):
-                hint = _HINTS.get(key, "`doit import` does not know this key")
+                hint = HINTS.get(key.replace("_", "-"), UNKNOWN_HINT)
                 self._leave_out(item, f"build.{key} is not taken", hint)
         tags = [self._text(service.get("image")), *self._texts(build.get("tags"), "tags")]
         return ImageBuild(
@@ -309,7 +301,7 @@ class _Compose:
             context = named_context(path, "service:") if path else None
             if context is None:
                 what = f"the context {name!r} is not taken: {path!r} is not in the checkout"
-                self._leave_out(value or node, what, _REMOTE_HINT)
+                self._leave_out(value or node, what, REMOTE_HINT)
             elif context.kind is not ContextKind.BUILD or context.value in self._services:
                 yield name, context
             else:

@@ -16,6 +16,18 @@ from rc_tasks.util.toml_schema import Problem, failure
 _AXIS = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 ARG_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PLATFORM_HINT = "images are for linux/arm64 and linux/amd64"
+REMOTE_HINT = "fetch it into the checkout, for example as a git submodule, and name the directory"
+UNKNOWN_HINT = "`doit import` does not know it"
+# What to do for a key of bake that project.toml does not have; compose writes _ for the dash.
+HINTS = {
+    "labels": "write them as LABEL into the Dockerfile",
+    "network": "set podman.network, see `doit settings`",
+    "entitlements": "run what needs them before the build, or in the job",
+    "privileged": "run what needs it before the build, or in the job",
+    "extra-hosts": "write the address where the Dockerfile uses the name",
+    "shm-size": "set it in the job that needs it",
+    "ulimits": "set them in the job that needs them",
+}
 # The fields of a build in which project.toml may name an axis.
 _TEMPLATES = ("context", "dockerfile", "target", "build_args")
 # Architectures that project.toml names, by the platform of Docker.
