@@ -46,7 +46,8 @@ def arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Write the projects of a file."""
     checkout = session().checkout
-    recipes, base = _read(args.files)
+    groups = {name.partition(":")[0] for name in checkout.graph.names() if ":" in name}
+    recipes, base = _read(args.files, groups)
     possible, impossible = _possible(checkout, recipes)
     origin = " and ".join(map(_origin, args.files))
     planned = imports.plan(checkout, possible, base, origin)
@@ -63,17 +64,17 @@ def run(args: Namespace) -> int:
     return int(FileState.DIFFERENT in planned.states or not planned.states)
 
 
-def _read(files: list[str]) -> tuple[Recipes, Path]:
+def _read(files: list[str], groups: set[str]) -> tuple[Recipes, Path]:
     """Return the recipes of files, and the directory of their paths. Raise ImportedFileError."""
     if not files:
         raise UsageError("FILE is missing", hint="doit import docker-bake.hcl")
     from rc_tasks.model.recipes import bake, compose
 
     if all(file.endswith(_BAKE) for file in files):
-        return bake.read({file: _text(file) for file in files}, os.environ), Path.cwd()
+        return bake.read({file: _text(file) for file in files}, os.environ, groups), Path.cwd()
     if len(files) == 1 and files[0].endswith(_COMPOSE):
         directory = os.path.realpath(os.path.dirname(files[0]) or ".")
-        return compose.read(_text(files[0]), files[0], os.environ), Path(directory)
+        return compose.read(_text(files[0]), files[0], os.environ, groups), Path(directory)
     raise UsageError(
         "not one compose file (.yaml, .yml), nor bake files (.hcl, .json)",
         where=" ".join(files),
@@ -141,7 +142,7 @@ def _lines(planned: Plan, *, dry_run: bool) -> Iterator[str]:
     for note in planned.notes:
         yield printable(f"note: {note}")
     if not planned.states:
-        yield "nothing to write: no image of the file can be imported"
+        yield "nothing to write: the file makes no image that can be imported"
     elif FileState.NEW not in planned.states:
         same = planned.states.count(FileState.SAME)
         yield f"nothing to write: {same} of {len(planned.states)} files say the same already"

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from enum import StrEnum
 from pathlib import Path
 
@@ -83,15 +83,19 @@ def plan(checkout: Checkout, recipes: Iterable[ProjectRecipe], base: Path, origi
     projects: list[ProjectFile] = []
     aliases: list[AliasLink] = []
     not_taken: list[NotTaken] = []
+    possible: list[ProjectRecipe] = []
     for recipe in recipes:
+        try:
+            _require_parts(checkout.root, recipe, base)
+            possible.append(recipe)
+        except _PathError as error:
+            what = f"{recipe.build.source!r} is not taken: {error}"
+            not_taken.append(NotTaken(recipe.build.where, what, _HINT))
+    images = {*checkout.graph.names(), *(image for recipe in possible for image in recipe.images)}
+    for recipe in possible:
         build = recipe.build
         directory = directory_of(checkout, recipe.name) or f"{PROJECTS}/{recipe.name}"
-        try:
-            lost, values = _values(checkout.root, recipe, base, directory)
-        except _PathError as error:
-            what = f"{build.source!r} is not taken: {error}"
-            not_taken.append(NotTaken(build.where, what, _HINT))
-            continue
+        lost, values = _values(checkout.root, recipe, base, directory, images)
         not_taken += lost
         text = f"# From {toml_text.dump(build.source)} in {origin}.\n{_rendered(values)}"
         state, differences = _compared(checkout.root / directory, directory, values)
@@ -139,21 +143,19 @@ def directory_of(checkout: Checkout, name: str) -> str | None:
 
 
 def _values(
-    root: Path, recipe: ProjectRecipe, base: Path, directory: str
+    root: Path, recipe: ProjectRecipe, base: Path, directory: str, images: Set[str]
 ) -> tuple[list[NotTaken], dict[str, object]]:
-    """Return the keys of a project.toml in their order, and what cannot be in it. Raise _PathError."""
+    """Return what cannot be in a project.toml, and its keys in their order.
+
+    `images` are those that a context may name.
+    """
     build = recipe.build
-    _require_text(build)
-    context = _relative(root, base / build.context)
-    dockerfile = _relative(root, base / build.context / build.dockerfile)
-    for values in _rows(recipe):
-        _require(root, fill(context, values), "directory")
-        _require(root, fill(dockerfile, values), "file")
+    context, dockerfile = _paths(root, recipe, base)
     lost: list[NotTaken] = []
     contexts: dict[str, str] = {}
     for name, item in build.contexts.items():
         try:
-            contexts[name] = _context(root, item, base, directory)
+            contexts[name] = _context(root, item, base, directory, images)
         except _PathError as error:
             lost.append(NotTaken(build.where, f"the context {name!r} is not taken: {error}", _HINT))
     secrets: list[str] = []
@@ -179,6 +181,21 @@ def _values(
         "matrix": {**matrix, "version": recipe.version} if matrix else {},
     }
     return lost, {key: value for key, value in keys.items() if value}
+
+
+def _require_parts(root: Path, recipe: ProjectRecipe, base: Path) -> None:
+    """Raise _PathError unless the context and Dockerfile of each image are in the checkout."""
+    _require_text(recipe.build)
+    context, dockerfile = _paths(root, recipe, base)
+    for values in _rows(recipe):
+        _require(root, fill(context, values), "directory")
+        _require(root, fill(dockerfile, values), "file")
+
+
+def _paths(root: Path, recipe: ProjectRecipe, base: Path) -> tuple[str, str]:
+    """Return the paths of the context and the Dockerfile, relative to the checkout."""
+    context = base / recipe.build.context
+    return _relative(root, context), _relative(root, context / recipe.build.dockerfile)
 
 
 def _rows(recipe: ProjectRecipe) -> Iterator[dict[str, str]]:
@@ -227,8 +244,10 @@ def _texts(value: object) -> Iterator[str]:
                 yield from _texts(item)
 
 
-def _context(root: Path, context: NamedContext, base: Path, directory: str) -> str:
+def _context(root: Path, context: NamedContext, base: Path, directory: str, images: Set[str]) -> str:
     match context.kind:
+        case ContextKind.BUILD if context.value not in images:
+            raise _PathError(f"the image {context.value} is not imported")
         case ContextKind.BUILD:
             return f"image:{context.value}"
         case ContextKind.REGISTRY:

@@ -4,7 +4,7 @@ The meaning of each attribute is that of https://docs.docker.com/build/bake/refe
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from msgspec import Struct
@@ -86,9 +86,12 @@ class _Target(Struct, frozen=True):
     local: dict[str, object]
 
 
-def read(texts: Mapping[str, str], environ: Mapping[str, str]) -> Recipes:
+def read(
+    texts: Mapping[str, str], environ: Mapping[str, str], groups: Set[str] = frozenset()
+) -> Recipes:
     """Return the recipes of bake files, each by its path. Raise ImportedFileError for a mistake in one.
 
+    `groups` are names of the checkout that have versions, as in `naming.named`.
     The path of a file in JSON ends in `.json`. As in bake, later files add to earlier blocks.
     """
     where = " and ".join(texts)
@@ -97,7 +100,7 @@ def read(texts: Mapping[str, str], environ: Mapping[str, str]) -> Recipes:
             (hcl_syntax.parse_json if path.endswith(".json") else hcl_syntax.parse)(text, path)
             for path, text in texts.items()
         ]
-        return _Bake(hcl_syntax.joined(documents), where, environ).recipes()
+        return _Bake(hcl_syntax.joined(documents), where, environ).recipes(groups)
     except RecursionError:
         raise ImportedFileError("the expressions are nested too deeply", where=where) from None
 
@@ -118,7 +121,7 @@ class _Bake:
         self._left_out: dict[str, None] = {}
         self._not_taken: dict[NotTaken, None] = {}
 
-    def recipes(self) -> Recipes:
+    def recipes(self, groups: Set[str]) -> Recipes:
         """Return the recipes of all targets that are images and no mere templates of others."""
         mistakes: list[ImportedFileError] = []
         for block in self._blocks.values():
@@ -159,7 +162,7 @@ class _Bake:
             else:
                 kept += builds[label]
         self._targets_not_taken({label: failures[label] for label in failed})
-        result = named(kept, "target")
+        result = named(kept, "target", groups)
         notes = [*result.notes, *self._notes(templates)]
         return Recipes(result.recipes, (*self._not_taken, *result.not_taken), tuple(notes))
 

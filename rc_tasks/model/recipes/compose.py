@@ -5,7 +5,7 @@ nodes with lines, and each scalar as it is written, so that an argument `1.10` s
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -73,15 +73,18 @@ class _Secret(Struct, frozen=True):
     variable: str
 
 
-def read(text: str, where: str, environ: Mapping[str, str]) -> Recipes:
-    """Return the recipes of a compose file. Raise ImportedFileError for a mistake in it."""
+def read(text: str, where: str, environ: Mapping[str, str], groups: Set[str] = frozenset()) -> Recipes:
+    """Return the recipes of a compose file. Raise ImportedFileError for a mistake in it.
+
+    `groups` are names of the checkout that have versions, as in `naming.named`.
+    """
     import yaml
 
     if len(text) > MOST_BYTES:
         raise ImportedFileError(f"has {len(text)} characters, and {MOST_BYTES} are allowed", where=where)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return _Compose(where, environ).recipes(node)
+        return _Compose(where, environ).recipes(node, groups)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = min(mark.line, text.count("\n")) if mark else 0
@@ -111,7 +114,7 @@ class _Compose:
         self._secrets: dict[str, _Secret] = {}
         self._services: Table = {}
 
-    def recipes(self, node: "yaml.Node | None") -> Recipes:
+    def recipes(self, node: "yaml.Node | None", groups: Set[str]) -> Recipes:
         """Return the recipes of all services that have a build."""
         if node is None:
             raise ImportedFileError("the file is empty", where=self._where, hint="name another file")
@@ -144,7 +147,7 @@ class _Compose:
             except ImportedFileError as error:
                 mistakes.append(error)
         require_correct(mistakes, self._where)
-        result = named(builds, "service")
+        result = named(builds, "service", groups)
         notes = [*result.notes, *self._notes(without)]
         return Recipes(result.recipes, (*self._not_taken, *result.not_taken), tuple(notes))
 

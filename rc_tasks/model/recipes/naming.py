@@ -4,7 +4,7 @@ The name of an image is the last part of its first tag, without registry and nam
 a tag has the name of its target or service.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from msgspec.structs import replace
 
@@ -24,10 +24,19 @@ from rc_tasks.util.text import listed
 _MOST_SHOWN = 3
 
 
-def named(builds: Sequence[ImageBuild | MatrixBuild], noun: str) -> Recipes:
-    """Return the recipes of builds; `noun` is what the file calls a build: target or service."""
+def named(
+    builds: Sequence[ImageBuild | MatrixBuild], noun: str, groups: Set[str] = frozenset()
+) -> Recipes:
+    """Return the recipes of builds; `noun` is what the file calls a build: target or service.
+
+    `groups` are names that have versions already. As for Docker, `app` is `app:latest` beside `app:1.0`.
+    """
     not_taken: list[NotTaken] = []
     matrices, plain = _split(builds)
+    versioned = (*_names(tag for build in plain for tag in build.tags), *_images(matrices))
+    groups = groups | {
+        name.partition(":")[0] for name in versioned if ":" in name and not name_problem(name)
+    }
     recipes: dict[str, ProjectRecipe] = {recipe.name: recipe for recipe in matrices}
     images = {
         item.source: image
@@ -37,7 +46,7 @@ def named(builds: Sequence[ImageBuild | MatrixBuild], noun: str) -> Recipes:
         for item, image in zip(matrix.builds, recipe.images, strict=True)
     }
     for build in plain:
-        candidates = [*_names(build.tags), build.source.lower()]
+        candidates = [_beside(groups, name) for name in (*_names(build.tags), build.source.lower())]
         same = next((name for name in candidates if _is_same(recipes.get(name), build)), None)
         if same is not None:
             # One project is enough, with the tags of both.
@@ -57,14 +66,7 @@ def named(builds: Sequence[ImageBuild | MatrixBuild], noun: str) -> Recipes:
             not_taken.append(NotTaken(build.where, what, "rename the directory, or change the tag"))
         recipes[name] = ProjectRecipe(name, build, (name,))
         images[build.source] = name
-    renamed = _without_hidden_groups(recipes)
-    images = {source: renamed.get(name, name) for source, name in images.items()}
-    final = [
-        replace(recipe, name=name, images=tuple(renamed.get(image, image) for image in recipe.images))
-        for recipe in recipes.values()
-        if (name := renamed.get(recipe.name, recipe.name))
-    ]
-    with_aliases = _with_aliases(final, not_taken)
+    with_aliases = _with_aliases([*recipes.values()], groups, not_taken)
     linked = tuple(_linked(recipe, images, not_taken, noun) for recipe in with_aliases)
     return Recipes(linked, tuple(not_taken), tuple(_dropped(linked)))
 
@@ -130,17 +132,20 @@ def _why_not(name: str) -> str:
     return name_problem(name) or "is in use"
 
 
-def _without_hidden_groups(recipes: dict[str, ProjectRecipe]) -> dict[str, str]:
-    """Return new names for images without a version whose name is that of a group of versions."""
-    groups = {name.partition(":")[0] for name in recipes if ":" in name}
-    plain = [name for name, recipe in recipes.items() if name in groups and not recipe.axes]
-    return {name: f"{name}:latest" for name in plain if f"{name}:latest" not in recipes}
+def _beside(groups: Set[str], name: str) -> str:
+    """Return a name with the version `latest` if without it the name would be that of a group."""
+    return f"{name}:latest" if name in groups else name
 
 
-def _with_aliases(recipes: list[ProjectRecipe], not_taken: list[NotTaken]) -> list[ProjectRecipe]:
+def _images(recipes: Iterable[ProjectRecipe]) -> list[str]:
+    return [image for recipe in recipes for image in recipe.images]
+
+
+def _with_aliases(
+    recipes: list[ProjectRecipe], groups: Set[str], not_taken: list[NotTaken]
+) -> list[ProjectRecipe]:
     """Return the recipes with their further tags as aliases."""
     taken = {name for recipe in recipes for name in (recipe.name, *recipe.images)}
-    groups = {name.partition(":")[0] for name in taken if ":" in name}
     result = []
     for recipe in recipes:
         aliases: list[str] = []
@@ -151,7 +156,7 @@ def _with_aliases(recipes: list[ProjectRecipe], not_taken: list[NotTaken]) -> li
             not_taken.append(NotTaken(recipe.build.where, what, hint))
             further = []
         for tag in further:
-            alias = f"{tag}:latest" if tag in groups else tag
+            alias = _beside(groups, tag)
             if alias in {recipe.name, *aliases}:
                 continue
             if alias in taken or name_problem(alias):

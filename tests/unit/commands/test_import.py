@@ -2,10 +2,13 @@
 
 import json
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.checkouts import write_checkout
 from tests.support.doit import doit
@@ -212,6 +215,49 @@ def test_what_is_not_taken_has_its_line(attributes: str, reason: str, tmp_path: 
     assert "hf_secret_itself" not in said
     assert "\x1b" not in said
     assert status == (0 if "wrote projects/app/project.toml" in said else 1)
+
+
+TAGS = st.sampled_from(["x", "x:1", "x:2", "x:latest", "y", "y:latest", "a:1", "b", "h/x:1", "", "Z:"])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.dictionaries(st.sampled_from("abcd"), st.lists(TAGS, max_size=3), min_size=1))
+def test_tags_of_any_kind_are_imported_once(tags: dict[str, list[str]]) -> None:
+    """Whatever names images share, the second import writes nothing and no name is broken or hidden."""
+    text = "".join(
+        f'target "{name}" {{\n  target = "{name}"\n  tags = {json.dumps(tagged)}\n}}\n'
+        for name, tagged in tags.items()
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(os.path.realpath(scratch))
+        status, said = imported(root, text)
+        assert status == 0, said
+        after = listing(root)
+        names = os.listdir(root / "projects")
+        assert not {name for name in names if any(other.startswith(f"{name}:") for other in names)}
+        status, said = imported(root, text)
+        assert (status, listing(root)) == (0, after), said
+        assert "nothing to write" in said
+
+
+def test_a_context_of_an_image_that_is_not_imported_is_left_out(tmp_path: Path) -> None:
+    text = (
+        'target "base" { context = "none" }\n'
+        'target "app" { contexts = { base = "target:base", old = "target:old" } }\n'
+        'target "old" {}\n'
+    )
+    said = imported(tmp_path, text)[1]
+    assert "docker-bake.hcl:2: the context 'base' is not taken: the image base is not imported\n" in said
+    options = tomllib.loads((tmp_path / "projects/app/project.toml").read_text())
+    assert options["contexts"] == {"old": "image:old"}
+
+
+def test_a_name_without_a_version_is_latest_beside_versions_of_the_checkout(tmp_path: Path) -> None:
+    write_checkout(tmp_path, {"projects/app:1/Dockerfile": "FROM scratch\n"})
+    text = 'target "app" {}\ntarget "more" { contexts = { app = "target:app" } }'
+    assert "wrote projects/app:latest/project.toml" in imported(tmp_path, text)[1]
+    assert 'app = "image:app:latest"' in (tmp_path / "projects/more/project.toml").read_text()
+    assert "nothing to write" in imported(tmp_path, text)[1]
 
 
 def test_variables_of_the_environment_override_and_are_named(tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ def names(text: str) -> dict[str, tuple[str, ...]]:
             'target "a" { tags = ["y"] }\ntarget "b" { tags = ["y:1"] \n target = "b" }',
             {"y:latest": (), "y:1": ()},
         ),
+        ('target "a" { tags = ["y", "y:1"] }', {"y:latest": ("y:1",)}),
         # One tag for two images.
         (
             'target "a" { tags = ["y:1"] }\ntarget "b" { tags = ["y:1"] \n target = "b" }',
