@@ -80,6 +80,10 @@ class ProjectError(RcError):
     """A project directory, its name or its symlink must be fixed."""
 
 
+class ImportedFileError(RcError):
+    """A bake or compose file must be edited; `where` is `path:line`."""
+
+
 class PinError(RcError):
     """bases.lock must be edited; `where` is `path:line`."""
 

@@ -105,13 +105,19 @@ def test_the_page_of_project_toml_has_each_key() -> None:
         ("doit verify", ("verify", "--all", "--json")),
         ("doit rollback", ("rollback", "a", "--list", "--json")),
         ("doit gc", ("gc", "--dry-run", "--json")),
+        ("doit import", ("import", "docker-bake.json", "--json")),
     ],
 )
 def test_the_page_of_json_describes_each_key(
     heading: str, argv: tuple[str, ...], tmp_path: Path
 ) -> None:
     root = write_checkout(
-        tmp_path / "checkout", {"base/Dockerfile": "FROM debian:12\n", "a/Dockerfile": "FROM base\n"}
+        tmp_path / "checkout",
+        {
+            "base/Dockerfile": "FROM debian:12\n",
+            "a/Dockerfile": "FROM base\n",
+            "docker-bake.json": '{"target": {"b": {"context": "a", "tags": ["b", "c"], "labels": {}}}}',
+        },
     )
     pretend_built(root)
     ran = doit(root, *argv)

@@ -41,7 +41,7 @@ _doit() {
     # `--format=svg` is read as `--format svg`.
     [[ $word == --*=* ]] && before=${word%%=*} word=${word#*=}
 CASE
-    if [[ $what == files ]]; then
+    if [[ $what == files && $word != -* ]]; then
         # shellcheck disable=SC2207
         COMPREPLY=($(compgen -f -- "$word"))
         return
@@ -162,6 +162,8 @@ def _fish() -> str:
             lines.append(
                 f"{here} -a '(doit tabcompletion --names {what} (commandline -ct) 2>/dev/null)'"
             )
+        elif what == "files":
+            lines.append(f"{here} -F")
         also = list(COMMANDS) if what == "commands" else _argument_words(parser)
         if also:
             lines.append(f"{here} -a '{' '.join(also)}'")
@@ -198,7 +200,7 @@ def _value_words(action: argparse.Action) -> str:
 
 
 def _argument_kind(parser: ArgumentParser) -> str:
-    """Return what the arguments of a command are: `names`, `tasks`, `commands`, or nothing.
+    """Return what the arguments of a command are: `names`, `tasks`, `files`, `commands`, or nothing.
 
     Nothing is a pair of quotes, as the shell needs a word.
     """

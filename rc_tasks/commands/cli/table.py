@@ -11,6 +11,7 @@ _GROUPS = {
         ("run", "build images that are stale (the default command)", "doit build:reasoning:2025.1"),
         ("plan", "show what would run, in order, and why; runs nothing", "doit plan reasoning"),
         ("new", "create a project directory from the templates", "doit new reasoning:2025.2"),
+        ("import", "make projects from a bake or compose file", "doit import docker-bake.hcl"),
         (
             "mv",
             "rename a project, with its images, history and all that names it",
@@ -88,6 +89,7 @@ _GROUPS = {
 _BY_DOIT = {"run", "clean", "forget", "ignore"}
 _MODULES = {
     "help": "cli.help",
+    "import": "import_",  # `import` is a keyword of Python
     "tabcompletion": "cli.completion",
     **dict.fromkeys(_BY_DOIT, "cli.doit_options"),
 }

@@ -218,6 +218,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("doit help pl", ["plan"]),
         ("doit why app:l", ["latest"]),
         ("doit new app:2 --from ba", ["base"]),
+        ("doit import dod", ["dodo.py"]),
+        ("doit import --dry", ["--dry-run"]),
         ("doit --cont", ["--continue"]),
     ],
 )

@@ -1,0 +1,1 @@
+"""Bake and compose files of other build tools, read as recipes for project.toml files."""
