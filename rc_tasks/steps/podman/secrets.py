@@ -89,16 +89,22 @@ def _file(node: ImageNode, secret: Secret) -> Path:
             )
     except OSError as error:
         raise _unreadable(node, secret, error) from None
+    require_outside(node, path, f"the secret {secret.id}")
+    return path
+
+
+def require_outside(node: ImageNode, path: Path, what: str) -> None:
+    """Raise ProjectError when COPY could take a file into the image; its path has no symlinks."""
+    project = node.project
     top = Path(os.path.realpath(project.directory))
     if path.is_relative_to(top):
         inside = str(path.relative_to(top))
         if inside in context.listing(top, project.dockerfile_name).paths:
             raise ProjectError(
-                f"the secret {secret.id} lies in the build context: COPY could take it into the image",
+                f"{what} lies in the build context: COPY could take it into the image",
                 where=project.shown(inside),
-                hint="move it out of the project (src=~/FILE will do), or name it in .containerignore",
+                hint="move it out of the project, to ~/FILE for example, or name it in .containerignore",
             )
-    return path
 
 
 def _content(node: ImageNode, secret: Secret, path: Path) -> bytes:
