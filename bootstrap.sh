@@ -27,7 +27,8 @@ TOOLS=(podman:podman skopeo:skopeo mksquashfs:squashfs-tools busybox:busybox-sta
     newuidmap:uidmap slirp4netns:slirp4netns fuse-overlayfs:fuse-overlayfs squashfuse_ll:squashfuse) # what rootless podman needs
 TEST_TOOLS=(slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge
     mmdebstrap:mmdebstrap docker-registry:docker-registry runc:runc crun:crun shellcheck:shellcheck
-    bash-completion:bash-completion zsh:zsh fish:fish groff:groff-base chromium:chromium faketime:faketime)
+    bash-completion:bash-completion zsh:zsh fish:fish groff:groff-base chromium:chromium faketime:faketime
+    ssh-agent:openssh-client)
 
 say() { printf '\n==> %s\n' "$*"; }
 

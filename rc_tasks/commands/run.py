@@ -1,6 +1,5 @@
 """`doit [TASK…]`: build images that are stale."""
 
-import contextlib
 import fnmatch
 import functools
 import os
@@ -15,7 +14,7 @@ from doit.exceptions import InvalidCommand
 from doit.task import Task as DoitTask
 
 from rc_tasks.commands.at_root import AdaptedCommand, unknown_task
-from rc_tasks.commands.cli.errors import INTERRUPTED, leave_closed_output
+from rc_tasks.commands.cli.errors import INTERRUPTED, leave_at_once, leave_closed_output
 from rc_tasks.engine.doit.reporter import Reporter
 from rc_tasks.engine.doit.selection import always_run, reach, selection
 from rc_tasks.engine.events import Event, EventKind
@@ -96,9 +95,7 @@ class Run(AdaptedCommand, DoitRun):
         self.dep_manager.remove_success = lambda _task: None
         # A run under nohup(1) outlives its terminal.
         hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set()
-        interrupt.raise_once(
-            {signal.SIGINT, signal.SIGTERM, *hang_up}, _report_interrupt, _leave_at_once
-        )
+        interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _report_interrupt, leave_at_once)
         try:
             status = self._run(*args, **kwargs)
         except InvalidCommand as error:
@@ -211,11 +208,3 @@ def _print_frozen(current: Session, names: list[str]) -> None:
 def _report_interrupt() -> None:
     tell = session().tell if session.cache_info().currsize else report_without_display
     tell(Event(EventKind.INTERRUPTED, words=NOTHING_LOST))
-
-
-def _leave_at_once() -> None:
-    """End this process at a second Ctrl-C; its guard ends the steps, and the next run clears up."""
-    # The terminal may be gone, and a lock of Python's streams be held.
-    with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno(), b"interrupted again: not waiting for the steps to end\n")
-    os._exit(INTERRUPTED)

@@ -281,6 +281,20 @@ class Judge:
         parts += [whole(name) for name in contexts]
         return list(shown_files(project, (project.dockerfile_name, *parts)).values())
 
+    def every_file(self, node: ImageNode) -> list[str]:
+        """Return the files that an image depends on, also of contexts that images share.
+
+        They are relative to the checkout. Raise ProjectError.
+        """
+        project = node.project
+        if project.recipe is None:
+            return self.files(node)
+        contexts = project.recipe.contexts.values()
+        listings = ((at, self._listing(project.root, at).paths) for at in contexts)
+        paths = (at.shown(path) for at, listed in listings for path in listed)
+        ignorefiles = (at.ignorefile for at in contexts if at.ignorefile)
+        return list(dict.fromkeys((project.shown_dockerfile, *ignorefiles, *paths)))
+
     def _files(self, node: ImageNode) -> Listing:
         name = node.project.name
         files = self._listed.get(name)

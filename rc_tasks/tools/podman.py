@@ -95,6 +95,7 @@ class Podman(Struct, frozen=True):
         directories: Mapping[str, Path] | None = None,
         target: str | None = None,
         secrets: Mapping[str, str] | None = None,
+        ssh: Mapping[str, str] | None = None,
         volumes: Iterable[str] = (),
         pulls: bool = False,
         cached: bool = True,
@@ -104,7 +105,8 @@ class Podman(Struct, frozen=True):
 
         `directories` maps others of these names to directories.
         No stage may have one of these names: podman would take the image in its place. `secrets` maps
-        IDs to `env=VARIABLE` or `src=FILE`. `pulls`: podman pulls missing images. `cached`: podman may
+        IDs to `env=VARIABLE` or `src=FILE`. `ssh` maps IDs to the paths of keys, with commas between, or
+        of an agent's socket. `pulls`: podman pulls missing images. `cached`: podman may
         use its layer cache. `limits`: those of a RUN (getrlimit(2)).
         """
         argv = [
@@ -141,6 +143,10 @@ class Podman(Struct, frozen=True):
             argv += ["--ulimit", f"{name}={limit}:{limit}"]
         for secret_id, source in (secrets or {}).items():
             argv += ["--secret", f"id={secret_id},{source}"]
+        for ssh_id, paths in (ssh or {}).items():
+            # Without a path, `--ssh ID` takes that of the option before it (buildah's parse.go; seen in
+            # podman 4.3.1).
+            argv += ["--ssh", f"{ssh_id}={paths}"]
         for volume in volumes:
             argv += ["--volume", volume]
         return replace(self.command(*argv, str(context)), cwd=context)

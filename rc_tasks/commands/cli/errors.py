@@ -48,6 +48,14 @@ def _say(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def leave_at_once() -> None:
+    """End this process at a second Ctrl-C; its guard ends its commands, and the next run clears up."""
+    # The terminal may be gone, and a lock of Python's streams be held.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), b"interrupted again: not waiting for the steps to end\n")
+    os._exit(INTERRUPTED)
+
+
 def leave_closed_output() -> None:
     """Discard output that cannot be written, for example because the terminal was closed.
 

@@ -9,6 +9,11 @@ from msgspec import Struct
 _GROUPS = {
     "build": (
         ("run", "build images that are stale (the default command)", "doit build:reasoning:2025.1"),
+        (
+            "watch",
+            "build an image again whenever one of its inputs changes",
+            "doit watch reasoning:2025.1",
+        ),
         ("plan", "show what would run, in order, and why; runs nothing", "doit plan reasoning"),
         ("new", "create a project directory from the templates", "doit new reasoning:2025.2"),
         ("import", "make projects from a bake or compose file", "doit import docker-bake.hcl"),

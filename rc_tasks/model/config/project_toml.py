@@ -125,6 +125,36 @@ def _secret(raw: object) -> Secret:
     return Secret(name, variable=value) if in_variable else Secret(name, file=value)
 
 
+class SshAccess(Struct, frozen=True):
+    """The agent that `RUN --mount=type=ssh,id=ID` gets: one with the keys in `paths`, or of a socket.
+
+    Without `paths`, it is the agent of SSH_AUTH_SOCK.
+    """
+
+    id: str
+    paths: tuple[str, ...] = ()
+
+
+def _ssh(raw: object) -> tuple[SshAccess, ...]:
+    """Parse a list of ID or ID=PATH[,PATH…] (podman-build(1), --ssh)."""
+    if not isinstance(raw, list):
+        raise wrong('a list such as ["default"]', "***")
+    access: list[SshAccess] = []
+    for text in raw:
+        name, is_given, paths = text.partition("=") if isinstance(text, str) else ("", "", "")
+        listed = tuple(paths.split(",")) if is_given else ()
+        if not _SECRET_ID.fullmatch(name) or not all(listed) or not paths.isprintable():
+            # The text may be the key itself, so the error does not show it.
+            raise ValueError(
+                "expected default, ID or ID=PATH, with the path of a private key or of an agent's "
+                "socket; the key itself must not stand in this file"
+            )
+        if any(name == before.id for before in access):
+            raise ValueError(f"{toml_text.dump(name)} is given twice")
+        access.append(SshAccess(name, listed))
+    return tuple(access)
+
+
 def _smoke(raw: object) -> tuple[tuple[str, ...], ...]:
     if not isinstance(raw, list) or not all(isinstance(argv, list) and argv for argv in raw):
         raise wrong('a list of commands, each a list of words: [["python3", "-c", "import torch"]]', raw)
@@ -158,6 +188,7 @@ class ProjectOptions(Struct, frozen=True):
     ] = {}
     target: Annotated[str | None, Key("build stage to stop at; else the last one", _target)] = None
     secrets: Annotated[tuple[Secret, ...], Key("build secrets, and where they are", _secrets)] = ()
+    ssh: Annotated[tuple[SshAccess, ...], Key("SSH agents and keys for RUN --mount=type=ssh", _ssh)] = ()
     smoke: Annotated[
         tuple[tuple[str, ...], ...] | None,
         Key("commands that have to succeed in the image before it is published", _smoke),

@@ -402,15 +402,21 @@ class Settings(Struct, frozen=True):
         return rows
 
 
-def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
-    """Return the settings of a checkout for one user. Raise one SettingsError for all problems."""
+def files(root: Path, environ: Mapping[str, str], home: Path) -> tuple[Path, Path, Path]:
+    """Return the files of the settings, later ones override: the checkout's, the user's, the clone's."""
     config = environ.get("XDG_CONFIG_HOME", "")
     # The XDG base directory specification says to ignore a relative path.
     user = (Path(config) if config.startswith("/") else home / ".config") / LOCAL_FILE
+    return root / "pyproject.toml", user, root / LOCAL_FILE
+
+
+def load(root: Path, environ: Mapping[str, str], home: Path) -> Settings:
+    """Return the settings of a checkout for one user. Raise one SettingsError for all problems."""
+    shared, user, local = files(root, environ, home)
     shown_path = f"~/{user.relative_to(home)}" if user.is_relative_to(home) else str(user)
-    source = sources.from_file(Settings, root / "pyproject.toml", "pyproject.toml", ("tool", "rc_tasks"))
+    source = sources.from_file(Settings, shared, shared.name, ("tool", "rc_tasks"))
     source |= sources.from_file(Settings, user, shown_path)
-    source |= sources.from_file(Settings, root / LOCAL_FILE, LOCAL_FILE)
+    source |= sources.from_file(Settings, local, LOCAL_FILE)
     source |= sources.from_environment(Settings, environ, "RC", RESERVED)
 
     settings = toml_schema.build(Settings, source.values)

@@ -90,6 +90,15 @@ class RunMount(Struct, frozen=True):
     stage: int
 
 
+class PrivateMount(Struct, frozen=True):
+    """A --mount of a RUN that gives it a secret or an SSH agent; `kind` is `secret` or `ssh`."""
+
+    kind: str
+    id: str
+    line: int
+    stage: int
+
+
 class Overlooked(StrEnum):
     """What podman's layer cache ignores, or what some versions of podman take from the wrong place."""
 
@@ -122,9 +131,10 @@ class Dockerfile(Struct, frozen=True):
 
     `bases` has every use in order. `needed` are the indices of the stages that the target is made of;
     podman and BuildKit skip the others. `sets_entrypoint` and `final_base` follow the target down
-    through the stages that it is built on. `mounts` has every RUN --mount that reads something.
-    `overlooked` has the lines of needed stages in which podman's cache overlooks something. `notes`
-    warn, each with its `path:line`, of probable mistakes that podman accepts.
+    through the stages that it is built on. `mounts` has every RUN --mount that reads something, and
+    `private_mounts` each of a secret or an SSH agent. `overlooked` has the lines of needed stages in
+    which podman's cache overlooks something. `notes` warn, each with its `path:line`, of probable
+    mistakes that podman accepts.
     """
 
     stages: tuple[Stage, ...]
@@ -134,6 +144,7 @@ class Dockerfile(Struct, frozen=True):
     final_base: BaseUse | None
     needed: frozenset[int] = frozenset()
     mounts: tuple[RunMount, ...] = ()
+    private_mounts: tuple[PrivateMount, ...] = ()
     overlooked: tuple[tuple[Overlooked, int], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -209,6 +220,7 @@ class _InstructionReader:
         self.entrypoints: set[int] = set()
         self.uses: list[_Use | BaseUse] = []
         self.mounts: list[RunMount] = []
+        self.private_mounts: list[PrivateMount] = []
         # The variables that ARG sets in each stage, and the first line of each stage that uses one
         # outside of RUN.
         self.arguments: list[set[str]] = []
@@ -356,13 +368,17 @@ class _InstructionReader:
                 option, _, value = field.strip('"').partition("=")
                 options[option.strip().lower()] = value
             kind = options.get("type", "bind").lower()
+            index = len(self.stages) - 1
+            # An agent without an ID is `default`; a secret without one has it from its target.
+            mount_id = options.get("id", "default" if kind == "ssh" else "")
+            if kind in {"secret", "ssh"} and mount_id:
+                self.private_mounts.append(PrivateMount(kind, mount_id, instruction.line, index))
             if kind in _NO_SOURCE:
                 continue
             if "from" in options:
                 self.use(options["from"], f"RUN {flag}", Via.MOUNT, instruction.line)
             if "from" in options or kind == "bind":
                 source = options.get("source", options.get("src", ""))
-                index = len(self.stages) - 1
                 self.mounts.append(RunMount(options.get("from", ""), source, instruction.line, index))
 
     def use(self, name: str, text: str, via: Via, line: int) -> None:
@@ -407,6 +423,7 @@ class _InstructionReader:
             chain[-1].base,
             needed,
             tuple(self.mounts),
+            tuple(self.private_mounts),
             tuple(self.overlooked(bases, needed)),
             tuple(self.all_notes()),
         )

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError, SettingsError
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
-from rc_tasks.model.graph.project import PROJECTS, Alias, Project
+from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Project
 from rc_tasks.model.reference import near
 
 
@@ -91,6 +91,7 @@ class ImageGraph(Struct, frozen=True):
         close = cache(lambda name, stages: near(name, (*stages, *names)))
         for node in nodes:
             yield from node.dockerfile.notes
+            yield from _missing_access(node)
             where = node.project.shown_dockerfile
             stages = tuple(stage.name for stage in node.dockerfile.stages if stage.name)
             for name, line in dict.fromkeys((base.name, base.line) for base in node.dockerfile.bases):
@@ -194,6 +195,20 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     """Return the hint for an unknown name."""
     close = near(name, names)
     return f"did you mean {' or '.join(close)}?" if close else "`doit list` shows all names"
+
+
+def _missing_access(node: ImageNode) -> Iterator[str]:
+    """Yield a note on each secret and SSH agent that a RUN mounts and project.toml does not name."""
+    options = node.options
+    known = {("secret", secret.id) for secret in options.secrets}
+    known |= {("ssh", access.id) for access in options.ssh}
+    for mount in node.dockerfile.private_mounts:
+        if mount.stage in node.dockerfile.needed and (mount.kind, mount.id) not in known:
+            key = "secrets" if mount.kind == "secret" else "ssh"
+            yield (
+                f"{node.project.shown_dockerfile}:{mount.line}: this RUN gets no {mount.kind}"
+                f" {mount.id}: {key} in {node.project.shown(PROJECT_TOML)} does not name it"
+            )
 
 
 def _cycle_error(cycle: tuple[str, ...], nodes: Mapping[str, ImageNode]) -> GraphError:

@@ -20,6 +20,7 @@ from rc_tasks.model.config.settings import PodmanSettings
 from rc_tasks.tools import command, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
+from rc_tasks.util.mounts import mounts
 
 _AUTO = "auto"
 # podman 4.3 refuses to start with a longer one.
@@ -193,12 +194,7 @@ def remove(storage: Path, podman: Podman) -> None:
 
 def mounts_below(directory: Path) -> list[Path]:
     """Return the mount points below a directory that this process can see."""
-    mounts = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        # proc(5): white space and backslashes are octal there.
-        path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split()[4])
-        mounts.append(Path(os.fsdecode(path)))
-    return [path for path in mounts if directory in path.parents]
+    return [mount.point for mount in mounts() if directory in mount.point.parents]
 
 
 def _automatic(user: str, job_id: str) -> Path:

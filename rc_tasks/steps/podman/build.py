@@ -31,7 +31,7 @@ from rc_tasks.state.records.rollback import next_generation
 from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.steps.podman import cache, entrypoint, failure
+from rc_tasks.steps.podman import cache, entrypoint, failure, ssh
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
 from rc_tasks.steps.podman.prepared import PreparedBuild, prepare
 from rc_tasks.steps.podman.replacer import Replacer
@@ -135,8 +135,8 @@ def _made(
     name = node.project.name
     stores = checkout.settings.store.enabled
     layers = cache.LayerImages()
-    # Find the secrets before an hour of pulling bases is lost.
-    secrets = find(node)
+    # Find the secrets and keys before an hour of pulling bases is lost.
+    secrets, ssh_files = find(node), ssh.find(node)
     try:
         bases = load_bases(checkout, podman, node)
         labels = _labels(checkout, node, bases)
@@ -148,7 +148,7 @@ def _made(
             layers.keys = cache.keys(node, prepared.dockerfile.text, bases.ids)
             if stores and prepared.cached:
                 load_cache(checkout, podman, name, itertools.chain(*layers.keys))
-            image = _build(checkout, podman, node, bases, prepared, secrets, layers, stage)
+            image = _build(checkout, podman, node, bases, prepared, secrets, ssh_files, layers, stage)
             if stage is not None:
                 stages[stage] = image.id
         prepared.check(image)
@@ -198,6 +198,7 @@ def _build(
     bases: BuildBases,
     prepared: PreparedBuild,
     secrets: Secrets,
+    ssh_files: dict[str, tuple[Path, ...]],
     layers: cache.LayerImages,
     stage: int | None,
 ) -> Image:
@@ -226,6 +227,7 @@ def _build(
             if node.options.target is not None or not whole
             else None,
             secrets=secrets.sources(Path(scratch)),
+            ssh=ssh.sources(ssh_files, Path(scratch)),
             volumes=checkout.settings.podman.volumes,
             pulls=bases.pulls,
             cached=prepared.cached,

@@ -55,7 +55,8 @@ _MISTAKES = re.compile(
     r"copier: stat: .*no such file or directory|no items matching glob|no source files"
     r"|unknown instruction|requires (at least|exactly)|must have at least|only supports the|unknown flag"
     r"|flag provided but not defined|invalid mount type|invalid reference format|unknown user error"
-    r"|unable to find user|secret required but|parse error|no stage or image found|syntax error"
+    r"|unable to find user|(secret|ssh) required but|ssh should have syntax|parse error"
+    r"|no stage or image found|syntax error"
     r"|executable file .*not found in \$PATH|exec: .*: (stat .*)?no such file or directory"
     r"|fork/exec \S+: no such file or directory|: not a directory|can't find .* in this image",
     re.IGNORECASE,

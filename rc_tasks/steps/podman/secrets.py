@@ -88,14 +88,20 @@ def _file(node: ImageNode, secret: Secret) -> Path:
             )
     except OSError as error:
         raise _unreadable(node, secret, error) from None
+    require_outside(node, path, f"the secret {secret.id}")
+    return path
+
+
+def require_outside(node: ImageNode, path: Path, what: str) -> None:
+    """Raise ProjectError when COPY could take a file into the image; its path has no symlinks."""
+    project = node.project
     for top, paths in context.all_of_project(project):
         if path.is_relative_to(top) and str(path.relative_to(top)) in paths:
             raise ProjectError(
-                f"the secret {secret.id} lies in the build context: COPY could take it into the image",
+                f"{what} lies in the build context: COPY could take it into the image",
                 where=os.path.relpath(path, project.root),
-                hint="move it out of the project (src=~/FILE will do), or name it in .containerignore",
+                hint="move it out of the project, to ~/FILE for example, or name it in .containerignore",
             )
-    return path
 
 
 def _content(node: ImageNode, secret: Secret, path: Path) -> bytes:

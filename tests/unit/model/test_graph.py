@@ -1,6 +1,7 @@
 """Which image is built on which."""
 
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -108,6 +109,40 @@ def test_a_near_name_is_told_and_an_unknown_local_one_refused(tmp_path: Path) ->
         "projects/local/Dockerfile:1: localhost/reasoning_bse is not an image of this checkout,"
         " and localhost/ cannot be pulled\n  next: did you mean reasoning_base?"
     )
+
+
+def test_what_a_run_mounts_and_project_toml_does_not_name(tmp_path: Path) -> None:
+    dockerfile = """
+        FROM scratch AS other
+        RUN --mount=type=ssh,id=unused true
+        FROM scratch
+        RUN --mount=type=ssh --mount=type=secret,id=token true
+        RUN --mount=type=ssh,id=git --mount=type=ssh,id=forge,required=true \\
+            --mount=type=secret,id=key true
+    """
+    checkout = opened(tmp_path, {"a": dedent(dockerfile).lstrip()})
+    toml = tmp_path / "projects/a/project.toml"
+
+    def notes() -> list[str]:
+        checkout = open_checkout(tmp_path, {})
+        where = "projects/a/Dockerfile:"
+        noted = checkout.graph.notes([checkout.graph.images["a"]])
+        return [note.removeprefix(where).removesuffix(" does not name it") for note in noted]
+
+    toml.write_text('ssh = ["git"]\nsecrets = ["id=token,env=TOKEN"]\n')
+    assert notes() == [
+        "4: this RUN gets no ssh default: ssh in projects/a/project.toml",
+        "5: this RUN gets no ssh forge: ssh in projects/a/project.toml",
+        "5: this RUN gets no secret key: secrets in projects/a/project.toml",
+    ]
+    toml.write_text(
+        'ssh = ["git", "default=k", "forge"]\nsecrets = ["id=token,env=TOKEN", "id=key,src=k"]\n'
+    )
+    assert notes() == []
+    # Neither is an input of the image.
+    inputs = Judge(checkout).build_inputs(checkout.graph.images["a"])
+    later = open_checkout(tmp_path, {})
+    assert Judge(later).build_inputs(later.graph.images["a"]) == inputs
 
 
 def test_near_names_are_looked_for_only_when_they_are_shown(

@@ -6,7 +6,7 @@ import pytest
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import project_toml
-from rc_tasks.model.config.project_toml import ProjectOptions, Secret
+from rc_tasks.model.config.project_toml import ProjectOptions, Secret, SshAccess
 from rc_tasks.model.config.settings import EdfSettings, Entrypoint, Slurm
 
 WHERE = "projects/a:1/project.toml"
@@ -130,6 +130,42 @@ def test_secret_as_podman_also_takes_it(tmp_path: Path) -> None:
 def test_secret_given_twice(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match='secrets: "a" is given twice'):
         load(tmp_path, 'secrets = ["id=a,env=ONE", "id=a,env=TWO"]\n')
+
+
+def test_ssh(tmp_path: Path) -> None:
+    assert load(tmp_path, "").ssh == ()
+    found = load(tmp_path, 'ssh = ["default", "git.hub=~/.ssh/a b=c,/keys/d", "work=agent.sock"]\n')
+    assert found.ssh == (
+        SshAccess("default"),
+        SshAccess("git.hub", ("~/.ssh/a b=c", "/keys/d")),
+        SshAccess("work", ("agent.sock",)),
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"default"',
+        "[1]",
+        '["S3CR3T AAAA"]',
+        '["default="]',
+        '["default=a,,S3CR3T"]',
+        '["=S3CR3T"]',
+        '["../S3CR3T=a/b"]',
+        '["default=-----BEGIN\\nS3CR3T"]',
+    ],
+)
+def test_a_key_that_stands_in_the_file_is_refused_and_not_shown(tmp_path: Path, value: str) -> None:
+    expected = "ssh: expected (default, ID or ID=PATH|a list such as)"
+    with pytest.raises(SettingsError, match=expected) as caught:
+        load(tmp_path, f"ssh = {value}\n")
+    assert "S3CR3T" not in str(caught.value)
+    assert f"{WHERE}:1: " in str(caught.value)
+
+
+def test_ssh_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match='ssh: "default" is given twice'):
+        load(tmp_path, 'ssh = ["default", "default=~/.ssh/id"]\n')
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ SETTING = st.sampled_from(
     ("images_root", "images_owners", "runner", "slurm", "slurm.extra", "podman.options", "squash")
 )
 RECIPE_KEY = st.sampled_from(
-    ("secrets", "smoke", "target", "build_args", "smoke_timeout_s", "slurm.nodes", "edf.env")
+    ("secrets", "ssh", "smoke", "target", "build_args", "smoke_timeout_s", "slurm.nodes", "edf.env")
 )
 TOML_VALUE = st.one_of(
     DATA.map(lambda data: data.decode(errors="replace")),

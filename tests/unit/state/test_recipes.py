@@ -9,6 +9,7 @@ import pytest
 
 from rc_tasks.engine.upkeep import move, removal
 from rc_tasks.engine.upkeep.garbage import Collector
+from rc_tasks.engine.watched import look
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.project import BuildContext
@@ -350,3 +351,12 @@ def test_a_file_of_a_named_context_makes_stale(root: Path) -> None:
     assert reasons(root) == {}
     (root / "src/lib/test.log").write_text("more")
     assert reasons(root) == {"user:12.8": ["src/lib/test.log changed"]}
+
+
+def test_watching_sees_each_file_of_a_shared_context(root: Path) -> None:
+    before = look(root, ["app:12.8-py3.10"])
+    assert f"{root}/docker/Dockerfile.app.dockerignore" in before.stamps
+    (root / "src/lib/module.py").write_text("x = 2\n")
+    (root / "src/lib/test.log").write_text("more")
+    changed = before.changed(look(root, ["app:12.8-py3.10"]))
+    assert changed == [f"{root}/src/lib/module.py"]
