@@ -11,7 +11,7 @@ from typing import Any
 
 from rc_tasks.commands.cli.command import enter, images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
-from rc_tasks.engine.schedule.ignored import how_to_undo, ignored_steps
+from rc_tasks.engine.schedule.ignored import ignored_steps, reasons_to_ignore
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.graph.project import ARTIFACT
 from rc_tasks.state.records.records import Step, Task
@@ -89,8 +89,10 @@ def run(args: Namespace) -> int:
         print(f"no image is {args.state}")
     else:
         print("there are no images yet: a directory with a Dockerfile under projects/ makes one")
-    for reason in sorted({ignored[name] for name in selected if name in ignored}, key=str):
-        print(f"no run takes {reason}: {how_to_undo(reason)}")
+    for line in reasons_to_ignore(
+        current.checkout, (ignored[name] for name in selected if name in ignored)
+    ):
+        print(line)
     if not args.names:
         for problem in current.checkout.graph.problems:
             sys.stderr.write(f"{problem}\n")

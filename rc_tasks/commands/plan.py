@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import add_json, add_names
-from rc_tasks.engine.schedule.ignored import how_to_undo, ignored_steps
+from rc_tasks.engine.schedule.ignored import ignored_steps, reasons_to_ignore
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.state.records.records import Step, Task
@@ -68,8 +68,8 @@ def run(args: Namespace) -> int:
         narrow = (("LAST TIME", 0), ("RUNS", 0))
         tables.table(headings, rows, right=frozenset({"LAST TIME"}), narrow=narrow)
         print(_summary(len(rows) - ignored, total_s, never_ran, ignored))
-        for task in sorted(set(skipped.values()), key=str):
-            print(f"no run takes {task}: {how_to_undo(task)}")
+        for line in reasons_to_ignore(current.checkout, skipped.values()):
+            print(line)
     elif not broken:
         print("nothing to do")
     if adoptable and current.judge.offers is not None:

@@ -9,6 +9,7 @@ from msgspec import to_builtins
 from rc_tasks.commands.cli.command import images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
 from rc_tasks.engine.schedule.ignored import how_to_undo, ignored_steps
+from rc_tasks.engine.schedule.machines import left_alone
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import EdfError
 from rc_tasks.model.edf import schema
@@ -62,7 +63,7 @@ def _as_json(status: ImageStatus) -> dict[str, object]:
 
 def _explain(current: Session, start: str, explained: set[str]) -> None:
     """Print the causes of an image and of its bases, except those already `explained`."""
-    graph = current.checkout.graph
+    graph, alone = current.checkout.graph, left_alone(current.checkout)
     todo = [start]
     while todo:
         name = todo.pop(0)
@@ -91,9 +92,12 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
         if current.judge.rolled_back(name):
             _print(f"  note    {_ROLLED_BACK.format(name=name)}")
         for task, reason in ignored_steps(current.checkout, current.judge, [name]).items():
+            if task.name == name and name in alone:
+                _print(f"  note    {name} is left alone: {how_to_undo(current.checkout, reason)}")
+                break
             if task.name == name:
                 because = "" if reason == task else f", as {reason} is"
-                _print(f"  note    {task} is ignored{because}: {how_to_undo(reason)}")
+                _print(f"  note    {task} is ignored{because}: {how_to_undo(current.checkout, reason)}")
         _print_refusal(current, status)
         todo += [
             cause.part.removeprefix("base/")

@@ -10,6 +10,7 @@ from typing import Any
 
 from doit.dependency import FileChangedChecker
 
+from rc_tasks.engine.schedule.ignored import marked
 from rc_tasks.engine.session import session
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk import reading
@@ -72,7 +73,7 @@ class RecordsDB:
 
     @functools.cached_property
     def _ignored_tasks(self) -> frozenset[str]:
-        return self._records.ignored()
+        return marked(session().checkout)
 
     @property
     def _records(self) -> Records:

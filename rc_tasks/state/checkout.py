@@ -1,13 +1,14 @@
 """Checkout: its settings, its image graph, its records and its store, opened together."""
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model import machine as machines
 from rc_tasks.model.config import project_toml
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
@@ -122,6 +123,10 @@ class Checkout(Struct, frozen=True):
         for cache in (self.digests, self.output_digests, self.comparisons, self.splits):
             cache.save()
 
+    def machine(self, project: Project) -> str:
+        """Return the machine that an image is for, as uname(2) names it."""
+        return project.machine or self.architecture
+
     def shown(self, path: Path) -> str:
         """Return a path as messages name it: relative to the checkout."""
         return os.path.relpath(path, self.root)
@@ -168,14 +173,18 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
         broken[name] = error
         images = [image for image in images if image[0].name != name]
     aliases = [alias for alias in aliases if alias.name not in broken]
+    here = _for_this_machine(images, architecture)
+    aliases += [Alias(name, image) for name, image in here.items() if name not in broken]
+    aliases = [Alias(alias.name, here.get(alias.target, alias.target)) for alias in aliases]
     alias_targets = {alias.name: alias.target for alias in aliases}
     names = {*(project.name for project, _ in images), *broken, *alias_targets}
+    machine_of = {project.name: project.machine for project, _ in images if project.machine}
     generated = root / GENERATED
     splits = Splits(generated / "cache" / "dockerfiles.json")
     nodes = []
     for project, options in images:
         try:
-            nodes.append(_node(project, options, alias_targets, names, architecture, splits))
+            nodes.append(_node(project, options, alias_targets, names, machine_of, architecture, splits))
         except RcError as error:
             broken.setdefault(project.name, error)
     return Checkout(
@@ -215,6 +224,17 @@ def _images(
                 yield project, _NO_OPTIONS
 
 
+def _for_this_machine(
+    images: Iterable[tuple[Project, project_toml.ProjectOptions]], architecture: str
+) -> dict[str, str]:
+    """Return the image for this machine by the name without a machine, where there are several."""
+    names: dict[str, str] = {}
+    for project, options in images:
+        if project.machine == (architecture if architecture in options.arch else options.arch[:1]):
+            names[machines.without_machine(project.name, project.machine)] = project.name
+    return names
+
+
 def is_task_name(name: str) -> bool:
     """Return whether doit can have a task of this name."""
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
@@ -225,6 +245,7 @@ def _node(
     options: project_toml.ProjectOptions,
     aliases: Mapping[str, str],
     names: Set[str],
+    machine_of: Mapping[str, str],
     architecture: str,
     splits: Splits,
 ) -> ImageNode:
@@ -237,7 +258,7 @@ def _node(
             hint=advice(error, "correct its permissions"),
         ) from None
     dockerfile = _parsed(project, options, text, architecture, split=splits.split)
-    return image_node(project, dockerfile, options, aliases, names)
+    return image_node(project, dockerfile, options, aliases, names, machine_of, architecture)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
@@ -262,7 +283,7 @@ def _parsed(
         text,
         where=project.shown_dockerfile,
         build_args=options.build_args,
-        architecture=architecture,
+        architecture=project.machine or architecture,
         target=options.target,
         split=split,
         contexts=_named_contexts(options),

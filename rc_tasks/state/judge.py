@@ -253,7 +253,7 @@ class Judge:
     def _other_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
         checkout = self._checkout
         ids = {base: facts.image_id for base in node.bases if (facts := facts_of(base)) is not None}
-        inputs = other_inputs(node, ids, checkout.architecture)
+        inputs = other_inputs(node, ids, checkout.machine(node.project))
         pins = self._pinned(node)
         inputs |= {PIN + base: pins[base].digest for base in node.pinned if base in pins}
         if checkout.settings.source:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.graph.project import Project
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
 from rc_tasks.state.disk.files import refused, sweep_temporaries, with_careful_umask
@@ -24,7 +25,7 @@ from rc_tasks.state.records.records import Step, Task, record_digest
 from rc_tasks.steps.error_report import ErrorReport, ReportedError
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.tools import command, interrupt
+from rc_tasks.tools import binfmt, command, interrupt
 
 
 def run(checkout: Checkout, task: Task, seen: str = "") -> None:
@@ -38,6 +39,8 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
     project = node.project
     # Replace an alias by its image.
     task = Task(task.step, project.name)
+    if checkout.machine(project) != checkout.architecture:
+        _require_emulation(checkout, project)
     if project.recipe is not None:
         # That of a matrix's image comes with the first build.
         with contextlib.suppress(OSError):
@@ -69,6 +72,18 @@ def run(checkout: Checkout, task: Task, seen: str = "") -> None:
 
                 write_environment(checkout, node)
     checkout.remember()
+
+
+def _require_emulation(checkout: Checkout, project: Project) -> None:
+    """Raise ProjectError on a node that cannot run the programs of an image's machine."""
+    if not binfmt.emulates(project.machine):
+        raise ProjectError(
+            f"{project.name} is for {project.machine}, and this node is {checkout.architecture}",
+            where=nodes.this_node().name,
+            hint=f"name nodes of {project.machine} in the settings: arch.{project.machine}.partition,\n"
+            "or install qemu-user-static here, which emulates them slowly",
+        )
+    print(f"note: this node is {checkout.architecture} and emulates {project.machine}", flush=True)
 
 
 def main(argv: list[str]) -> int:

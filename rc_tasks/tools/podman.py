@@ -93,6 +93,7 @@ class Podman(Struct, frozen=True):
         sources: Mapping[str, str],
         build_args: Mapping[str, str],
         directories: Mapping[str, Path] | None = None,
+        platform: str = "",
         target: str | None = None,
         secrets: Mapping[str, str] | None = None,
         ssh: Mapping[str, str] | None = None,
@@ -126,6 +127,8 @@ class Podman(Struct, frozen=True):
             argv += ["--network", self.network]
         if self.isolation:
             argv += ["--isolation", self.isolation]
+        if platform:
+            argv += ["--platform", platform]
         if target:
             argv += ["--target", target]
         if not cached:
@@ -195,10 +198,14 @@ class Podman(Struct, frozen=True):
         present = set(self.held(unique))
         return tuple(image_id for image_id in unique if image_id not in present)
 
-    def pull_missing(self, reference: str) -> str:
-        """Pull an image unless the storage has it. Return its manifest digest, `sha256:…`."""
-        if not self.exists(reference):
-            pull = self.command("pull", reference)
+    def pull_missing(self, reference: str, other_platform: str = "") -> str:
+        """Pull an image unless the storage has it. Return its manifest digest, `sha256:…`.
+
+        For `other_platform` it is always pulled: the storage may have the image of this one.
+        """
+        if other_platform or not self.exists(reference):
+            platform = ("--platform", other_platform) if other_platform else ()
+            pull = self.command("pull", *platform, reference)
             lines: deque[str] = deque(maxlen=command.TAIL_LINES)
             returncode = command.watch(pull, lines.append)
             if returncode != 0:

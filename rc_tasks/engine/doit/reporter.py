@@ -14,7 +14,7 @@ from rc_tasks.engine.doit.selection import reach
 from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.run.dispatcher import NotTried, StepFailed
 from rc_tasks.engine.schedule.estimates import ignored_for
-from rc_tasks.engine.schedule.ignored import how_to_undo
+from rc_tasks.engine.schedule.ignored import how_to_undo, marked
 from rc_tasks.engine.session import report_without_display, session
 from rc_tasks.model.edf.entrypoint import Behaviour, note
 from rc_tasks.state.records.records import Step, Task
@@ -137,10 +137,11 @@ class Reporter:
             return
         self._images[step.name] = "ignored"
         expected = session().expected
-        marked = session().checkout.records.ignored()
-        reason = ignored_for(expected.before, marked).get(step, step) if expected else step
+        checkout = session().checkout
+        tasks = marked(checkout)
+        reason = ignored_for(expected.before, tasks).get(step, step) if expected else step
         because = f"because {reason} is; " if reason != step else ""
-        words = f"{because}{how_to_undo(reason)}"
+        words = f"{because}{how_to_undo(checkout, reason)}"
         self._tell(Event(EventKind.IGNORED, step, words))
 
     def cleanup_error(self, exception: BaseFail) -> None:

@@ -148,7 +148,8 @@ class Dispatcher:
     def _run_with_retries(self, task: Task) -> TaskFailed | None:
         """Attempt a step until it succeeds or no other attempt would help."""
         checkout = self._session.checkout
-        settings = checkout.graph.resolve(task.name).options.slurm.apply(checkout.settings.slurm)
+        node = checkout.graph.resolve(task.name)
+        settings = node.options.slurm.apply(checkout.settings.slurm_for(node.project.machine))
         node_failures, missed, needed = 0, 0, set[str]()
         locked, ready_s = False, time.monotonic()
         while True:

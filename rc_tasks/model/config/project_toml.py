@@ -12,6 +12,7 @@ from rc_tasks.errors import DockerfileError, SettingsError
 from rc_tasks.model.config import sources
 from rc_tasks.model.config.matrix import Matrix, filled, parse_matrix, placeholder_free
 from rc_tasks.model.config.settings import EdfSettings, Slurm
+from rc_tasks.model.machine import parse_machine
 from rc_tasks.model.reference import ImageReference
 from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import Key, Overrides, wrong
@@ -86,6 +87,13 @@ def _context(raw: object) -> str:
 def is_directory(context: str) -> bool:
     """Return whether a value of `contexts` is a directory."""
     return context in (".", "..") or context.startswith(("./", "../"))
+
+
+def _arch(raw: object) -> tuple[str, ...]:
+    machines = toml_schema.each_of(lambda name: parse_machine(toml_schema.text(name)))(raw)
+    if not machines or len(set(machines)) < len(machines):
+        raise wrong('a list such as ["aarch64", "x86_64"]', raw)
+    return machines
 
 
 class Secret(Struct, frozen=True):
@@ -188,6 +196,9 @@ class ProjectOptions(Struct, frozen=True):
     ] = {}
     target: Annotated[str | None, Key("build stage to stop at; else the last one", _target)] = None
     secrets: Annotated[tuple[Secret, ...], Key("build secrets, and where they are", _secrets)] = ()
+    arch: Annotated[
+        tuple[str, ...], Key("machines that the image is built for, as `uname -m` names them", _arch)
+    ] = ()
     ssh: Annotated[tuple[SshAccess, ...], Key("SSH agents and keys for RUN --mount=type=ssh", _ssh)] = ()
     smoke: Annotated[
         tuple[tuple[str, ...], ...] | None,

@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config import sources
 from rc_tasks.model.edf import schema
+from rc_tasks.model.machine import parse_machine
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.toml_schema import Key, Problem, each_of, whole, wrong
+from rc_tasks.util.toml_schema import Key, Overrides, Problem, each_of, whole, wrong
 
 DEFAULT = "default"
 # The settings of one user, and those of one clone.
@@ -206,6 +207,21 @@ class Slurm(Struct, frozen=True):
     retries: Annotated[int, Key("how often a step is tried again when its node fails")] = 2
 
 
+def _arch(raw: object) -> dict[str, Mapping[str, object]]:
+    if not isinstance(raw, dict):
+        raise wrong('a table for each machine, such as { x86_64 = { partition = "mi300" } }', raw)
+    tables: dict[str, Mapping[str, object]] = {}
+    for name, table in raw.items():
+        parse_machine(name)
+        if not isinstance(table, dict):
+            raise wrong(f"a table with keys of slurm for {name}", table)
+        values, problems = toml_schema.read(Slurm, table, lambda _path: "")
+        if problems:
+            raise ValueError(f"{name}: {problems[0].what}")
+        tables[name] = {path[0]: value for path, value in values.items()}
+    return tables
+
+
 class Debug(Struct, frozen=True):
     """The interactive job of `doit remote` and `doit local`."""
 
@@ -376,6 +392,10 @@ class Settings(Struct, frozen=True):
         ),
     ] = Launcher.AUTO
     slurm: Slurm = Slurm()
+    arch: Annotated[
+        Mapping[str, Mapping[str, object]],
+        Key("keys of slurm for images of a machine, such as arch.x86_64.partition", _arch),
+    ] = field(default_factory=dict)
     debug: Debug = Debug()
     nightly: NightlySettings = NightlySettings()
     podman: PodmanSettings = PodmanSettings()
@@ -385,6 +405,11 @@ class Settings(Struct, frozen=True):
     history: HistorySettings = HistorySettings()
     edf: EdfSettings = EdfSettings()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    def slurm_for(self, machine: str) -> Slurm:
+        """Return the options of Slurm for a machine; empty for the one that steps run on anyway."""
+        overrides: Overrides[Slurm] = Overrides(self.arch.get(machine, {}))
+        return overrides.apply(self.slurm)
 
     def rows(self) -> list[SettingRow]:
         """Return every setting with its value and origin, and each entry of a free table."""

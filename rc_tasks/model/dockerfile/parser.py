@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from rc_tasks.errors import DockerfileError
+from rc_tasks.model import machine
 from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split_words
 from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions
 from rc_tasks.model.reference import ImageReference, near
@@ -23,13 +24,6 @@ KNOWN = (
 )
 SCRATCH = "scratch"
 
-# Docker's architecture and variant for machine names of the kernel that differ.
-_ARCHITECTURES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", ""),
-    "armv7l": ("arm", "v7"),
-    "i686": ("386", ""),
-}
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 # int() refuses numbers of thousands of digits.
 _MOST_DIGITS = 9
@@ -591,11 +585,6 @@ def variable_names(text: str) -> set[str]:
     return set(_VARIABLE_NAME.findall(text))
 
 
-def machine(architecture: str) -> str:
-    """Return Docker's name for the kernel's `architecture`, such as amd64 for x86_64."""
-    return _ARCHITECTURES.get(architecture, (architecture, ""))[0]
-
-
 def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict[str, str]:
     """Return the arguments that FROM knows without ARG; build arguments override them."""
     values = _platform(architecture)
@@ -604,14 +593,13 @@ def platform_arguments(architecture: str, build_args: Mapping[str, str]) -> dict
 
 @functools.cache
 def _platform(architecture: str) -> Mapping[str, str]:
-    name, variant = _ARCHITECTURES.get(architecture, (architecture, ""))
     values = {
-        "PLATFORM": "/".join(filter(None, ("linux", name, variant))),
+        "PLATFORM": machine.platform(architecture),
         "OS": "linux",
-        "ARCH": name,
-        "VARIANT": variant,
+        "ARCH": machine.docker_name(architecture),
+        "VARIANT": machine.DOCKER_NAMES.get(architecture, ("", ""))[1],
     }
-    return {f"{machine}{key}": value for key, value in values.items() for machine in ("BUILD", "TARGET")}
+    return {f"{end}{key}": value for key, value in values.items() for end in ("BUILD", "TARGET")}
 
 
 def _values(texts: Mapping[str, str]) -> dict[str, ExpandedText]:

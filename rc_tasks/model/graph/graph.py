@@ -10,6 +10,7 @@ from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError, 
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Project
+from rc_tasks.model.machine import image_name, without_machine
 from rc_tasks.model.reference import near
 
 
@@ -130,9 +131,12 @@ def image_node(
     options: ProjectOptions,
     aliases: Mapping[str, str],
     names: Set[str],
+    machine_of: Mapping[str, str],
+    machine: str,
 ) -> ImageNode:
     """Return the project as a node of the graph; `names` are all projects and aliases.
 
+    `machine_of` maps the images for one of several machines to it; `machine` is this one (uname -m).
     Raise DockerfileError.
     """
     local: dict[str, str] = {}
@@ -147,7 +151,11 @@ def image_node(
     for base in dockerfile.bases:
         name = local_name(base.name, names)
         if name is not None:
-            local[base.name] = aliases.get(name, name)
+            image = aliases.get(name, name)
+            wanted = project.machine or machine
+            if machine_of.get(image, machine) != wanted:
+                image = _for_machine(image, wanted, machine_of, project, base)
+            local[base.name] = image
             continue
         if base.name.startswith("localhost/") and base.stage in dockerfile.needed:
             raise DockerfileError(
@@ -157,6 +165,21 @@ def image_node(
             )
         remote[base.name] = None
     return ImageNode(project, dockerfile, options, local, tuple(remote))
+
+
+def _for_machine(
+    image: str, machine: str, machine_of: Mapping[str, str], project: Project, base: BaseUse
+) -> str:
+    """Return the image of the same recipe for another machine. Raise DockerfileError."""
+    name = without_machine(image, machine_of[image]) if image in machine_of else image
+    other = image_name(name, machine)
+    if other not in machine_of:
+        raise DockerfileError(
+            f"{name} is not built for {machine}, as {project.name} is",
+            where=f"{project.shown_dockerfile}:{base.line}",
+            hint=f"name the machine in `arch` of its {PROJECT_TOML}",
+        )
+    return other
 
 
 def image_graph(

@@ -72,7 +72,8 @@ class Project(Struct, frozen=True):
     """The directory of an image. `path` is relative to the checkout: `projects/reasoning:2025.1`.
 
     It holds what is published. Without a `recipe` it holds all that the image is built from as well, and
-    `dockerfile_name` is the one of DOCKERFILES that podman uses there.
+    `dockerfile_name` is the one of DOCKERFILES that podman uses there. `machine` is the one that the
+    image is for (uname -m); empty for the one that builds it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Project(Struct, frozen=True):
     path: str
     dockerfile_name: str = DOCKERFILE
     recipe: Recipe | None = None
+    machine: str = ""
 
     @property
     def base(self) -> str:
@@ -235,7 +237,9 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
         if PROJECT_TOML in files:
             # It may name a Dockerfile elsewhere.
             return Project(entry.name, top, path, file)
-        if GENERATED.issuperset(files) or (EDF in files and _is_version(entry, files)):
+        if GENERATED.issuperset(files) or (
+            {*GENERATED, EDF}.issuperset(files) and _is_version(entry.path)
+        ):
             return None
         return Broken(entry.name, no_dockerfile(path))
     if dockerfile != stat.S_IFREG:
@@ -260,11 +264,14 @@ def no_dockerfile(path: str) -> ProjectError:
     )
 
 
-def _is_version(entry: os.DirEntry[str], files: list[str]) -> bool:
-    """Return whether a directory holds what was published of a version of a matrix, and nothing else."""
-    version = entry.name.partition(":")[1:]
-    options = f"{entry.path.removesuffix(''.join(version))}/{PROJECT_TOML}"
-    return any(version) and {*GENERATED, EDF}.issuperset(files) and os.path.isfile(options)
+def _is_version(path: str) -> bool:
+    """Return whether a path may be of an image that the project.toml of another directory describes.
+
+    Those are a version of a matrix, and the image for a machine.
+    """
+    parent, name = os.path.split(path)
+    owners = {name.rpartition(":")[0], name.rpartition("-")[0]}
+    return any(owner and os.path.isfile(f"{parent}/{owner}/{PROJECT_TOML}") for owner in owners)
 
 
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
@@ -275,7 +282,7 @@ def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
     target = os.path.realpath(entry.path)
     parent, name = os.path.split(target)
     # The directory of a matrix's image exists once it is published.
-    if not os.path.exists(target) and not os.path.isfile(f"{target.rpartition(':')[0]}/{PROJECT_TOML}"):
+    if not os.path.exists(target) and not _is_version(target):
         return Broken(
             entry.name,
             ProjectError(

@@ -2,11 +2,12 @@
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from msgspec.structs import replace
 
 from rc_tasks.errors import SettingsError
+from rc_tasks.model import machine as machines
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.graph.context import IGNORE_FILES
 from rc_tasks.model.graph.pin import LOCK
@@ -36,21 +37,30 @@ _STATE = ".rc"
 def images(
     project: Project, options: ProjectOptions, top_projects: Collection[str]
 ) -> list[tuple[Project, ProjectOptions]]:
-    """Return the images of a project directory: one, or one for each combination of its matrix.
+    """Return the images of a project directory: one for each combination of its matrix and machine.
 
     `top_projects` are the projects beside `projects/`. Raise SettingsError for what project.toml names
     and is not there, and ProjectError for a project without a Dockerfile.
     """
     places = _Places(project, top_projects)
-    if options.matrix is None:
-        return [(places.placed(project, options), options)]
     result = []
-    for version in options.matrix.versions:
-        name = f"{project.name}:{version}"
-        image = replace(project, name=name, path=f"{PROJECTS}/{name}")
-        image_options = options.of_version(version)
-        result.append((places.placed(image, image_options), image_options))
+    for name, image_options in _versions(project.name, options):
+        for machine in options.arch or ("",):
+            image = project
+            if name != project.name or machine:
+                image_name = machines.image_name(name, machine) if machine else name
+                path = f"{PROJECTS}/{image_name}"
+                image = replace(project, name=image_name, path=path, machine=machine)
+            result.append((places.placed(image, image_options), image_options))
     return result
+
+
+def _versions(name: str, options: ProjectOptions) -> Iterator[tuple[str, ProjectOptions]]:
+    if options.matrix is None:
+        yield name, options
+        return
+    for version in options.matrix.versions:
+        yield f"{name}:{version}", options.of_version(version)
 
 
 class _Places:
@@ -64,8 +74,8 @@ class _Places:
 
     def placed(self, image: Project, options: ProjectOptions) -> Project:
         """Return an image with its recipe; None is that of a project which holds all that it needs."""
-        elsewhere = (options.matrix, options.dockerfile, options.context, options.ignorefile)
-        if not any(elsewhere) and not options.directories:
+        elsewhere = (options.dockerfile, options.context, options.ignorefile, options.directories)
+        if image.path == self._directory and not any(elsewhere):
             if os.path.lexists(f"{image.base}/{image.dockerfile_name}"):
                 return image
             raise no_dockerfile(self._directory)

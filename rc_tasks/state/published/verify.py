@@ -300,8 +300,9 @@ class Verification(Struct):
             adopted = official is not None and record is not None and record.adopted_from
             if image_id:
                 chain[official.store if official and adopted else checkout.store, image_id] = None
-            for reference in checkout.graph.images[image].remote:
-                base = checkout.store.catalogue.base(reference, checkout.architecture)
+            node = checkout.graph.images[image]
+            for reference in node.remote:
+                base = checkout.store.catalogue.base(reference, checkout.machine(node.project))
                 # A base that is not in the store is pulled when it is needed.
                 if base is not None and checkout.store.has(base.image_id):
                     chain[checkout.store, base.image_id] = None

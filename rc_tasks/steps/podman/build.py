@@ -15,6 +15,7 @@ from rc_tasks.model.dockerfile.instructions import encode, instructions
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
+from rc_tasks.model.machine import platform
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout, parse_node
 from rc_tasks.state.judge import Judge
@@ -220,6 +221,7 @@ def _build(
             iidfile=iidfile,
             ignorefile=ignorefile,
             sources=prepared.sources,
+            platform=platform(project.machine) if project.machine else "",
             directories=prepared.named_contexts(Path(scratch)),
             build_args=node.options.build_args,
             # Spell it as the Dockerfile does: --target of podman 4.3 is case-sensitive.

@@ -160,7 +160,7 @@ def prepare(
     names = tuple(dict.fromkeys(base.name for base in used_bases))
     images = dict(zip(names, podman.inspect_all(ids[name] for name in names), strict=True))
     for base in used_bases:
-        require_machine(node, base, images[base.name], checkout.architecture)
+        require_machine(node, base, images[base.name], checkout.machine(node.project))
     source = instructions(text, where=where)
     # A context may stand for an image.
     ids = {**ids, **{base.written: ids[base.name] for base in used_bases if base.written}}
@@ -187,7 +187,7 @@ def prepare(
             text,
             source,
             dockerfile,
-            architecture=checkout.architecture,
+            architecture=checkout.machine(node.project),
             ids=ids,
             build_args=node.options.build_args,
             context_digest=lambda name, path: digest_below(inputs, name, path),

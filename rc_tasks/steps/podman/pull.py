@@ -3,9 +3,10 @@
 import contextlib
 
 from rc_tasks.errors import CommandError, DockerfileError, RcError
-from rc_tasks.model.dockerfile.parser import BaseUse, Via, machine
+from rc_tasks.model.dockerfile.parser import BaseUse, Via
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import LOCK, Pin, is_digest
+from rc_tasks.model.machine import docker_name, platform
 from rc_tasks.model.reference import ImageReference, own_digest
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
@@ -50,7 +51,7 @@ def pulled(checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse) -
 
 def require_machine(node: ImageNode, base: BaseUse, image: Image, architecture: str) -> None:
     """Raise DockerfileError for an image of another machine: podman only warns, and builds on it."""
-    here = machine(architecture)
+    here = docker_name(architecture)
     if base.other_platform or image.architecture in {"", here}:
         return
     raise DockerfileError(
@@ -66,9 +67,9 @@ def _load_pulled(
     checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse, pin: Pin | None
 ) -> Pulled:
     reference = base.name
-    catalogue, architecture = checkout.store.catalogue, checkout.architecture
+    catalogue, architecture = checkout.store.catalogue, checkout.machine(node.project)
     if not checkout.settings.store.enabled:
-        new = _pull(podman, reference, pin)
+        new = _pull(podman, reference, pin, _other_platform(checkout, node))
         require_machine(node, base, podman.inspect(new.image_id), architecture)
         return new
     known = catalogue.base(reference, architecture)
@@ -85,7 +86,7 @@ def _load_pulled(
         known = catalogue.base(reference, architecture)
         if known is not None and _agrees(known, pin) and _from_store(checkout, podman, known):
             return known
-        new = _pull(podman, reference, pin)
+        new = _pull(podman, reference, pin, _other_platform(checkout, node))
         image = podman.inspect(new.image_id)
         # Check it before anything is kept or pinned.
         require_machine(node, base, image, architecture)
@@ -111,15 +112,21 @@ def _from_store(checkout: Checkout, podman: Podman, candidate: Pulled) -> bool:
     return True
 
 
-def _pull(podman: Podman, reference: str, pin: Pin | None) -> Pulled:
+def _other_platform(checkout: Checkout, node: ImageNode) -> str:
+    """Return the platform of an image for a machine that this node emulates, and else nothing."""
+    machine = checkout.machine(node.project)
+    return platform(machine) if machine != checkout.architecture else ""
+
+
+def _pull(podman: Podman, reference: str, pin: Pin | None, other_platform: str) -> Pulled:
     digest = own_digest(reference) or ""
     exact = reference
     if pin is not None:
         digest, exact = pin.digest, pin.exact(reference)
     elif not digest:
-        digest, exact = _newest(podman, reference)
+        digest, exact = _newest(podman, reference, other_platform)
     try:
-        podman.pull_missing(exact)
+        podman.pull_missing(exact, other_platform)
     except CommandError as error:
         if pin is None:
             raise
@@ -130,14 +137,14 @@ def _pull(podman: Podman, reference: str, pin: Pin | None) -> Pulled:
     return Pulled(reference, digest, podman.inspect(exact).id, nodes.now(), nodes.this_node().name)
 
 
-def _newest(podman: Podman, reference: str) -> tuple[str, str]:
+def _newest(podman: Podman, reference: str, other_platform: str) -> tuple[str, str]:
     """Pull a reference without a pin; return its digest, and the name that podman has it under."""
     # Only podman can resolve a short name.
     if skopeo.available() and ImageReference.parse(reference).registry:
         with contextlib.suppress(RcError):
             digest = skopeo.served(reference, timeout_s=_ASK_S)
             exact = Pin(digest).exact(reference)
-            podman.pull_missing(exact)
+            podman.pull_missing(exact, other_platform)
             return digest, exact
     # The image on this node may be a year old.
     if podman.exists(reference) and not podman.pull_again(reference):
