@@ -15,7 +15,8 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from rc_tasks.commands.cli.parser import add_json
-from rc_tasks.engine.run.step_command import runner, step_process
+from rc_tasks.engine.run.step_command import step_process
+from rc_tasks.engine.runner import runner
 from rc_tasks.engine.session import Session, session
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.config.settings import Runner, Settings

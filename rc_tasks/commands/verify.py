@@ -13,7 +13,7 @@ from msgspec import Struct, to_builtins
 from rc_tasks.commands.cli.command import images, not_published
 from rc_tasks.commands.cli.errors import INTERRUPTED
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_json, add_names
-from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.runner import runner
 from rc_tasks.engine.session import Session, session
 from rc_tasks.model.config.settings import Runner
 from rc_tasks.state.published.verify import Verdict, Verification, Verified, verifiable

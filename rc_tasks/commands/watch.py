@@ -12,7 +12,7 @@ from rc_tasks.commands.cli.command import images, tasks
 from rc_tasks.commands.cli.errors import leave_at_once
 from rc_tasks.commands.cli.parser import UsageError, add_flag, add_names
 from rc_tasks.engine.nightly.job import program
-from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.runner import runner
 from rc_tasks.engine.session import Session, session
 from rc_tasks.engine.watched import Inputs, look, made_by_builds
 from rc_tasks.model.config.settings import Runner

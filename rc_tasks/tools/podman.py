@@ -363,6 +363,9 @@ class Podman(Struct, frozen=True):
         env: Mapping[str, str] | None = None,
         unset: Iterable[str] = (),
         workdir: str = "",
+        user: str = "0:0",
+        network: str = "host",
+        volumes: Iterable[str] | None = None,
         entrypoint: bool = False,
         writable: bool = True,
         devices: Iterable[str] = (),
@@ -376,8 +379,10 @@ class Podman(Struct, frozen=True):
 
         `image` is an ID, a reference, or with `rootfs` a directory. `mounts` are values of --mount. A
         container with a `name` replaces one of that name, left by a killed run. After `limit_s` seconds
-        podman ends the container even when we are gone. A variable that we have with the same value is
-        passed by name only. With `own_processes` the container sees only its own processes, from PID 1.
+        podman ends the container even when we are gone. An empty `user` is that of the image, an empty
+        `network` podman's default. `volumes` are values of --volume; with them, those of the image are
+        plain directories. A variable that we have with the same value is passed by name only. With
+        `own_processes` the container sees only its own processes, from PID 1.
         """
         flags = [
             "run",
@@ -390,7 +395,7 @@ class Podman(Struct, frozen=True):
             "--log-driver=none",
             # As in Enroot and the Container Engine, the host's network is used and /dev/shm has no limit
             # of 64 MB. A program with PID 1 would ignore each signal that it does not handle.
-            "--network=host",
+            *((f"--network={network}",) if network else ()),
             # containers.conf can change these defaults.
             *(("--pid=private", "--init=false") if own_processes else ("--pid=host",)),
             "--shm-size=0",
@@ -398,13 +403,16 @@ class Podman(Struct, frozen=True):
             "--no-healthcheck",
             # SELinux lets a container read only those files of the host that are labelled for it.
             "--security-opt=label=disable",
-            # Rootless, 0 is the caller, who owns the mounts; USER of the Dockerfile is another user.
-            "--user=0:0",
+            # Rootless, 0 is the caller, who owns the mounts; USER of the Dockerfile is another user, who
+            # without an entry in /etc/passwd would get one here, and another HOME than in a RUN.
+            *((f"--user={user}",) if user else ("--passwd=false",)),
         ]
         # podman asks for limits as large as root's, which root of a container may not set.
         flags += [f"--ulimit={name}={value}" for name, value in (limits or {}).items()]
         flags += [f"--mount={mount}" for mount in mounts]
         flags += [f"--device={device}" for device in devices]
+        if volumes is not None:
+            flags += ["--image-volume=ignore", *(f"--volume={volume}" for volume in volumes)]
         flags += [f"--unsetenv={name}" for name in unset]
         flags += [
             f"--env={name}" if os.environ.get(name) == value else f"--env={name}={value}"
@@ -424,6 +432,22 @@ class Podman(Struct, frozen=True):
         if rootfs:
             flags.append("--rootfs")
         return self.command(*flags, image, *argv)
+
+
+def bind(source: object, destination: str, *flags: str) -> str:
+    """Return the value of --mount for a bind mount of any two paths."""
+    paths = (_csv(f"source={source}"), _csv(f"destination={destination}"))
+    return ",".join(("type=bind", *paths, *flags))
+
+
+def tmpfs(destination: str, *flags: str) -> str:
+    """Return the value of --mount for an empty file system in memory."""
+    return ",".join(("type=tmpfs", _csv(f"destination={destination}"), "notmpcopyup", *flags))
+
+
+def _csv(text: str) -> str:
+    """Return a field of comma-separated values (RFC 4180)."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
 
 
 def rootless() -> bool:

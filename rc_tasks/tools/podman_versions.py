@@ -29,6 +29,9 @@ HEREDOCS_SINCE = (5, 0)
 # `model/dockerfile/rewrite.py` works around it.
 MOUNTED_FILES_SEEN_SINCE = (5, 4)
 MOUNTED_STAGES_SEEN_SINCE = (6, 0)
+# Since this version a stage begins with the ARGs of the stage that it is built on (imagebuilder#304, in
+# buildah 1.41). Tried with 4.3.1, where it does not, and 5.8.
+ARGUMENTS_INHERITED_SINCE = (5, 6)
 
 
 class Dropped(Struct, frozen=True):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from rc_tasks.commands.cli.command import images_in, split_task
 from rc_tasks.commands.cli.parser import add_flag, add_names
-from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.runner import runner
 from rc_tasks.errors import ProjectError, RcError, SlurmError
 from rc_tasks.model.config.settings import Launcher, Runner
 from rc_tasks.model.edf import chain
@@ -39,6 +39,11 @@ def add_job_arguments(parser: ArgumentParser) -> None:
         "--force",
         help="also change a ~/.edf/NAME.toml, or values in it, that doit did not write",
     )
+    add_print(parser)
+
+
+def add_print(parser: ArgumentParser) -> None:
+    """Declare --print."""
     add_flag(
         parser, "--print", help="print the command that would start the job; start and write nothing"
     )
@@ -113,16 +118,9 @@ class InteractiveJob(Struct, frozen=True):
                 job = slurm.attached(job, self.request, terminal=terminal)
         else:
             job = launch.command(self.launcher, reference, edf, argv, self.request, interactive=terminal)
-        if self.printed:
-            print(job)
-            return 0
-        if self.launcher is Launcher.ENROOT and self.request is None:
+        if self.launcher is Launcher.ENROOT and self.request is None and not self.printed:
             launch.require_mounts(edf)
-        # Values of variables may be tokens, which must not appear on the screen.
-        tell(f"$ {replace(job, env=dict.fromkeys(job.env, '…'))}")
-        if self.request is None:
-            return command.interact(job)
-        return slurm.patiently(lambda: self._attach(job), tell)
+        return run_job(job, self.request, printed=self.printed)
 
     def tell_next(self, status: int, words: str) -> None:
         """Suggest what to do after the job, unless its exit status may mean that it never began."""
@@ -137,21 +135,36 @@ class InteractiveJob(Struct, frozen=True):
         else:
             tell(f"next{words}")
 
-    def _attach(self, job: Command) -> int:
-        """Start the job through Slurm. Raise UnreachableError when its controller does not answer."""
-        assert self.request is not None  # noqa: S101 - for mypy
-        lines: list[str] = []
-        status = command.interact(job, lines.append)
-        error = slurm_words.explain(status, lines, self.request)
-        if error is not None:
-            # Slurm's own lines are already on the terminal.
-            raise error.with_quote(())
-        if status != 0 and launch.refused_entrypoint(lines):
-            raise SlurmError(
-                "the container could not be started: the image's ENTRYPOINT does not run the command",
-                hint=launch.ENTRYPOINT_HINT,
-            )
-        return status
+
+def run_job(job: Command, request: StepRequest | None, *, printed: bool) -> int:
+    """Start a job's command, wait for its end and return its exit status; or print it.
+
+    Raise SlurmError when Slurm refuses or ends the job.
+    """
+    if printed:
+        print(job)
+        return 0
+    # Values of variables may be tokens, which must not appear on the screen.
+    tell(f"$ {replace(job, env=dict.fromkeys(job.env, '…'))}")
+    if request is None:
+        return command.interact(job)
+    return slurm.patiently(lambda: _attach(job, request), tell)
+
+
+def _attach(job: Command, request: StepRequest) -> int:
+    """Start the job through Slurm. Raise UnreachableError when its controller does not answer."""
+    lines: list[str] = []
+    status = command.interact(job, lines.append)
+    error = slurm_words.explain(status, lines, request)
+    if error is not None:
+        # Slurm's own lines are already on the terminal.
+        raise error.with_quote(())
+    if status != 0 and launch.refused_entrypoint(lines):
+        raise SlurmError(
+            "the container could not be started: the image's ENTRYPOINT does not run the command",
+            hint=launch.ENTRYPOINT_HINT,
+        )
+    return status
 
 
 def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> InteractiveJob:
@@ -160,16 +173,12 @@ def prepare(checkout: Checkout, name: str, args: Namespace, kind: str) -> Intera
     `kind` is the name of the command. Changes nothing.
     """
     argv, printed = args.command, args.print
-    if not (argv or printed or at_terminal()):
-        raise RcError(
-            "a shell needs a terminal, and there is none here",
-            hint=f"name a command to run: doit {kind} {name} -- CMD",
-        )
+    require_terminal(name, args, kind)
     home = Path.home()
     edf = UserEdf.read(home, chain.search_name(name), project=name, force=args.force)
     through_slurm = runner(checkout.settings.runner) is Runner.SLURM
     launcher, why = launch.choose(checkout.settings.launcher, through_slurm=through_slurm)
-    request = _request(checkout, name, kind) if through_slurm else None
+    request = job_request(checkout, name, kind) if through_slurm else None
     setting = checkout.settings.debug.workdir
     directory = workdir(setting, home, os.environ)
     if not setting and directory != os.path.realpath(home / "scratch"):
@@ -210,6 +219,15 @@ def find_project(checkout: Checkout, argument: str) -> Project | None:
     return graph.images[target].project if target in graph.images else None
 
 
+def require_terminal(name: str, args: Namespace, kind: str) -> None:
+    """Raise RcError when a command would start a shell without a terminal."""
+    if not (args.command or args.print or at_terminal()):
+        raise RcError(
+            "a shell needs a terminal, and there is none here",
+            hint=f"name a command to run: doit {kind} {name} -- CMD",
+        )
+
+
 def resolve_edf(path: Path) -> ResolvedEdf:
     """Read an EDF, with all that it extends, as a launcher does. Raise EdfError."""
     return launch.resolve(str(path), environ=os.environ, cwd=Path.cwd())
@@ -226,7 +244,11 @@ def tell(line: str) -> None:
     sys.stderr.flush()
 
 
-def _request(checkout: Checkout, name: str, kind: str) -> StepRequest:
+def job_request(checkout: Checkout, name: str, kind: str) -> StepRequest:
+    """Return the request of an interactive job. Raise SlurmError when it needs an account.
+
+    `kind` is the name of the command.
+    """
     debug, builds = checkout.settings.debug, checkout.settings.slurm
     account = debug.account or builds.account
     if not (account or os.environ.get("SLURM_ACCOUNT") or slurm.job_id()):

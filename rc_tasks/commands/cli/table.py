@@ -29,6 +29,11 @@ _GROUPS = {
             "doit remote reasoning:2025.1",
         ),
         ("local", "start a shell or CMD in the image built here", "doit local reasoning -- python -V"),
+        (
+            "debug",
+            "start a shell or CMD where an instruction of a build failed",
+            "doit debug reasoning:2025.1",
+        ),
         ("nightly", "submit a batch job that builds stale images", "doit nightly --print"),
     ),
     "look": (

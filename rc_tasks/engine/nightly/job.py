@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from rc_tasks.engine.nightly.summary import JobStart, load_begun
-from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.runner import runner
 from rc_tasks.errors import CommandError, ProjectError, RcError, SettingsError, SlurmError
 from rc_tasks.model.config.settings import Runner
 from rc_tasks.state import history, logs

@@ -17,7 +17,8 @@ from rc_tasks.engine.events import Event, EventKind
 from rc_tasks.engine.outline import reason
 from rc_tasks.engine.run.allocator import Allocator, Slot
 from rc_tasks.engine.run.diagnosis import Diagnosis, diagnose
-from rc_tasks.engine.run.step_command import runner, step_command
+from rc_tasks.engine.run.step_command import step_command
+from rc_tasks.engine.runner import runner
 from rc_tasks.engine.schedule.estimates import Order
 from rc_tasks.engine.session import Session
 from rc_tasks.engine.srun_watch import SrunWatch

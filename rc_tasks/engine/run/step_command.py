@@ -1,10 +1,9 @@
-"""Command of a step, and whether it goes through Slurm; here the commands find it without doit."""
+"""Command of a step; here the commands find it without doit."""
 
 import sys
 from pathlib import Path
 
 from rc_tasks.engine.run.allocator import Slot
-from rc_tasks.model.config.settings import Runner
 from rc_tasks.tools import slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.slurm_request import StepRequest
@@ -31,10 +30,3 @@ def step_command(
         extra=slot.settings.extra if slurm.job_id() is not None else (),
     )
     return slurm.srun(inner, request, allocation=None if slurm.job_id() else slot.job_id), request
-
-
-def runner(setting: Runner) -> Runner:
-    """Return where steps run: on a login node of a cluster only if the setting is `local`."""
-    if setting is Runner.AUTO:
-        return Runner.SLURM if slurm.configured() else Runner.LOCAL
-    return setting

@@ -1,6 +1,6 @@
 """Machines that images can be built for from here; images for others are left alone."""
 
-from rc_tasks.engine.run.step_command import runner
+from rc_tasks.engine.runner import runner
 from rc_tasks.model.config.settings import Runner
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.tools import binfmt

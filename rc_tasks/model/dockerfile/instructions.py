@@ -84,13 +84,11 @@ def encode(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def has_heredoc(instruction: Instruction) -> bool:
-    """Return whether an instruction has a heredoc: only RUN, COPY and ADD in shell form can."""
-    return (
-        instruction.name in _WITH_HEREDOCS
-        and not _is_list(instruction.value)
-        and bool(expansion.heredocs(instruction.value))
-    )
+def heredocs_of(instruction: Instruction) -> tuple[expansion.Heredoc, ...]:
+    """Return the heredocs of an instruction in order: only RUN, COPY and ADD in shell form have any."""
+    if instruction.name not in _WITH_HEREDOCS or exec_form(instruction.value) is not None:
+        return ()
+    return expansion.heredocs(instruction.value)
 
 
 def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
@@ -123,6 +121,24 @@ def split_flags(value: str, escape: str) -> tuple[tuple[str, ...], str]:
             break
         flags.append(word)
     return tuple(flags), value[at:]
+
+
+def mount_options(flag: str) -> dict[str, str]:
+    """Return the options of a flag `--mount=…` by their names, which are in small letters."""
+    options = {}
+    for field in flag.partition("=")[2].split(","):
+        option, _, value = field.strip('"').partition("=")
+        options[option.strip().lower()] = value
+    return options
+
+
+def written_lines(text: str, instruction: Instruction) -> tuple[str, ...]:
+    """Return the lines of an instruction as they stand in `text`, with the text of its heredocs."""
+    lines = text.split("\n")
+    at = instruction.last_line
+    for heredoc in heredocs_of(instruction):
+        at = _index_below(heredoc, lines, at, str(instruction.line))
+    return tuple(line.rstrip("\r") for line in lines[instruction.line - 1 : at])
 
 
 def joined(lines: Sequence[str], escape: str) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -224,9 +240,10 @@ def _heredocs_of(line: str, escape: str) -> tuple[expansion.Heredoc, ...]:
     name, *rest = line.split(None, 1)
     if name.upper() == "ONBUILD" and rest:
         name, *rest = rest[0].split(None, 1)
-    if name.upper() not in _WITH_HEREDOCS or not rest or _is_list(split_flags(rest[0], escape)[1]):
+    if name.upper() not in _WITH_HEREDOCS or not rest:
         return ()
-    return expansion.heredocs(line)
+    is_list = exec_form(split_flags(rest[0], escape)[1]) is not None
+    return () if is_list else expansion.heredocs(line)
 
 
 def _index_below(heredoc: expansion.Heredoc, lines: list[str], at: int, where: str) -> int:
@@ -242,11 +259,12 @@ def _index_below(heredoc: expansion.Heredoc, lines: list[str], at: int, where: s
     )
 
 
-def _is_list(value: str) -> bool:
-    """Return whether a value is a JSON list of strings, Docker's exec form."""
+def exec_form(value: str) -> tuple[str, ...] | None:
+    """Return the words of a value that is a JSON list of strings, Docker's exec form, else None."""
     if not value.startswith("["):
-        return False
+        return None
     try:
-        return all(isinstance(item, str) for item in json.loads(value))
+        words = json.loads(value)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return tuple(words) if all(isinstance(word, str) for word in words) else None

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from rc_tasks.errors import DockerfileError
 from rc_tasks.model import machine
 from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split_words
-from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions
+from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions, mount_options
 from rc_tasks.model.reference import ImageReference, near
 
 KNOWN = (
@@ -354,13 +354,9 @@ class _InstructionReader:
 
     def read_run(self, instruction: Instruction) -> None:
         for flag in instruction.flags:
-            key, _, mount = flag.partition("=")
-            if key != "--mount":
+            if flag.partition("=")[0] != "--mount":
                 continue
-            options = {}
-            for field in mount.split(","):
-                option, _, value = field.strip('"').partition("=")
-                options[option.strip().lower()] = value
+            options = mount_options(flag)
             kind = options.get("type", "bind").lower()
             index = len(self.stages) - 1
             # An agent without an ID is `default`; a secret without one has it from its target.

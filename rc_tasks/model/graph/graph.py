@@ -152,9 +152,9 @@ def image_node(
         name = local_name(base.name, names)
         if name is not None:
             image = aliases.get(name, name)
-            wanted = project.machine or machine
-            if machine_of.get(image, machine) != wanted:
-                image = _for_machine(image, wanted, machine_of, project, base)
+            built_for = project.machine or machine
+            if machine_of.get(image, machine) != built_for:
+                image = _for_machine(image, built_for, machine_of, project, base)
             local[base.name] = image
             continue
         if base.name.startswith("localhost/") and base.stage in dockerfile.needed:

@@ -1,16 +1,18 @@
 """References to the images of a store: bases from registries, and podman's cache by project.
 
 store/references/ARCHITECTURE/REFERENCE.json    a base: its image ID, and what the registry called it
-store/cache/NAME.json                           the intermediate images of the last builds
+store/cache/NAME.json                           the intermediate images of the last builds, and
+                                                where a build failed since
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import put_in_place, write_atomically
@@ -41,11 +43,28 @@ class Cached(Struct, frozen=True):
     key: str
 
 
+class FailedInstruction(Struct, frozen=True):
+    """The instruction at which a build failed: the one in `line` of `dockerfile`, a whole text.
+
+    It ran in the image `image_id`; an empty one means that there was none, as at the begin of a stage
+    `FROM scratch`. `trigger` is the instruction if it is an ONBUILD of the base; then `line` is that of
+    FROM. `podman` is the version that built.
+    """
+
+    line: int
+    dockerfile: str
+    image_id: str
+    build_args: Mapping[str, str]
+    podman: str
+    trigger: str = ""
+
+
 class _Cache(Struct, frozen=True):
     """The images of the last successful build, and of failed ones since."""
 
     built: tuple[Cached, ...] = ()
     failed: tuple[Cached, ...] = ()
+    instruction: FailedInstruction | None = None
 
 
 class Catalogue(Struct, frozen=True):
@@ -89,17 +108,31 @@ class Catalogue(Struct, frozen=True):
 
     def put_cache(self, name: str, images: tuple[Cached, ...], *, failed: bool = False) -> None:
         """Record the images of a build; a failed build keeps those of the last successful one."""
-        built = self._cache(name).built if failed else images
-        known = set(built)
-        cache = _Cache(built, tuple(image for image in images if image not in known))
+        before = self._cache(name) if failed else _Cache(images)
+        known = set(before.built)
+        new = tuple(image for image in images if image not in known)
+        write_atomically(self._cache_file(name), encode(replace(before, failed=new)))
+
+    def failed_instruction(self, name: str) -> FailedInstruction | None:
+        """Return where builds have failed since the last successful one; None if nowhere."""
+        return self._cache(name).instruction
+
+    def put_failed_instruction(self, name: str, instruction: FailedInstruction) -> None:
+        """Record where a build failed, until the next successful one."""
+        cache = replace(self._cache(name), instruction=instruction)
         write_atomically(self._cache_file(name), encode(cache))
 
     def caches(self) -> Iterator[tuple[str, tuple[Cached, ...]]]:
-        """Yield every project that has a cache, with its images."""
+        """Yield every project that has a cache, with its images and that of its failed instruction."""
         for file in reading.names(self.directory / "cache"):
             if file.endswith(".json"):
                 name = file.removesuffix(".json")
-                yield name, self.cache(name)
+                images, instruction = self.cache(name), self.failed_instruction(name)
+                start = instruction.image_id if instruction is not None else ""
+                if start and not any(image.image_id == start for image in images):
+                    # The base of a stage whose first instruction failed.
+                    images = (*images, Cached(start, ""))
+                yield name, images
 
     def rename_cache(self, old: str, new: str) -> None:
         """Give the intermediate images of a project to its new name."""

@@ -214,7 +214,7 @@ def podman_image(
         yield PodmanImage(podman_reference(path))
         return
     image_id = "" if from_file else _recorded_id(Path(path))
-    if image_id and _load(image_id, engine, checkout):
+    if image_id and load_image(image_id, engine, checkout):
         yield PodmanImage(image_id)
         return
     superblock.inspect(Path(path))
@@ -361,12 +361,12 @@ def _podman(
 ) -> Command:
     image = image or PodmanImage(_need_image(resolved))
     taken = {os.path.normpath(mount.destination) for mount in resolved.mounts}
-    mounts = [f"type=tmpfs,destination={path},notmpcopyup,exec" for path in _EMPTY if path not in taken]
+    mounts = [podman.tmpfs(path, "exec") for path in _EMPTY if path not in taken]
     mounts += [_podman_mount(mount) for mount in resolved.mounts]
     workdir, entrypoint = resolved.workdir, resolved.entrypoint
     if image.rc_local is not None:
         # Start /etc/rc as Enroot does: it knows WORKDIR and ENTRYPOINT, podman does not.
-        mounts.append(f"type=bind,{_quoted(f'source={image.rc_local}')},destination=/etc/rc.local,ro")
+        mounts.append(podman.bind(image.rc_local, "/etc/rc.local", "ro"))
         argv, workdir, entrypoint = ("/bin/sh", "/etc/rc", *argv), "", False
     env = {key: value for key, value in image.env.items() if key not in resolved.unset}
     return engine.run(
@@ -396,14 +396,8 @@ def _podman_mount(mount: EdfMount) -> str:
                 where=mount.where,
                 hint=f"it knows {', '.join(_PODMAN_FLAGS)}",
             )
-    flags = [f",{_PODMAN_FLAGS[flag]}" for flag in mount.flags if _PODMAN_FLAGS[flag]]
-    paths = (f"source={mount.source}", f"destination={mount.destination}")
-    return f"type=bind,{','.join(map(_quoted, paths))}{''.join(flags)}"
-
-
-def _quoted(field: str) -> str:
-    """Return a field of comma-separated values (RFC 4180)."""
-    return '"' + field.replace('"', '""') + '"' if re.search(r'[",\r\n]', field) else field
+    flags = (_PODMAN_FLAGS[flag] for flag in mount.flags if _PODMAN_FLAGS[flag])
+    return podman.bind(mount.source, mount.destination, *flags)
 
 
 def _refuse_squashfs(mount: EdfMount) -> None:
@@ -446,7 +440,7 @@ def _recorded_id(image: Path) -> str:
     return image_id if is_id and image.name == ARTIFACT else ""
 
 
-def _load(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
+def load_image(image_id: str, engine: Podman, checkout: Checkout | None) -> bool:
     """Load an image into podman if it lacks it; return whether podman has it."""
     if checkout is not None:
         mounted_images.mount(checkout, engine, (image_id,))

@@ -72,7 +72,7 @@ def _begin(checkout: Checkout, stack: contextlib.ExitStack, storage: Path) -> No
     find = squashed_layers(checkout).find
     # What earlier steps built is built on images that they had mounted.
     for image_id in names(podman_storage.images(storage)):
-        if image := _stored(checkout, image_id):
+        if image := stored_image(checkout, image_id):
             _add(images, engine, image, map(find, image.diff_ids))
 
 
@@ -91,7 +91,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
     find = squashed_layers(checkout).find
     # What podman has is unpacked already.
     for image_id in podman.lacking(image_ids) if images == seen else dict.fromkeys(image_ids):
-        image = _stored(checkout, image_id)
+        image = stored_image(checkout, image_id)
         if image is None:
             continue
         known = additional_store.known_layers(images, image.diff_ids)
@@ -133,7 +133,7 @@ def unread(checkout: Checkout, bases: Mapping[str, str], lines: Iterable[str]) -
     find = squashed_layers(checkout).find
     named = {f"image {image_id[:12]}": image_id for image_id in additional_store.image_ids(images)}
     for name, image_id in {**bases, **named}.items():
-        image = _stored(checkout, image_id)
+        image = stored_image(checkout, image_id)
         diff_ids = image.diff_ids if image is not None else ()
         for diff_id, layer_id in zip(diff_ids, additional_store.layer_ids(diff_ids), strict=True):
             is_mounted = additional_store.mount_point(images, layer_id).exists()
@@ -315,7 +315,7 @@ def _unmount(images: Path, seen: Path, layer_ids: Iterable[str]) -> None:
             place.parent.rmdir()
 
 
-def _stored(checkout: Checkout, image_id: str) -> StoredImage | None:
+def stored_image(checkout: Checkout, image_id: str) -> StoredImage | None:
     """Return an image of this store or the official one; None if there is none, or a damaged one."""
     store, official = checkout.store, official_of(checkout)
     try:

@@ -33,6 +33,7 @@ from rc_tasks.steps.image_json import write_image_json
 from rc_tasks.steps.node import mounted_images
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import cache, entrypoint, failure, ssh
+from rc_tasks.steps.podman.failed_instruction import failed_instruction
 from rc_tasks.steps.podman.fetch import BuildBases, load_bases, load_cache, remove_half_written
 from rc_tasks.steps.podman.prepared import PreparedBuild, prepare
 from rc_tasks.steps.podman.replacer import Replacer
@@ -244,7 +245,13 @@ def _build(
         returncode = command.watch(invocation, see, Replacer(prepared.shown | secrets.shown))
         if returncode != 0:
             unread = mounted_images.unread(checkout, bases.ids, lines)
-            raise unread or failure.explain(returncode, list(lines), project)
+            stores = checkout.settings.store.enabled
+            failed = failed_instruction(prepared, layers, podman) if stores else None
+            if failed is not None:
+                with contextlib.suppress(RcError):
+                    checkout.store.catalogue.put_failed_instruction(project.name, failed)
+            debuggable = failed is not None and bool(failed.image_id)
+            raise unread or failure.explain(returncode, list(lines), project, debuggable=debuggable)
         image_id = iidfile.read_text().strip() if iidfile.exists() else ""
         if not image_id:
             raise CommandError(

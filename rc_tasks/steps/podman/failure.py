@@ -67,8 +67,13 @@ _MISTAKES_IN_RUN = re.compile(
 )
 
 
-def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandError:
-    """Return the error of a `podman build` that ended with `returncode` after printing `lines`."""
+def explain(
+    returncode: int, lines: Sequence[str], project: Project, *, debuggable: bool = False
+) -> CommandError:
+    """Return the error of a `podman build` that ended with `returncode` after printing `lines`.
+
+    `debuggable`: `doit debug` can start the image in which the failed instruction ran.
+    """
     podman_lines, run_lines = _split_output(lines)
     last = podman_lines[-1] if podman_lines else ""
     # When buildah reports an exit status, the command was started, or its runtime failed.
@@ -79,6 +84,8 @@ def explain(returncode: int, lines: Sequence[str], project: Project) -> CommandE
         return cause.error(podman.BUILD)
     what, where = f"{podman.BUILD} {command.ending(returncode)}", project.shown_dockerfile
     correct = f"correct it and run `doit build:{project.name}`: it resumes there"
+    if debuggable:
+        correct += f";\n`doit debug {project.name}` starts a shell where it failed"
     not_started = any(re.search(_RUNTIME.pattern, line) for line in podman_lines)
     if any((_MISTAKES_IN_RUN if not_started else _MISTAKES).search(line) for line in podman_lines):
         return CommandError(what, where=where, hint=correct)

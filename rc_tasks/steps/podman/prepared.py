@@ -26,6 +26,7 @@ _GLOB = re.compile(r"[][*?\\]")
 class PreparedBuild(Struct, frozen=True):
     """What podman builds an image from.
 
+    `text` are the bytes of the Dockerfile, `ids` the image IDs of its bases.
     `rewritten` returns the Dockerfile for image IDs of mounted stages; `dockerfile` is the one to build.
     `sources` are the image IDs of the names in COPY --from and RUN --mount. `cached`: podman's layer
     cache can be trusted. `before` are the signatures of all files that were digested. `base` is the
@@ -33,6 +34,8 @@ class PreparedBuild(Struct, frozen=True):
     """
 
     node: ImageNode
+    text: bytes
+    ids: Mapping[str, str]
     rewritten: Callable[[Mapping[int, str]], Rewritten]
     dockerfile: Rewritten
     sources: Mapping[str, str]
@@ -201,6 +204,8 @@ def prepare(
     final = dockerfile.final_base
     return PreparedBuild(
         node,
+        text,
+        ids,
         rewritten,
         rewritten({}),
         sources,

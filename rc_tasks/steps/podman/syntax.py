@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 
 from rc_tasks.errors import DockerfileError
-from rc_tasks.model.dockerfile.instructions import Instruction, Source, has_heredoc
+from rc_tasks.model.dockerfile.instructions import Instruction, Source, heredocs_of
 from rc_tasks.tools import podman_versions
 
 
@@ -31,7 +31,7 @@ def require_known(source: Source, needed: Collection[int], version: str, *, wher
 
 
 def _needed(instruction: Instruction) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if has_heredoc(instruction):
+    if heredocs_of(instruction):
         yield "here-documents (<<)", podman_versions.HEREDOCS_SINCE
     for flag in instruction.flags:
         name = flag.partition("=")[0]

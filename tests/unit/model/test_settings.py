@@ -156,7 +156,7 @@ def test_variables_of_the_test_suite_and_of_others_are_left_alone(places: Places
         ("runer = 1", "pyproject.toml:3: runer is not a known key\n  next: did you mean runner?"),
         ("slurm.cpuz = 1", "slurm.cpuz is not a known key\n  next: did you mean slurm.cpus?"),
         ('partition = "x"', "partition is not a known key\n  next: did you mean slurm.partition?"),
-        ("zzz = 1", "zzz is not a known key\n  next: known here: debug, edf, history,"),
+        ("zzz = 1", "zzz is not a known key\n  next: known here: arch, debug, edf,"),
         ('runner = "slrm"', 'runner: expected "auto", "slurm" or "local", found "slrm"'),
         ("slurm = 3", "slurm: expected a table, found 3"),
         (

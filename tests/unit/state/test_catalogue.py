@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rc_tasks.state.store.catalogue import Cached, Catalogue, Pulled
+from rc_tasks.state.store.catalogue import Cached, Catalogue, FailedInstruction, Pulled
 
 REFERENCES = (
     "ubuntu",
@@ -55,3 +55,21 @@ def test_a_failed_build_adds_to_what_the_last_good_one_made(tmp_path: Path) -> N
     assert catalogue.cache("app:1") == (one, two)
     catalogue.put_cache("app:1", (three,))
     assert dict(catalogue.caches()) == {"app:1": (three,)}
+
+
+def test_the_failed_instruction_is_kept_until_a_build_succeeds(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path)
+    one, two = (Cached(letter * 64, letter) for letter in "ab")
+    assert catalogue.failed_instruction("app:1") is None
+    catalogue.put_cache("app:1", (one,))
+    failed = FailedInstruction(3, "FROM x\n", "c" * 64, {"A": "1"}, "4.3.1")
+    catalogue.put_failed_instruction("app:1", failed)
+    catalogue.put_cache("app:1", (two,), failed=True)
+    assert catalogue.failed_instruction("app:1") == failed
+    assert catalogue.cache("app:1") == (one, two)
+    # Its image, which may be that of the base alone, is in use.
+    assert dict(catalogue.caches()) == {"app:1": (one, two, Cached("c" * 64, ""))}
+    catalogue.rename_cache("app:1", "app:2")
+    assert catalogue.failed_instruction("app:2") == failed
+    catalogue.put_cache("app:2", (two,))
+    assert catalogue.failed_instruction("app:2") is None

@@ -245,6 +245,14 @@ def test_a_mistake_in_a_dockerfile_is_to_be_corrected(name: str) -> None:
     )
 
 
+def test_where_the_layers_are_kept_the_next_step_may_be_to_look_at_them() -> None:
+    lines = MISTAKES["workdir"].splitlines()
+    assert str(failure.explain(3, lines, PROJECT, debuggable=True)) == (
+        "projects/x:1/Dockerfile: podman build failed with exit status 3\n"
+        f"  next: {CORRECT};\n        `doit debug x:1` starts a shell where it failed"
+    )
+
+
 MET = {
     "OSError: [Errno 28] No space left on device": "no space is left",
     "cp: error writing '/big': Disk quota exceeded": "a disk quota is used up",

@@ -254,9 +254,9 @@ def test_an_account_in_the_environment_is_one_that_was_chosen(
     monkeypatch.setattr(sacctmgr, "accounts", lambda: ("a", "b"))
     checkout = open_checkout(write_checkout(tmp_path / "imgs", {}), {})
     with pytest.raises(SlurmError, match="the job needs an account"):
-        interactive._request(checkout, "x", "local")
+        interactive.job_request(checkout, "x", "local")
     monkeypatch.setenv("SLURM_ACCOUNT", "a")
-    assert interactive._request(checkout, "x", "local").account == ""
+    assert interactive.job_request(checkout, "x", "local").account == ""
 
 
 def test_podman_gets_an_image_by_id(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,24 @@ def test_another_base_makes_all_keys_others(tmp_path: Path) -> None:
     assert not {*keys(tmp_path)[0], *keys(tmp_path)[1]} & {*other[0], *other[1]}
 
 
+def test_the_last_image_of_a_stage_is_that_of_a_step_which_has_ended() -> None:
+    layers = cache.LayerImages()
+    assert layers.last(0) == ""
+    for line in OUTPUT.split("\n"):
+        layers.read_line(line)
+        if line.endswith("RUN two"):
+            assert layers.last(0) == "a" * 11
+            # What a RUN prints that fails.
+            layers.read_line(f"--> {'e' * 11}")
+            assert layers.last(0) == "a" * 11
+            assert layers.step == cache.BuildStep(0, 3, 3, "RUN two")
+        if line.endswith("COPY a b"):
+            assert (layers.last(0), layers.last(1)) == ("b" * 11, "")
+    # A stage that is built by itself first begins again with the whole.
+    layers.read_line(OUTPUT.split("\n", maxsplit=1)[0])
+    assert layers.last(0) == ""
+
+
 class Holding(Podman):
     """A storage that holds these images."""
 
