@@ -214,7 +214,8 @@ def _description(start: _Start) -> list[str]:
     facts = [f"image {failed.image_id[:_SHORT_ID]} in {config.workdir}"]
     facts += [f"as {config.user}"] if config.user else []
     facts += [f"with SHELL {shlex.join(config.shell)}"] if config.shell != DEFAULT_SHELL else []
-    return [*lines, printable(" ".join(facts)), f"{_CONTEXT} is {project.path}/, read-only"]
+    context = project.shown_input("") or "the checkout"
+    return [*lines, printable(" ".join(facts)), f"{_CONTEXT} is {context}, read-only"]
 
 
 def _shell(config: ImageConfig) -> tuple[str, ...]:
