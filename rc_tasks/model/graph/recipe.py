@@ -2,11 +2,11 @@
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 
 from msgspec.structs import replace
 
-from rc_tasks.errors import SettingsError
+from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.graph.context import IGNORE_FILES
 from rc_tasks.model.graph.pin import LOCK
@@ -34,22 +34,34 @@ _STATE = ".rc"
 
 
 def images(
-    project: Project, options: ProjectOptions, top_projects: Collection[str]
+    project: Project,
+    options: ProjectOptions,
+    top_projects: Collection[str],
+    broken: MutableMapping[str, RcError],
 ) -> list[tuple[Project, ProjectOptions]]:
     """Return the images of a project directory: one, or one for each combination of its matrix.
 
     `top_projects` are the projects beside `projects/`. Raise SettingsError for what project.toml names
-    and is not there, and ProjectError for a project without a Dockerfile.
+    and is not there, and ProjectError for a project without a Dockerfile. Of a matrix, some images of
+    which have their files, note the error of each other one in `broken`.
     """
     places = _Places(project, top_projects)
     if options.matrix is None:
         return [(places.placed(project, options), options)]
     result = []
+    errors: dict[str, RcError] = {}
     for version in options.matrix.versions:
         name = f"{project.name}:{version}"
         image = replace(project, name=name, path=f"{PROJECTS}/{name}")
         image_options = options.of_version(version)
-        result.append((places.placed(image, image_options), image_options))
+        try:
+            result.append((places.placed(image, image_options), image_options))
+        except RcError as error:
+            errors[name] = error
+    if not result:
+        # One mistake is the reason of all, and is reported once.
+        raise next(iter(errors.values()))
+    broken.update(errors)
     return result
 
 

@@ -216,7 +216,7 @@ WRONG = {
         "2 problems in projects/x/project.toml",
     ),
     "matrix": (
-        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["app", "none"]\n',
+        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["none", "no"]\n',
         "projects/x/project.toml:1: dockerfile: ../../docker/Dockerfile.none is not a file",
     ),
 }
@@ -230,6 +230,47 @@ def test_what_is_named_wrongly_breaks_that_project_alone(root: Path, text: str, 
     graph = open_checkout(root, {}).graph
     assert set(graph.images) == set(IMAGES)
     assert graph.broken["x"].headline.startswith(message)
+
+
+def test_a_combination_without_its_dockerfile_breaks_that_image_alone(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/project.toml").write_text(
+        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["app", "none"]\n'
+    )
+    graph = open_checkout(root, {}).graph
+    assert set(graph.images) == {*IMAGES, "x:app"}
+    assert set(graph.broken) == {"x:none"}
+    assert graph.broken["x:none"].what == "dockerfile: ../../docker/Dockerfile.none is not a file"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("dockerfile", "dockerfiel", id="key"),
+        pytest.param("[matrix]", "[matrix", id="syntax"),
+        pytest.param("Dockerfile.app", "Dockerfile.none", id="path"),
+    ],
+)
+def test_no_version_of_a_wrong_matrix_comes_from_a_registry(root: Path, old: str, new: str) -> None:
+    edit(root / "projects/app/project.toml", old, new)
+    (root / "projects/named").mkdir()
+    (root / "projects/named/Dockerfile").write_text("FROM start\n")
+    (root / "projects/named/project.toml").write_text('[contexts]\nstart = "image:app:13.0-py3.12"\n')
+    graph = open_checkout(root, {}).graph
+    # One problem has one message, also where an alias names a version.
+    assert set(graph.broken) == {"app"}
+    assert graph.aliases == {"app:latest": "app"}
+    for name in ("docs", "user:13.0", "named"):
+        assert graph.images[name].bases == ("app",)
+        assert graph.images[name].remote == ()
+
+
+def test_a_registry_base_may_have_the_name_of_a_project(root: Path) -> None:
+    (root / "projects/user/Dockerfile").write_text("ARG CUDA\nFROM base:${CUDA}\n")
+    edit(root / "projects/base/project.toml", "Dockerfile.base", "Dockerfile.none")
+    graph = open_checkout(root, {}).graph
+    assert set(graph.broken) == {"base"}
+    assert graph.images["user:13.0"].remote == ("base:13.0",)
 
 
 def test_two_recipes_of_one_name(root: Path) -> None:
