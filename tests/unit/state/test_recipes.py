@@ -15,6 +15,7 @@ from rc_tasks.model.graph import context
 from rc_tasks.model.graph.project import BuildContext
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.records.inputs import is_file
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.recipes import APPS, FILES, IMAGES
@@ -121,6 +122,20 @@ def test_exactly_the_stale_images_are_stale(
 ) -> None:
     change(root)
     assert reasons(root) == expected
+
+
+def test_doit_takes_no_fresh_image_for_a_changed_one(root: Path) -> None:
+    """The images share Dockerfiles and directories, of which each takes other files."""
+    checkout = open_checkout(root, {})
+    for _ in ("read", "compared with the last reading"):
+        judge = Judge(checkout)
+        for name in checkout.graph.images:
+            assert judge.step(Step.PODMAN, name).fresh
+            record = checkout.records.get(Step.PODMAN, name)
+            assert record is not None
+            read = {part: value for part, value in record.inputs.items() if is_file(part)}
+            assert set(read) >= {"Dockerfile"}
+            assert [part for part in read if judge.modified(name, part, read[part])] == []
 
 
 def edit(path: Path, old: str, new: str) -> None:
