@@ -416,3 +416,18 @@ def test_watching_sees_each_file_of_a_shared_context(root: Path) -> None:
     (root / "src/lib/test.log").write_text("more")
     changed = before.changed(look(root, ["app:12.8-py3.10"]))
     assert changed == [f"{root}/src/lib/module.py"]
+
+
+def test_a_context_of_a_matrix_is_named_by_its_axes(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/Dockerfile").write_text("ARG TAG\nFROM vendor.example/torch:${TAG}\n")
+    (root / "projects/x/project.toml").write_text(
+        'build_args = { TAG = "{cuda}-py3" }\n'
+        "[matrix]\n"
+        'cuda = ["12.8", "13.0"]\n'
+        "[contexts]\n"
+        '"vendor.example/torch:{cuda}-py3" = "image:app:{cuda}-py3.12"\n'
+    )
+    images = open_checkout(root, {}).graph.images
+    assert images["x:12.8"].bases == ("app:12.8-py3.12",)
+    assert images["x:13.0"].bases == ("app:13.0-py3.12",)
