@@ -1,5 +1,6 @@
 """Recipes whose files lie elsewhere: images, graph, staleness, and what project.toml names wrongly."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.inputs import is_file
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.doit import doit
 from tests.support.recipes import APPS, FILES, IMAGES
 
 
@@ -431,3 +433,14 @@ def test_a_context_of_a_matrix_is_named_by_its_axes(root: Path) -> None:
     images = open_checkout(root, {}).graph.images
     assert images["x:12.8"].bases == ("app:12.8-py3.12",)
     assert images["x:13.0"].bases == ("app:13.0-py3.12",)
+
+
+def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
+    for number in range(1000):
+        (root / f"docs/{number:03}.md").write_text("new\n")
+    expected = (
+        "docs/000.md added, docs/001.md added, docs/002.md added, docs/003.md added, docs/004.md added"
+    )
+    for argv in (("plan", "docs"), ("info", "podman:docs")):
+        assert f"{expected} and 995 more\n" in doit(root, *argv).text
+    assert len(json.loads(doit(root, "plan", "docs", "--json").text)["steps"][0]["reasons"]) == 1000
