@@ -152,7 +152,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     aliases: list[Alias] = []
     broken: dict[str, RcError] = {}
     problems: list[RcError] = []
-    for entry in discover(root):
+    for entry in discover(root, at_top=settings.top_projects):
         match entry:
             case Project():
                 projects.append(entry)

@@ -58,8 +58,14 @@ def test_the_context_is_what_its_ignore_file_lets_through(root: Path) -> None:
     of_docs = context.of_project(images["docs"].project).paths
     assert "README.md" in of_docs and "docs/index.md" in of_docs and "docker/Dockerfile.app" in of_docs
     # .dockerignore names src; the rest belongs to the checkout and not to an image.
-    left_out = ("src", "projects", ".rc", "dodo.py", ".git")
+    left_out = ("src", "projects", ".rc", "dodo.py", ".git", "templates/")
     assert not [path for path in of_docs if path.startswith(left_out) and path != ".gitignore"]
+
+
+def test_a_repository_has_templates_of_its_own(root: Path) -> None:
+    (root / "templates/chat.jinja").write_text("{{ messages }}\n")
+    paths = context.of_project(open_checkout(root, {}).graph.images["docs"].project).paths
+    assert [path for path in paths if path.startswith("templates/")] == ["templates/chat.jinja"]
 
 
 def test_an_ignore_file_takes_back_what_belongs_to_the_checkout(root: Path) -> None:
@@ -433,6 +439,17 @@ def test_a_context_of_a_matrix_is_named_by_its_axes(root: Path) -> None:
     images = open_checkout(root, {}).graph.images
     assert images["x:12.8"].bases == ("app:12.8-py3.12",)
     assert images["x:13.0"].bases == ("app:13.0-py3.12",)
+
+
+def test_a_directory_of_dockerfiles_is_no_project(root: Path) -> None:
+    for path in ("docker/Dockerfile", "Tools/Dockerfile"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("FROM debian:12\n")
+    graph = open_checkout(root, {}).graph
+    assert {"docker", "Tools"} <= set(graph.names())
+    (root / "rc_tasks.toml").write_text("top_projects = false\n")
+    graph = open_checkout(root, {}).graph
+    assert set(graph.images) == set(IMAGES) and not graph.broken
 
 
 def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
