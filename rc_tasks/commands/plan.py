@@ -9,7 +9,7 @@ from rc_tasks.engine.schedule.ignored import ignored_steps, reasons_to_ignore
 from rc_tasks.engine.session import session
 from rc_tasks.errors import RcError
 from rc_tasks.state.records.records import Step, Task
-from rc_tasks.state.records.status import StepStatus
+from rc_tasks.state.records.status import StepStatus, on_one_line
 from rc_tasks.util.text import printable_lines
 from rc_tasks.views import tables
 
@@ -53,7 +53,7 @@ def run(args: Namespace) -> int:
             planned = {"image": name, "step": step, "runs": runs, "reasons": reasons}
             steps.append(planned | {"last_duration_s": last_s})
             last = tables.duration(last_s) if last_s is not None else ""
-            rows.append((f"{step}:{name}", last, runs, ", ".join(reasons)))
+            rows.append((f"{step}:{name}", last, runs, on_one_line(reasons)))
             if Task(step, name) in skipped:
                 ignored += 1
                 continue

@@ -44,7 +44,9 @@ class RecordsDB:
             case "deps:":
                 return list(shown_files(project, record.inputs).values())
             case _:
-                return record.inputs.get(part_at(project, dependency))
+                part = part_at(project, dependency)
+                value = record.inputs.get(part)
+                return None if value is None else (task.name, part, value)
 
     def set(self, task_id: str, dependency: str, value: object) -> None:
         """Save `ignore:` only; the step wrote everything else when it ended."""
@@ -87,9 +89,9 @@ class RecordsDB:
 class ContentChecker(FileChangedChecker):
     """A doit file checker that answers with the input values that the judge has just read."""
 
-    def check_modified(self, file_path: str, file_stat: None, state: str) -> bool:
-        """Return whether a file of a build context differs from its record."""
-        return session().judge.modified(file_path, state)
+    def check_modified(self, file_path: str, file_stat: None, state: tuple[str, str, str]) -> bool:
+        """Return whether a file of a build context differs from its record, which the backend gave."""
+        return session().judge.modified(*state)
 
     def get_state(self, dep: str, current_state: str | None) -> None:
         """Save nothing: the step recorded the file as it was *before* podman read it."""

@@ -9,7 +9,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON
 from rc_tasks.state.records.records import Step, Task
-from rc_tasks.state.records.status import first_line
+from rc_tasks.state.records.status import first_line, on_one_line
 
 
 class Outline(Struct, frozen=True):
@@ -60,13 +60,13 @@ def files(current: Session, step: Task) -> list[str]:
 
 
 def reason(current: Session, step: Task) -> str:
-    """Return why a step runs; empty when nothing is stale."""
+    """Return why a step runs, on one line; empty when nothing is stale."""
     try:
         causes = current.judge.step(*step).causes
     except RcError:
         return "its inputs cannot be read"  # the step itself will report the error
     certain = [cause.words for cause in causes if not cause.upstream]
-    return ", ".join(dict.fromkeys(certain or [cause.words for cause in causes]))
+    return on_one_line(certain or [cause.words for cause in causes])
 
 
 def _of_image(graph: ImageGraph, node: ImageNode) -> Iterator[Outline]:

@@ -1,7 +1,7 @@
 """Checkout: its settings, its image graph, its records and its store, opened together."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph import recipe
-from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
+from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node, local_name
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
 from rc_tasks.state.bases.pins import Pins
@@ -157,7 +157,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
     aliases: list[Alias] = []
     broken: dict[str, RcError] = {}
     problems: list[RcError] = []
-    for entry in discover(root):
+    for entry in discover(root, at_top=settings.top_projects):
         match entry:
             case Project():
                 projects.append(entry)
@@ -168,23 +168,33 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
                     broken[name] = error
                 else:
                     problems.append(error)
-    images = list(_images(projects, broken))
+    unread: set[str] = set()
+    images = list(_images(projects, broken, unread))
     for name, error in _same_names([project for project, _ in images], aliases):
         broken[name] = error
         images = [image for image in images if image[0].name != name]
-    aliases = [alias for alias in aliases if alias.name not in broken]
     here = _for_this_machine(images, architecture)
-    aliases += [Alias(name, image) for name, image in here.items() if name not in broken]
-    aliases = [Alias(alias.name, here.get(alias.target, alias.target)) for alias in aliases]
+    aliases += [Alias(name, image) for name, image in here.items()]
+    names = {*(project.name for project, _ in images), *broken, *here}
+    aliases = [
+        Alias(alias.name, here.get(target, target))
+        for alias in aliases
+        if alias.name not in broken
+        for target in (local_name(alias.target, names, unread) or alias.target,)
+    ]
     alias_targets = {alias.name: alias.target for alias in aliases}
-    names = {*(project.name for project, _ in images), *broken, *alias_targets}
+    names |= alias_targets.keys()
     machine_of = {project.name: project.machine for project, _ in images if project.machine}
     generated = root / GENERATED
     splits = Splits(generated / "cache" / "dockerfiles.json")
     nodes = []
     for project, options in images:
         try:
-            nodes.append(_node(project, options, alias_targets, names, machine_of, architecture, splits))
+            dockerfile = _dockerfile(project, options, architecture, splits)
+            node = image_node(
+                project, dockerfile, options, alias_targets, names, machine_of, architecture, unread
+            )
+            nodes.append(node)
         except RcError as error:
             broken.setdefault(project.name, error)
     return Checkout(
@@ -204,9 +214,12 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
 
 
 def _images(
-    projects: list[Project], broken: dict[str, RcError]
+    projects: list[Project], broken: dict[str, RcError], unread: set[str]
 ) -> Iterator[tuple[Project, project_toml.ProjectOptions]]:
-    """Yield the images of the projects; note the error of each project.toml in `broken`."""
+    """Yield the images of the projects; note the error of each project.toml in `broken`.
+
+    Add each project to `unread` that may be a matrix of which no image is known.
+    """
     top_projects = [project.path for project in projects if "/" not in project.path]
     for project in projects:
         # Check with one fast call: most projects have no project.toml, and every start checks all
@@ -214,11 +227,14 @@ def _images(
         if not os.path.lexists(f"{project.base}/{PROJECT_TOML}"):
             yield project, _NO_OPTIONS
             continue
+        options = None
         try:
             options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
-            yield from recipe.images(project, options, top_projects)
+            yield from recipe.images(project, options, top_projects, broken)
         except RcError as error:
             broken[project.name] = error
+            if options is None or options.matrix is not None:
+                unread.add(project.name)
             if os.path.lexists(project.dockerfile):
                 # It is read all the same: the graph shows what the image is built on.
                 yield project, _NO_OPTIONS
@@ -240,15 +256,9 @@ def is_task_name(name: str) -> bool:
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
 
 
-def _node(
-    project: Project,
-    options: project_toml.ProjectOptions,
-    aliases: Mapping[str, str],
-    names: Set[str],
-    machine_of: Mapping[str, str],
-    architecture: str,
-    splits: Splits,
-) -> ImageNode:
+def _dockerfile(
+    project: Project, options: project_toml.ProjectOptions, architecture: str, splits: Splits
+) -> parser.Dockerfile:
     try:
         text = read_bytes(f"{project.root}/{project.shown_dockerfile}")
     except OSError as error:
@@ -257,8 +267,7 @@ def _node(
             where=project.shown_dockerfile,
             hint=advice(error, "correct its permissions"),
         ) from None
-    dockerfile = _parsed(project, options, text, architecture, split=splits.split)
-    return image_node(project, dockerfile, options, aliases, names, machine_of, architecture)
+    return _parsed(project, options, text, architecture, split=splits.split)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:

@@ -18,7 +18,6 @@ from rc_tasks.model.graph.project import (
     DOCKERFILES,
     EDF,
     IMAGE_JSON,
-    PROJECTS,
     BuildContext,
     Project,
 )
@@ -99,10 +98,9 @@ class Judge:
             else None
         )
         self._pins: dict[str, Pin] | None = None
-        # The input value of each file when it was last read, by its path in the checkout, and the
-        # directories of projects whose files are as recorded.
-        self._seen: dict[str, str] = {}
-        self._as_recorded: set[str] = set()
+        # The input values of each image's files when they were last read; None if they are as recorded.
+        # Images may share a Dockerfile, and a directory of which each takes other files.
+        self._read: dict[str, Mapping[str, str] | None] = {}
 
     def step(self, step: Step, name: str) -> StepStatus:
         """Return whether and why a step of an image has to run. Raise the error of a broken project."""
@@ -245,9 +243,7 @@ class Judge:
         project = node.project
         inputs = file_inputs(project, files.paths, self._checkout.digests.of)
         inputs |= {part: values.digest for part, values in self.context_values(project).items()}
-        for part, file in shown_files(project, inputs).items():
-            self._seen[file] = inputs[part]
-        self._as_recorded.discard(project.path)
+        self._read[project.name] = inputs
         return inputs
 
     def _other_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
@@ -335,14 +331,10 @@ class Judge:
             for build_context in node.project.recipe.contexts.values():
                 self._contexts.pop(build_context, None)
 
-    def modified(self, file: str, recorded: str) -> bool:
-        """Return whether an input file differed from `recorded` when it was last read.
-
-        `file` is its path in the checkout.
-        """
-        parts = file.split("/", 2)
-        project = "/".join(parts[:2]) if parts[0] == PROJECTS else parts[0]
-        return project not in self._as_recorded and self._seen.get(file) != recorded
+    def modified(self, name: str, part: str, recorded: str) -> bool:
+        """Return whether an input file of an image differed from `recorded` when it was last read."""
+        values = self._read.get(name, {})
+        return values is not None and values.get(part) != recorded
 
     def _podman(self, node: ImageNode) -> list[Cause]:
         name = node.project.name
@@ -360,7 +352,7 @@ class Judge:
         unchanged = self._checkout.comparisons.is_unchanged(name, files, version)
         if unchanged:
             recorded = {part: value for part, value in recorded.items() if not is_file(part)}
-            self._as_recorded.add(node.project.path)
+            self._read[name] = None
         else:
             now = self._file_inputs(node, files) | now
         recorded, now = self._file_by_file(node, recorded, now)

@@ -61,7 +61,7 @@ def _contexts(raw: object) -> dict[str, str]:
         raise wrong('a table such as { src = "../../src", tools = "image:tools" }', raw)
     contexts = {}
     for name, value in raw.items():
-        if not _CONTEXT_NAME.fullmatch(name):
+        if not _CONTEXT_NAME.fullmatch(placeholder_free(name)):
             raise ValueError(f"{toml_text.dump(name)} cannot be the name of a context")
         try:
             contexts[name] = _context(value)
@@ -239,7 +239,9 @@ class ProjectOptions(Struct, frozen=True):
         return replace(
             self,
             build_args={name: filled(arg, values) for name, arg in self.build_args.items()},
-            contexts={name: filled(value, values) for name, value in self.contexts.items()},
+            contexts={
+                filled(name, values): filled(value, values) for name, value in self.contexts.items()
+            },
             dockerfile=text(self.dockerfile),
             context=text(self.context),
             ignorefile=text(self.ignorefile),

@@ -381,6 +381,9 @@ class Settings(Struct, frozen=True):
     source: Annotated[
         str, Key("URL of this repository, for the label org.opencontainers.image.source", _label)
     ] = ""
+    top_projects: Annotated[
+        bool, Key("directories with a Dockerfile beside projects/ are projects, too")
+    ] = True
     runner: Annotated[Runner, Key("where steps run; auto: through Slurm where there is Slurm")] = (
         Runner.AUTO
     )

@@ -114,15 +114,18 @@ class ImageGraph(Struct, frozen=True):
         return tuple(name for name in self.images if name in reached)
 
 
-def local_name(written: str, names: Container[str]) -> str | None:
+def local_name(written: str, names: Container[str], unread: Container[str] = frozenset()) -> str | None:
     """Return the project or alias that a base names, or None for a registry reference.
 
     The name may begin with `localhost/`. A missing tag and `:latest` are the same, as in every container
-    tool.
+    tool. Every version of a project in `unread` is that project: a mistake in its project.toml hides
+    which versions its matrix has, and none of them may come from a registry meanwhile.
     """
     name = written.removeprefix("localhost/")
     same = name.removesuffix(":latest") if name.endswith(":latest") else f"{name}:latest"
-    return next((candidate for candidate in (name, same) if candidate in names), None)
+    matrix = name.partition(":")[0]
+    candidates = (name, same, matrix) if matrix in unread else (name, same)
+    return next((candidate for candidate in candidates if candidate in names), None)
 
 
 def image_node(
@@ -133,27 +136,28 @@ def image_node(
     names: Set[str],
     machine_of: Mapping[str, str],
     machine: str,
+    unread: Container[str] = frozenset(),
 ) -> ImageNode:
     """Return the project as a node of the graph; `names` are all projects and aliases.
 
     `machine_of` maps the images for one of several machines to it; `machine` is this one (uname -m).
-    Raise DockerfileError.
+    `unread` are the projects whose versions are not known. Raise DockerfileError.
     """
     local: dict[str, str] = {}
     remote: dict[str, None] = {}
     for context, image in options.projects.items():
-        if local_name(image, names) is None:
+        if local_name(image, names, unread) is None:
             raise SettingsError(
                 f"contexts.{context}: {image} is not an image of this checkout",
                 where=project.shown_options,
                 hint=partial(_nearest, image, names),
             )
     for base in dockerfile.bases:
-        name = local_name(base.name, names)
+        name = local_name(base.name, names, unread)
         if name is not None:
             image = aliases.get(name, name)
             built_for = project.machine or machine
-            if machine_of.get(image, machine) != built_for:
+            if image not in unread and machine_of.get(image, machine) != built_for:
                 image = _for_machine(image, built_for, machine_of, project, base)
             local[base.name] = image
             continue

@@ -189,12 +189,15 @@ def dockerfile_name(directory: str | Path) -> str:
     return next(files, names[0] if names else DOCKERFILE)
 
 
-def discover(root: Path) -> Iterator[Project | Alias | Broken]:
-    """Yield the projects of a checkout: directories in `projects/`, or beside it with a Dockerfile."""
+def discover(root: Path, *, at_top: bool = True) -> Iterator[Project | Alias | Broken]:
+    """Yield the projects of a checkout: directories in `projects/`, or beside it with a Dockerfile.
+
+    Without `at_top`, directories beside `projects/` hold Dockerfiles of which projects are made.
+    """
     # The path of the checkout may be a symlink, and targets of aliases are compared as real paths.
     base = os.path.realpath(root)
     top = Path(base)
-    for parent in ("", PROJECTS):
+    for parent in ("", PROJECTS) if at_top else (PROJECTS,):
         try:
             entries = sorted(os.scandir(os.path.join(base, parent)), key=lambda entry: entry.name)
         except FileNotFoundError:
@@ -307,7 +310,8 @@ def _misnamed(name: str, path: str, problem: str) -> ProjectError:
     return ProjectError(
         f"{name!r} cannot be the name of an image: it {problem}",
         where=path if path.isprintable() else repr(path),
-        hint="rename it to something like reasoning:2025.1",
+        hint="rename it to something like reasoning:2025.1"
+        + ("" if "/" in path else ", or set top_projects = false: then projects are in projects/ alone"),
     )
 
 

@@ -2,11 +2,11 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 
 from msgspec.structs import replace
 
-from rc_tasks.errors import SettingsError
+from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import machine as machines
 from rc_tasks.model.config.project_toml import ProjectOptions
 from rc_tasks.model.graph.context import IGNORE_FILES
@@ -29,21 +29,30 @@ from rc_tasks.util.toml_schema import Problem
 # changes files in .git.
 _LEFT_OUT = (".git", ".venv")
 # In a context that is the whole checkout also what belongs to the checkout itself. Each build of another
-# image changes something in projects/.
-_LEFT_OUT_OF_CHECKOUT = (PROJECTS, LOCK, "dodo.py", "rc_tasks.toml")
+# image changes something in projects/. A repository may have templates of its own beside ours.
+_TEMPLATES = ("env.toml.j2", "nightly.sbatch.j2", "report.css", "report.html.j2", "report.js", "new")
+_LEFT_OUT_OF_CHECKOUT = (
+    *(PROJECTS, LOCK, "dodo.py", "rc_tasks.toml"),
+    *(f"templates/{name}" for name in _TEMPLATES),
+)
 _STATE = ".rc"
 
 
 def images(
-    project: Project, options: ProjectOptions, top_projects: Collection[str]
+    project: Project,
+    options: ProjectOptions,
+    top_projects: Collection[str],
+    broken: MutableMapping[str, RcError],
 ) -> list[tuple[Project, ProjectOptions]]:
     """Return the images of a project directory: one for each combination of its matrix and machine.
 
     `top_projects` are the projects beside `projects/`. Raise SettingsError for what project.toml names
-    and is not there, and ProjectError for a project without a Dockerfile.
+    and is not there, and ProjectError for a project without a Dockerfile. Of a matrix, some images of
+    which have their files, note the error of each other one in `broken`.
     """
     places = _Places(project, top_projects)
     result = []
+    errors: dict[str, RcError] = {}
     for name, image_options in _versions(project.name, options):
         for machine in options.arch or ("",):
             image = project
@@ -51,7 +60,14 @@ def images(
                 image_name = machines.image_name(name, machine) if machine else name
                 path = f"{PROJECTS}/{image_name}"
                 image = replace(project, name=image_name, path=path, machine=machine)
-            result.append((places.placed(image, image_options), image_options))
+            try:
+                result.append((places.placed(image, image_options), image_options))
+            except RcError as error:
+                errors[image.name] = error
+    if not result:
+        # One mistake is the reason of all, and is reported once.
+        raise next(iter(errors.values()))
+    broken.update(errors)
     return result
 
 

@@ -9,6 +9,7 @@ from rc_tasks.errors import RcError
 from rc_tasks.model.dockerfile.parser import Overlooked
 from rc_tasks.state.records.inputs import CHANGED_MEANWHILE
 from rc_tasks.state.records.records import Failure, Step
+from rc_tasks.util.text import listed
 
 
 class State(StrEnum):
@@ -37,6 +38,7 @@ _OVERLOOKED = {
 }
 # The part of a cause that needs only a test of the published image, unless there are other causes.
 SMOKE = "smoke"
+_MOST_ON_LINE = 5
 
 
 class Cause(Struct, frozen=True):
@@ -106,6 +108,11 @@ def leading_causes(steps: tuple[StepStatus, ...]) -> list[Cause]:
     if steps and any(cause.part == NEVER for cause in steps[0].causes):
         return [steps[0].causes[0], *from_bases]
     return certain + from_bases
+
+
+def on_one_line(reasons: Iterable[str]) -> str:
+    """Return some reasons for a line of output; another branch may change thousands of files."""
+    return listed(tuple(dict.fromkeys(reasons)), _MOST_ON_LINE)
 
 
 def briefly(name: str, reasons: Iterable[str]) -> str:

@@ -106,8 +106,15 @@ def test_a_directory_that_git_left_behind_is_no_project(tmp_path: Path) -> None:
             "projects/My Project: 'My Project' cannot be the name of an image: it contains a space\n"
             "  next: rename it to something like reasoning:2025.1",
         ),
+        (
+            ["Docker/Dockerfile"],
+            "Docker",
+            "Docker: 'Docker' cannot be the name of an image: it has capital letters before the tag\n"
+            "  next: rename it to something like reasoning:2025.1, or set top_projects = false: then"
+            " projects are in projects/ alone",
+        ),
     ],
-    ids=["no-dockerfile", "dangling-dockerfile", "dangling", "outside", "space"],
+    ids=["no-dockerfile", "dangling-dockerfile", "dangling", "outside", "space", "top"],
 )
 def test_what_is_wrong_is_told_and_the_rest_is_found(
     tmp_path: Path, paths: list[str], name: str, text: str

@@ -1,5 +1,6 @@
 """Recipes whose files lie elsewhere: images, graph, staleness, and what project.toml names wrongly."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from rc_tasks.model.graph import context
 from rc_tasks.model.graph.project import BuildContext
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.judge import Judge
+from rc_tasks.state.records.inputs import is_file
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import pretend_built, write_checkout
+from tests.support.doit import doit
 from tests.support.recipes import APPS, FILES, IMAGES
 
 
@@ -55,8 +58,14 @@ def test_the_context_is_what_its_ignore_file_lets_through(root: Path) -> None:
     of_docs = context.of_project(images["docs"].project).paths
     assert "README.md" in of_docs and "docs/index.md" in of_docs and "docker/Dockerfile.app" in of_docs
     # .dockerignore names src; the rest belongs to the checkout and not to an image.
-    left_out = ("src", "projects", ".rc", "dodo.py", ".git")
+    left_out = ("src", "projects", ".rc", "dodo.py", ".git", "templates/")
     assert not [path for path in of_docs if path.startswith(left_out) and path != ".gitignore"]
+
+
+def test_a_repository_has_templates_of_its_own(root: Path) -> None:
+    (root / "templates/chat.jinja").write_text("{{ messages }}\n")
+    paths = context.of_project(open_checkout(root, {}).graph.images["docs"].project).paths
+    assert [path for path in paths if path.startswith("templates/")] == ["templates/chat.jinja"]
 
 
 def test_an_ignore_file_takes_back_what_belongs_to_the_checkout(root: Path) -> None:
@@ -121,6 +130,20 @@ def test_exactly_the_stale_images_are_stale(
 ) -> None:
     change(root)
     assert reasons(root) == expected
+
+
+def test_doit_takes_no_fresh_image_for_a_changed_one(root: Path) -> None:
+    """The images share Dockerfiles and directories, of which each takes other files."""
+    checkout = open_checkout(root, {})
+    for _ in ("read", "compared with the last reading"):
+        judge = Judge(checkout)
+        for name in checkout.graph.images:
+            assert judge.step(Step.PODMAN, name).fresh
+            record = checkout.records.get(Step.PODMAN, name)
+            assert record is not None
+            read = {part: value for part, value in record.inputs.items() if is_file(part)}
+            assert set(read) >= {"Dockerfile"}
+            assert [part for part in read if judge.modified(name, part, read[part])] == []
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -216,7 +239,7 @@ WRONG = {
         "2 problems in projects/x/project.toml",
     ),
     "matrix": (
-        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["app", "none"]\n',
+        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["none", "no"]\n',
         "projects/x/project.toml:1: dockerfile: ../../docker/Dockerfile.none is not a file",
     ),
 }
@@ -230,6 +253,47 @@ def test_what_is_named_wrongly_breaks_that_project_alone(root: Path, text: str, 
     graph = open_checkout(root, {}).graph
     assert set(graph.images) == set(IMAGES)
     assert graph.broken["x"].headline.startswith(message)
+
+
+def test_a_combination_without_its_dockerfile_breaks_that_image_alone(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/project.toml").write_text(
+        'dockerfile = "../../docker/Dockerfile.{a}"\n[matrix]\na = ["app", "none"]\n'
+    )
+    graph = open_checkout(root, {}).graph
+    assert set(graph.images) == {*IMAGES, "x:app"}
+    assert set(graph.broken) == {"x:none"}
+    assert graph.broken["x:none"].what == "dockerfile: ../../docker/Dockerfile.none is not a file"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("dockerfile", "dockerfiel", id="key"),
+        pytest.param("[matrix]", "[matrix", id="syntax"),
+        pytest.param("Dockerfile.app", "Dockerfile.none", id="path"),
+    ],
+)
+def test_no_version_of_a_wrong_matrix_comes_from_a_registry(root: Path, old: str, new: str) -> None:
+    edit(root / "projects/app/project.toml", old, new)
+    (root / "projects/named").mkdir()
+    (root / "projects/named/Dockerfile").write_text("FROM start\n")
+    (root / "projects/named/project.toml").write_text('[contexts]\nstart = "image:app:13.0-py3.12"\n')
+    graph = open_checkout(root, {}).graph
+    # One problem has one message, also where an alias names a version.
+    assert set(graph.broken) == {"app"}
+    assert graph.aliases == {"app:latest": "app"}
+    for name in ("docs", "user:13.0", "named"):
+        assert graph.images[name].bases == ("app",)
+        assert graph.images[name].remote == ()
+
+
+def test_a_registry_base_may_have_the_name_of_a_project(root: Path) -> None:
+    (root / "projects/user/Dockerfile").write_text("ARG CUDA\nFROM base:${CUDA}\n")
+    edit(root / "projects/base/project.toml", "Dockerfile.base", "Dockerfile.none")
+    graph = open_checkout(root, {}).graph
+    assert set(graph.broken) == {"base"}
+    assert graph.images["user:13.0"].remote == ("base:13.0",)
 
 
 def test_two_recipes_of_one_name(root: Path) -> None:
@@ -360,3 +424,40 @@ def test_watching_sees_each_file_of_a_shared_context(root: Path) -> None:
     (root / "src/lib/test.log").write_text("more")
     changed = before.changed(look(root, ["app:12.8-py3.10"]))
     assert changed == [f"{root}/src/lib/module.py"]
+
+
+def test_a_context_of_a_matrix_is_named_by_its_axes(root: Path) -> None:
+    (root / "projects/x").mkdir()
+    (root / "projects/x/Dockerfile").write_text("ARG TAG\nFROM vendor.example/torch:${TAG}\n")
+    (root / "projects/x/project.toml").write_text(
+        'build_args = { TAG = "{cuda}-py3" }\n'
+        "[matrix]\n"
+        'cuda = ["12.8", "13.0"]\n'
+        "[contexts]\n"
+        '"vendor.example/torch:{cuda}-py3" = "image:app:{cuda}-py3.12"\n'
+    )
+    images = open_checkout(root, {}).graph.images
+    assert images["x:12.8"].bases == ("app:12.8-py3.12",)
+    assert images["x:13.0"].bases == ("app:13.0-py3.12",)
+
+
+def test_a_directory_of_dockerfiles_is_no_project(root: Path) -> None:
+    for path in ("docker/Dockerfile", "Tools/Dockerfile"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("FROM debian:12\n")
+    graph = open_checkout(root, {}).graph
+    assert {"docker", "Tools"} <= set(graph.names())
+    (root / "rc_tasks.toml").write_text("top_projects = false\n")
+    graph = open_checkout(root, {}).graph
+    assert set(graph.images) == set(IMAGES) and not graph.broken
+
+
+def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
+    for number in range(1000):
+        (root / f"docs/{number:03}.md").write_text("new\n")
+    expected = (
+        "docs/000.md added, docs/001.md added, docs/002.md added, docs/003.md added, docs/004.md added"
+    )
+    for argv in (("plan", "docs"), ("info", "podman:docs")):
+        assert f"{expected} and 995 more\n" in doit(root, *argv).text
+    assert len(json.loads(doit(root, "plan", "docs", "--json").text)["steps"][0]["reasons"]) == 1000

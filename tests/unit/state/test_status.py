@@ -272,20 +272,20 @@ def test_doit_is_answered_by_what_the_judge_saw(root: Path) -> None:
 
     def modified() -> list[str]:
         return [
-            file
-            for file, name, part in (
-                ("base/data", "base", "context/data"),
-                ("base/Dockerfile", "base", "Dockerfile"),
-                (f"{CHILD}/run.sh", "child:1", "context/run.sh"),
+            f"{name} {part}"
+            for name, part in (
+                ("base", "context/data"),
+                ("base", "Dockerfile"),
+                ("child:1", "context/run.sh"),
             )
-            if (record := recorded[name]) and judge.modified(file, record.inputs[part])
+            if (record := recorded[name]) and judge.modified(name, part, record.inputs[part])
         ]
 
     assert modified() == []
     (root / "base/data").write_text("new")
     judge.forget("base")
     assert not judge.step(Step.PODMAN, "base").fresh
-    assert modified() == ["base/data"]
+    assert modified() == ["base context/data"]
 
 
 def test_a_setting_of_the_edf_concerns_only_the_env_steps(root: Path) -> None:
