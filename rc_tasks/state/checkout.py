@@ -1,5 +1,6 @@
 """Checkout: its settings, its image graph, its records and its store, opened together."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
@@ -11,6 +12,7 @@ from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.config import project_toml
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
+from rc_tasks.model.config.variables import with_values
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph import recipe
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
@@ -163,7 +165,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
                     broken[name] = error
                 else:
                     problems.append(error)
-    images = list(_images(projects, broken))
+    images = list(_images(root, projects, settings, broken))
     for name, error in _same_names([project for project, _ in images], aliases):
         broken[name] = error
         images = [image for image in images if image[0].name != name]
@@ -195,10 +197,12 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
 
 
 def _images(
-    projects: list[Project], broken: dict[str, RcError]
+    root: Path, projects: list[Project], settings: Settings, broken: dict[str, RcError]
 ) -> Iterator[tuple[Project, project_toml.ProjectOptions]]:
     """Yield the images of the projects; note the error of each project.toml in `broken`."""
     top_projects = [project.path for project in projects if "/" not in project.path]
+    # Nearly no project needs any, and each takes two processes.
+    git_fact = functools.cache(functools.partial(_git_fact, root))
     for project in projects:
         # Check with one fast call: most projects have no project.toml, and every start checks all
         # projects.
@@ -206,13 +210,35 @@ def _images(
             yield project, _NO_OPTIONS
             continue
         try:
-            options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
-            yield from recipe.images(project, options, top_projects)
+            where = project.shown(PROJECT_TOML)
+            options = project_toml.load(project.options_file, where)
+            images = recipe.images(project, options, top_projects)
+            # All or none of a matrix.
+            yield from [
+                (image, with_values(filled, project.options_file, where, settings, git_fact))
+                for image, filled in images
+            ]
         except RcError as error:
             broken[project.name] = error
             if os.path.lexists(project.dockerfile):
                 # It is read all the same: the graph shows what the image is built on.
                 yield project, _NO_OPTIONS
+
+
+def _git_fact(root: Path, name: str) -> str:
+    """Return the branch of a checkout, or the URL of its remote `origin`. Raise RcError."""
+    from rc_tasks.tools import git
+
+    if name == "branch":
+        branch = git.head(root).branch
+        if not branch:
+            raise ProjectError("HEAD is on no branch", hint="git switch BRANCH")
+        return branch
+    git.head(root)
+    url = git.origin_url(root)
+    if not url:
+        raise ProjectError("there is no remote origin", hint="git remote add origin URL")
+    return url
 
 
 def is_task_name(name: str) -> bool:
@@ -245,10 +271,17 @@ def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Docker
     return _parsed(node.project, node.options, text, architecture)
 
 
-def parse_project(project: Project, text: bytes, architecture: str) -> parser.Dockerfile:
+def parse_project(project: Project, text: bytes, checkout: Checkout) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of a project, which no graph has to hold. Raise RcError."""
-    options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
-    return _parsed(project, options, text, architecture)
+    where = project.shown(PROJECT_TOML)
+    options = with_values(
+        project_toml.load(project.options_file, where),
+        project.options_file,
+        where,
+        checkout.settings,
+        functools.partial(_git_fact, checkout.root),
+    )
+    return _parsed(project, options, text, checkout.architecture)
 
 
 def _parsed(

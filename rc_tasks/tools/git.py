@@ -45,6 +45,8 @@ _OPERATIONS = {
 }
 # Since 2.47 git names a reference before it: cannot lock ref 'HEAD': Unable to create '…'.
 _LOCKED = re.compile(r"Unable to create '(.*\.lock)': File exists")
+# A token may stand in the URL of a clone by HTTP. The name before ssh://git@host is no secret.
+_CREDENTIALS = re.compile(r"^(https?://)[^/]*@")
 _FETCH_TIMEOUT_S = 120.0
 _NOT_IN_A_BRANCH = re.compile(r"[^A-Za-z0-9._-]|(?<=\.)\.")
 
@@ -262,6 +264,16 @@ def distance(directory: Path, other: Path) -> Distance:
     count = replace(count, env={**count.env, **borrowing}, unset=count.unset - frozenset(borrowing))
     ahead, behind = command.capture(count).stdout.split()
     return Distance(int(ahead), int(behind))
+
+
+def origin_url(directory: Path) -> str:
+    """Return the URL of the remote `origin` without name and password; empty when there is none.
+
+    It is as git's configuration has it: `url.*.insteadOf` of one user does not change it.
+    """
+    query = _reading(directory, "config", "--get", "remote.origin.url")
+    url = command.capture(query, check=False).stdout.removesuffix("\n")
+    return _CREDENTIALS.sub(r"\1", url)
 
 
 def remote_url(directory: Path, name: str) -> str:

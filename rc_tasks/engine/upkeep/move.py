@@ -109,7 +109,7 @@ def dockerfiles(checkout: Checkout, move: Move) -> dict[Path, bytes]:
             parse = functools.partial(parse_node, node, architecture=checkout.architecture)
         elif (checkout.root / path).is_dir():
             project = Project(name, checkout.root, path, dockerfile_name(checkout.root / path))
-            parse = functools.partial(parse_project, project, architecture=checkout.architecture)
+            parse = functools.partial(parse_project, project, checkout=checkout)
         else:
             continue  # removed since the move was interrupted
         # A Dockerfile may be a symlink, and stays one.

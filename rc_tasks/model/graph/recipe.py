@@ -7,7 +7,7 @@ from collections.abc import Collection
 from msgspec.structs import replace
 
 from rc_tasks.errors import SettingsError
-from rc_tasks.model.config.project_toml import ProjectOptions
+from rc_tasks.model.config.project_toml import ProjectOptions, place
 from rc_tasks.model.graph.context import IGNORE_FILES
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import (
@@ -20,8 +20,7 @@ from rc_tasks.model.graph.project import (
     dockerfile_name,
     no_dockerfile,
 )
-from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.safe_read import read_text
+from rc_tasks.util import toml_schema
 from rc_tasks.util.toml_schema import Problem
 
 # What no image is meant to hold, unless an ignore file takes it back with `!`: each command of git
@@ -151,11 +150,7 @@ class _Places:
             return False
 
     def _problem(self, key: str, what: str) -> Problem:
-        where = self._project.shown_options
-        try:
-            text = read_text(self._project.options_file)
-            line = toml_text.line_of(text, tuple(key.split(".", 1)))
-        except (OSError, UnicodeDecodeError):
-            line = None
+        project = self._project
+        where = place(project.options_file, project.shown_options, tuple(key.split(".", 1)))
         hint = f"name one in the checkout; a relative path begins at {self._directory}/"
-        return Problem(f"{where}:{line}" if line else where, f"{key}: {what}", hint)
+        return Problem(where, f"{key}: {what}", hint)
