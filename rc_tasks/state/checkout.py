@@ -254,16 +254,21 @@ def _node(
     architecture: str,
     splits: Splits,
 ) -> ImageNode:
+    text = read_dockerfile(project.root, project.shown_dockerfile)
+    dockerfile = _parsed(project, options, text, architecture, split=splits.split)
+    return image_node(project, dockerfile, options, aliases, names)
+
+
+def read_dockerfile(root: Path, path: str) -> bytes:
+    """Return the text of a Dockerfile; `path` is relative to the checkout. Raise ProjectError."""
     try:
-        text = read_bytes(f"{project.root}/{project.shown_dockerfile}")
+        return read_bytes(f"{root}/{path}")
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}",
-            where=project.shown_dockerfile,
+            where=path,
             hint=advice(error, "correct its permissions"),
         ) from None
-    dockerfile = _parsed(project, options, text, architecture, split=splits.split)
-    return image_node(project, dockerfile, options, aliases, names)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:

@@ -117,6 +117,22 @@ def changes(directory: Path) -> list[str]:
     return command.capture(_reading(directory, "status", "--porcelain")).stdout.splitlines()
 
 
+def files(directory: Path, *patterns: str) -> list[str]:
+    """Return the files of a checkout that match one of these patterns (gitglossary(7), pathspec `glob`).
+
+    Capital letters make no difference. Files that git ignores are not among them, and those that are
+    not added yet are. Return nothing without a repository or without git.
+    """
+    shown = ("--cached", "--others", "--exclude-standard", "--deduplicate", "-z", "--")
+    listing = _reading(
+        directory, "ls-files", *shown, *(f":(icase,glob){pattern}" for pattern in patterns)
+    )
+    try:
+        return sorted(filter(None, command.capture(listing).stdout.split("\0")))
+    except RcError:
+        return []
+
+
 def uncommitted(directory: Path, path: str) -> list[str] | None:
     """Return what no commit has at or below a path of a checkout, as `git status --short` lists it.
 

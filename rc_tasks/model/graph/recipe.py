@@ -43,6 +43,13 @@ def images(
     places = _Places(project, top_projects)
     if options.matrix is None:
         return [(places.placed(project, options), options)]
+    group, _, version = project.name.partition(":")
+    if version:
+        raise SettingsError(
+            f"matrix: its images are named {group}:VERSION, and this directory has a version already",
+            where=place(project.options_file, project.shown_options, ("matrix",)),
+            hint=f"rename the directory: git mv '{project.path}' {PROJECTS}/{group}",
+        )
     result = []
     for version in options.matrix.versions:
         name = f"{project.name}:{version}"
