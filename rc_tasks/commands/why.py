@@ -20,7 +20,7 @@ from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import Cause, ImageStatus, State
 from rc_tasks.util.safe_read import read_text
 from rc_tasks.util.text import printable_lines
-from rc_tasks.views import tables
+from rc_tasks.views import recipe_text, tables
 
 _ROLLED_BACK = (
     "rolled back until a build makes a different image; `doit rollback {name} 0` puts the newest image"
@@ -75,6 +75,8 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
             continue
         status = current.judge.image(name)
         _print(f"{name} is {status.state}")
+        for number, (heading, text) in enumerate(recipe_text.facts(graph.images[name])):
+            _print(f"  {'recipe' if number == 0 else '':8}{heading}: {text}")
         if status.failure is not None:
             log = f", log {status.failure.log}" if status.failure.log else ""
             _print(f"  {status.failure.message}\n  at {tables.when(status.failure.failed_at)}{log}")

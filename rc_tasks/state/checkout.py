@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.config import project_toml
+from rc_tasks.model.config.matrix import Matrix
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
 from rc_tasks.model.config.variables import with_values
@@ -18,6 +19,7 @@ from rc_tasks.model.graph import recipe
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
+from rc_tasks.model.reference import name_problem
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.moves import Journal
@@ -239,6 +241,17 @@ def _git_fact(root: Path, name: str) -> str:
     if not url:
         raise ProjectError("there is no remote origin", hint="git remote add origin URL")
     return url
+
+
+def matrix_of(checkout: Checkout, name: str) -> Matrix | None:
+    """Return the matrix of a project; None without one, or if its project.toml has an error."""
+    if ":" in name or name_problem(name) is not None:
+        return None
+    path = f"{checkout.directory(name)}/{PROJECT_TOML}"
+    try:
+        return project_toml.load(checkout.root / path, path).matrix
+    except RcError:
+        return None
 
 
 def is_task_name(name: str) -> bool:

@@ -31,6 +31,8 @@ OUR_FILES = (
 )
 # git leaves these files when it switches to a branch without the project.
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
+# All that is in the directory of an image of a matrix.
+PUBLISHED = GENERATED | {EDF}
 
 
 class BuildContext(Struct, frozen=True):
@@ -153,6 +155,11 @@ class Project(Struct, frozen=True):
         return self.recipe.dockerfile if self.recipe else self.shown(self.dockerfile_name)
 
     @property
+    def shown_context(self) -> str:
+        """The build context, relative to the checkout."""
+        return (self.recipe.context.directory or ".") if self.recipe else self.path
+
+    @property
     def shown_options(self) -> str:
         """The project.toml as errors show it."""
         return f"{self.recipe.directory}/{PROJECT_TOML}" if self.recipe else self.shown(PROJECT_TOML)
@@ -264,7 +271,7 @@ def _is_version(entry: os.DirEntry[str], files: list[str]) -> bool:
     """Return whether a directory holds what was published of a version of a matrix, and nothing else."""
     version = entry.name.partition(":")[1:]
     options = f"{entry.path.removesuffix(''.join(version))}/{PROJECT_TOML}"
-    return any(version) and {*GENERATED, EDF}.issuperset(files) and os.path.isfile(options)
+    return any(version) and PUBLISHED.issuperset(files) and os.path.isfile(options)
 
 
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:
