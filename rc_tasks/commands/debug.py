@@ -3,9 +3,9 @@
 import sys
 from argparse import ArgumentParser, Namespace
 
+from rc_tasks.commands.cli.confirm import at_terminal
 from rc_tasks.commands.cli.interactive import (
     add_print,
-    at_terminal,
     find_project,
     job_request,
     require_terminal,

@@ -13,6 +13,7 @@ from rc_tasks.commands.cli.command import enter, images
 from rc_tasks.commands.cli.parser import UsageError, add_json, add_names
 from rc_tasks.engine.schedule.ignored import ignored_steps, reasons_to_ignore
 from rc_tasks.engine.session import Session, session
+from rc_tasks.model.graph.graph import ImageGraph
 from rc_tasks.model.graph.project import ARTIFACT
 from rc_tasks.state.records.records import Step, Task
 from rc_tasks.state.records.status import ImageStatus, State, briefly
@@ -57,7 +58,7 @@ def run(args: Namespace) -> int:
     if of_doit:
         return _list_tasks(args, of_doit)
     current = session()
-    selected = images(current, args.names)
+    selected = _matrices_together(current.checkout.graph, images(current, args.names))
     statuses = [current.judge.image(name) for name in selected]
     if args.state:
         statuses = [status for status in statuses if status.state == args.state]
@@ -113,6 +114,9 @@ def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[st
     return {
         "name": name,
         "directory": node.project.path if node else None,
+        "dockerfile": node.project.shown_dockerfile if node else None,
+        "context": node.project.shown_context if node else None,
+        "matrix": dict(node.axis_values) if node else {},
         "state": status.state,
         "reasons": list(status.reasons),
         "image_id": podman.facts.image_id if podman and podman.facts else None,
@@ -126,6 +130,27 @@ def as_json(current: Session, status: ImageStatus, aliases: Mapping[str, list[st
         "aliases": aliases.get(name, []),
         "log": status.failure.log if status.failure else None,
     }
+
+
+def _matrices_together(graph: ImageGraph, names: list[str]) -> list[str]:
+    """Return names in their order, but those of each matrix together and in the order of its axes."""
+    order: dict[str, tuple[int, int]] = {}
+    # Of each group: where it begins, and the place of each version in its matrix.
+    groups: dict[str, tuple[int, Mapping[str, int]]] = {}
+    for number, name in enumerate(names):
+        node = graph.images.get(name)
+        if node is None or node.options.matrix is None:
+            order[name] = number, 0
+            continue
+        group, _, version = name.partition(":")
+        if group not in groups:
+            groups[group] = (
+                number,
+                {key: place for place, key in enumerate(node.options.matrix.versions)},
+            )
+        begin, places = groups[group]
+        order[name] = begin, places.get(version, 0)
+    return sorted(names, key=order.__getitem__)
 
 
 def _list_tasks(args: Namespace, options: list[str]) -> int:

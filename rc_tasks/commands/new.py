@@ -2,31 +2,56 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from rc_tasks.commands.cli.parser import add_names, one_name
+from rc_tasks.commands.cli.confirm import at_terminal, choose, entered
+from rc_tasks.commands.cli.parser import UsageError, add_names, one_name
 from rc_tasks.engine.session import TASK_KINDS, session
+from rc_tasks.engine.upkeep.new_recipe import (
+    NewRecipe,
+    axes_of,
+    dockerfiles_elsewhere,
+    path_in,
+    project_text,
+    usual_context,
+)
 from rc_tasks.errors import EdfError, ProjectError
+from rc_tasks.model.config import project_toml
 from rc_tasks.model.edf import merge, schema
 from rc_tasks.model.graph.graph import local_name
-from rc_tasks.model.graph.project import DOCKERFILE, EDF, PROJECTS, Project, dockerfile_name
+from rc_tasks.model.graph.project import (
+    DOCKERFILE,
+    EDF,
+    PROJECT_TOML,
+    PROJECTS,
+    Project,
+    dockerfile_name,
+)
 from rc_tasks.model.reference import ImageReference, name_problem, near
-from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.disk.files import open_up, refused, umask
 from rc_tasks.util import template
 
 TEMPLATES = "templates/new"
 ENTRYPOINT = "entrypoint.sh"
 SCRATCH = "scratch"
+OWN_FILES = NewRecipe()
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.description = "The templates are in templates/new."
+    parser.description = (
+        "The templates are in templates/new. With --dockerfile, the project has no Dockerfile of its"
+        " own, and its project.toml names that one. Paths are relative to the working directory. At a"
+        " terminal and without options, it asks if the repository has Dockerfiles that belong to no"
+        " project."
+    )
     add_names(parser, "NAME", help="the name of the new image, such as reasoning:2025.2")
     parser.add_argument(
         "--from",
@@ -35,16 +60,78 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="BASE",
         help="base image: a project, an alias or a registry reference; without it, the checkout's base",
     )
+    parser.add_argument(
+        "--dockerfile", default="", metavar="PATH", help="a Dockerfile that exists in this repository"
+    )
+    parser.add_argument(
+        "--context",
+        default="",
+        metavar="DIR",
+        help="directory that COPY takes files from; by default the project's, or with --dockerfile the"
+        " checkout if COPY names files there, else the Dockerfile's",
+    )
+    parser.add_argument(
+        "--target", default="", metavar="STAGE", help="stage of that Dockerfile to stop at"
+    )
+    parser.add_argument(
+        "--matrix",
+        action="append",
+        default=[],
+        metavar="AXIS=V1,V2",
+        help="an image for each value of the build argument AXIS; may be given several times",
+    )
 
 
 def run(args: Namespace) -> int:
     """Create a project directory."""
-    current = session()
+    checkout = session().checkout
     name = one_name(args, "new NAME [--from BASE]")
-    project = create(current.checkout, name, args.base)
+    unused(checkout, name)
+    if args.dockerfile and args.base:
+        raise UsageError(
+            "--from and --dockerfile cannot be combined", hint="the Dockerfile names its base in FROM"
+        )
+    if args.target and not args.dockerfile:
+        raise UsageError("--target needs --dockerfile", hint="a new Dockerfile has one stage")
+    has_options = args.base or args.dockerfile or args.context or args.matrix
+    recipe = _of_options(checkout, args) if has_options or not at_terminal() else _asked(checkout, name)
+    project = create(checkout, name, args.base, recipe)
     print(f"made {project.path}/: {', '.join(sorted(os.listdir(project.directory)))}")
-    print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
+    if project.options_file.exists():
+        sys.stdout.writelines(f"    {line}" for line in project.options_file.open(encoding="utf-8"))
+    broken = open_checkout(checkout.root).graph.broken
+    mine = (error for image, error in broken.items() if image.partition(":")[0] == name or image == name)
+    if (error := next(mine, None)) is not None:
+        print(f"it cannot be built yet:\n{error}")
+    elif recipe.dockerfile:
+        print(f"next: `doit list {name}`, then `doit build:{name}`")
+    else:
+        print(f"next: edit {project.shown_dockerfile}, then `doit build:{name}`")
     return 0
+
+
+def _of_options(checkout: Checkout, args: Namespace) -> NewRecipe:
+    dockerfile = args.dockerfile and path_in(checkout, args.dockerfile, "--dockerfile")
+    context = args.context and path_in(checkout, args.context, "--context")
+    if dockerfile and not context:
+        context = usual_context(checkout, dockerfile)
+    return NewRecipe(dockerfile, context, args.target, axes_of(args.matrix))
+
+
+def _asked(checkout: Checkout, name: str) -> NewRecipe:
+    """Return the recipe that the user chooses: as without options, or a Dockerfile of the repository."""
+    dockerfiles = dockerfiles_elsewhere(checkout)
+    if not dockerfiles:
+        return OWN_FILES
+    dockerfile = choose(
+        "Dockerfiles of this repository:", dockerfiles, f"the Dockerfile of {name} [Enter: a new one]"
+    )
+    if not dockerfile:
+        return OWN_FILES
+    usual = usual_context(checkout, dockerfile)
+    shown = os.path.relpath(checkout.root / usual)
+    written = entered(f"the directory that COPY takes files from [Enter: {shown}]")
+    return NewRecipe(dockerfile, path_in(checkout, written, "--context") if written else usual)
 
 
 class Base(Struct, frozen=True):
@@ -54,21 +141,16 @@ class Base(Struct, frozen=True):
     project: Project | None
 
 
-def create(checkout: Checkout, name: str, base: str = "") -> Project:
+def create(checkout: Checkout, name: str, base: str = "", recipe: NewRecipe = OWN_FILES) -> Project:
     """Create the directory of a new project, complete or not at all.
 
-    Raise ProjectError when the name cannot be used or is in use, EdfError for a wrong template.
+    Raise ProjectError when the name cannot be used or is in use, or for a stage or argument that is not
+    in the Dockerfile of the recipe, and EdfError for a wrong template.
     """
     project = unused(checkout, name)
-    chosen = find_base(checkout, base)
-    if chosen.project is None and not _is_plausible(chosen.written):
-        raise _no_base(checkout, chosen.written)
-    names = {"name": name, "base": chosen.written}
-    files = {
-        DOCKERFILE: _filled(checkout, f"{DOCKERFILE}.j2", names),
-        ENTRYPOINT: _filled(checkout, f"{ENTRYPOINT}.j2", names),
-        EDF: first_edf(checkout, project, chosen),
-    }
+    files = {PROJECT_TOML: project_text(checkout, name, recipe)}
+    if not recipe.dockerfile:
+        files |= _own_files(checkout, project, base, recipe)
     parent = checkout.root / PROJECTS
     scratch: str | None = None
     try:
@@ -90,6 +172,20 @@ def create(checkout: Checkout, name: str, base: str = "") -> Project:
     return project
 
 
+def _own_files(checkout: Checkout, project: Project, base: str, recipe: NewRecipe) -> dict[str, str]:
+    chosen = find_base(checkout, base)
+    if chosen.project is None and not _is_plausible(chosen.written):
+        raise _no_base(checkout, chosen.written)
+    names = {"name": project.name, "base": chosen.written, "arguments": recipe.arguments}
+    files = {DOCKERFILE: _filled(checkout, f"{DOCKERFILE}.j2", names)}
+    if not recipe.context:
+        files[ENTRYPOINT] = _filled(checkout, f"{ENTRYPOINT}.j2", names)
+    if not recipe.axes:
+        # Each image of a matrix has its own, in the directory that its first build makes.
+        files[EDF] = first_edf(checkout, project, chosen)
+    return files
+
+
 def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
     """Return the project that a name would make. Raise ProjectError when it cannot be made.
 
@@ -107,6 +203,7 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
             f"{name!r} cannot be the name of an image: doit reads {kind}: as the beginning of a task",
             hint="choose something like reasoning:2025.2",
         )
+    _require_no_matrix(checkout, name)
     for path in (f"{PROJECTS}/{name}", name):
         place = checkout.root / path
         # Beside projects/, a directory without a Dockerfile is not a project.
@@ -115,7 +212,8 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
             continue
         if place.is_symlink():
             points_to = os.readlink(place)
-            dangling = "" if place.exists() else ", which does not exist"
+            is_known = place.exists() or name in checkout.graph.aliases
+            dangling = "" if is_known else ", which does not exist"
             what, hint = f"is an alias, a symlink to {points_to}{dangling}", f"rm '{path}'"
         elif has_dockerfile:
             what, hint = "is a project already", f"doit build:{name}"
@@ -130,6 +228,28 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
             hint=f"name a version, such as {name}:1",
         )
     return Project(name, checkout.root, f"{PROJECTS}/{name}")
+
+
+def _require_no_matrix(checkout: Checkout, name: str) -> None:
+    """Raise ProjectError for the name of a matrix, or of an image that only a matrix can have."""
+    group, _, version = name.partition(":")
+    nodes = (node for image, node in checkout.graph.images.items() if image.startswith(f"{group}:"))
+    of_matrix = next((node for node in nodes if node.project.is_of_matrix), None)
+    if of_matrix is None or name in checkout.graph.aliases:
+        return
+    project, axes = of_matrix.project, of_matrix.options.matrix.axes if of_matrix.options.matrix else {}
+    where = project_toml.place(project.options_file, project.shown_options, ("matrix",))
+    if name == group or name in checkout.graph.images:
+        what = "is a matrix already" if name == group else "is an image of this matrix already"
+        raise ProjectError(
+            f"{name} {what}", where=where, hint=f"doit build:{name}, or choose another name"
+        )
+    raise ProjectError(
+        f"{group} is a matrix, which makes all images of this name",
+        where=where,
+        hint=f"add the value to an axis below this line to have {version}; the axes are"
+        f" {', '.join(axes)}",
+    )
 
 
 def find_base(checkout: Checkout, written: str = "") -> Base:
@@ -209,7 +329,7 @@ def _edf_image(reference: ImageReference) -> str:
     return f"{reference.registry}#{written.removeprefix(f'{reference.registry}/')}"
 
 
-def _filled(checkout: Checkout, name: str, values: dict[str, str]) -> str:
+def _filled(checkout: Checkout, name: str, values: Mapping[str, object]) -> str:
     where = f"{TEMPLATES}/{name}"
     try:
         text = (checkout.root / where).read_text(encoding="utf-8")

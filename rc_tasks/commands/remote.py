@@ -10,10 +10,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from rc_tasks.commands import new
-from rc_tasks.commands.cli.confirm import ask
+from rc_tasks.commands.cli.confirm import ask, at_terminal
 from rc_tasks.commands.cli.interactive import (
     add_job_arguments,
-    at_terminal,
     find_project,
     prepare,
     resolve_edf,

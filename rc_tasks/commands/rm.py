@@ -30,7 +30,8 @@ def arguments(parser: ArgumentParser) -> None:
         " Of an alias only the symlink goes. It lists what goes, and asks first; nothing is committed."
         " Records, logs, manifests and images stay, in case the project comes back:"
         f" `doit gc` removes them after {GONE_DAYS} days."
-        " A project that other images are built on is not removed."
+        " A project that other images are built on is not removed. With a project that has a [matrix],"
+        " all of its images go."
     )
     add_names(parser, "NAME ...", help="a project or an alias")
     add_flag(parser, "--discard-changes", help="remove files and changes that are in no commit, too")
@@ -70,6 +71,8 @@ def _changes(checkout: Checkout, removal: Removal) -> Iterator[str]:
     """Yield what goes, and what stays."""
     for path in removal.projects.values():
         directory = checkout.root / path
+        if not directory.is_dir():
+            continue
         artifact = directory / ARTIFACT
         size_bytes = artifact.lstat().st_size if artifact.exists() else None
         image = f" ({ARTIFACT}: {tables.size(size_bytes)})" if size_bytes is not None else ""
@@ -88,10 +91,9 @@ def _lost(checkout: Checkout, removal: Removal) -> Iterator[str]:
     """Yield what is removed and in no commit; files that git ignores and steps make do not count."""
     for path in removal.projects.values():
         lines = git.uncommitted(checkout.root, path)
-        if lines is None:
+        if lines is None and (checkout.root / path).is_dir():
             yield f"{path}/ (in no git repository)"
-            continue
-        for line in lines:
+        for line in lines or ():
             if not (line.startswith(_IGNORED) and _is_generated(line, path)):
                 yield line
 

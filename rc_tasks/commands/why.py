@@ -21,7 +21,7 @@ from rc_tasks.state.records.records import Step
 from rc_tasks.state.records.status import Cause, ImageStatus, State
 from rc_tasks.util.safe_read import read_text
 from rc_tasks.util.text import printable_lines
-from rc_tasks.views import tables
+from rc_tasks.views import recipe_text, tables
 
 _ROLLED_BACK = (
     "rolled back until a build makes a different image; `doit rollback {name} 0` puts the newest image"
@@ -61,9 +61,21 @@ def _as_json(status: ImageStatus) -> dict[str, object]:
     }
 
 
+def _print_ignored(current: Session, name: str) -> None:
+    """Print which steps of an image no run takes."""
+    alone = left_alone(current.checkout)
+    for task, reason in ignored_steps(current.checkout, current.judge, [name]).items():
+        if task.name == name and name in alone:
+            _print(f"  note    {name} is left alone: {how_to_undo(current.checkout, reason)}")
+            return
+        if task.name == name:
+            because = "" if reason == task else f", as {reason} is"
+            _print(f"  note    {task} is ignored{because}: {how_to_undo(current.checkout, reason)}")
+
+
 def _explain(current: Session, start: str, explained: set[str]) -> None:
     """Print the causes of an image and of its bases, except those already `explained`."""
-    graph, alone = current.checkout.graph, left_alone(current.checkout)
+    graph = current.checkout.graph
     todo = [start]
     while todo:
         name = todo.pop(0)
@@ -76,6 +88,8 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
             continue
         status = current.judge.image(name)
         _print(f"{name} is {status.state}")
+        for number, (heading, text) in enumerate(recipe_text.facts(graph.images[name])):
+            _print(f"  {'recipe' if number == 0 else '':8}{heading}: {text}")
         if status.failure is not None:
             log = f", log {status.failure.log}" if status.failure.log else ""
             _print(f"  {status.failure.message}\n  at {tables.when(status.failure.failed_at)}{log}")
@@ -91,13 +105,7 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
         _print_frozen(current, status)
         if current.judge.rolled_back(name):
             _print(f"  note    {_ROLLED_BACK.format(name=name)}")
-        for task, reason in ignored_steps(current.checkout, current.judge, [name]).items():
-            if task.name == name and name in alone:
-                _print(f"  note    {name} is left alone: {how_to_undo(current.checkout, reason)}")
-                break
-            if task.name == name:
-                because = "" if reason == task else f", as {reason} is"
-                _print(f"  note    {task} is ignored{because}: {how_to_undo(current.checkout, reason)}")
+        _print_ignored(current, name)
         _print_refusal(current, status)
         todo += [
             cause.part.removeprefix("base/")

@@ -1,5 +1,6 @@
 """Checkout: its settings, its image graph, its records and its store, opened together."""
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,13 +11,16 @@ from msgspec import Struct
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model import machine as machines
 from rc_tasks.model.config import project_toml
+from rc_tasks.model.config.matrix import Matrix
 from rc_tasks.model.config.settings import Settings
 from rc_tasks.model.config.settings import load as load_settings
+from rc_tasks.model.config.variables import with_values
 from rc_tasks.model.dockerfile import parser
 from rc_tasks.model.graph import recipe
 from rc_tasks.model.graph.graph import ImageGraph, ImageNode, image_graph, image_node, local_name
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Broken, Project, discover
+from rc_tasks.model.reference import name_problem
 from rc_tasks.state.bases.pins import Pins
 from rc_tasks.state.disk import reading
 from rc_tasks.state.moves import Journal
@@ -169,7 +173,7 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
                 else:
                     problems.append(error)
     unread: set[str] = set()
-    images = list(_images(projects, broken, unread))
+    images = list(_images(root, projects, settings, broken, unread))
     for name, error in _same_names([project for project, _ in images], aliases):
         broken[name] = error
         images = [image for image in images if image[0].name != name]
@@ -214,13 +218,19 @@ def open_checkout(root: Path, environ: Mapping[str, str] = os.environ) -> Checko
 
 
 def _images(
-    projects: list[Project], broken: dict[str, RcError], unread: set[str]
+    root: Path,
+    projects: list[Project],
+    settings: Settings,
+    broken: dict[str, RcError],
+    unread: set[str],
 ) -> Iterator[tuple[Project, project_toml.ProjectOptions]]:
     """Yield the images of the projects; note the error of each project.toml in `broken`.
 
     Add each project to `unread` that may be a matrix of which no image is known.
     """
     top_projects = [project.path for project in projects if "/" not in project.path]
+    # Nearly no project needs any, and each takes two processes.
+    git_fact = functools.cache(functools.partial(_git_fact, root))
     for project in projects:
         # Check with one fast call: most projects have no project.toml, and every start checks all
         # projects.
@@ -229,8 +239,14 @@ def _images(
             continue
         options = None
         try:
-            options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
-            yield from recipe.images(project, options, top_projects, broken)
+            where = project.shown(PROJECT_TOML)
+            options = project_toml.load(project.options_file, where)
+            images = recipe.images(project, options, top_projects, broken)
+            # All or none of a matrix.
+            yield from [
+                (image, with_values(filled, project.options_file, where, settings, git_fact))
+                for image, filled in images
+            ]
         except RcError as error:
             broken[project.name] = error
             if options is None or options.matrix is not None:
@@ -251,6 +267,33 @@ def _for_this_machine(
     return names
 
 
+def _git_fact(root: Path, name: str) -> str:
+    """Return the branch of a checkout, or the URL of its remote `origin`. Raise RcError."""
+    from rc_tasks.tools import git
+
+    if name == "branch":
+        branch = git.head(root).branch
+        if not branch:
+            raise ProjectError("HEAD is on no branch", hint="git switch BRANCH")
+        return branch
+    git.head(root)
+    url = git.origin_url(root)
+    if not url:
+        raise ProjectError("there is no remote origin", hint="git remote add origin URL")
+    return url
+
+
+def matrix_of(checkout: Checkout, name: str) -> Matrix | None:
+    """Return the matrix of a project; None without one, or if its project.toml has an error."""
+    if ":" in name or name_problem(name) is not None:
+        return None
+    path = f"{checkout.directory(name)}/{PROJECT_TOML}"
+    try:
+        return project_toml.load(checkout.root / path, path).matrix
+    except RcError:
+        return None
+
+
 def is_task_name(name: str) -> bool:
     """Return whether doit can have a task of this name."""
     return name.isprintable() and not set(name) & set("=* ") and not name.startswith("-")
@@ -259,15 +302,20 @@ def is_task_name(name: str) -> bool:
 def _dockerfile(
     project: Project, options: project_toml.ProjectOptions, architecture: str, splits: Splits
 ) -> parser.Dockerfile:
+    text = read_dockerfile(project.root, project.shown_dockerfile)
+    return _parsed(project, options, text, architecture, split=splits.split)
+
+
+def read_dockerfile(root: Path, path: str) -> bytes:
+    """Return the text of a Dockerfile; `path` is relative to the checkout. Raise ProjectError."""
     try:
-        text = read_bytes(f"{project.root}/{project.shown_dockerfile}")
+        return read_bytes(f"{root}/{path}")
     except OSError as error:
         raise ProjectError(
             f"cannot be read: {error.strerror}",
-            where=project.shown_dockerfile,
+            where=path,
             hint=advice(error, "correct its permissions"),
         ) from None
-    return _parsed(project, options, text, architecture, split=splits.split)
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:
@@ -275,10 +323,17 @@ def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Docker
     return _parsed(node.project, node.options, text, architecture)
 
 
-def parse_project(project: Project, text: bytes, architecture: str) -> parser.Dockerfile:
+def parse_project(project: Project, text: bytes, checkout: Checkout) -> parser.Dockerfile:
     """Parse a text as the Dockerfile of a project, which no graph has to hold. Raise RcError."""
-    options = project_toml.load(project.options_file, project.shown(PROJECT_TOML))
-    return _parsed(project, options, text, architecture)
+    where = project.shown(PROJECT_TOML)
+    options = with_values(
+        project_toml.load(project.options_file, where),
+        project.options_file,
+        where,
+        checkout.settings,
+        functools.partial(_git_fact, checkout.root),
+    )
+    return _parsed(project, options, text, checkout.architecture)
 
 
 def _parsed(

@@ -45,6 +45,8 @@ _OPERATIONS = {
 }
 # Since 2.47 git names a reference before it: cannot lock ref 'HEAD': Unable to create '…'.
 _LOCKED = re.compile(r"Unable to create '(.*\.lock)': File exists")
+# A token may stand in the URL of a clone by HTTP. The name before ssh://git@host is no secret.
+_CREDENTIALS = re.compile(r"^(https?://)[^/]*@")
 _FETCH_TIMEOUT_S = 120.0
 _NOT_IN_A_BRANCH = re.compile(r"[^A-Za-z0-9._-]|(?<=\.)\.")
 
@@ -113,6 +115,22 @@ def head(directory: Path) -> Head:
 def changes(directory: Path) -> list[str]:
     """Return the files of a checkout that differ from its commit, as `git status --short` lists them."""
     return command.capture(_reading(directory, "status", "--porcelain")).stdout.splitlines()
+
+
+def files(directory: Path, *patterns: str) -> list[str]:
+    """Return the files of a checkout that match one of these patterns (gitglossary(7), pathspec `glob`).
+
+    Capital letters make no difference. Files that git ignores are not among them, and those that are
+    not added yet are. Return nothing without a repository or without git.
+    """
+    shown = ("--cached", "--others", "--exclude-standard", "--deduplicate", "-z", "--")
+    listing = _reading(
+        directory, "ls-files", *shown, *(f":(icase,glob){pattern}" for pattern in patterns)
+    )
+    try:
+        return sorted(filter(None, command.capture(listing).stdout.split("\0")))
+    except RcError:
+        return []
 
 
 def uncommitted(directory: Path, path: str) -> list[str] | None:
@@ -262,6 +280,16 @@ def distance(directory: Path, other: Path) -> Distance:
     count = replace(count, env={**count.env, **borrowing}, unset=count.unset - frozenset(borrowing))
     ahead, behind = command.capture(count).stdout.split()
     return Distance(int(ahead), int(behind))
+
+
+def origin_url(directory: Path) -> str:
+    """Return the URL of the remote `origin` without name and password; empty when there is none.
+
+    It is as git's configuration has it: `url.*.insteadOf` of one user does not change it.
+    """
+    query = _reading(directory, "config", "--get", "remote.origin.url")
+    url = command.capture(query, check=False).stdout.removesuffix("\n")
+    return _CREDENTIALS.sub(r"\1", url)
 
 
 def remote_url(directory: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import posixpath
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.graph.project import PROJECTS
-from rc_tasks.state.checkout import DODO, Checkout
+from rc_tasks.state.checkout import DODO, Checkout, matrix_of
 
 
 def execute(name: str, words: Sequence[str]) -> int:
@@ -123,8 +124,11 @@ def images_in(checkout: Checkout, path: str) -> list[str] | None:
     graph = checkout.graph
     inside = []
     for name in dict.fromkeys((*graph.images, *graph.broken)):
-        directory = f"{checkout.root}/{checkout.directory(name)}/"
-        if directory.startswith(f"{place}/") or f"{place}/".startswith(directory):
+        directories = {checkout.directory(name)}
+        if (node := graph.images.get(name)) is not None:
+            directories.add(posixpath.dirname(node.project.shown_options))
+        paths = (f"{checkout.root}/{directory}/" for directory in directories)
+        if any(path.startswith(f"{place}/") or f"{place}/".startswith(path) for path in paths):
             inside.append(name)
     if not inside:
         raise ProjectError(
@@ -143,6 +147,10 @@ def project_or_alias(checkout: Checkout, word: str) -> str:
         return path.name
     inside = images_in(checkout, word)
     if inside is not None and len(inside) > 1:
+        group = inside[0].partition(":")[0]
+        is_matrix = all(name.startswith(f"{group}:") for name in inside)
+        if is_matrix and matrix_of(checkout, group) is not None:
+            return group
         raise ProjectError(f"has several projects: {', '.join(inside)}", where=word, hint="name one")
     return inside[0] if inside else word
 

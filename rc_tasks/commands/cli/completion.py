@@ -12,6 +12,11 @@ from shlex import quote
 from rc_tasks.commands.cli.parser import option_strings, parser_of
 from rc_tasks.commands.cli.table import COMMANDS
 
+# What completes the value of an option, by its word in the help.
+_COMPLETED_BY = {
+    **dict.fromkeys(("FILE", "PATH", "DIRECTORY", "DIR"), "files"),
+    "BASE": "names",
+}
 _ALTERNATIVES = re.compile(r"\[(\w+(?:\|\w+)+)\]")
 # A `case` statement for bash and zsh: it sets the options of a command and what its arguments are.
 _CASE = """\
@@ -196,7 +201,7 @@ def _value_words(action: argparse.Action) -> str:
     """Return what completes the value of an option: choices, `files`, `names`, or an empty string."""
     if action.choices:
         return " ".join(map(str, action.choices))
-    return {"FILE": "files", "DIRECTORY": "files", "BASE": "names"}.get(str(action.metavar), "")
+    return _COMPLETED_BY.get(str(action.metavar), "")
 
 
 def _argument_kind(parser: ArgumentParser) -> str:

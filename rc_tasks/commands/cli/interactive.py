@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from rc_tasks.commands.cli.command import images_in, split_task
+from rc_tasks.commands.cli.confirm import at_terminal
 from rc_tasks.commands.cli.parser import add_flag, add_names
 from rc_tasks.engine.runner import runner
 from rc_tasks.errors import ProjectError, RcError, SlurmError
@@ -231,11 +232,6 @@ def require_terminal(name: str, args: Namespace, kind: str) -> None:
 def resolve_edf(path: Path) -> ResolvedEdf:
     """Read an EDF, with all that it extends, as a launcher does. Raise EdfError."""
     return launch.resolve(str(path), environ=os.environ, cwd=Path.cwd())
-
-
-def at_terminal() -> bool:
-    """Return whether standard input and output are a terminal."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def tell(line: str) -> None:

@@ -1,10 +1,12 @@
 """Names for shell completion.
 
-Only directories are read, because completion must answer faster than a user notices.
+Only directories and the versions of matrices are read, because completion must answer faster than a user
+notices.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 KINDS = ("build", "podman", "enroot", "env")
@@ -34,11 +36,37 @@ def completions(word: str, *, tasks: bool) -> Iterator[str]:
 
 def _names() -> list[str]:
     """Return images, aliases and groups of versions of the checkout around the working directory."""
-    from rc_tasks.model.graph.project import Broken, discover
+    from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Broken, discover
 
     here = Path.cwd()
     root = next((path for path in (here, *here.parents) if (path / "dodo.py").is_file()), None)
     if root is None:
         return []
-    names = [project.name for project in discover(root) if not isinstance(project, Broken)]
+    names: set[str] = set()
+    for entry in discover(root):
+        if isinstance(entry, Broken):
+            continue
+        versions = _versions(f"{root}/{PROJECTS}/{entry.name}/{PROJECT_TOML}")
+        names |= {f"{entry.name}:{version}" for version in versions} or {entry.name}
     return sorted({*names, *(name.partition(":")[0] for name in names)})
+
+
+def _versions(path: str) -> Iterable[str]:
+    """Return the versions of a matrix; nothing for a project.toml that is missing, wrong or has none."""
+    # Most projects have no such file, and this is the fastest call that says so.
+    if not os.access(path, os.R_OK):
+        return ()
+    from rc_tasks.util.safe_read import read_bytes
+
+    try:
+        text = read_bytes(path)
+        if b"matrix" not in text:
+            return ()
+        import tomllib
+
+        from rc_tasks.model.config.matrix import parse_matrix
+
+        table = tomllib.loads(text.decode().removeprefix("\ufeff")).get("matrix")
+        return parse_matrix(table).versions if table else ()
+    except (OSError, ValueError, RecursionError):
+        return ()

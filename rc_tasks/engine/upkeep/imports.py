@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import Struct, to_builtins
 
 from rc_tasks.errors import SettingsError
+from rc_tasks.model.config.project_text import path_from, rendered
 from rc_tasks.model.config.project_toml import ProjectOptions, Secret
 from rc_tasks.model.graph.project import DOCKERFILE, DOCKERFILES, PROJECT_TOML, PROJECTS
 from rc_tasks.model.recipes.recipe import (
@@ -97,7 +98,7 @@ def plan(checkout: Checkout, recipes: Iterable[ProjectRecipe], base: Path, origi
         directory = directory_of(checkout, recipe.name) or f"{PROJECTS}/{recipe.name}"
         lost, values = _values(checkout.root, recipe, base, directory, images)
         not_taken += lost
-        text = f"# From {toml_text.dump(build.source)} in {origin}.\n{_rendered(values)}"
+        text = f"# From {toml_text.dump(build.source)} in {origin}.\n{rendered(values)}"
         state, differences = _compared(checkout.root / directory, directory, values)
         projects.append(
             ProjectFile(recipe.name, directory, build.source, recipe.images, state, differences, text)
@@ -170,8 +171,10 @@ def _values(
             secrets.append(written)
     matrix: dict[str, object] = {axis: list(items) for axis, items in recipe.axes.items()}
     keys: dict[str, object] = {
-        "dockerfile": "" if dockerfile == f"{directory}/{DOCKERFILE}" else _from(directory, dockerfile),
-        "context": "" if context == directory else _from(directory, context),
+        "dockerfile": ""
+        if dockerfile == f"{directory}/{DOCKERFILE}"
+        else path_from(directory, dockerfile),
+        "context": "" if context == directory else path_from(directory, context),
         "target": build.target,
         "arch": list(build.arch),
         "ssh": list(build.ssh),
@@ -208,12 +211,6 @@ def _rows(recipe: ProjectRecipe) -> Iterator[dict[str, str]]:
 def _relative(root: Path, path: Path) -> str:
     """Return a path relative to the checkout, without looking at its links."""
     return os.path.relpath(os.path.normpath(path), root)
-
-
-def _from(directory: str, path: str) -> str:
-    """Return a path of the checkout relative to a project, such as `../../docker` or `./data`."""
-    relative = os.path.relpath(path, directory)
-    return relative if relative.startswith("..") else f"./{relative}".removesuffix("/.")
 
 
 def _require(root: Path, path: str, kind: str) -> None:
@@ -255,7 +252,7 @@ def _context(root: Path, context: NamedContext, base: Path, directory: str, imag
         case ContextKind.DIRECTORY:
             path = _relative(root, base / context.value)
             _require(root, path, "directory")
-            return _from(directory, path)
+            return path_from(directory, path)
 
 
 def _secret(secret: Secret, base: Path, directory: Path) -> str | None:
@@ -271,20 +268,6 @@ def _secret(secret: Secret, base: Path, directory: Path) -> str | None:
     except ValueError:
         return None
     return text
-
-
-def _rendered(values: dict[str, object]) -> str:
-    lines: list[str] = []
-    tables: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            tables += ["", f"[{key}]"]
-            tables += [
-                f"{toml_text.dump_key((name,))} = {toml_text.dump(item)}" for name, item in value.items()
-            ]
-        else:
-            lines.append(f"{key} = {toml_text.dump(value)}")
-    return "\n".join((*lines, *tables, ""))
 
 
 def _compared(

@@ -18,9 +18,9 @@ from pathlib import Path
 from rc_tasks.errors import EdfError, ProjectError, RcError
 from rc_tasks.model.dockerfile.renaming import rename_bases
 from rc_tasks.model.graph.graph import ImageNode, local_name
-from rc_tasks.model.graph.project import IMAGE_JSON, PROJECTS, Project, dockerfile_name
+from rc_tasks.model.graph.project import IMAGE_JSON, PROJECT_TOML, PROJECTS, Project, dockerfile_name
 from rc_tasks.state import history
-from rc_tasks.state.checkout import Checkout, open_checkout, parse_node, parse_project
+from rc_tasks.state.checkout import Checkout, matrix_of, open_checkout, parse_node, parse_project
 from rc_tasks.state.disk.files import put_in_place, temporary_prefix, write_atomically
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
@@ -47,6 +47,14 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
             where=f"{PROJECTS}/{old}",
             hint=f"doit mv {target} {new}   renames the project, and its aliases follow\n"
             f"git mv '{PROJECTS}/{old}' '{PROJECTS}/{new}'   renames the alias",
+        )
+    if (matrix := matrix_of(checkout, old)) is not None:
+        path = checkout.directory(old)
+        raise ProjectError(
+            f"{old} is a matrix of {len(matrix.versions)} images; doit mv renames single ones",
+            where=f"{path}/{PROJECT_TOML}",
+            hint=f"git mv '{path}' '{posixpath.join(posixpath.dirname(path), new)}'   renames it; its"
+            " images are built again",
         )
     project = graph.resolve(old).project
     require_own_directory(project)
@@ -109,7 +117,7 @@ def dockerfiles(checkout: Checkout, move: Move) -> dict[Path, bytes]:
             parse = functools.partial(parse_node, node, architecture=checkout.architecture)
         elif (checkout.root / path).is_dir():
             project = Project(name, checkout.root, path, dockerfile_name(checkout.root / path))
-            parse = functools.partial(parse_project, project, architecture=checkout.architecture)
+            parse = functools.partial(parse_project, project, checkout=checkout)
         else:
             continue  # removed since the move was interrupted
         # A Dockerfile may be a symlink, and stays one.

@@ -1,6 +1,7 @@
 """Removal of projects and aliases; `doit gc` later removes what is kept under their names."""
 
 import contextlib
+import os
 import posixpath
 import shutil
 import tempfile
@@ -12,8 +13,8 @@ from msgspec import Struct
 from rc_tasks.engine.upkeep.move import nodes, require_own_directory, require_writable
 from rc_tasks.errors import GraphError
 from rc_tasks.model.graph.graph import local_name
-from rc_tasks.model.graph.project import PROJECTS, Project
-from rc_tasks.state.checkout import GENERATED, Checkout
+from rc_tasks.model.graph.project import PROJECTS, PUBLISHED, Project
+from rc_tasks.state.checkout import GENERATED, Checkout, matrix_of
 from rc_tasks.state.disk.files import open_up, put_in_place, temporary_prefix
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.records.records import Step
@@ -23,7 +24,11 @@ _TEMPORARY = "rm"
 
 
 class Removal(Struct, frozen=True):
-    """What is removed: directories of projects by name, and aliases, which are symlinks in projects/."""
+    """What is removed: directories of projects by name, and aliases, which are symlinks in projects/.
+
+    Of a matrix, the images are among the projects, before the project itself, which still is a matrix
+    after a kill. An image that was never published has no directory.
+    """
 
     projects: dict[str, str]
     aliases: tuple[str, ...]
@@ -46,6 +51,9 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
         if name in graph.aliases or (checkout.root / PROJECTS / name).is_symlink():
             aliases[name] = None
             continue
+        if of_matrix := _of_matrix(checkout, name):
+            projects |= of_matrix
+            continue
         path = checkout.directory(name)
         is_double = (checkout.root / name).is_dir() and path != name
         if name not in graph.broken or is_double or not (checkout.root / path).is_dir():
@@ -56,17 +64,20 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
     for alias, target in graph.aliases.items():
         if target in projects:
             aliases[alias] = None
-    users = {user: line for name in (*projects, *aliases) for user, line in _users(checkout, name)}
+    removed = (*projects.items(), *((alias, "") for alias in aliases))
+    users = {user: line for name, path in removed for user, line in _users(checkout, name, path)}
     staying = {user: line for user, line in users.items() if user not in projects}
     if staying:
+        others = dict.fromkeys(_project_name(checkout, user) for user in staying)
         raise GraphError(
             "cannot be removed: other images are built on it",
             where=" and ".join(names),
             quote=tuple(staying.values()),
-            hint=f"change these lines, or remove all: doit rm {' '.join((*names, *staying))}",
+            hint=f"change these lines, or remove all: doit rm {' '.join((*names, *others))}",
         )
     for path in projects.values():
-        require_writable(checkout, path, posixpath.dirname(path))
+        if (checkout.root / path).is_dir():
+            require_writable(checkout, path, posixpath.dirname(path))
     if aliases:
         require_writable(checkout, PROJECTS)
     return Removal(projects, tuple(aliases))
@@ -86,6 +97,8 @@ def remove(checkout: Checkout, removal: Removal) -> None:
         for alias in removal.aliases:
             (checkout.root / PROJECTS / alias).unlink(missing_ok=True)
         for name, path in removal.projects.items():
+            if not (checkout.root / path).is_dir():
+                continue
             checkout.records.reread(Step.ENROOT, name)
             record = checkout.records.get(Step.ENROOT, name)
             why = checkout.previous.keep(Project(name, checkout.root, path), record)
@@ -98,8 +111,32 @@ def remove(checkout: Checkout, removal: Removal) -> None:
             shutil.rmtree(trash)
 
 
-def _users(checkout: Checkout, name: str) -> Iterator[tuple[str, str]]:
-    """Yield each image that is built on a project, or names an alias, with the line that says so."""
+def _of_matrix(checkout: Checkout, name: str) -> dict[str, str]:
+    """Return the images of a matrix by name, and last the project; nothing for any other project.
+
+    Among the images are those of values that it had before, as long as they have a directory.
+    """
+    matrix = matrix_of(checkout, name)
+    if matrix is None:
+        return {}
+    images = {f"{name}:{version}": f"{PROJECTS}/{name}:{version}" for version in matrix.versions}
+    for directory in sorted((checkout.root / PROJECTS).glob(f"{name}:*")):
+        if not directory.is_symlink() and PUBLISHED.issuperset(os.listdir(directory)):
+            images[directory.name] = f"{PROJECTS}/{directory.name}"
+    return {**images, name: checkout.directory(name)}
+
+
+def _project_name(checkout: Checkout, image: str) -> str:
+    """Return what `doit rm` calls the project of an image."""
+    node = checkout.graph.images.get(image)
+    return image.partition(":")[0] if node is not None and node.project.is_of_matrix else image
+
+
+def _users(checkout: Checkout, name: str, path: str) -> Iterator[tuple[str, str]]:
+    """Yield each image that is built on a project, or names an alias, with the line that says so.
+
+    `path` is the directory of the project, and empty for an alias.
+    """
     graph = checkout.graph
     for node in nodes(checkout):
         for base in node.dockerfile.bases:
@@ -109,5 +146,5 @@ def _users(checkout: Checkout, name: str) -> Iterator[tuple[str, str]]:
                 yield node.project.name, f"{where}: {base.name}"
                 break
         else:
-            if name in graph.images and node.project.takes_files_of(graph.images[name].project.path):
+            if path and node.project.takes_files_of(path):
                 yield node.project.name, f"{node.project.shown_options}: files of {name}"

@@ -11,7 +11,7 @@ from rc_tasks.util import toml_schema, toml_text
 from rc_tasks.util.toml_schema import wrong
 
 # Keys of the table that are no axes.
-_EXCLUDE, _VERSION = "exclude", "version"
+_EXCLUDE, _VERSION = KEYS = ("exclude", "version")
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MOST_IMAGES = 10_000

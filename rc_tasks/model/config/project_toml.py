@@ -15,7 +15,9 @@ from rc_tasks.model.config.settings import EdfSettings, Slurm
 from rc_tasks.model.machine import parse_machine
 from rc_tasks.model.reference import ImageReference
 from rc_tasks.util import toml_schema, toml_text
+from rc_tasks.util.safe_read import read_text
 from rc_tasks.util.toml_schema import Key, Overrides, wrong
+from rc_tasks.util.toml_text import KeyPath
 
 # Before the name of an image of this checkout, in `contexts`.
 IMAGE = "image:"
@@ -258,3 +260,12 @@ def load(path: Path, where: str) -> ProjectOptions:
     if source.problems:
         raise toml_schema.failure(SettingsError, source.problems, where)
     return toml_schema.build(ProjectOptions, source.values)
+
+
+def place(path: Path, where: str, key: KeyPath) -> str:
+    """Return the file and line of a key in a project.toml; `where` is the path as errors show it."""
+    try:
+        line = toml_text.line_of(read_text(path), key)
+    except (OSError, UnicodeDecodeError):
+        line = None
+    return f"{where}:{line}" if line else where

@@ -6,7 +6,7 @@ below.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from rc_tasks.model.config import sources
 from rc_tasks.model.edf import schema
 from rc_tasks.model.machine import parse_machine
 from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.toml_schema import Key, Overrides, Problem, each_of, whole, wrong
+from rc_tasks.util.toml_schema import Key, Leaf, Overrides, Problem, each_of, whole, wrong
 
 DEFAULT = "default"
 # The settings of one user, and those of one clone.
@@ -414,20 +414,22 @@ class Settings(Struct, frozen=True):
         overrides: Overrides[Slurm] = Overrides(self.arch.get(machine, {}))
         return overrides.apply(self.slurm)
 
-    def rows(self) -> list[SettingRow]:
-        """Return every setting with its value and origin, and each entry of a free table."""
-        rows = []
+    def items(self) -> Iterator[tuple[str, object, Leaf]]:
+        """Yield every setting, and each entry of a free table: dotted key, value and leaf."""
         for path, leaf in toml_schema.leaves(Settings).items():
             value: object = self
             for part in path:
                 value = getattr(value, part)
             free = value if leaf.is_table and isinstance(value, dict) and value else {None: value}
             for key, item in free.items():
-                name = ".".join(path if key is None else (*path, key))
-                rows.append(
-                    SettingRow(name, toml_text.dump(item), self.origins.get(name, DEFAULT), leaf.help)
-                )
-        return rows
+                yield ".".join(path if key is None else (*path, key)), item, leaf
+
+    def rows(self) -> list[SettingRow]:
+        """Return every setting with its value and origin, as `doit settings` shows it."""
+        return [
+            SettingRow(name, toml_text.dump(value), self.origins.get(name, DEFAULT), leaf.help)
+            for name, value, leaf in self.items()
+        ]
 
 
 def files(root: Path, environ: Mapping[str, str], home: Path) -> tuple[Path, Path, Path]:

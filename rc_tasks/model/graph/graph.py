@@ -33,6 +33,12 @@ class ImageNode(Struct, frozen=True):
         return tuple(dict.fromkeys(self.local.values()))
 
     @property
+    def axis_values(self) -> Mapping[str, str]:
+        """The value of each axis of its matrix; empty for other images."""
+        versions = self.options.matrix.versions if self.options.matrix is not None else {}
+        return versions.get(self.project.name.partition(":")[2], {})
+
+    @property
     def pinned(self) -> tuple[str, ...]:
         """The registry references that builds take by a pin.
 

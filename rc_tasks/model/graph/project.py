@@ -31,6 +31,8 @@ OUR_FILES = (
 )
 # git leaves these files when it switches to a branch without the project.
 GENERATED = frozenset({ARTIFACT, IMAGE_JSON, "tmp"})
+# All that is in the directory of an image of a matrix.
+PUBLISHED = GENERATED | {EDF}
 
 
 class BuildContext(Struct, frozen=True):
@@ -153,6 +155,11 @@ class Project(Struct, frozen=True):
     def shown_dockerfile(self) -> str:
         """The Dockerfile as errors show it."""
         return self.recipe.dockerfile if self.recipe else self.shown(self.dockerfile_name)
+
+    @property
+    def shown_context(self) -> str:
+        """The build context, relative to the checkout."""
+        return (self.recipe.context.directory or ".") if self.recipe else self.path
 
     @property
     def shown_options(self) -> str:

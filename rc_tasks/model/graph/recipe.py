@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.model import machine as machines
-from rc_tasks.model.config.project_toml import ProjectOptions
+from rc_tasks.model.config.project_toml import ProjectOptions, place
 from rc_tasks.model.graph.context import IGNORE_FILES
 from rc_tasks.model.graph.pin import LOCK
 from rc_tasks.model.graph.project import (
@@ -21,8 +21,7 @@ from rc_tasks.model.graph.project import (
     dockerfile_name,
     no_dockerfile,
 )
-from rc_tasks.util import toml_schema, toml_text
-from rc_tasks.util.safe_read import read_text
+from rc_tasks.util import toml_schema
 from rc_tasks.util.toml_schema import Problem
 
 # What no image is meant to hold, unless an ignore file takes it back with `!`: each command of git
@@ -51,6 +50,13 @@ def images(
     which have their files, note the error of each other one in `broken`.
     """
     places = _Places(project, top_projects)
+    group, _, version = project.name.partition(":")
+    if version and options.matrix is not None:
+        raise SettingsError(
+            f"matrix: its images are named {group}:VERSION, and this directory has a version already",
+            where=place(project.options_file, project.shown_options, ("matrix",)),
+            hint=f"rename the directory: git mv '{project.path}' {PROJECTS}/{group}",
+        )
     result = []
     errors: dict[str, RcError] = {}
     for name, image_options in _versions(project.name, options):
@@ -177,11 +183,7 @@ class _Places:
             return False
 
     def _problem(self, key: str, what: str) -> Problem:
-        where = self._project.shown_options
-        try:
-            text = read_text(self._project.options_file)
-            line = toml_text.line_of(text, tuple(key.split(".", 1)))
-        except (OSError, UnicodeDecodeError):
-            line = None
+        project = self._project
+        where = place(project.options_file, project.shown_options, tuple(key.split(".", 1)))
         hint = f"name one in the checkout; a relative path begins at {self._directory}/"
-        return Problem(f"{where}:{line}" if line else where, f"{key}: {what}", hint)
+        return Problem(where, f"{key}: {what}", hint)

@@ -48,6 +48,7 @@ def facts(image: ImageOverview, overview: Overview) -> Iterator[tuple[str, str]]
     summary = image.manifest_summary
     if image.builder:
         yield "Built", f"by {image.builder} on {image.node}" if image.node else f"by {image.builder}"
+    yield from image.recipe
     if image.instead_of:
         newest = summary.changes.old if summary and summary.changes else None
         known = newest is not None and newest.image_id == image.instead_of

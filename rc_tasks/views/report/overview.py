@@ -22,6 +22,7 @@ from rc_tasks.state.records.records import Passed, Step
 from rc_tasks.state.records.rollback import rolled_back_from
 from rc_tasks.state.records.status import ImageStatus, State
 from rc_tasks.tools import git
+from rc_tasks.views import recipe_text
 from rc_tasks.views.report.manifest_summary import ManifestSummary, manifest_summary
 
 # How many runs of an image are shown, and how many lines of the log of a failure.
@@ -57,7 +58,8 @@ class ImageOverview(Struct, frozen=True):
     `commit` is that of the build, by `builder` on `node`. `bases` are local and registry ones. `built`
     are the runs that had work with the image, the oldest first. `edf` is relative to the checkout, and
     empty when there is no file. `smoke` has the tests that the published image passed. `instead_of` is
-    the image ID that a rollback replaced, and empty without a rollback.
+    the image ID that a rollback replaced, and empty without a rollback. `recipe` says where files are
+    that are not in the directory of the image.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ImageOverview(Struct, frozen=True):
     manifest_summary: ManifestSummary | None = None
     builder: str = ""
     node: str = ""
+    recipe: tuple[tuple[str, str], ...] = ()
 
 
 class FailedImage(Struct, frozen=True):
@@ -289,6 +292,7 @@ def _image(
         smoke=tuple(test for test in (enroot.smoke if enroot else ()) if math.isfinite(test.duration_s)),
         instead_of=instead_of,
         manifest_summary=manifest_summary(checkout, name, instead_of),
+        recipe=tuple(recipe_text.facts(node)),
     )
 
 

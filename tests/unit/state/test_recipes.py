@@ -245,6 +245,17 @@ WRONG = {
 }
 
 
+def test_the_directory_of_a_matrix_has_no_version(root: Path) -> None:
+    (root / "projects/x:1").mkdir()
+    (root / "projects/x:1/Dockerfile").write_text("FROM scratch\n")
+    (root / "projects/x:1/project.toml").write_text('target = "0"\nmatrix.a = ["1"]\n')
+    graph = open_checkout(root, {}).graph
+    assert str(graph.broken["x:1"]) == (
+        "projects/x:1/project.toml:2: matrix: its images are named x:VERSION, and this directory has a"
+        " version already\n  next: rename the directory: git mv 'projects/x:1' projects/x"
+    )
+
+
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_named_wrongly_breaks_that_project_alone(root: Path, text: str, message: str) -> None:
     (root / "outside").symlink_to(root.parent)
