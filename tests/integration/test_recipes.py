@@ -161,3 +161,20 @@ def test_named_contexts(site: Site) -> None:
     assert "data/one changed" in site.run("why", "named")
     site.run("build:named")
     assert site.file("named", "mounted") == site.file("named", "copied/one") == "2\n"
+
+
+def test_a_new_matrix_with_the_branch_and_a_setting_is_built_and_removed(site: Site) -> None:
+    subprocess.run(("git", "init", "--quiet", "--initial-branch=trunk"), cwd=site.root, check=True)
+    axes = ("--matrix", "cuda=14", "--matrix", "python=3.13")
+    site.run("new", "made", "--dockerfile", f"{site.root}/docker/Dockerfile.app", *axes)
+    toml = site.root / "projects/made/project.toml"
+    value = '"{cuda} ${git.branch} ${settings.runner}"'
+    toml.write_text(toml.read_text().replace('"{cuda}"', value))
+    site.run("build:made")
+    assert site.file("made:14-3.13", "which") == "14 trunk local 3.13\n"
+    assert site.states()["made:14-3.13"] == "fresh"
+    subprocess.run(("git", "switch", "--quiet", "--create", "work"), cwd=site.root, check=True)
+    assert "build argument CUDA changed: 14 trunk local → 14 work local" in site.run("why", "made")
+    site.run("rm", "made", "--yes", "--discard-changes")
+    assert "made:14-3.13" not in site.states()
+    assert not list((site.root / "projects").glob("made*"))

@@ -36,7 +36,7 @@ def completions(word: str, *, tasks: bool) -> Iterator[str]:
 
 def _names() -> list[str]:
     """Return images, aliases and groups of versions of the checkout around the working directory."""
-    from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Broken, discover
+    from rc_tasks.model.graph.project import PROJECT_TOML, Broken, Project, discover
 
     here = Path.cwd()
     root = next((path for path in (here, *here.parents) if (path / "dodo.py").is_file()), None)
@@ -46,7 +46,7 @@ def _names() -> list[str]:
     for entry in discover(root):
         if isinstance(entry, Broken):
             continue
-        versions = _versions(f"{root}/{PROJECTS}/{entry.name}/{PROJECT_TOML}")
+        versions = _versions(f"{entry.base}/{PROJECT_TOML}") if isinstance(entry, Project) else ()
         names |= {f"{entry.name}:{version}" for version in versions} or {entry.name}
     return sorted({*names, *(name.partition(":")[0] for name in names)})
 

@@ -234,13 +234,13 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
     if not entry.is_dir():
         return None
     file = dockerfile_name(entry.path)
-    dockerfile = _kind(os.path.join(entry.path, file))
+    dockerfile = _kind(f"{entry.path}/{file}")
     if not in_projects and dockerfile is None:
         return None
     problem = name_problem(entry.name)
     if problem is not None:
         return Broken(entry.name, _misnamed(entry.name, path, problem))
-    if os.path.islink(os.path.join(entry.path, file)) and dockerfile is None:
+    if dockerfile is None and os.path.islink(os.path.join(entry.path, file)):
         return Broken(entry.name, _dangling(entry.path, path, file))
     if dockerfile is None:
         files = os.listdir(entry.path)
