@@ -142,14 +142,14 @@ def _matrices_together(graph: ImageGraph, names: list[str]) -> list[str]:
         if node is None or node.options.matrix is None:
             order[name] = number, 0
             continue
-        group, _, version = name.partition(":")
+        group = name.partition(":")[0]
         if group not in groups:
             groups[group] = (
                 number,
                 {key: place for place, key in enumerate(node.options.matrix.versions)},
             )
         begin, places = groups[group]
-        order[name] = begin, places.get(version, 0)
+        order[name] = begin, places.get(node.project.version, 0)
     return sorted(names, key=order.__getitem__)
 
 

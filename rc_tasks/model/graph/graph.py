@@ -36,7 +36,7 @@ class ImageNode(Struct, frozen=True):
     def axis_values(self) -> Mapping[str, str]:
         """The value of each axis of its matrix; empty for other images."""
         versions = self.options.matrix.versions if self.options.matrix is not None else {}
-        return versions.get(self.project.name.partition(":")[2], {})
+        return versions.get(self.project.version, {})
 
     @property
     def pinned(self) -> tuple[str, ...]:

@@ -96,6 +96,12 @@ class Project(Struct, frozen=True):
         return self.root / self.path
 
     @property
+    def version(self) -> str:
+        """What follows the colon in the name, without the machine."""
+        version = self.name.partition(":")[2]
+        return version.removesuffix(f"-{self.machine}") if self.machine else version
+
+    @property
     def source(self) -> Path:
         """The directory that the paths in project.toml begin at."""
         return self.root / (self.recipe.directory if self.recipe else self.path)

@@ -41,6 +41,7 @@ def test_each_image_stands_on_the_base_for_its_machine(tmp_path: Path) -> None:
         "base:latest": f"base:1-{HERE}",
         **{f"app:{version}": f"app:{version}-{HERE}" for version in "78"},
     }
+    assert graph.images[f"app:8-{OTHER}"].axis_values == {"v": "8"}
     assert graph.images[f"base:1-{OTHER}"].project.artifact == (
         tmp_path / f"projects/base:1-{OTHER}/image.sqsh"
     )
