@@ -1,11 +1,17 @@
 """Names for shell completion.
 
-Only directories are read, because completion must answer faster than a user notices.
+Only directories and the matrices in them are read, because completion must answer faster than a user
+notices.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rc_tasks.model.graph.project import Alias, Project
 
 KINDS = ("build", "podman", "enroot", "env")
 
@@ -40,5 +46,27 @@ def _names() -> list[str]:
     root = next((path for path in (here, *here.parents) if (path / "dodo.py").is_file()), None)
     if root is None:
         return []
-    names = [project.name for project in discover(root) if not isinstance(project, Broken)]
+    names = {
+        name
+        for project in discover(root)
+        if not isinstance(project, Broken)
+        for name in _images(project)
+    }
     return sorted({*names, *(name.partition(":")[0] for name in names)})
+
+
+def _images(project: "Project | Alias") -> Iterator[str]:
+    """Yield the names of a project's images; of a matrix, they are those of its versions."""
+    from rc_tasks.model.graph.project import Project
+
+    if isinstance(project, Project) and project.options_file.is_file():
+        from rc_tasks.errors import RcError
+        from rc_tasks.model.config import project_toml
+
+        # Other commands report what is wrong in the file.
+        with contextlib.suppress(RcError):
+            matrix = project_toml.load(project.options_file, project.shown_options).matrix
+            if matrix is not None:
+                yield from (f"{project.name}:{version}" for version in matrix.versions)
+                return
+    yield project.name

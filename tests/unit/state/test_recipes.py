@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.commands.cli.names import completions
 from rc_tasks.engine.upkeep import move, removal
 from rc_tasks.engine.upkeep.garbage import Collector
 from rc_tasks.engine.watched import look
@@ -450,6 +451,15 @@ def test_a_directory_of_dockerfiles_is_no_project(root: Path) -> None:
     (root / "rc_tasks.toml").write_text("top_projects = false\n")
     graph = open_checkout(root, {}).graph
     assert set(graph.images) == set(IMAGES) and not graph.broken
+
+
+def test_the_shell_completes_images_of_a_matrix(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "projects/wrong").mkdir()
+    (root / "projects/wrong/project.toml").write_text("[matrix")
+    monkeypatch.chdir(root)
+    assert list(completions("app", tasks=False)) == ["app", *APPS, "app:latest"]
+    assert list(completions("env:user:", tasks=True)) == ["env:user:12.8", "env:user:13.0"]
+    assert list(completions("wr", tasks=False)) == ["wrong"]
 
 
 def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
