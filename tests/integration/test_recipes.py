@@ -3,7 +3,8 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.support.checkouts import write_checkout
 from tests.support.doit import doit
 from tests.support.images import BUSYBOX
-from tests.support.recipes import APPS, FILES, IMAGES
+from tests.support.recipes import APPS, FILES, IMAGES, STACK_BASES, STACK_FILES
 from tests.support.storage import own_storage
 from tests.support.tools import require_tools
 
@@ -49,19 +50,35 @@ class Site:
         return {line.removeprefix("squashfs-root/") for line in done.stdout.splitlines()}
 
 
+@contextmanager
+def built(root: Path, files: Mapping[str, str], programs: str) -> Iterator[Site]:
+    """A checkout in which everything is built; `programs` is the /bin of its images."""
+    require_tools("podman", "mksquashfs", "unsquashfs", "busybox")
+    write_checkout(root, files)
+    shutil.copy(BUSYBOX, root / programs / "busybox")
+    for applet in ("sh", "cp", "ls", "mkdir", "touch"):
+        (root / programs / applet).symlink_to("busybox")
+    with own_storage() as (_, environment):
+        environment |= {"RC_RUNNER": "local", "RC_PODMAN_ISOLATION": "chroot"}
+        site = Site(root, dict(environment))
+        site.run()
+        yield site
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Everything is built once."""
-    require_tools("podman", "mksquashfs", "unsquashfs", "busybox")
-    root = write_checkout(tmp_path_factory.mktemp("recipes") / "checkout", FILES)
-    programs = root / "projects/base/files/bin"
-    shutil.copy(BUSYBOX, programs / "busybox")
-    (programs / "sh").symlink_to("busybox")
-    with own_storage() as (_, environment):
-        environment |= {"RC_RUNNER": "local", "RC_PODMAN_ISOLATION": "chroot"}
-        made = Site(root, dict(environment))
-        made.run()
-        yield made
+    root = tmp_path_factory.mktemp("recipes") / "checkout"
+    with built(root, FILES, "projects/base/files/bin") as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Images on the bases of a vendor, built once."""
+    root = tmp_path_factory.mktemp("stack") / "checkout"
+    with built(root, STACK_FILES, "projects/standin/bin") as stack:
+        yield stack
 
 
 def test_each_image_is_published_in_a_directory_of_its_own(site: Site) -> None:
@@ -178,3 +195,29 @@ def test_a_new_matrix_with_the_branch_and_a_setting_is_built_and_removed(site: S
     site.run("rm", "made", "--yes", "--discard-changes")
     assert "made:14-3.13" not in site.states()
     assert not list((site.root / "projects").glob("made*"))
+
+
+def test_a_stack_on_the_bases_of_a_vendor_is_built_without_a_registry(stack: Site) -> None:
+    assert stack.states() == dict.fromkeys(STACK_BASES, "fresh")
+    assert stack.run("plan").startswith("nothing to do")
+    for variant in ("one", "two", "three"):
+        assert stack.file(f"stack:{variant}", "opt/variant/profile.env") == f"NAME={variant}\n"
+    assert stack.file("app:train", "opt/log") == "set up: train\n"
+    assert stack.file("app:train", "opt/tests/run.sh") == "#!/bin/sh\n"
+    assert stack.file("release-1:app", "app") == "base\n"
+    assert stack.file("fetch:1", "installed") == "remote.txt\n"
+    assert "base.txt" in stack.paths("full:deps") and "opt-files" not in stack.paths("full:deps")
+    assert set(stack.file("full", "opt-files").split()) == {
+        *(".dockerignore", ".gitignore", "Docker", "Stack", "Tools", "built", "pyproject.toml"),
+        *("requirements", "templates"),
+    }
+
+
+def test_a_changed_file_of_the_stack_builds_whose_context_takes_it(stack: Site) -> None:
+    (stack.root / "Stack/apps/serve/settings").write_text("port = 81\n")
+    text = stack.run("build:app")
+    started = {line.split()[1] for line in text.splitlines() if line.startswith("start ")}
+    # The base takes the whole checkout, and is the same image as before: nothing else of it counts.
+    assert started == {"podman:stack:one", "podman:app:serve", "enroot:app:serve"}
+    assert stack.file("app:serve", "opt/settings") == "port = 81\n"
+    assert stack.states()["app:train"] == "fresh"

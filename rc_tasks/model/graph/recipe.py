@@ -28,10 +28,11 @@ from rc_tasks.util.toml_schema import Problem
 # changes files in .git.
 _LEFT_OUT = (".git", ".venv")
 # In a context that is the whole checkout also what belongs to the checkout itself. Each build of another
-# image changes something in projects/. A repository may have templates of its own beside ours.
+# image changes something in projects/, and doit compiles dodo.py into __pycache__. A repository may have
+# templates of its own beside ours.
 _TEMPLATES = ("env.toml.j2", "nightly.sbatch.j2", "report.css", "report.html.j2", "report.js", "new")
 _LEFT_OUT_OF_CHECKOUT = (
-    *(PROJECTS, LOCK, "dodo.py", "rc_tasks.toml"),
+    *(PROJECTS, LOCK, "dodo.py", "__pycache__", "rc_tasks.toml"),
     *(f"templates/{name}" for name in _TEMPLATES),
 )
 _STATE = ".rc"

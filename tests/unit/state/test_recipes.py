@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rc_tasks.commands.cli.names import completions
 from rc_tasks.engine.upkeep import move, removal
 from rc_tasks.engine.upkeep.garbage import Collector
 from rc_tasks.engine.watched import look
@@ -20,13 +21,21 @@ from rc_tasks.state.records.inputs import is_file
 from rc_tasks.state.records.records import Step
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import doit
-from tests.support.recipes import APPS, FILES, IMAGES
+from tests.support.recipes import APPS, FILES, IMAGES, STACK_BASES, STACK_FILES
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A checkout in which everything is built."""
     made = write_checkout(tmp_path / "it's: ä", FILES, 'images_root = "/official"')
+    pretend_built(made)
+    return made
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A checkout with images on the bases of a vendor, in which everything is built."""
+    made = write_checkout(tmp_path / "stack", STACK_FILES)
     pretend_built(made)
     return made
 
@@ -463,6 +472,15 @@ def test_a_directory_of_dockerfiles_is_no_project(root: Path) -> None:
     assert set(graph.images) == set(IMAGES) and not graph.broken
 
 
+def test_the_shell_completes_images_of_a_matrix(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "projects/wrong").mkdir()
+    (root / "projects/wrong/project.toml").write_text("[matrix")
+    monkeypatch.chdir(root)
+    assert list(completions("app", tasks=False)) == ["app", *APPS, "app:latest"]
+    assert list(completions("env:user:", tasks=True)) == ["env:user:12.8", "env:user:13.0"]
+    assert list(completions("wr", tasks=False)) == ["wrong"]
+
+
 def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
     for number in range(1000):
         (root / f"docs/{number:03}.md").write_text("new\n")
@@ -472,3 +490,40 @@ def test_a_thousand_changed_files_are_no_line_of_output(root: Path) -> None:
     for argv in (("plan", "docs"), ("info", "podman:docs")):
         assert f"{expected} and 995 more\n" in doit(root, *argv).text
     assert len(json.loads(doit(root, "plan", "docs", "--json").text)["steps"][0]["reasons"]) == 1000
+
+
+def test_images_stand_in_for_the_bases_of_a_vendor(stack: Path) -> None:
+    graph = open_checkout(stack, {}).graph
+    assert not graph.broken and not graph.problems
+    assert {name: node.bases for name, node in graph.images.items()} == STACK_BASES
+    assert {name: node.remote for name, node in graph.images.items() if node.remote} == {}
+    assert graph.aliases == {"stack:latest": "stack:two"}
+    assert reasons(stack) == {}
+
+
+WHOLE_CHECKOUT = ("stack:one", "stack:two", "stack:three", "full", "full:deps")
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("Stack/apps/train/tests/run.sh", {*WHOLE_CHECKOUT, "app:train"}),
+        ("Stack/apps/serve/settings", {*WHOLE_CHECKOUT, "app:serve"}),
+        ("Stack/common/setup.sh", {*WHOLE_CHECKOUT}),
+        ("requirements/base.txt", {*WHOLE_CHECKOUT, "fetch:1"}),
+        ("Docker/release 1/Dockerfile.base", {*WHOLE_CHECKOUT, "lab:base-r1"}),
+        ("Tools/image/Containerfile", {*WHOLE_CHECKOUT, "tools"}),
+        ("Tools/image/build.log", {"tools"}),
+        ("projects/standin/bin/readme", {"standin"}),
+        ("templates/env.toml.j2", set()),
+        ("__pycache__/dodo.cpython-311.pyc", set()),
+    ],
+)
+def test_a_changed_file_of_the_stack_concerns_whose_context_takes_it(
+    stack: Path, changed: str, stale: set[str]
+) -> None:
+    path = stack / changed
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text() if path.exists() else "") + "\n# changed\n")
+    after_bases = {name for name, words in reasons(stack).items() if "is stale" not in words[0]}
+    assert after_bases == stale
