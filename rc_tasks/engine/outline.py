@@ -54,7 +54,7 @@ def files(current: Session, step: Task) -> list[str]:
         return []
     node = current.checkout.graph.images[step.name]
     try:
-        return current.judge.files(node)
+        return current.judge.listings.shown(node)
     except RcError:
         return []  # the judge will report what is wrong with the context
 

@@ -86,7 +86,7 @@ def look(root: Path, names: Sequence[str], before: Inputs | None = None) -> Inpu
     for name in reached:
         own += _own_files(checkout, name)
         try:
-            inputs = judge.every_file(checkout.graph.resolve(name))
+            inputs = judge.listings.every_file(checkout.graph.resolve(name))
         except RcError as error:
             errors.append(str(error))
         else:

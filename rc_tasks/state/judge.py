@@ -3,14 +3,12 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from msgspec import DecodeError
 from msgspec.structs import replace
 
 from rc_tasks.errors import EdfError, RcError
-from rc_tasks.model.graph import context, smoke
-from rc_tasks.model.graph.context import Listing
+from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.pin import Pin
 from rc_tasks.model.graph.project import (
@@ -18,8 +16,6 @@ from rc_tasks.model.graph.project import (
     DOCKERFILES,
     EDF,
     IMAGE_JSON,
-    BuildContext,
-    Project,
 )
 from rc_tasks.state import logs
 from rc_tasks.state.adoption.offers import Offers
@@ -28,20 +24,15 @@ from rc_tasks.state.bases.pins import comparable
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import locks, reading
 from rc_tasks.state.edf.values import edf_inputs
-from rc_tasks.state.records.contexts import ContextValues, context_values
+from rc_tasks.state.listings import Listings
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.inputs import (
     CHANGED_MEANWHILE,
     CONTEXT,
     PIN,
-    context_inputs,
-    file_inputs,
-    input_files,
     is_file,
     is_whole,
     other_inputs,
-    shown_files,
-    whole,
     with_files,
 )
 from rc_tasks.state.records.miswritten import CONTENT, SETTINGS, doubtful, miswritten, squash_inputs
@@ -84,12 +75,7 @@ class Judge:
     def __init__(self, checkout: Checkout) -> None:
         self._checkout = checkout
         self._steps: dict[tuple[Step, str], StepStatus] = {}
-        # The files of each image as they were listed last, and of each context that images may share.
-        # They are listed again when the image has been built.
-        self._listed: dict[str, Listing] = {}
-        self._contexts: dict[BuildContext, Listing] = {}
-        # The input values of those files, by the directory and the signature of the listing.
-        self._values: dict[tuple[str, str], ContextValues] = {}
+        self.listings = Listings(checkout.digests)
         official = official_of(checkout)
         # None in the official checkout itself.
         self.offers = (
@@ -139,8 +125,9 @@ class Judge:
         """Forget all judgements, as a step has run, perhaps in another process."""
         self._checkout.records.reread(step, name)
         self._steps.clear()
-        if step is Step.PODMAN:
-            self._list_again(name)
+        node = self._checkout.graph.images.get(name)
+        if step is Step.PODMAN and node is not None:
+            self.listings.forget_all_of(node.project)
         self._pins = None
         if self.offers is not None:
             self.offers.forget()
@@ -149,9 +136,7 @@ class Judge:
         """Forget the judgement of an image; the images built on it were not judged since it changed."""
         for step in Step:
             self._steps.pop((step, name), None)
-        # A run may take hours, so that its files may have changed; only a context that images share is
-        # not listed again for each of them.
-        self._listed.pop(name, None)
+        self.listings.forget(name)
 
     def image(self, name: str) -> ImageStatus:
         """Return an image's state with its reasons."""
@@ -234,16 +219,14 @@ class Judge:
 
     def build_inputs(self, node: ImageNode) -> dict[str, str]:
         """Return the inputs of the podman step, with the local bases as they are recorded now."""
-        return self._file_inputs(node, self._files(node)) | self._other_inputs(node, self._recorded)
+        return self._file_inputs(node) | self._other_inputs(node, self._recorded)
 
     def _inputs_after_adoption(self, node: ImageNode) -> dict[str, str]:
-        return self._file_inputs(node, self._files(node)) | self._other_inputs(node, self._facts)
+        return self._file_inputs(node) | self._other_inputs(node, self._facts)
 
-    def _file_inputs(self, node: ImageNode, files: Listing) -> dict[str, str]:
-        project = node.project
-        inputs = file_inputs(project, files.paths, self._checkout.digests.of)
-        inputs |= {part: values.digest for part, values in self.context_values(project).items()}
-        self._read[project.name] = inputs
+    def _file_inputs(self, node: ImageNode) -> dict[str, str]:
+        inputs = self.listings.inputs(node.project)
+        self._read[node.project.name] = inputs
         return inputs
 
     def _other_inputs(self, node: ImageNode, facts_of: Callable[[str], Facts | None]) -> dict[str, str]:
@@ -266,71 +249,6 @@ class Judge:
             pins = self._pins = self._checkout.pins.read()
         return pins
 
-    def files(self, node: ImageNode) -> list[str]:
-        """Return the files that an image depends on, relative to the checkout.
-
-        A context that is not the project's own directory is listed as a directory.
-        """
-        project = node.project
-        contexts = project.recipe.contexts if project.recipe is not None else ()
-        parts = [CONTEXT + path for path in self._files(node).paths]
-        parts += [whole(name) for name in contexts]
-        return list(shown_files(project, (project.dockerfile_name, *parts)).values())
-
-    def every_file(self, node: ImageNode) -> list[str]:
-        """Return the files that an image depends on, also of contexts that images share.
-
-        They are relative to the checkout. Raise ProjectError.
-        """
-        project = node.project
-        if project.recipe is None:
-            return self.files(node)
-        contexts = project.recipe.contexts.values()
-        listings = ((at, self._listing(project.root, at).paths) for at in contexts)
-        paths = (at.shown(path) for at, listed in listings for path in listed)
-        ignorefiles = (at.ignorefile for at in contexts if at.ignorefile)
-        return list(dict.fromkeys((project.shown_dockerfile, *ignorefiles, *paths)))
-
-    def _files(self, node: ImageNode) -> Listing:
-        name = node.project.name
-        files = self._listed.get(name)
-        if files is None:
-            files = self._listed[name] = input_files(node.project, self._listing)
-        return files
-
-    def _listing(self, root: Path, build_context: BuildContext) -> Listing:
-        """List a build context; one that images share is listed once."""
-        listing = self._contexts.get(build_context)
-        if listing is None:
-            listing = self._contexts[build_context] = context.of_context(root, build_context)
-        return listing
-
-    def context_values(self, project: Project) -> dict[str, ContextValues]:
-        """Return the values of the files of contexts that images may share, by part.
-
-        It is empty for a project whose own directory is the context. Raise ProjectError.
-        """
-        contexts = project.recipe.contexts if project.recipe is not None else {}
-        return {whole(name): self._values_of(project.root, at) for name, at in contexts.items()}
-
-    def _values_of(self, root: Path, at: BuildContext) -> ContextValues:
-        listing = self._listing(root, at)
-        key = (at.directory, listing.signature)
-        values = self._values.get(key)
-        if values is None:
-            digests = self._checkout.digests.of
-            by_path = context_inputs(str(root / at.directory), at.shown, listing.paths, digests)
-            values = self._values[key] = context_values(by_path)
-        return values
-
-    def _list_again(self, name: str) -> None:
-        """List the files of an image again when they are needed, as it has been built meanwhile."""
-        self._listed.pop(name, None)
-        node = self._checkout.graph.images.get(name)
-        if node is not None and node.project.recipe is not None:
-            for build_context in node.project.recipe.contexts.values():
-                self._contexts.pop(build_context, None)
-
     def modified(self, name: str, part: str, recorded: str) -> bool:
         """Return whether an input file of an image differed from `recorded` when it was last read."""
         values = self._read.get(name, {})
@@ -346,7 +264,7 @@ class Judge:
         record = self._checkout.records.get(Step.PODMAN, name)
         if record is None or record.facts is None:
             return [Cause(NEVER, self._unrecorded(Step.PODMAN, node)), *causes]
-        files = self._files(node)
+        files = self.listings.of(node.project)
         version = self._checkout.records.version_read(Step.PODMAN, name)
         now, recorded = self._other_inputs(node, self._facts), record.inputs
         unchanged = self._checkout.comparisons.is_unchanged(name, files, version)
@@ -354,7 +272,7 @@ class Judge:
             recorded = {part: value for part, value in recorded.items() if not is_file(part)}
             self._read[name] = None
         else:
-            now = self._file_inputs(node, files) | now
+            now = self._file_inputs(node) | now
         recorded, now = self._file_by_file(node, recorded, now)
         recorded = comparable(recorded, now, self._pinned(node))
         # A stale base is a cause already: its digest would be a second one.
@@ -391,7 +309,7 @@ class Judge:
             values = self._checkout.contexts.get(old) if old is not None else {}
             if values is not None:
                 before[part] = values
-                present = self.context_values(node.project)
+                present = self.listings.shared(node.project)
                 after[part] = present[part].values if part in present else {}
         return with_files(recorded, before), with_files(now, after)
 

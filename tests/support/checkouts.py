@@ -75,7 +75,7 @@ def pretend_built(root: Path, names: Iterable[str] | None = None) -> None:
         if names is not None and name not in set(names):
             continue
         node.project.directory.mkdir(exist_ok=True)
-        for values in judge.context_values(node.project).values():
+        for values in judge.listings.shared(node.project).values():
             checkout.contexts.put(values)
         image_id = content_digest(str(node.project.dockerfile))
         facts = Facts(image_id, "amd64", 1000, "/workspace", False)

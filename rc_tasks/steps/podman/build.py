@@ -58,7 +58,7 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     # Digest the files before podman reads them, so that an edit during the build makes the image stale.
     judge = Judge(checkout)
     inputs = judge.build_inputs(node)
-    listings = judge.context_values(node.project)
+    listings = judge.listings.shared(node.project)
     text = _dockerfile(checkout, node)
     version = podman_version()
     where = node.project.shown_dockerfile

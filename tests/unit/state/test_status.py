@@ -220,7 +220,7 @@ def compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(project.name)
         return file_inputs(project, files, digests)
 
-    monkeypatch.setattr("rc_tasks.state.judge.file_inputs", counted)
+    monkeypatch.setattr("rc_tasks.state.listings.file_inputs", counted)
     remember(root, monkeypatch)
     return names
 
@@ -255,7 +255,7 @@ def test_a_change_is_seen_by_a_command_that_has_judged_before(root: Path) -> Non
     """`doit` judges a step when it is ready, which may be hours after it listed the files."""
     judge = Judge(open_checkout(root, {}))
     node = open_checkout(root, {}).graph.images["base"]
-    assert judge.files(node) == ["base/Dockerfile", "base/data"]
+    assert judge.listings.shown(node) == ["base/Dockerfile", "base/data"]
     assert judge.step(Step.PODMAN, "base").fresh
     (root / "base/data").write_text("new")
     (root / "base/more").write_text("more")
