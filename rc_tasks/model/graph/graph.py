@@ -68,8 +68,10 @@ class ImageGraph(Struct, frozen=True):
     def resolve(self, name: str) -> ImageNode:
         """Return the image with this name or alias. Raise the error that breaks it, or ProjectError."""
         name = self.aliases.get(name, name)
-        if name in self.broken:
-            raise self.broken[name]
+        # Which versions the matrix of a broken project has is not known.
+        broken = self.broken.get(name) or self.broken.get(name.partition(":")[0])
+        if name not in self.images and broken is not None:
+            raise broken
         if name not in self.images:
             raise ProjectError(
                 f"there is no image named {name!r} in this checkout",

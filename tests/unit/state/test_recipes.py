@@ -302,6 +302,9 @@ def test_no_version_of_a_wrong_matrix_comes_from_a_registry(root: Path, old: str
     graph = open_checkout(root, {}).graph
     # One problem has one message, also where an alias names a version.
     assert set(graph.broken) == {"app"}
+    with pytest.raises(RcError) as raised:
+        graph.resolve(APPS[0])
+    assert raised.value is graph.broken["app"]
     assert graph.aliases == {"app:latest": "app"}
     for name in ("docs", "user:13.0", "named"):
         assert graph.images[name].bases == ("app",)
