@@ -242,10 +242,16 @@ def test_the_walk_through(tmp_path: Path, slurm_environ: dict[str, str], cluster
             shell.type(f"{line}\n")
             # What is typed too early is lost with the job that ends.
             told = shell.wait_for("\nnext.*\n") if line == "exit" else ""
+            watches = line.startswith("doit watch ")
+            if watches:
+                told = shell.wait_for("Ctrl-C ends\n")
+                shell.type("\x03")
+                shell.wait_for(r"\^C")
             # Whatever reads it, our shell or the one of the job, says when it is done with the line.
             shell.type(f"echo do''ne-{number}-$?\n")
             shown[number, line] = told + shell.wait_for(rf"done-{number}-\d+\n")
-            assert f"done-{number}-0\n" in shown[number, line], shown[number, line]
+            status = 130 if watches else 0
+            assert f"done-{number}-{status}\n" in shown[number, line], shown[number, line]
         shell.type("exit\n")
         assert shell.end() == 0
 
