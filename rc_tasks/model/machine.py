@@ -7,6 +7,8 @@ DOCKER_NAMES = {
     "armv7l": ("arm", "v7"),
     "i686": ("386", ""),
 }
+# The variable that says on which machine an EDF for all machines is read.
+VARIABLE = "IMAGE_MACHINE"
 # The machines of which an image can be asked for.
 KNOWN = ("aarch64", "x86_64", "ppc64le", "riscv64", "s390x")
 

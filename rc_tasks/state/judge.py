@@ -23,7 +23,7 @@ from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.bases.pins import comparable
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import locks, reading
-from rc_tasks.state.edf.values import edf_inputs
+from rc_tasks.state.edf.values import COMMON, edf_inputs
 from rc_tasks.state.listings import Listings
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.inputs import (
@@ -415,7 +415,14 @@ class Judge:
                 where=node.project.shown(EDF),
                 hint=advice(error, "correct its permissions, or move it away and run the command again"),
             ) from None
-        words = {"template": "templates/env.toml.j2 changed", "values": "EDF settings changed"}
+        common = node.project.shown_common_edf if node.project.machine else ""
+        if common and not os.path.exists(self._checkout.root / common):
+            return [Cause(EDF, f"{common} is missing"), *causes]
+        words = {
+            "template": "templates/env.toml.j2 changed",
+            "values": "EDF settings changed",
+            COMMON: f"{common} names other machines",
+        }
         for part, new in now.items():
             old = record.inputs.get(part, "")
             if old != new:

@@ -106,6 +106,8 @@ def test_each_image_is_built_on_a_node_of_its_kind(site: tuple[Path, dict[str, s
         assert file_of(root, name, "only") == f"{DOCKER[machine]}\n"
         edf = (root / f"projects/{name}/env.toml").read_text()
         assert f"projects/{name}/image.sqsh" in edf
+    common = (root / "projects/base:1/env.toml").read_text()
+    assert f"/projects/base:1-${{IMAGE_MACHINE:-{HERE}}}/env.toml" in common
     # An image without `arch` is for the node that builds it, and stands on the base for that.
     assert file_of(root, "plain", "only") == f"{DOCKER[HERE]}\n"
     assert doit(root, environ=environ).started == []

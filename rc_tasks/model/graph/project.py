@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.model.machine import without_machine
 from rc_tasks.model.reference import name_problem
 from rc_tasks.util.safe_read import advice
 
@@ -156,6 +157,12 @@ class Project(Struct, frozen=True):
     def edf(self) -> Path:
         """The EDF that starts the official image."""
         return self.directory / EDF
+
+    @property
+    def shown_common_edf(self) -> str:
+        """The EDF that starts the image for the machine it is read on; only with a `machine`."""
+        name = without_machine(self.name, self.machine)
+        return f"{os.path.dirname(self.path)}/{name}/{EDF}"
 
     @property
     def shown_dockerfile(self) -> str:

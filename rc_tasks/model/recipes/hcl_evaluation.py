@@ -7,7 +7,7 @@ language is that of https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from rc_tasks.errors import ImportedFileError
 from rc_tasks.model.recipes import hcl_functions
@@ -79,7 +79,7 @@ class Evaluator:
             raise UnsupportedError(f"a list has more than {MOST_ELEMENTS} elements")
         return result
 
-    def _unchecked(self, tree: Any, local: Mapping[str, object]) -> object:  # noqa: PLR0912 - one a form
+    def _unchecked(self, tree: Any, local: Mapping[str, object]) -> object:  # noqa: PLR0912
         inner: list[Any] = trees(tree)
         match str(tree.data):
             case "expr_term" if len(inner) == 1:
@@ -107,7 +107,7 @@ class Evaluator:
                 if _has(tree, "NOT") and isinstance(value, bool):
                     return not value
                 if _has(tree, "MINUS") and _is_number(value):
-                    return -value  # type: ignore[operator]
+                    return -value
             case "function_call":
                 return self._call(inner, local)
             case "index_expr_term" | "get_attr_expr_term":
@@ -341,7 +341,7 @@ def _text(value: object) -> str:
         raise UnsupportedError(str(error)) from None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | Decimal]:
     return isinstance(value, int | Decimal) and not isinstance(value, bool)
 
 

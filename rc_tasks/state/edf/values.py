@@ -5,10 +5,15 @@ from rc_tasks.model.config.settings import Entrypoint
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.model.edf.schema import EdfValues
 from rc_tasks.model.graph.graph import ImageNode
-from rc_tasks.model.graph.project import ARTIFACT
+from rc_tasks.model.graph.project import ARTIFACT, EDF
+from rc_tasks.model.machine import VARIABLE, image_name, without_machine
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.records import Facts
+from rc_tasks.util import toml_text
+
+# The part of the EDF for all machines.
+COMMON = "common"
 
 
 def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
@@ -33,6 +38,17 @@ def edf_values(checkout: Checkout, node: ImageNode, facts: Facts) -> EdfValues:
     )
 
 
+def common_edf(checkout: Checkout, node: ImageNode) -> str:
+    """Return the values of the EDF for all machines: it extends that of the machine it is read on.
+
+    `${NAME:-VALUE}` in any key is replaced when a job starts (cscs-docs, EDF reference). Without the
+    variable it is the first machine of `arch`.
+    """
+    name = without_machine(node.project.path, node.project.machine)
+    image = image_name(name, f"${{{VARIABLE}:-{node.options.arch[0]}}}")
+    return f"base_environment = {toml_text.dump(f'{checkout.images_root}/{image}/{EDF}')}\n"
+
+
 def entrypoint_is_news(checkout: Checkout, name: str, facts: Facts, earlier: Facts | None) -> bool:
     """Return whether to report what a build with `facts` found out about the image's ENTRYPOINT.
 
@@ -55,7 +71,10 @@ def edf_inputs(checkout: Checkout, node: ImageNode, facts: Facts) -> dict[str, s
             where=TEMPLATE,
             hint=f"`git checkout -- {TEMPLATE}` brings it back",
         ) from None
-    return {
+    inputs = {
         "template": template,
         "values": text_digest(repr(edf_values(checkout, node, facts))),
     }
+    if node.project.machine:
+        inputs[COMMON] = text_digest(common_edf(checkout, node))
+    return inputs

@@ -8,9 +8,13 @@ import pytest
 from rc_tasks.engine.schedule.machines import left_alone
 from rc_tasks.errors import RcError
 from rc_tasks.model.config.settings import load
+from rc_tasks.model.edf import chain
 from rc_tasks.model.machine import image_name, parse_machine, platform, without_machine
 from rc_tasks.state.checkout import open_checkout
-from tests.support.checkouts import write_checkout
+from rc_tasks.state.judge import Judge
+from rc_tasks.state.records.records import Step
+from rc_tasks.steps.publish.env_toml import write_environment
+from tests.support.checkouts import pretend_built, write_checkout
 
 HERE = os.uname().machine
 OTHER = "aarch64" if HERE != "aarch64" else "x86_64"
@@ -125,3 +129,50 @@ def test_names_of_machines() -> None:
         assert without_machine(image_name(name, "aarch64"), "aarch64") == name
     assert platform("aarch64") == "linux/arm64" and platform("armv7l") == "linux/arm/v7"
     assert parse_machine("ppc64le") == "ppc64le"
+
+
+OLD_EDF = """\
+# generated: image=00000000 workdir=0a137b37
+
+image = "/official/projects/base:1/image.sqsh"
+workdir = "/"
+mounts = ["/mine:/mine"]
+"""
+
+
+@pytest.mark.parametrize("before", ["", OLD_EDF], ids=["new", "from before arch"])
+def test_one_edf_starts_the_image_for_the_machine_it_is_read_on(tmp_path: Path, before: str) -> None:
+    root = write_checkout(tmp_path / "it's: ä", FILES)
+    common = root / "projects/base:1/env.toml"
+    if before:
+        common.write_text(before)
+    pretend_built(root)
+    checkout = open_checkout(root, {})
+    for machine in (HERE, OTHER):
+        (root / f"projects/base:1-{machine}/env.toml").unlink()
+        write_environment(checkout, checkout.graph.images[f"base:1-{machine}"])
+    for environ, machine in (
+        ({"IMAGE_MACHINE": OTHER}, OTHER),
+        ({"IMAGE_MACHINE": HERE}, HERE),
+        ({}, HERE),
+    ):
+        edf = chain.resolve(str(common), environ=environ, cwd=root)
+        assert edf.image == f"{root}/projects/base:1-{machine}/image.sqsh"
+        assert [mount.source for mount in edf.mounts] == (["/mine"] if before else [])
+    text = common.read_text()
+    write_environment(checkout, checkout.graph.images[f"base:1-{HERE}"])
+    assert common.read_text() == text
+    assert Judge(open_checkout(root, {})).step(Step.ENV, f"base:1-{HERE}").fresh
+    common.unlink()
+    causes = Judge(open_checkout(root, {})).step(Step.ENV, f"base:1-{OTHER}").causes
+    assert [cause.words for cause in causes] == ["projects/base:1/env.toml is missing"]
+
+
+def test_the_edf_for_all_machines_of_a_matrix_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path, FILES)
+    pretend_built(root)
+    checkout = open_checkout(root, {})
+    write_environment(checkout, checkout.graph.images[f"app:7-{OTHER}"])
+    assert (root / "projects/app:7/env.toml").exists()
+    graph = open_checkout(root, {}).graph
+    assert not graph.broken and not graph.problems

@@ -97,7 +97,7 @@ def context(tmp_path: Path) -> MountedContext:
 
 
 def replaced(context: MountedContext, *flags: str, secrets: dict[str, Path] | None = None) -> RunMounts:
-    return run_mounts(flags, context, "/work", secrets)
+    return run_mounts(flags, context, "/srv", secrets)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def replaced(context: MountedContext, *flags: str, secrets: dict[str, Path] | No
             "type=cache,target=/root/.cache,sharing=locked",
             "type=tmpfs,destination=/root/.cache,notmpcopyup",
         ),
-        ("type=tmpfs,target=t", "type=tmpfs,destination=/work/t,notmpcopyup"),
+        ("type=tmpfs,target=t", "type=tmpfs,destination=/srv/t,notmpcopyup"),
         ("source=file,target=/x/", 'type=bind,"source={}/file",destination=/x,ro'),
-        ("type=bind,src=/file,dst=y", 'type=bind,"source={}/file",destination=/work/y,ro'),
+        ("type=bind,src=/file,dst=y", 'type=bind,"source={}/file",destination=/srv/y,ro'),
     ],
 )
 def test_mounts_of_a_run(context: MountedContext, mount: str, value: str) -> None:
