@@ -11,7 +11,7 @@ from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.commands.run import Run
 from rc_tasks.errors import RcError, SettingsError
 from rc_tasks.util import toml_text
-from rc_tasks.util.safe_read import advice
+from rc_tasks.util.safe_read import unreadable
 
 # doit reads this file before it knows any command. Its own errors do not name the file.
 _SETTINGS = "pyproject.toml"
@@ -63,9 +63,5 @@ def _settings_problem() -> RcError | None:
     except RcError as error:
         return error
     except OSError as error:
-        return SettingsError(
-            f"cannot be read: {error.strerror}",
-            where=_SETTINGS,
-            hint=advice(error, "correct its permissions"),
-        )
+        return unreadable(SettingsError, error, _SETTINGS, "correct its permissions")
     return None

@@ -16,10 +16,10 @@ from rc_tasks.engine.upkeep import imports
 from rc_tasks.engine.upkeep.imports import FileState, Plan
 from rc_tasks.errors import ImportedFileError, ProjectError
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS
-from rc_tasks.model.recipes.recipe import NotTaken, ProjectRecipe, Recipes
+from rc_tasks.model.imported.project import NotTaken, ProjectRecipe, Recipes
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.util import toml_text
-from rc_tasks.util.safe_read import advice, read_bytes
+from rc_tasks.util.safe_read import read_bytes, unreadable
 from rc_tasks.util.text import printable, printable_lines
 
 _BAKE = (".hcl", ".json")
@@ -68,7 +68,7 @@ def _read(files: list[str], groups: set[str]) -> tuple[Recipes, Path]:
     """Return the recipes of files, and the directory of their paths. Raise ImportedFileError."""
     if not files:
         raise UsageError("FILE is missing", hint="doit import docker-bake.hcl")
-    from rc_tasks.model.recipes import bake, compose
+    from rc_tasks.model.imported import bake, compose
 
     if all(file.endswith(_BAKE) for file in files):
         return bake.read({file: _text(file) for file in files}, os.environ, groups), Path.cwd()
@@ -76,9 +76,9 @@ def _read(files: list[str], groups: set[str]) -> tuple[Recipes, Path]:
         directory = os.path.realpath(os.path.dirname(files[0]) or ".")
         return compose.read(_text(files[0]), files[0], os.environ, groups), Path(directory)
     raise UsageError(
-        "not one compose file (.yaml, .yml), nor bake files (.hcl, .json)",
+        "expected one compose file (.yaml, .yml), or bake files (.hcl, .json)",
         where=" ".join(files),
-        hint="import each compose file by itself; rename a file whose name ends otherwise",
+        hint="run the command once for each compose file; rename a file whose name ends otherwise",
     )
 
 
@@ -86,11 +86,7 @@ def _text(file: str) -> str:
     try:
         content = read_bytes(file)
     except OSError as error:
-        raise ImportedFileError(
-            f"cannot be read: {error.strerror}",
-            where=file,
-            hint=advice(error, "name a file that you may read"),
-        ) from None
+        raise unreadable(ImportedFileError, error, file, "name a file that you may read") from None
     return toml_text.decode(content, file, ImportedFileError).removeprefix("\ufeff")
 
 

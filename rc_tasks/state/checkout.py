@@ -30,7 +30,7 @@ from rc_tasks.state.records.digests import ContextDigests, Digests
 from rc_tasks.state.records.records import Records, Step
 from rc_tasks.state.records.splits import Splits
 from rc_tasks.state.store.store import Store
-from rc_tasks.util.safe_read import advice, read_bytes
+from rc_tasks.util.safe_read import read_bytes, unreadable
 
 if TYPE_CHECKING:
     from rc_tasks.state.store.previous import Previous
@@ -311,11 +311,7 @@ def read_dockerfile(root: Path, path: str) -> bytes:
     try:
         return read_bytes(f"{root}/{path}")
     except OSError as error:
-        raise ProjectError(
-            f"cannot be read: {error.strerror}",
-            where=path,
-            hint=advice(error, "correct its permissions"),
-        ) from None
+        raise unreadable(ProjectError, error, path, "correct its permissions") from None
 
 
 def parse_node(node: ImageNode, text: bytes, architecture: str) -> parser.Dockerfile:

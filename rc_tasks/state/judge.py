@@ -54,7 +54,7 @@ from rc_tasks.state.records.status import (
 )
 from rc_tasks.state.rights import closed_files, is_official
 from rc_tasks.util.json_decode import load
-from rc_tasks.util.safe_read import advice
+from rc_tasks.util.safe_read import unreadable
 from rc_tasks.util.text import local_time
 
 # Causes that rebuild a frozen image too: the published image itself is missing or damaged.
@@ -410,10 +410,11 @@ class Judge:
         except FileNotFoundError:
             return [Cause(EDF, "env.toml is missing"), *causes]
         except OSError as error:
-            raise EdfError(
-                f"cannot be read: {error.strerror}",
-                where=node.project.shown(EDF),
-                hint=advice(error, "correct its permissions, or move it away and run the command again"),
+            raise unreadable(
+                EdfError,
+                error,
+                node.project.shown(EDF),
+                "correct its permissions, or move it away and run the command again",
             ) from None
         common = node.project.shown_common_edf if node.project.machine else ""
         if common and not os.path.exists(self._checkout.root / common):

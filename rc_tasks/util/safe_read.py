@@ -4,6 +4,11 @@ import errno
 import os
 import stat
 from io import BufferedReader
+from typing import TypeVar
+
+from rc_tasks.errors import RcError
+
+E = TypeVar("E", bound=RcError)
 
 # No file that is read as a whole is nearly as large.
 _MOST_BYTES = 1 << 28
@@ -64,6 +69,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a regular file of UTF-8. Raise OSError or UnicodeDecodeError."""
     return read_bytes(path).decode()
+
+
+def unreadable(kind: type[E], error: OSError, where: object, correct: str) -> E:
+    """Return the error of a file at `where` that cannot be read; `correct` is as in `advice`."""
+    return kind(f"cannot be read: {error.strerror}", where=where, hint=advice(error, correct))
 
 
 def advice(error: OSError, correct: str) -> str:

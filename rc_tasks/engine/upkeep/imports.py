@@ -12,7 +12,7 @@ from rc_tasks.errors import SettingsError
 from rc_tasks.model.config.project_text import path_from, rendered
 from rc_tasks.model.config.project_toml import ProjectOptions, Secret
 from rc_tasks.model.graph.project import DOCKERFILE, DOCKERFILES, PROJECT_TOML, PROJECTS
-from rc_tasks.model.recipes.recipe import (
+from rc_tasks.model.imported.project import (
     ContextKind,
     ImageBuild,
     NamedContext,

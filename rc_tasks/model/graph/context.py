@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from rc_tasks.errors import ProjectError
 from rc_tasks.model.graph.project import DOCKERFILE, OUR_FILES, BuildContext, Project
-from rc_tasks.util.safe_read import advice, read_bytes
+from rc_tasks.util.safe_read import advice, read_bytes, unreadable
 
 # podman uses only the first of these that exists. {} is the name of the Dockerfile.
 IGNORE_FILES = ("{}.dockerignore", "{}.containerignore", ".containerignore", ".dockerignore")
@@ -292,11 +292,7 @@ def _read_rules(path: str) -> Rules:
     try:
         content = read_bytes(path)
     except OSError as error:
-        raise ProjectError(
-            f"cannot be read: {error.strerror}",
-            where=path,
-            hint=advice(error, "correct its permissions"),
-        ) from None
+        raise unreadable(ProjectError, error, path, "correct its permissions") from None
     rules = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.startswith(b"#"):

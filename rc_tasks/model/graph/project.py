@@ -10,7 +10,7 @@ from msgspec import Struct
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.machine import without_machine
 from rc_tasks.model.reference import name_problem
-from rc_tasks.util.safe_read import advice
+from rc_tasks.util.safe_read import unreadable
 
 PROJECTS = "projects"
 DOCKERFILE = "Dockerfile"
@@ -336,11 +336,7 @@ def _misnamed(name: str, path: str, problem: str) -> ProjectError:
 
 
 def _unreadable(error: OSError, path: str) -> ProjectError:
-    return ProjectError(
-        f"cannot be read: {error.strerror}",
-        where=f"{path}/",
-        hint=advice(error, "correct its permissions, or remove it"),
-    )
+    return unreadable(ProjectError, error, f"{path}/", "correct its permissions, or remove it")
 
 
 def _dangling(directory: str, path: str, file: str) -> ProjectError:

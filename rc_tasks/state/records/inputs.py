@@ -20,7 +20,7 @@ from rc_tasks.model.graph.project import DOCKERFILES, BuildContext, Project
 from rc_tasks.state.records.digests import Digests, bytes_digest, text_digest
 from rc_tasks.tools import podman_versions
 from rc_tasks.util import file_mode
-from rc_tasks.util.safe_read import advice
+from rc_tasks.util.safe_read import unreadable
 
 # Prefixes of parts: files of the build context, images of this checkout, digests of registry bases.
 CONTEXT = "context/"
@@ -83,10 +83,11 @@ def _file_input(shown: str, path: str, digests: Digests, follow: bool = False) -
     try:
         return file_value(path, os.stat(path, follow_symlinks=follow), digests)
     except OSError as error:
-        raise ProjectError(
-            f"cannot be read: {error.strerror}",
-            where=shown,
-            hint=advice(error, "make it readable, or name it in .containerignore if no image needs it"),
+        raise unreadable(
+            ProjectError,
+            error,
+            shown,
+            "make it readable, or name it in .containerignore if no image needs it",
         ) from None
 
 

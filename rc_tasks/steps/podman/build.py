@@ -17,7 +17,7 @@ from rc_tasks.model.graph import context
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.machine import platform
 from rc_tasks.state.adoption.official import official_of, squashed_layers
-from rc_tasks.state.checkout import Checkout, parse_node
+from rc_tasks.state.checkout import Checkout, parse_node, read_dockerfile
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.published.manifests import put_origin
 from rc_tasks.state.records.inputs import (
@@ -43,7 +43,6 @@ from rc_tasks.steps.save.image import save
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman, shares_copies
 from rc_tasks.tools.podman import version as podman_version
-from rc_tasks.util.safe_read import advice, read_bytes
 
 _LABEL = "org.opencontainers.image"
 
@@ -107,12 +106,7 @@ def build(checkout: Checkout, node: ImageNode) -> None:
 def _dockerfile(checkout: Checkout, node: ImageNode) -> bytes:
     """Return the Dockerfile's bytes. Raise ProjectError when they no longer give `node.dockerfile`."""
     where = node.project.shown_dockerfile
-    try:
-        text = read_bytes(node.project.dockerfile)
-    except OSError as error:
-        raise ProjectError(
-            f"cannot be read: {error.strerror}", where=where, hint=advice(error, "make it readable")
-        ) from None
+    text = read_dockerfile(node.project.root, where)
     if parse_node(node, text, checkout.architecture) != node.dockerfile:
         raise ProjectError(
             "the Dockerfile was changed while this build began",

@@ -271,8 +271,8 @@ def test_variables_of_the_environment_override_and_are_named(tmp_path: Path) -> 
     ("files", "message"),
     [
         ((), "FILE is missing"),
-        (("c.yaml", "big.hcl"), "c.yaml big.hcl: not one compose file"),
-        (("Makefile",), "Makefile: not one compose file"),
+        (("c.yaml", "big.hcl"), "c.yaml big.hcl: expected one compose file"),
+        (("Makefile",), "Makefile: expected one compose file"),
         (("none.hcl",), "none.hcl: cannot be read: No such file or directory"),
         ((".rc.hcl",), ".rc.hcl: cannot be read: Is a directory"),
         (("latin1.hcl",), "latin1.hcl:1: not UTF-8 (byte 0xff)"),

@@ -527,8 +527,8 @@ def test_only_where_a_mistake_was_found_does_a_hint_ask_to_correct_it() -> None:
             and id(each) not in documents
             if re.search(r"\b(mend|correct) (it|its|the|this)\b", each.value)
         }
-    # All that model/recipes/ reports are mistakes in a file that is imported.
-    assert {entry for entry in found if not entry[0].startswith("model/recipes/")} == BLAMES.keys()
+    # All that model/imported/ reports are mistakes in a file that is imported.
+    assert {entry for entry in found if not entry[0].startswith("model/imported/")} == BLAMES.keys()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])

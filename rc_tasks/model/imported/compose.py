@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from rc_tasks.errors import ImportedFileError
 from rc_tasks.model.config.project_toml import Secret
-from rc_tasks.model.recipes.hcl_syntax import quoted
-from rc_tasks.model.recipes.naming import named
-from rc_tasks.model.recipes.recipe import (
+from rc_tasks.model.imported.hcl_syntax import quoted
+from rc_tasks.model.imported.naming import named
+from rc_tasks.model.imported.project import (
     ARG_NAME,
     HINTS,
     PLATFORM_HINT,

@@ -10,9 +10,9 @@ from decimal import Decimal
 from typing import Any, TypeGuard
 
 from rc_tasks.errors import ImportedFileError
-from rc_tasks.model.recipes import hcl_functions
-from rc_tasks.model.recipes.hcl_functions import FUNCTIONS, MOST_CHARACTERS, MOST_ELEMENTS
-from rc_tasks.model.recipes.hcl_syntax import Attribute, BakeDocument, Block, trees
+from rc_tasks.model.imported import hcl_functions
+from rc_tasks.model.imported.hcl_functions import FUNCTIONS, MOST_CHARACTERS, MOST_ELEMENTS
+from rc_tasks.model.imported.hcl_syntax import Attribute, BakeDocument, Block, trees
 
 _MOST_DIGITS = 40
 _MOST_STEPS = 500_000

@@ -14,8 +14,8 @@ from rc_tasks.engine.upkeep import imports
 from rc_tasks.engine.upkeep.imports import FileState
 from rc_tasks.errors import ImportedFileError
 from rc_tasks.model.config.project_toml import Secret
-from rc_tasks.model.recipes import bake, compose
-from rc_tasks.model.recipes.recipe import (
+from rc_tasks.model.imported import bake, compose
+from rc_tasks.model.imported.project import (
     ContextKind,
     ImageBuild,
     MatrixBuild,

@@ -11,12 +11,12 @@ from msgspec import Struct
 
 from rc_tasks.errors import ImportedFileError
 from rc_tasks.model.config.project_toml import Secret
-from rc_tasks.model.recipes import hcl_syntax
-from rc_tasks.model.recipes.hcl_evaluation import Evaluator, UnsupportedError, literal
-from rc_tasks.model.recipes.hcl_functions import MOST_ELEMENTS, text_of
-from rc_tasks.model.recipes.hcl_syntax import Attribute, BakeDocument, Block, trees
-from rc_tasks.model.recipes.naming import named
-from rc_tasks.model.recipes.recipe import (
+from rc_tasks.model.imported import hcl_syntax
+from rc_tasks.model.imported.hcl_evaluation import Evaluator, UnsupportedError, literal
+from rc_tasks.model.imported.hcl_functions import MOST_ELEMENTS, text_of
+from rc_tasks.model.imported.hcl_syntax import Attribute, BakeDocument, Block, trees
+from rc_tasks.model.imported.naming import named
+from rc_tasks.model.imported.project import (
     ARG_NAME,
     HINTS,
     PLATFORM_HINT,

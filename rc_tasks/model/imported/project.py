@@ -1,4 +1,4 @@
-"""Recipes: what a bake or compose file says of each image, in the terms of project.toml."""
+"""Projects of a bake or compose file: what it says of each image, in the terms of project.toml."""
 
 import itertools
 import re

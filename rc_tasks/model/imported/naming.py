@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from msgspec.structs import replace
 
-from rc_tasks.model.recipes.recipe import (
+from rc_tasks.model.imported.project import (
     ContextKind,
     ImageBuild,
     MatrixBuild,
