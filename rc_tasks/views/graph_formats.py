@@ -57,6 +57,9 @@ def as_json(view: GraphView) -> str:
                 "state": node.state or None,
                 "reasons": list(node.reasons),
                 "rolled_back": node.rolled_back,
+                "dockerfile": node.dockerfile or None,
+                "context": node.context or None,
+                "matrix": dict(node.matrix),
                 "bases": view.bases(node.name),
                 "aliases": aliases.get(node.name, []),
             }

@@ -30,7 +30,8 @@ class EdgeKind(StrEnum):
 class GraphNode(Struct, frozen=True):
     """A node; only images have a `state` (a word of `doit list`) and `reasons` for it.
 
-    `rolled_back`: an older image than the newest is published.
+    `rolled_back`: an older image than the newest is published. `dockerfile` and `context` are paths in
+    the checkout, empty where they are not known. `matrix` has the values of its axes.
     """
 
     name: str
@@ -38,6 +39,9 @@ class GraphNode(Struct, frozen=True):
     state: str = ""
     reasons: tuple[str, ...] = ()
     rolled_back: bool = False
+    dockerfile: str = ""
+    context: str = ""
+    matrix: Mapping[str, str] = {}
 
     @property
     def words(self) -> str:
@@ -101,10 +105,16 @@ def around(graph: ImageGraph, names: Iterable[str]) -> list[str]:
 
 def graph_view(graph: ImageGraph, states: Mapping[str, tuple[str, tuple[str, ...], bool]]) -> GraphView:
     """Return the graph view of the images in `states`: state, reasons, and whether rolled back."""
-    nodes = {name: GraphNode(name, NodeKind.IMAGE, *state) for name, state in states.items()}
+    nodes: dict[str, GraphNode] = {}
     edges = []
     for name in sorted(states):
         image = graph.images.get(name) or graph.unbuildable.get(name)
+        recipe = (
+            (image.project.shown_dockerfile, image.project.shown_context, image.axis_values)
+            if image is not None
+            else ()
+        )
+        nodes[name] = GraphNode(name, NodeKind.IMAGE, *states[name], *recipe)
         for base in image.bases if image else ():
             nodes.setdefault(base, GraphNode(base, NodeKind.UNKNOWN))
             edges.append(Edge(base, name))

@@ -130,6 +130,9 @@ def test_json_has_the_keys_of_the_listing(root: Path, capsys: pytest.CaptureFixt
         "state": "missing",
         "reasons": ["never built"],
         "rolled_back": False,
+        "dockerfile": "projects/app:1/Dockerfile",
+        "context": "projects/app:1",
+        "matrix": {},
         "bases": ["base:1", "tools"],
         "aliases": [],
     }
