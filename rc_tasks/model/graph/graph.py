@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from msgspec import Struct, field
 
 from rc_tasks.errors import DockerfileError, GraphError, ProjectError, RcError, SettingsError
-from rc_tasks.model.config.project_toml import ProjectOptions
+from rc_tasks.model.config.project_toml import ProjectOptions, place
 from rc_tasks.model.dockerfile.parser import BaseUse, Dockerfile, Via
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS, Alias, Project
 from rc_tasks.model.machine import image_name, without_machine
@@ -157,7 +157,7 @@ def image_node(
         if local_name(image, names, unread) is None:
             raise SettingsError(
                 f"contexts.{context}: {image} is not an image of this checkout",
-                where=project.shown_options,
+                where=place(project.options_file, project.shown_options, ("contexts", context)),
                 hint=partial(_nearest, image, names),
             )
     for base in dockerfile.bases:

@@ -224,7 +224,7 @@ WRONG = {
     ),
     "contexts-no-image": (
         'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "image:ap"\n',
-        "projects/x/project.toml: contexts.x: ap is not an image of this checkout",
+        "projects/x/project.toml:2: contexts.x: ap is not an image of this checkout",
     ),
     "contexts-no-reference": (
         'dockerfile = "../../docker/Dockerfile.app"\ncontexts.x = "Ubuntu"\n',
