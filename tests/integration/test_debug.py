@@ -53,8 +53,9 @@ APPLETS = (
 )
 # All that a program can see of where it runs.
 REPORT = "echo BEGIN; env | sort; id; pwd; umask; ls -ld . /made /tmp; cat /made; echo END; exit 7"
-# What podman adds to each container, and the history of the shell.
-ADDED = r"(HISTFILE|HOSTNAME|OLDPWD|SHLVL|TERM|_|container)=.*"
+# What podman adds to each container, the history of the shell, and a line of podman's that
+# may reach the log before the last lines of the program.
+ADDED = r"(HISTFILE|HOSTNAME|OLDPWD|SHLVL|TERM|_|container)=.*|subprocess exited with status \d+"
 # The stages, arguments and variables of a Dockerfile whose RUN fails, its flags aside.
 SEEN = r"""ARG GLOBAL=g
 FROM base AS first
