@@ -26,7 +26,7 @@ from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.store import Store
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
-from rc_tasks.steps.publish.publish import checked, merged_contents
+from rc_tasks.steps.publish.publish import checked
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Image, Podman
 from tests.support.publishing import squash_image
@@ -128,22 +128,18 @@ def publish(
     """Our whole way."""
     final = scratch / "image.sqsh"
     made = squash.temporary(final)
-    walk = ContentsWalk()
     with (scratch / "log").open("wb") as log:
-        tree = squash_image(
+        squash_image(
             podman,
             image,
             made,
             settings=settings,
             provenance=("bench",),
             log=log,
-            # A merged image is walked through while it is checked.
-            walk=walk if layers is None else None,
+            walk=ContentsWalk(),
             layers=layers,
         )
-    checked(
-        made, final, lambda stop: walk.contents if tree is None else merged_contents(tree.root, stop)
-    )
+    checked(made, final)
     squash.publish(made, final)
     return final
 

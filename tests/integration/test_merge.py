@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
@@ -26,6 +27,7 @@ from rc_tasks.steps.publish import squash
 from rc_tasks.steps.save.image import save
 from rc_tasks.tools import command, squashfs
 from rc_tasks.tools.podman import Podman
+from rc_tasks.util.json_decode import encode
 from tests.support.containers import ulimits
 from tests.support.images import BUSYBOX
 from tests.support.layers import listing
@@ -162,21 +164,25 @@ def test_a_damaged_layer_is_told_and_made_again(place: Place) -> None:
     assert listing(merged) == listing(whole)
 
 
-@pytest.mark.parametrize("damaged", ["block", "record"])
+@pytest.mark.parametrize("damaged", ["block", "block, earlier version", "record"])
 def test_damaged_bytes_are_not_published(place: Place, damaged: str) -> None:
     image_id = place.build(DOCKERFILE)
     good, _ = place.publish(image_id)
     path = max(squashed_layers(place.store), key=lambda file: file.stat().st_size)
-    if damaged == "block":
+    if damaged != "record":
+        record = LayerFiles(path.parent).record
+        assert record is not None and len(record.fast_digest) == 32
+        if damaged == "block, earlier version":
+            path.with_name("layer.json").write_text(encode(replace_fields(record, fast_digest="")))
         with path.open("r+b") as file:
             file.seek(path.stat().st_size // 3)
             file.write(b"damage")
     else:
         path.with_name("layer.json").write_text("{")
     merged, log = place.publish(image_id)
-    record = "not a whole SquashFS image: its record is missing or damaged; this layer is squashed again"
+    told = "not a whole SquashFS image: its record is missing or damaged; this layer is squashed again"
     block = "its bytes have changed since it was written; the layers are read again"
-    assert f"{path}: {block if damaged == 'block' else record}\n" in log
+    assert f"{path}: {told if damaged == 'record' else block}\n" in log
     assert re.search(r"merged \d+ layers, 1 of them squashed now: ", log), log
     assert contents(merged, place.directory / "now") == contents(good, place.directory / "before")
     _, log = place.publish(image_id)

@@ -1,15 +1,13 @@
 """Publishing of an image that is in podman's storage, as the enroot step does it."""
 
-import threading
 from pathlib import Path
 from typing import IO
 
 from rc_tasks.model.config.settings import Squash, SquashMethod
-from rc_tasks.squashfs.tree import Tree
+from rc_tasks.model.manifest.manifest import Contents
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
-from rc_tasks.steps.publish.image_files import MergedFiles
 from rc_tasks.steps.publish.merge import merge
 from rc_tasks.steps.save.layers import in_namespace, options
 from rc_tasks.tools.podman import Image, Podman, parse_config
@@ -25,14 +23,14 @@ def squash_image(
     log: IO[bytes] | None,
     layers: SquashedLayers | None = None,
     walk: ContentsWalk | None = None,
-) -> Tree | None:
+) -> Contents | None:
     """Merge the layers of an image into `destination`, or squash it whole where that is right.
 
-    Returns what was merged.
+    Returns what is in it if it was merged.
     """
     config = podman.config(image.id)
     if layers is not None and config is not None and settings.method is SquashMethod.MERGE:
-        tree = merge(
+        contents = merge(
             parse_config(image.id, config, image.size_bytes),
             destination,
             layers=layers,
@@ -42,11 +40,8 @@ def squash_image(
             provenance=provenance,
             log=log,
         )
-        if tree is not None:
-            if walk is not None:
-                with MergedFiles(tree.root) as files:
-                    walk.run(files, threading.Event())
-            return tree
+        if contents is not None:
+            return contents
     squash.squash(
         podman, image, destination, settings=settings, provenance=provenance, log=log, walk=walk
     )

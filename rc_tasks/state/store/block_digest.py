@@ -1,10 +1,11 @@
-"""The digest of all bytes of a large file, by blocks: several threads read and hash at once."""
+"""Digests of all bytes of a large file, by blocks: several threads read and hash at once."""
 
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 # A part of the digest's definition (docs/reference/image-json.md).
 BLOCK_BYTES = 64 << 20
@@ -20,19 +21,41 @@ def threads() -> int:
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
+class _Hash(Protocol):
+    """What computes a digest, as in hashlib."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+    def hexdigest(self) -> str: ...
+
+
 def blocks_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
     """Return the SHA-256, in hex, over the SHA-256s (32 bytes each) of a file's blocks of 64 MiB.
 
     Any thread calls `read` with the size of each piece that it has read. `at_once` is the number of
-    threads; 0 chooses it for this host.
+    threads; 0 chooses it for this host. Raise OSError.
     """
+    return _over_blocks(hashlib.sha256, path, read, at_once)
+
+
+def fast_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
+    """Return what `blocks_digest` does, with XXH3 of 128 bits: it shows damage, and no forgery.
+
+    It takes a thirtieth of the CPU time, so that a layer can be compared at each merge.
+    """
+    from xxhash import xxh3_128  # for steps that merge alone
+
+    return _over_blocks(xxh3_128, path, read, at_once)
+
+
+def _over_blocks(new: Callable[[], _Hash], path: str, read: Callable[[int], None], at_once: int) -> str:
     stop = threading.Event()
     with open(path, "rb") as file:
         descriptor = file.fileno()
         size_bytes = os.fstat(descriptor).st_size
 
         def block(start: int) -> bytes:
-            digest = hashlib.sha256()
+            digest = new()
             end = min(start + BLOCK_BYTES, size_bytes)
             for at in range(start, end, _PIECE_BYTES):
                 if stop.is_set():
@@ -48,7 +71,9 @@ def blocks_digest(path: str, read: Callable[[int], None] = lambda _bytes: None, 
             finally:
                 # When we are interrupted, the threads leave their blocks half read.
                 stop.set()
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    whole = new()
+    whole.update(b"".join(digests))
+    return whole.hexdigest()
 
 
 def file_digests(

@@ -28,6 +28,7 @@ _RECORD = "layer.json"
 class LayerRecord(Struct, frozen=True):
     """What was written: `blocks_digest` is defined in docs/reference/image-json.md.
 
+    `fast_digest` is that of the same module, empty in a record of an earlier version.
     `readers` says who can mount it. `archive_bytes` is the size of its tar archive, which can be made
     again from the file and the recipe, whose SHA-256 is `recipe_sha256`; 0 where that is impossible.
     """
@@ -38,6 +39,7 @@ class LayerRecord(Struct, frozen=True):
     readers: Readers = Readers.NOBODY
     archive_bytes: Size = 0
     recipe_sha256: str = ""
+    fast_digest: str = ""
 
 
 class LayerFiles(Struct, frozen=True):
@@ -80,6 +82,20 @@ class LayerFiles(Struct, frozen=True):
         if record is None or status is None or status.st_size != record.size_bytes:
             return 0
         return record.archive_bytes if reading.status(self.recipe) is not None else 0
+
+    def is_as_written(self, read: Callable[[int], None]) -> bool:
+        """Return whether the SquashFS file has the bytes that were written, as fast as that goes.
+
+        `read` is that of `blocks_digest`. Raise OSError.
+        """
+        from rc_tasks.state.store.block_digest import blocks_digest, fast_digest  # with threads: 3 ms
+
+        record = self.record
+        if record is None:
+            return False
+        if record.fast_digest:
+            return fast_digest(str(self.file), read) == record.fast_digest
+        return blocks_digest(str(self.file), read) == record.blocks_digest
 
     def damage(self, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
         """Return what is wrong with the content of the files, or an empty string.

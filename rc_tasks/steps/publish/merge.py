@@ -1,8 +1,9 @@
 """Publishing by merging: the image is made of the files of its layers in the store, without podman.
 
 The data of the layers is copied as it is, and `rc_tasks/squashfs` writes new metadata. Meanwhile the
-bytes of the layers are compared with their digests. Layers that the store lacks, or has with other
-settings or damaged, are squashed into it from podman's storage first.
+bytes of the layers are compared with their digests, and the packages of the image are listed. Layers
+that the store lacks, or has with other settings or damaged, are squashed into it from podman's storage
+first.
 """
 
 import contextlib
@@ -17,18 +18,20 @@ from typing import IO
 
 from msgspec import Struct
 
+from rc_tasks.model.manifest.manifest import Contents
 from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit, edited
 from rc_tasks.squashfs.merge import stack
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError, not_whole
-from rc_tasks.squashfs.tree import Layer, Tree
+from rc_tasks.squashfs.tree import Directory, Layer, Tree
 from rc_tasks.squashfs.write import write
-from rc_tasks.state.store.block_digest import blocks_digest
 from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
 from rc_tasks.steps.publish import enroot_tree
+from rc_tasks.steps.publish.contents import ContentsWalk
+from rc_tasks.steps.publish.image_files import MergedFiles
 from rc_tasks.steps.save import mksquashfs
 from rc_tasks.steps.save.layers import Squasher
 from rc_tasks.tools.command import Command
@@ -56,15 +59,15 @@ def merge(
     wrap: Callable[[Command], Command],
     provenance: tuple[str, ...],
     log: IO[bytes] | None = None,
-) -> Tree | None:
+) -> Contents | None:
     """Merge an image's layers, and what Enroot needs, into `destination`.
 
     `directories` loads the image into podman's storage, and returns the directories of its layers there
     by diff ID; it is called if a layer has to be squashed. `make` and `wrap` are those of `Squasher`,
     with the compressor and the block size that the image shall have. `provenance` lines go to the
     beginning of /etc/rc.
-    Return what was merged, or None if these layers cannot be merged; then the log says why, and nothing
-    was written. Raise ArtifactError or CommandError.
+    Return what is in the image, or None if these layers cannot be merged; then the log says why, and
+    nothing was written. Raise ArtifactError or CommandError.
     """
     layers.store.sweep()
     stacker = _Stacker(Squasher(layers, make, image.size_bytes, log, wrap=wrap), directories)
@@ -80,8 +83,10 @@ def merge(
                     like = stacked.layers[0].source
                     root = enroot_tree.add(tree.root, image, provenance, like, contents)
                     tree = Tree(tree.form, edited(root, _EDIT))
-                    copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
-                    stacked.require_verified()
+                    with _listing(tree.root) as listed:
+                        copied_bytes = write(tree, destination, made_at=int(time.time())).copied_bytes
+                        stacked.require_verified()
+                        listed_contents = listed.result()
             except (ChangedLayerError, _DamagedLayerError) as error:
                 destination.unlink(missing_ok=True)
                 mksquashfs.say(log, f"{error.headline}; the layers are read again")
@@ -93,7 +98,7 @@ def merge(
             copied = f"{copied_bytes / 1e6:.1f} MB copied"
             new = f", {stacked.new} of them squashed now" if stacked.new else ""
             mksquashfs.say(log, f"merged {len(image.layers)} layers{new}: {copied}")
-            return tree
+            return listed_contents
     why = f"its layers changed {_ATTEMPTS} times while they were merged"
     mksquashfs.say(log, f"the image is squashed whole: {why}")
     return None
@@ -143,11 +148,13 @@ class _Stacker:
         """
         find = self._squasher.layers.find
         stored = {digest: files for digest in digests if (files := find(digest))}
-        usable = {
-            digest: layer for digest, files in stored.items() if (layer := self._usable(digest, files))
-        }
-        lacking = [digest for digest in dict.fromkeys(digests) if digest not in usable]
-        with _verifying({digest: stored[digest] for digest in usable}) as readings:
+        with _verifying(stored) as readings:
+            usable = {
+                digest: layer
+                for digest, files in stored.items()
+                if (layer := self._usable(digest, files))
+            }
+            lacking = [digest for digest in dict.fromkeys(digests) if digest not in usable]
             if lacking:
                 there = self._directories()
                 if not all(digest in there for digest in lacking):
@@ -157,7 +164,8 @@ class _Stacker:
                 for digest, file in self._squasher.add(new, scratch, replaced).items():
                     usable[digest] = read_layer(file)
             layers = tuple(usable[digest] for digest in digests)
-            yield _Stacked(layers, len(lacking), stored, readings, self._damaged)
+            used = {digest: readings[digest] for digest in stored if digest not in lacking}
+            yield _Stacked(layers, len(lacking), stored, used, self._damaged)
 
     def _usable(self, digest: str, files: LayerFiles) -> Layer | None:
         """Return a layer if it is whole and has the wanted compressor and block size."""
@@ -194,14 +202,30 @@ def _verifying(stored: Mapping[str, LayerFiles]) -> Iterator[dict[str, Future[bo
 
     def is_whole(files: LayerFiles) -> bool:
         try:
-            record = files.record
-            return record is not None and blocks_digest(str(files.file), go_on) == record.blocks_digest
+            return files.is_as_written(go_on)
         except OSError:
             return False
 
     with ThreadPoolExecutor(1) as pool:
         try:
             yield {digest: pool.submit(is_whole, files) for digest, files in stored.items()}
+        finally:
+            stop.set()
+
+
+@contextlib.contextmanager
+def _listing(root: Directory) -> Iterator[Future[Contents]]:
+    """List what is in a merged tree while the body runs."""
+    stop, walk = threading.Event(), ContentsWalk()
+
+    def run() -> Contents:
+        with MergedFiles(root) as files:
+            walk.run(files, stop)
+        return walk.contents
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(run)
         finally:
             stop.set()
 

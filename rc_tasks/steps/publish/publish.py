@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from rc_tasks.model.graph import smoke
 from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import ARTIFACT, IMAGE_JSON
 from rc_tasks.model.manifest.manifest import Contents, Manifest, parse_contents
-from rc_tasks.squashfs.tree import Directory
 from rc_tasks.state.adoption.official import squashed_layers, stored_config
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk.files import umask, write_atomically
@@ -43,15 +42,11 @@ from rc_tasks.steps.podman.fetch import load_image
 from rc_tasks.steps.publish import smoke as smoke_tests
 from rc_tasks.steps.publish import squash
 from rc_tasks.steps.publish.contents import ContentsWalk
-from rc_tasks.steps.publish.image_files import MergedFiles
 from rc_tasks.steps.publish.merge import merge
 from rc_tasks.steps.save.layers import in_namespace, options
 from rc_tasks.tools import command, podman, squashfs
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
-
-# What finds the contents of an image, until the event is set.
-Look = Callable[[threading.Event], Contents]
 
 
 class _Published(Struct, frozen=True):
@@ -143,8 +138,8 @@ def _squash(
     squash.sweep(project.directory)
     temporary = squash.temporary(project.artifact)
     try:
-        look = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
-        digest, contents = checked(temporary, project.artifact, look)
+        contents = _merged(checkout, node, temporary) or _whole(checkout, node, temporary)
+        digest = checked(temporary, project.artifact)
         passed = smoke_tests.run(checkout, node, facts, temporary, tests)
         _keep(checkout, node)
         squash.publish(temporary, project.artifact)
@@ -153,30 +148,29 @@ def _squash(
     return _Published(digest, contents, passed)
 
 
-def checked(temporary: Path, final: Path, look: Look) -> tuple[str, Contents]:
-    """Check a new image, which is to replace `final`; return its digest, and what `look` finds in it."""
+def checked(temporary: Path, final: Path) -> str:
+    """Check a new image, which is to replace `final`; return its digest. Raise RcError."""
     stop = threading.Event()
 
     def go_on(_bytes: int) -> None:
         if stop.is_set():
             raise CancelledError
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(2) as pool:
         try:
             # Before it is published it has to be on the disk; now it is still in the page cache as well.
             writing = pool.submit(squash.synchronize, temporary, final)
             digesting = pool.submit(blocks_digest, str(temporary), go_on)
-            looking = pool.submit(look, stop)
             squash.check(temporary)
             writing.result()
-            return digesting.result(), looking.result()
+            return digesting.result()
         finally:
             # When we are interrupted, the threads leave their work half done.
             stop.set()
 
 
-def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Look | None:
-    """Merge the image to `temporary`; return what finds its contents.
+def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents | None:
+    """Merge the image to `temporary`; return what is in it.
 
     Return None if the image has to be squashed whole.
     """
@@ -191,8 +185,7 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Look | None
     if config is None:
         return None
     image = podman.parse_config(facts.image_id, config, facts.size_bytes)
-
-    tree = merge(
+    return merge(
         image,
         temporary,
         layers=squashed_layers(checkout),
@@ -201,7 +194,6 @@ def _merged(checkout: Checkout, node: ImageNode, temporary: Path) -> Look | None
         wrap=in_namespace(engine),
         provenance=_provenance(node, built),
     )
-    return functools.partial(merged_contents, tree.root) if tree is not None else None
 
 
 def _loaded(checkout: Checkout, engine: Podman, name: str) -> Mapping[str, Path]:
@@ -211,21 +203,12 @@ def _loaded(checkout: Checkout, engine: Podman, name: str) -> Mapping[str, Path]
     return directories
 
 
-def merged_contents(root: Directory, stop: threading.Event) -> Contents:
-    """Return what is in a merged image; it is incomplete when `stop` is set."""
-    walk = ContentsWalk()
-    with MergedFiles(root) as files:
-        walk.run(files, stop)
-    return walk.contents
-
-
-def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Look:
-    """Squash the whole image to `temporary`; return what returns its contents. Raise ReportedError."""
+def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
+    """Squash the whole image to `temporary`; return what is in it. Raise ReportedError."""
     engine = nodes.storage(checkout.settings.podman)
     _loaded(checkout, engine, node.project.name)
     if not podman.rootless():
-        contents = squash_into(checkout, node, temporary)
-        return lambda _stop: contents
+        return squash_into(checkout, node, temporary)
     # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside
     # of it, where this process is the user whom Slurm knows, and starts containers as others do.
     with tempfile.TemporaryDirectory() as scratch:
@@ -235,8 +218,7 @@ def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Look:
         status = command.stream(engine.unshare(inner), None)
         if status != 0:
             raise ReportedError(status, ErrorReport.read(contents_file))
-        contents = parse_contents(contents_file.read_bytes())
-        return lambda _stop: contents
+        return parse_contents(contents_file.read_bytes())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.readers import readers
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.squashfs.tree import Layer
-from rc_tasks.state.store.block_digest import blocks_digest
+from rc_tasks.state.store.block_digest import blocks_digest, fast_digest
 from rc_tasks.state.store.layer_files import LayerFiles, LayerRecord, hex_digest
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.save import mksquashfs
@@ -130,6 +130,7 @@ class Squasher(Struct, frozen=True):
             readers(layer),
             archive.size_bytes if archive is not None else 0,
             recipe_sha256,
+            fast_digest(str(files.file)),
         )
         files.record_file.write_text(encode(record))
 
