@@ -90,6 +90,12 @@ KILLED = FailureCause(
 # podman 3.4 to 5.4 (pkg/rootless, and pkg/idtools and pkg/unshare of containers/storage).
 PODMAN = (
     FailureCause(
+        # util-linux, when podman is to enter the namespace that a process of ours held.
+        r"nsenter: cannot open /proc/\d+/ns/",
+        "the process that held the mounts of this step was killed, as happens when memory runs out",
+        _MEMORY,
+    ),
+    FailureCause(
         r"cgroups in hybrid mode not supported",
         "crun cannot work with this node's control groups",
         'set `podman.runtime` to "runc", or `podman.isolation` to "chroot": `doit doctor` tries which\n'

@@ -78,6 +78,8 @@ def cases() -> Iterator[Case]:
 def _in_steps() -> Iterator[Case]:
     apart = {Action.STOP, Action.WAIT, Action.KILL_SLURMSTEPD, Action.MOVE_TREE}
     apart |= {Action.DAMAGE_LAYER, Action.REMOVE_LAYER}
+    # tests/integration/test_user_faults.py: root mounts with loop devices.
+    apart |= {Action.KILL_FUSE}
     alone = [action for action in Action if action not in apart]
     for action, (step, phases), image in itertools.product(alone, PHASES.items(), IMAGES):
         for phase in phases:

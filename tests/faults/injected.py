@@ -95,7 +95,10 @@ class _Hook:
                 # What is squashed first, for Enroot, is done in no time.
                 return tool and not any(word.endswith("/written.sqsh") for word in words)
             case Phase.BEFORE_MOUNT | Phase.MOUNTING:
-                return event == "subprocess.Popen" and any("mount -t squashfs" in word for word in words)
+                return event == "subprocess.Popen" and any(
+                    "mount -t squashfs" in word or word.endswith(("/squashfuse", "/squashfuse_ll"))
+                    for word in words
+                )
             case Phase.BEFORE_UNMOUNT:
                 return event == "subprocess.Popen" and {"umount", "--recursive"} <= set(words)
             case Phase.STORE:
@@ -132,6 +135,11 @@ class _Hook:
                 for pid in _below(os.getpid()):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+            case Action.KILL_FUSE:
+                for pid in _below(os.getpid()):
+                    with contextlib.suppress(OSError):
+                        if b"squashfuse" in Path("/proc", str(pid), "cmdline").read_bytes():
+                            os.kill(pid, signal.SIGKILL)
             case Action.KILL_RUN | Action.TERM_RUN:
                 number = signal.SIGKILL if wanted.action is Action.KILL_RUN else signal.SIGTERM
                 os.kill(int(os.environ["TEST_RUN"]), number)

@@ -78,6 +78,7 @@ class Action(StrEnum):
     KILL_STEP = "kill -9 of the step"
     TERM_STEP = "TERM to the step"
     KILL_TOOL = "kill -9 of the tool"
+    KILL_FUSE = "kill -9 of squashfuse"
     KILL_RUN = "kill -9 of doit"
     TERM_RUN = "TERM to doit"
     FULL_DISK = "full disk"

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.support.images import BUSYBOX
 from tests.support.registry import serving
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
-from tests.support.users import User, ordinary_user, python
+from tests.support.user_jobs import Jobs, jobs_of_a_user
 
 pytestmark = pytest.mark.podman
 
@@ -265,73 +264,27 @@ def test_two_steps_mount_the_same_layers_at_once(site: Site) -> None:
     assert not mounted(site) and not attached(site.root)
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """Jobs of an ordinary user, who may open /dev/fuse as on most hosts."""
-
-    user: User
-    python: tuple[str, ...]
-    root: Path
-    fuse: Path
-
-    def run(self, job: str, *step: str, **more: str) -> str:
-        """The output of `python -m rc_tasks.steps STEP…` in a job; all earlier ones have ended."""
-        with self.started(job, *step, **more) as process:
-            output, _ = process.communicate()
-        assert process.returncode == 0, output
-        return output
-
-    def started(self, job: str, *step: str, **more: str) -> "subprocess.Popen[str]":
-        """`python -m rc_tasks.steps STEP…` in a job, running."""
-        squeue = self.user.home / "bin/squeue"
-        squeue.parent.mkdir(exist_ok=True)
-        squeue.write_text(f"#!/bin/sh\necho {job}\n")
-        squeue.chmod(0o755)
-        with_fuse = ("sh", "-c", f'mount --bind {self.fuse} /dev/fuse && exec "$@"', "sh")
-        variables = (f"PATH={squeue.parent}:/usr/bin:/bin", f"SLURM_JOB_ID={job}")
-        return subprocess.Popen(
-            (
-                *("unshare", "--mount", "--propagation", "private", *with_fuse),
-                *(*self.user.argv, "env", f"--chdir={self.root}", *variables),
-                *("RC_PODMAN_ISOLATION=chroot", *(f"{key}={value}" for key, value in more.items())),
-                # A killed build leaves files of subordinate IDs, which only root can remove.
-                *("RC_PODMAN_RUNTIME=runc", f"TMPDIR={self.user.home}"),
-                *(*self.python, "-m", "rc_tasks.steps", *step),
-            ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def serving(self) -> list[str]:
-        """What still serves mounts to this user."""
-        argv = ("ps", "-u", self.user.name, "-o", "stat=,args=")
-        lines = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
-        return [line for line in lines if "squashfuse" in line and not line.startswith("Z")]
+@contextlib.contextmanager
+def with_base(child: str) -> Iterator[Jobs]:
+    """An ordinary user's checkout of a base and a child, which has a smoke test."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make an ordinary user")
+    with jobs_of_a_user() as made:
+        files = {
+            "base/Dockerfile": BASE,
+            "projects/child/Dockerfile": child,
+            "projects/child/project.toml": 'smoke = [["cat", "/child"]]\n',
+        }
+        write_checkout(made.root, files)
+        write_programs(made.root / "base/rootfs/bin")
+        made.own()
+        yield made
 
 
 @pytest.fixture
 def jobs() -> Iterator[Jobs]:
-    require_tools(
-        "podman", "skopeo", "mksquashfs", "busybox", "useradd", "runuser", "squashfuse_ll", "runc"
-    )
-    if os.geteuid() != 0:
-        pytest.skip("only root can make an ordinary user")
-    with ordinary_user() as user, tempfile.TemporaryDirectory(dir="/var/tmp") as devices:
-        Path(devices).chmod(0o755)
-        fuse = Path(devices, "fuse")
-        os.mknod(fuse, 0o020666, os.makedev(10, 229))
-        fuse.chmod(0o666)
-        files = {
-            "base/Dockerfile": BASE,
-            "projects/child/Dockerfile": CHILD,
-            "projects/child/project.toml": 'smoke = [["cat", "/child"]]\n',
-        }
-        root = write_checkout(user.home / "imgs", files)
-        write_programs(root / "base/rootfs/bin")
-        subprocess.run(("chown", "--recursive", "--no-dereference", f"{user.name}:", root), check=True)
-        yield Jobs(user, python(user), root, fuse)
+    with with_base(CHILD) as made:
+        yield made
 
 
 def test_an_ordinary_user_mounts_with_squashfuse(jobs: Jobs) -> None:

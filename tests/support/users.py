@@ -16,7 +16,7 @@ from tests.support.tools import refuse
 
 # What steps need beside Python's own modules.
 PACKAGES: tuple[str, ...] = (
-    *("rc_tasks", "dockerfile_parse", "msgspec"),
+    *("rc_tasks", "dockerfile_parse", "msgspec", "xxhash"),
     *("jinja2", "markupsafe", "tomlkit"),
 )
 if sys.version_info < (3, 14):
