@@ -1,6 +1,6 @@
 """How long the steps of a child take whose last instruction changed, for an ordinary user.
 
-    python -m tests.bench.rebuild_user [--older CHECKOUT] [--rounds N] [MEGABYTES]     (default: 3, 800)
+    python -m tests.bench.rootless [--older CHECKOUT] [--rounds N] [MEGABYTES]     (default: 3, 800)
 
 As root, which makes the user. The child is that of `rebuild`. Each way runs in turn, each time in a new
 job, whose node has nothing, and with another last instruction: base and cache mounted with squashfuse,
