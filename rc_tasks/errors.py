@@ -3,6 +3,7 @@
 Any other exception is a bug and keeps its traceback.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -122,3 +123,15 @@ class DiskFullError(RcError):
 
 class ArtifactError(RcError):
     """Something that was made does not pass its check, so it was not published."""
+
+
+def missing_package(error: ModuleNotFoundError) -> RcError | None:
+    """Return the error for a Python package that is not installed; None for a module of our own."""
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "rc_tasks"}:
+        return None
+    return RcError(
+        f"the Python package {name} is not installed",
+        where=sys.prefix,
+        hint="run `./bootstrap.sh setup` where the builder is; each upgrade (`git pull`) needs it",
+    )

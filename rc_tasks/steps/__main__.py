@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from rc_tasks.errors import ProjectError, RcError
+from rc_tasks.errors import ProjectError, RcError, missing_package
 from rc_tasks.model.graph.project import Project
 from rc_tasks.state.adoption.ownership import require_own
 from rc_tasks.state.checkout import Checkout, find_root, open_checkout
@@ -136,8 +136,8 @@ def main(argv: list[str]) -> int:
         return error.status
     except RcError as error:
         return _failed(error, argv)
-    except OSError as error:
-        reported = refused(error)
+    except (OSError, ModuleNotFoundError) as error:
+        reported = refused(error) if isinstance(error, OSError) else missing_package(error)
         if reported is None:
             raise
         return _failed(reported, argv)

@@ -1,8 +1,8 @@
 """`python -m tests.faults [PATTERN…]`: injects every fault, and prints one table.
 
-Needs root, for a small file system and what is mounted over it. Patterns are parts of a case's name, as
-`--list` prints them; `--times N` does each N times; `--part 1/2` and `2/2` are two halves that
-can run side by side; `--verbose` shows all that was wrong.
+Needs root, for a small file system and what is mounted over it. A case runs if its name, as
+`--list` prints it, has all patterns; `--times N` does each N times; `--part 1/2` and `2/2` are halves
+that can run side by side; `--verbose` shows all that was wrong.
 """
 
 import argparse

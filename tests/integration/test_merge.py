@@ -180,9 +180,11 @@ def test_damaged_bytes_are_not_published(place: Place, damaged: str) -> None:
     else:
         path.with_name("layer.json").write_text("{")
     merged, log = place.publish(image_id)
-    told = "not a whole SquashFS image: its record is missing or damaged; this layer is squashed again"
-    block = "its bytes have changed since it was written; the layers are read again"
-    assert f"{path}: {told if damaged == 'record' else block}\n" in log
+    record_says = (
+        "not a whole SquashFS image: its record is missing or damaged; this layer is squashed again"
+    )
+    block_says = "its bytes have changed since it was written; the layers are read again"
+    assert f"{path}: {record_says if damaged == 'record' else block_says}\n" in log
     assert re.search(r"merged \d+ layers, 1 of them squashed now: ", log), log
     assert contents(merged, place.directory / "now") == contents(good, place.directory / "before")
     _, log = place.publish(image_id)

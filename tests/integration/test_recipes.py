@@ -163,8 +163,8 @@ def test_named_contexts(site: Site) -> None:
         '[contexts]\nstart = "image:base"\napp = "image:app:latest"\ndata = "../../data"\n'
     )
     # It ends with status 1, as the task would run.
-    told = doit(site.root, "info", "podman:named", environ=site.environment).text
-    assert "task_dep   : \n - podman:base\n - podman:app:13.0-py3.12\n" in told
+    shown = doit(site.root, "info", "podman:named", environ=site.environment).text
+    assert "task_dep   : \n - podman:base\n - podman:app:13.0-py3.12\n" in shown
     site.run("build:named")
     assert site.file("named", "which") == "13.0 3.12\n"
     assert {path for path in site.paths("named") if path.startswith("copied/")} == {

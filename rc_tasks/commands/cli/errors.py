@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from rc_tasks.errors import RcError
+from rc_tasks.errors import RcError, missing_package
 from rc_tasks.util.text import printable_lines
 
 # The exit status that a shell reports for a program killed by SIGPIPE, and by Ctrl-C.
@@ -30,6 +30,10 @@ def report_errors(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        problem = missing_package(error)
+        if problem is None:
+            raise
     except OSError as error:
         from rc_tasks.state.disk.files import refused
 

@@ -79,7 +79,7 @@ class Evaluator:
             raise UnsupportedError(f"a list has more than {MOST_ELEMENTS} elements")
         return result
 
-    def _unchecked(self, tree: Any, local: Mapping[str, object]) -> object:  # noqa: PLR0912
+    def _unchecked(self, tree: Any, local: Mapping[str, object]) -> object:  # noqa: PLR0912 - all forms
         inner: list[Any] = trees(tree)
         match str(tree.data):
             case "expr_term" if len(inner) == 1:

@@ -75,7 +75,7 @@ def agent(home: Path) -> Iterator[Callable[[bytes], Path]]:
         sockets.append(listener)
 
         def work() -> None:
-            # Whoever does not ask leaves this waiting until the socket is closed.
+            # A test that opens no connection ends this by closing the socket.
             with suppress(OSError), closing(listener.accept()[0]) as connection:
                 assert connection.recv(5) == b"\0\0\0\1\x0b"
                 connection.sendall(answer)
