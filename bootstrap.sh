@@ -93,8 +93,8 @@ install_tools() {
 make_venv() {
     local stamp=.venv/installed${1:+-$1} wanted
     wanted=$({ pwd; "$python" --version; cat pyproject.toml; } | sha256sum)
-    # What the tests need includes the rest.
-    ! grep -qsxF "$wanted" "$stamp" .venv/installed-test || return 0
+    # What the tests need includes the rest. A package may have been removed since.
+    ! grep -qsxF "$wanted" "$stamp" .venv/installed-test || ! .venv/bin/pip check >/dev/null 2>&1 || return 0
     say "installing into .venv"
     # An environment that was moved or copied still works on the old place.
     [[ $(.venv/bin/pip --version 2>/dev/null) == *" from $PWD/.venv/"* ]] || "$python" -m venv --clear .venv
