@@ -23,7 +23,7 @@ from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.bases.pins import comparable
 from rc_tasks.state.checkout import Checkout
 from rc_tasks.state.disk import locks, reading
-from rc_tasks.state.edf.values import COMMON, EDF_HINT, edf_inputs
+from rc_tasks.state.edf.values import COMMON, edf_inputs
 from rc_tasks.state.listings import Listings
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.inputs import (
@@ -410,7 +410,12 @@ class Judge:
         except FileNotFoundError:
             return [Cause(EDF, "env.toml is missing"), *causes]
         except OSError as error:
-            raise unreadable(EdfError, error, node.project.shown(EDF), EDF_HINT) from None
+            raise unreadable(
+                EdfError,
+                error,
+                node.project.shown(EDF),
+                "correct its permissions, or move it away and run the command again",
+            ) from None
         common = node.project.shown_common_edf if node.project.machine else ""
         if common and not os.path.exists(self._checkout.root / common):
             return [Cause(EDF, f"{common} is missing"), *causes]

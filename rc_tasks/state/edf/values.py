@@ -12,8 +12,6 @@ from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.records import Facts
 from rc_tasks.util import toml_text
 
-# What to do about an env.toml that cannot be read.
-EDF_HINT = "correct its permissions, or move it away and run the command again"
 # The part of the EDF for all machines.
 COMMON = "common"
 

@@ -8,11 +8,11 @@ from rc_tasks.model.graph.graph import ImageNode
 from rc_tasks.model.graph.project import EDF
 from rc_tasks.state.checkout import TEMPLATE, Checkout
 from rc_tasks.state.disk.files import write_atomically
-from rc_tasks.state.edf.values import EDF_HINT, common_edf, edf_inputs, edf_values
+from rc_tasks.state.edf.values import common_edf, edf_inputs, edf_values
 from rc_tasks.state.records.digests import text_digest
 from rc_tasks.state.records.records import Facts, Step
 from rc_tasks.steps.node import node as nodes
-from rc_tasks.util.safe_read import read_text, unreadable
+from rc_tasks.util.safe_read import read_text
 
 _COMMON = (
     "# It extends the EDF of the image for the machine that IMAGE_MACHINE names, as `uname -m` does;",
@@ -91,5 +91,3 @@ def _existing(path: Path, where: str) -> str | None:
         raise EdfError(
             f"is not UTF-8 text: byte {error.start} is invalid", where=where, hint="save it as UTF-8"
         ) from None
-    except OSError as error:
-        raise unreadable(EdfError, error, where, EDF_HINT) from None

@@ -168,20 +168,6 @@ def test_one_edf_starts_the_image_for_the_machine_it_is_read_on(tmp_path: Path, 
     assert [cause.words for cause in causes] == ["projects/base:1/env.toml is missing"]
 
 
-def test_an_edf_for_all_machines_that_cannot_be_read(tmp_path: Path) -> None:
-    root = write_checkout(tmp_path, FILES)
-    pretend_built(root)
-    (root / "projects/base:1/env.toml").unlink(missing_ok=True)
-    (root / "projects/base:1/env.toml").mkdir()
-    checkout = open_checkout(root, {})
-    with pytest.raises(RcError) as raised:
-        write_environment(checkout, checkout.graph.images[f"base:1-{HERE}"])
-    assert str(raised.value) == (
-        "projects/base:1/env.toml: cannot be read: Is a directory\n"
-        "  next: correct its permissions, or move it away and run the command again"
-    )
-
-
 def test_the_edf_for_all_machines_of_a_matrix_has_a_directory_of_its_own(tmp_path: Path) -> None:
     root = write_checkout(tmp_path, FILES)
     pretend_built(root)
