@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shlex
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,11 +143,28 @@ def find_root(start: Path) -> Path:
     here = Path(os.path.realpath(start))
     for directory in (here, *here.parents):
         if (directory / DODO).is_file():
+            _require_own_program(directory)
             return directory
     raise ProjectError(
         f"neither this directory nor one above it has a {DODO}",
         where=start,
         hint="go into a checkout of the image repository and run the command there",
+    )
+
+
+def _require_own_program(directory: Path) -> None:
+    """Raise ProjectError for a dodo.py that everybody could have put there, as in /tmp: it is run."""
+    top, file = os.stat(directory), os.lstat(directory / DODO)
+    mine = file.st_uid in {0, os.geteuid()}
+    # In a sticky directory nobody else can replace it.
+    if not top.st_mode & stat.S_IWOTH or (top.st_mode & stat.S_ISVTX and mine):
+        return
+    shown = shlex.quote(str(directory))
+    raise ProjectError(
+        f"everybody may write here, so anybody could have put the {DODO} there that doit would run",
+        where=directory,
+        hint="go into a checkout of the image repository and run the command there;\n"
+        f"if this is yours: chmod o-w {shown}",
     )
 
 
@@ -292,6 +311,27 @@ def matrix_of(checkout: Checkout, name: str) -> Matrix | None:
         return project_toml.load(checkout.root / path, path).matrix
     except RcError:
         return None
+
+
+def images_of(checkout: Checkout, name: str) -> tuple[str, ...]:
+    """Return the images that a project has for its matrix and its machines; none if it is one image.
+
+    Return none as well if its project.toml has an error.
+    """
+    if name_problem(name) is not None or (checkout.root / PROJECTS / name).is_symlink():
+        return ()
+    path = f"{checkout.directory(name)}/{PROJECT_TOML}"
+    try:
+        options = project_toml.load(checkout.root / path, path)
+    except RcError:
+        return ()
+    if ":" in name and options.matrix is not None:
+        return ()
+    versions = [f"{name}:{version}" for version in options.matrix.versions] if options.matrix else [name]
+    machine_names = [
+        machines.image_name(image, machine) for image in versions for machine in options.arch
+    ]
+    return tuple(machine_names or (versions if options.matrix else ()))
 
 
 def is_task_name(name: str) -> bool:

@@ -8,17 +8,26 @@ from pathlib import Path
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.checkout import GENERATED, Checkout
-from rc_tasks.state.disk.trust import Trust, group, groups_of, is_private, user
+from rc_tasks.state.disk.trust import (
+    ListedWriters,
+    Trust,
+    group,
+    groups_of,
+    is_private,
+    listed_writers,
+    user,
+)
 
 
 def require_own(checkout: Checkout) -> None:
     """Raise RcError when others could change `.rc`, or when it links out of the checkout.
 
     The check covers directories, not single files. It trusts root, the caller, the owner of the
-    checkout, members of its group if the group may write, and the users in `images_owners`. A user's
-    private group counts as that user.
+    checkout, members of its group if the group may write, those whom its access control list lets
+    write, and the users in `images_owners`. A user's private group counts as that user.
     """
     trust, top = Trust(checkout.settings.images_owners), os.stat(checkout.root)
+    members = listed_writers(checkout.root, top)
     for path in _directories(checkout.root / GENERATED):
         try:
             status = os.lstat(path)
@@ -34,14 +43,32 @@ def require_own(checkout: Checkout) -> None:
                     hint=f"remove the link (rm {shlex.quote(shown)}); its target is not touched",
                 )
         elif stat.S_ISDIR(status.st_mode):
-            _require_directory(shown, status, top, trust)
+            _require_directory(path, shown, status, top, members, trust)
 
 
-def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, trust: Trust) -> None:
-    """Raise RcError when others own the directory or may write to it; `top` is the checkout's status."""
+def _require_directory(
+    path: Path,
+    shown: str,
+    status: os.stat_result,
+    top: os.stat_result,
+    members: ListedWriters,
+    trust: Trust,
+) -> None:
+    """Raise RcError when others own the directory or may write to it.
+
+    `top` is the checkout's status, and `members` are those that its access control list lets write.
+    """
     by_group = bool(top.st_mode & stat.S_IWGRP)
-    in_group = by_group and top.st_gid in groups_of(status.st_uid)
-    if not (trust.owns(status.st_uid) or status.st_uid == top.st_uid or in_group):
+
+    def trusts_user(uid: int) -> bool:
+        groups = groups_of(uid)
+        in_group = (by_group and top.st_gid in groups) or not members.groups.isdisjoint(groups)
+        return trust.owns(uid) or uid == top.st_uid or in_group or uid in members.users
+
+    def trusts_group(gid: int) -> bool:
+        return (by_group and top.st_gid == gid) or trust.names(gid) or gid in members.groups
+
+    if not trusts_user(status.st_uid):
         name = user(status.st_uid)
         raise RcError(
             f"belongs to {name}, who could have changed it",
@@ -56,9 +83,7 @@ def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, 
             f"may be written by everybody ({mode})", where=shown, hint=f"{look} o-w {GENERATED}"
         )
     if status.st_mode & stat.S_IWGRP and not (
-        (by_group and top.st_gid == status.st_gid)
-        or trust.names(status.st_gid)
-        or is_private(status.st_gid, status.st_uid)
+        trusts_group(status.st_gid) or is_private(status.st_gid, status.st_uid)
     ):
         name = group(status.st_gid)
         raise RcError(
@@ -66,6 +91,14 @@ def _require_directory(shown: str, status: os.stat_result, top: os.stat_result, 
             where=shown,
             hint=f"{look} g-w {GENERATED}\n"
             f'or, if you trust all its members: images_owners = ["@{name}"] in pyproject.toml',
+        )
+    if writer := listed_writers(path, status).untrusted(trusts_user, trusts_group):
+        whom, owner = writer
+        raise RcError(
+            f"may be written by {whom}, through an access control list",
+            where=shown,
+            hint=f"getfacl -R {GENERATED} shows the lists; setfacl -R -b {GENERATED} removes them\n"
+            f'or, if you trust {whom}: images_owners = ["{owner}"] in pyproject.toml',
         )
 
 

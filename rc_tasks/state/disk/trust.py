@@ -6,6 +6,10 @@ import os
 import pwd
 import shlex
 import stat
+import struct
+from collections.abc import Callable
+
+from msgspec import Struct
 
 from rc_tasks.errors import RcError
 
@@ -49,6 +53,15 @@ class Trust:
                 status,
                 f"chmod g-w {shlex.quote(path)}\n"
                 f'or, if you trust all its members: images_owners = ["@{name}"] in pyproject.toml',
+            )
+        if writer := listed_writers(path, status).untrusted(self.owns, self.names):
+            shown, owner = writer
+            raise _refused(
+                f"may be written by {shown}, through an access control list",
+                path,
+                status,
+                f"setfacl -b {shlex.quote(path)}\n"
+                f'or, if you trust {shown}: images_owners = ["{owner}"] in pyproject.toml',
             )
 
     @functools.cached_property
@@ -123,3 +136,48 @@ def is_private(gid: int, uid: int) -> bool:
     except KeyError:
         return False
     return entry.gr_name == user(uid) and set(entry.gr_mem) <= {entry.gr_name}
+
+
+# acl(5) in an attribute: a version, and for each entry a tag, permissions and an ID
+# (linux/posix_acl_xattr.h).
+_LIST = "system.posix_acl_access"
+_VERSION_BYTES = 4
+_ENTRY = struct.Struct("<HHI")
+_WRITE = 2
+_OF_USER, _OF_GROUP = 0x02, 0x08
+
+
+class ListedWriters(Struct, frozen=True):
+    """User and group IDs that an access control list lets write, besides the owner and the group."""
+
+    users: frozenset[int] = frozenset()
+    groups: frozenset[int] = frozenset()
+
+    def untrusted(
+        self, trusts_user: Callable[[int], bool], trusts_group: Callable[[int], bool]
+    ) -> tuple[str, str] | None:
+        """Return one who is not trusted, as a message and as `images_owners` name them."""
+        for uid in sorted(self.users):
+            if not trusts_user(uid):
+                return user(uid), user(uid)
+        for gid in sorted(self.groups):
+            if not trusts_group(gid):
+                return f"the group {group(gid)}", f"@{group(gid)}"
+        return None
+
+
+def listed_writers(path: str | os.PathLike[str], status: os.stat_result) -> ListedWriters:
+    """Return who may write a path by its access control list alone; `status` is that of the path."""
+    # The group's bits of a mode are then the most that the list gives to anybody.
+    if not status.st_mode & stat.S_IWGRP:
+        return ListedWriters()
+    try:
+        entries = os.getxattr(path, _LIST)[_VERSION_BYTES:]
+    except OSError:
+        return ListedWriters()  # there is none, or the file system has none
+    whole = entries[: len(entries) // _ENTRY.size * _ENTRY.size]
+    writers = [(tag, number) for tag, rights, number in _ENTRY.iter_unpack(whole) if rights & _WRITE]
+    return ListedWriters(
+        frozenset(number for tag, number in writers if tag == _OF_USER),
+        frozenset(number for tag, number in writers if tag == _OF_GROUP),
+    )

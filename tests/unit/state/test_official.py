@@ -28,6 +28,7 @@ from rc_tasks.steps.doctor.finding import Finding, Level
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.doit import DOIT, doit
 from tests.support.tools import limited
+from tests.unit.state.test_own import give
 
 CHILD = "projects/child:1"
 FILES = {
@@ -427,6 +428,22 @@ def test_what_everybody_may_write_is_refused(official: Path, clone: Path, path: 
     told = refusals(clone)
     assert f"{target}: may be written by everybody (owner " in told
     assert "next: chmod o-w " in told
+
+
+@pytest.mark.parametrize("path", GUARDED.values(), ids=GUARDED)
+def test_what_a_user_may_write_through_an_access_control_list_is_refused(
+    official: Path, tmp_path: Path, path: str
+) -> None:
+    target = guarded(official, path)
+    give(target, (0x02, 7, 65534))
+    group, writer = trust.group(target.stat().st_gid), trust.user(65534)
+    clone = clone_of(official, tmp_path / "clone", f'images_owners = ["@{group}"]')
+    assert "base" not in adopted(clone)
+    told = refusals(clone)
+    assert f"{target}: may be written by {writer}, through an access control list (owner " in told
+    assert "next: setfacl -b " in told
+    trusting = clone_of(official, tmp_path / "trusting", f'images_owners = ["@{group}", "{writer}"]')
+    assert adopted(trusting) == NAMES
 
 
 @pytest.mark.parametrize("path", GUARDED.values(), ids=GUARDED)

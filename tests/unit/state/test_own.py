@@ -2,13 +2,15 @@
 
 import grp
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from rc_tasks.errors import RcError
 from rc_tasks.state.adoption.ownership import require_own
-from rc_tasks.state.checkout import open_checkout
+from rc_tasks.state.checkout import find_root, open_checkout
+from rc_tasks.state.disk import trust
 from tests.support.checkouts import pretend_built, write_checkout
 
 FILES = {"projects/a:1/Dockerfile": "FROM scratch\nCOPY x /\n", "projects/a:1/x": "1\n"}
@@ -55,6 +57,77 @@ def test_written_by_everybody(root: Path, path: str) -> None:
     with pytest.raises(RcError) as caught:
         require_own(open_checkout(root, {}))
     assert str(caught.value).startswith(f"{path}: may be written by everybody (mode 1777)")
+
+
+def give(path: Path, *entries: tuple[int, int, int]) -> None:
+    """Give a path an access control list: tags, rights and IDs beside those of every list."""
+    usual = ((0x01, 7, 0xFFFFFFFF), (0x04, 5, 0xFFFFFFFF), (0x10, 7, 0xFFFFFFFF), (0x20, 5, 0xFFFFFFFF))
+    text = b"".join(struct.pack("<HHI", *entry) for entry in sorted((*usual, *entries)))
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + text)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error.strerror}")
+
+
+@pytest.mark.parametrize("path", [".rc", ".rc/state", ".rc/store", ".rc/store/images"])
+@pytest.mark.parametrize(
+    ("tag", "shown", "owner"),
+    [
+        (0x02, trust.user(NOBODY), trust.user(NOBODY)),
+        (0x08, f"the group {trust.group(GROUP)}", f"@{trust.group(GROUP)}"),
+    ],
+    ids=["user", "group"],
+)
+def test_written_through_an_access_control_list(
+    root: Path, path: str, tag: int, shown: str, owner: str
+) -> None:
+    # The group that the mode shows is trusted: it is the owner's own.
+    os.chown(root / path, -1, os.getegid())
+    (root / path).chmod(0o775)
+    give(root / path, (tag, 7, NOBODY))
+    settings = f'[tool.rc_tasks]\nimages_owners = ["@{trust.group(os.getegid())}"]\n'
+    (root / "pyproject.toml").write_text(settings)
+    with pytest.raises(RcError) as caught:
+        require_own(open_checkout(root, {}))
+    assert str(caught.value) == (
+        f"{path}: may be written by {shown}, through an access control list\n"
+        "  next: getfacl -R .rc shows the lists; setfacl -R -b .rc removes them\n"
+        f'        or, if you trust {shown}: images_owners = ["{owner}"] in pyproject.toml'
+    )
+    (root / "pyproject.toml").write_text(settings.replace('"]\n', f'", "{owner}"]\n'))
+    assert refusal(root) == ""
+    (root / "pyproject.toml").write_text(settings)
+    root.chmod(0o775)
+    give(root, (tag, 7, NOBODY))
+    assert refusal(root) == "", "whoever may write the checkout may write its files"
+    root.chmod(0o755)
+    give(root / path, (tag, 5, NOBODY))
+    (root / "pyproject.toml").write_text(settings)
+    assert refusal(root) == "", "who may only read is no danger"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o755], ids=oct)
+@pytest.mark.parametrize("owner", [pytest.param(NOBODY, marks=needs_root), os.geteuid()])
+def test_a_program_that_anybody_could_have_put_there_is_not_run(
+    tmp_path: Path, mode: int, owner: int
+) -> None:
+    common = tmp_path / "common"
+    here = common / "mine"
+    here.mkdir(parents=True)
+    (common / "dodo.py").write_text("")
+    os.chown(common / "dodo.py", owner, -1)
+    common.chmod(mode)
+    if mode == 0o755 or (mode == 0o1777 and owner == os.geteuid()):
+        assert find_root(here) == common
+        return
+    with pytest.raises(RcError) as caught:
+        find_root(here)
+    assert str(caught.value) == (
+        f"{common}: everybody may write here, so anybody could have put the dodo.py there that doit"
+        " would run\n"
+        "  next: go into a checkout of the image repository and run the command there;\n"
+        f"        if this is yours: chmod o-w {common}"
+    )
 
 
 @needs_root
