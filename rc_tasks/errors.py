@@ -127,7 +127,9 @@ class ArtifactError(RcError):
 
 def missing_package(error: ModuleNotFoundError) -> RcError | None:
     """Return the error for a Python package that is not installed; None for a module of our own."""
-    name = (error.name or "").partition(".")[0]
+    module = error.name or ""
+    # `backports` is a directory that several packages share.
+    name = module if module.startswith("backports.") else module.partition(".")[0]
     if name in {"", "rc_tasks"}:
         return None
     return RcError(

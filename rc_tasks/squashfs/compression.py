@@ -151,8 +151,8 @@ def _zstd() -> ModuleType:
         try:
             from backports import zstd
         except ImportError:
-            raise CompressionError(
-                "zstd is missing in this Python: install the package backports.zstd"
-            ) from None
+            # Not a CompressionError: the image is whole.
+            name = "backports.zstd"
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name) from None
     # mypy knows one of the two modules, which one depends on the Python that it runs in.
     return zstd  # type: ignore[no-any-return, unused-ignore]

@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from rc_tasks.commands.cli.errors import report_errors
+from rc_tasks.squashfs import compression
+from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.steps import __main__ as steps
 
 MESSAGE = """\
@@ -36,3 +38,21 @@ def test_a_step_says_what_to_do(
 def test_a_missing_module_of_our_own_is_a_bug() -> None:
     with pytest.raises(ModuleNotFoundError):
         report_errors(lambda: import_missing("rc_tasks.nosuch"))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="zstd comes with Python")
+@pytest.mark.parametrize("module", ["backports", "backports.zstd"])
+def test_an_image_is_not_called_damaged_for_want_of_zstd(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("backports", "backports.zstd"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    compression._zstd.cache_clear()
+    decompress = compression.decompressor(Compressor.ZSTD)
+    assert decompress is not None
+    assert report_errors(lambda: len(decompress(b"x"))) == 3
+    told = MESSAGE.format(place=sys.prefix).replace("xxhash", "backports.zstd")
+    assert capsys.readouterr().err == f"ERROR: {told}"
+    with pytest.raises(ModuleNotFoundError):
+        compression.compressor(Compressor.ZSTD)
