@@ -94,15 +94,23 @@ make_venv() {
     local stamp=.venv/installed${1:+-$1} wanted
     wanted=$({ pwd; "$python" --version; cat pyproject.toml; } | sha256sum)
     # What the tests need includes the rest. A package may have been removed since.
-    ! grep -qsxF "$wanted" "$stamp" .venv/installed-test || ! .venv/bin/pip check >/dev/null 2>&1 || return 0
+    if grep -qsxF "$wanted" "$stamp" .venv/installed-test && .venv/bin/pip check >/dev/null 2>&1; then
+        write_man_pages
+        return 0
+    fi
     say "installing into .venv"
     # An environment that was moved or copied still works on the old place.
     [[ $(.venv/bin/pip --version 2>/dev/null) == *" from $PWD/.venv/"* ]] || "$python" -m venv --clear .venv
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}" ||
         stop "pip failed, see above" "next: fix that; a proxy is named by https_proxy, a mirror by PIP_INDEX_URL"
+    write_man_pages
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+# They change with the commands, which are no part of what is installed.
+write_man_pages() {
     # man(1) looks beside each directory of PATH.
     .venv/bin/python -m rc_tasks.commands.cli.man .venv/share/man
-    printf '%s\n' "$wanted" >"$stamp"
 }
 
 # Writes what podman needs here, as inside of containers and without a usable cgroup file system, into the
