@@ -129,6 +129,11 @@ def unknown_task(name: str, known: list[str], commands: Sequence[str] = ()) -> I
             f"`{name}` is a command, so it must come before any option or task\n"
             f"  next: doit help {name}; if nothing precedes it, run ./bootstrap.sh setup"
         )
+    if name.startswith("-"):
+        return InvalidCommand(
+            f"{name} comes after a name, so it is taken for one\n"
+            f"  next: write options before names: doit COMMAND {name} NAME"
+        )
     step, colon, bare = name.partition(":")
     if not colon or step not in TASK_KINDS:
         step, bare = "build", name

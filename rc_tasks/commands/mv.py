@@ -13,7 +13,7 @@ from rc_tasks.engine.upkeep import move as moves
 from rc_tasks.errors import RcError
 from rc_tasks.model.graph.project import ARTIFACT, PROJECTS
 from rc_tasks.state.adoption.ownership import require_own
-from rc_tasks.state.checkout import Checkout, matrix_of
+from rc_tasks.state.checkout import Checkout, images_of
 from rc_tasks.state.edf import in_use
 from rc_tasks.state.moves import Move
 from rc_tasks.state.records.records import Step
@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
             hint=f"finish it first: doit mv {old} {move.new}",
         )
     if move is None:
-        if old not in checkout.graph.aliases and matrix_of(checkout, old) is None:
+        if old not in checkout.graph.aliases and not images_of(checkout, old):
             checkout.graph.resolve(old)
         unused(checkout, new, renamed=old)
         move = moves.plan(checkout, old, new, keep_alias=args.alias)

@@ -234,10 +234,17 @@ def _require_no_matrix(checkout: Checkout, name: str) -> None:
     """Raise ProjectError for the name of a matrix, or of an image that only a matrix can have."""
     group, _, version = name.partition(":")
     nodes = (node for image, node in checkout.graph.images.items() if image.startswith(f"{group}:"))
-    of_matrix = next((node for node in nodes if node.project.is_of_matrix), None)
-    if of_matrix is None or name in checkout.graph.aliases:
+    known = checkout.graph.images.get(name)
+    if known is not None and known.project.machine:
+        raise ProjectError(
+            f"{name} is the image of {known.project.owner} for {known.project.machine} already",
+            where=known.project.shown_options,
+            hint=f"doit build:{name}, or choose another name",
+        )
+    of_matrix = next((node for node in nodes if node.options.matrix is not None), None)
+    if of_matrix is None or of_matrix.options.matrix is None or name in checkout.graph.aliases:
         return
-    project, axes = of_matrix.project, of_matrix.options.matrix.axes if of_matrix.options.matrix else {}
+    project, axes = of_matrix.project, of_matrix.options.matrix.axes
     where = project_toml.place(project.options_file, project.shown_options, ("matrix",))
     if name == group or name in checkout.graph.images:
         what = "is a matrix already" if name == group else "is an image of this matrix already"
@@ -260,7 +267,13 @@ def find_base(checkout: Checkout, written: str = "") -> Base:
     graph = checkout.graph
     projects = {name: node.project for name, node in graph.images.items()}
     if not written:
-        bases = [name for name, project in projects.items() if "/" not in project.path]
+        # Of several images for machines, the name without a machine.
+        owners = dict.fromkeys(
+            project.owner
+            for project in projects.values()
+            if "/" not in (project.recipe.directory if project.recipe else project.path)
+        )
+        bases = [name for name in owners if name in graph.names()]
         if len(bases) != 1:
             which = f"several: {', '.join(bases)}" if bases else "none"
             raise ProjectError(

@@ -13,7 +13,7 @@ from rc_tasks.commands.cli.table import COMMANDS
 from rc_tasks.engine.session import TASK_KINDS, Session, remember_digests
 from rc_tasks.errors import ProjectError, RcError
 from rc_tasks.model.graph.project import PROJECTS
-from rc_tasks.state.checkout import DODO, Checkout, matrix_of
+from rc_tasks.state.checkout import DODO, Checkout, images_of
 
 
 def execute(name: str, words: Sequence[str]) -> int:
@@ -146,11 +146,10 @@ def project_or_alias(checkout: Checkout, word: str) -> str:
     if "/" in word and path.is_symlink() and path.parent.resolve() == checkout.root / PROJECTS:
         return path.name
     inside = images_in(checkout, word)
+    project = path.resolve().name
+    if inside and set(inside) <= {*images_of(checkout, project), project}:
+        return project
     if inside is not None and len(inside) > 1:
-        group = inside[0].partition(":")[0]
-        is_matrix = all(name.startswith(f"{group}:") for name in inside)
-        if is_matrix and matrix_of(checkout, group) is not None:
-            return group
         raise ProjectError(f"has several projects: {', '.join(inside)}", where=word, hint="name one")
     return inside[0] if inside else word
 
@@ -169,6 +168,9 @@ def tasks(current: Session, words: Sequence[str], *, bare: bool) -> list[str]:
             named.append(word)
         elif not kind and name in known:
             named.append(f"build:{name}")
+        elif kind and kind != "build" and name in graph.aliases:
+            # Only build: has tasks of aliases.
+            named.append(f"{kind}:{graph.aliases[name]}")
         elif not kind and "*" in name:
             named += [f"build:{image}" for image in _images(checkout, name)]
         else:

@@ -20,7 +20,14 @@ from rc_tasks.model.dockerfile.renaming import rename_bases
 from rc_tasks.model.graph.graph import ImageNode, local_name
 from rc_tasks.model.graph.project import IMAGE_JSON, PROJECT_TOML, PROJECTS, Project, dockerfile_name
 from rc_tasks.state import history
-from rc_tasks.state.checkout import Checkout, matrix_of, open_checkout, parse_node, parse_project
+from rc_tasks.state.checkout import (
+    Checkout,
+    images_of,
+    matrix_of,
+    open_checkout,
+    parse_node,
+    parse_project,
+)
 from rc_tasks.state.disk.files import put_in_place, temporary_prefix, write_atomically
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.disk.renaming import merge_directories, replace_name
@@ -40,6 +47,13 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
     Raise RcError when it cannot be done.
     """
     graph = checkout.graph
+    if (images := images_of(checkout, old)) and matrix_of(checkout, old) is None:
+        raise _not_renamed(
+            checkout,
+            old,
+            new,
+            f"has an image for each of {len(images)} machines; doit mv renames single ones",
+        )
     if old in graph.aliases:
         target = graph.aliases[old]
         raise ProjectError(
@@ -49,12 +63,11 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
             f"git mv '{PROJECTS}/{old}' '{PROJECTS}/{new}'   renames the alias",
         )
     if (matrix := matrix_of(checkout, old)) is not None:
-        path = checkout.directory(old)
-        raise ProjectError(
-            f"{old} is a matrix of {len(matrix.versions)} images; doit mv renames single ones",
-            where=f"{path}/{PROJECT_TOML}",
-            hint=f"git mv '{path}' '{posixpath.join(posixpath.dirname(path), new)}'   renames it; its"
-            " images are built again",
+        raise _not_renamed(
+            checkout,
+            old,
+            new,
+            f"is a matrix of {len(matrix.versions)} images; doit mv renames single ones",
         )
     project = graph.resolve(old).project
     require_own_directory(project)
@@ -226,8 +239,28 @@ PHASES = (
 )
 
 
+def _not_renamed(checkout: Checkout, old: str, new: str, why: str) -> ProjectError:
+    """Return the error for a project with several images."""
+    path = f"{PROJECTS}/{old}"
+    path = path if (checkout.root / path).is_dir() else old
+    return ProjectError(
+        f"{old} {why}",
+        where=f"{path}/{PROJECT_TOML}",
+        hint=f"git mv '{path}' '{posixpath.join(posixpath.dirname(path), new)}'   renames it; its"
+        " images are built again",
+    )
+
+
 def require_own_directory(project: Project) -> None:
-    """Raise ProjectError for an image of a matrix, which has no directory in git."""
+    """Raise ProjectError for an image of a matrix or for a machine, which has no directory in git."""
+    if project.machine:
+        raise ProjectError(
+            f"{project.name} is the image of {project.owner} for {project.machine}, and has no directory"
+            " of its own in git",
+            where=project.shown_options,
+            hint="change `arch` there, and `doit gc` removes what is left;\n"
+            f"or name {project.owner}, which is all of its images",
+        )
     if project.is_of_matrix:
         raise ProjectError(
             f"{project.name} is an image of this matrix, and has no directory of its own in git",

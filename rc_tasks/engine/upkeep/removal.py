@@ -12,9 +12,10 @@ from msgspec import Struct
 
 from rc_tasks.engine.upkeep.move import nodes, require_own_directory, require_writable
 from rc_tasks.errors import GraphError
+from rc_tasks.model import machine as machines
 from rc_tasks.model.graph.graph import local_name
 from rc_tasks.model.graph.project import PROJECTS, PUBLISHED, Project
-from rc_tasks.state.checkout import GENERATED, Checkout, matrix_of
+from rc_tasks.state.checkout import GENERATED, Checkout, images_of, matrix_of
 from rc_tasks.state.disk.files import open_up, put_in_place, temporary_prefix
 from rc_tasks.state.disk.locks import held
 from rc_tasks.state.records.records import Step
@@ -26,8 +27,9 @@ _TEMPORARY = "rm"
 class Removal(Struct, frozen=True):
     """What is removed: directories of projects by name, and aliases, which are symlinks in projects/.
 
-    Of a matrix, the images are among the projects, before the project itself, which still is a matrix
-    after a kill. An image that was never published has no directory.
+    Of a matrix, or of a project for several machines, the images are among the projects, before the
+    project itself, which still has them after a kill. An image that was never published has no
+    directory.
     """
 
     projects: dict[str, str]
@@ -48,12 +50,15 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
     projects: dict[str, str] = {}
     aliases: dict[str, None] = {}
     for name in names:
-        if name in graph.aliases or (checkout.root / PROJECTS / name).is_symlink():
+        if several := _several(checkout, name):
+            projects |= several
+            continue
+        if (checkout.root / PROJECTS / name).is_symlink():
             aliases[name] = None
             continue
-        if of_matrix := _of_matrix(checkout, name):
-            projects |= of_matrix
-            continue
+        if name in graph.aliases:
+            # Of a matrix for several machines: an image's name without the machine.
+            require_own_directory(graph.resolve(name).project)
         path = checkout.directory(name)
         is_double = (checkout.root / name).is_dir() and path != name
         if name not in graph.broken or is_double or not (checkout.root / path).is_dir():
@@ -62,7 +67,8 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
             path = project.path
         projects[name] = path
     for alias, target in graph.aliases.items():
-        if target in projects:
+        # The name without a machine is an alias that has no symlink.
+        if target in projects and (checkout.root / PROJECTS / alias).is_symlink():
             aliases[alias] = None
     removed = (*projects.items(), *((alias, "") for alias in aliases))
     users = {user: line for name, path in removed for user, line in _users(checkout, name, path)}
@@ -111,25 +117,34 @@ def remove(checkout: Checkout, removal: Removal) -> None:
             shutil.rmtree(trash)
 
 
-def _of_matrix(checkout: Checkout, name: str) -> dict[str, str]:
-    """Return the images of a matrix by name, and last the project; nothing for any other project.
+def _several(checkout: Checkout, name: str) -> dict[str, str]:
+    """Return the images that a project has for its matrix and its machines, and last the project.
 
-    Among the images are those of values that it had before, as long as they have a directory.
+    Return nothing for any other project. Among the images are those of values and machines that it had
+    before, as long as they have a directory.
     """
-    matrix = matrix_of(checkout, name)
-    if matrix is None:
+    current = images_of(checkout, name)
+    if not current:
         return {}
-    images = {f"{name}:{version}": f"{PROJECTS}/{name}:{version}" for version in matrix.versions}
-    for directory in sorted((checkout.root / PROJECTS).glob(f"{name}:*")):
-        if not directory.is_symlink() and PUBLISHED.issuperset(os.listdir(directory)):
-            images[directory.name] = f"{PROJECTS}/{directory.name}"
-    return {**images, name: checkout.directory(name)}
+    images = {image: f"{PROJECTS}/{image}" for image in current}
+    if matrix_of(checkout, name) is not None:
+        names = sorted(path.name for path in (checkout.root / PROJECTS).glob(f"{name}:*"))
+    else:
+        names = [machines.image_name(name, machine) for machine in machines.KNOWN]
+    for image in names:
+        directory = checkout.root / PROJECTS / image
+        is_directory = directory.is_dir() and not directory.is_symlink()
+        if is_directory and PUBLISHED.issuperset(os.listdir(directory)):
+            images[image] = f"{PROJECTS}/{image}"
+    # The name without a machine is an alias of an image, whose directory is another one.
+    path = f"{PROJECTS}/{name}"
+    return {**images, name: path if (checkout.root / path).is_dir() else name}
 
 
 def _project_name(checkout: Checkout, image: str) -> str:
     """Return what `doit rm` calls the project of an image."""
     node = checkout.graph.images.get(image)
-    return image.partition(":")[0] if node is not None and node.project.is_of_matrix else image
+    return node.project.owner if node is not None else image
 
 
 def _users(checkout: Checkout, name: str, path: str) -> Iterator[tuple[str, str]]:

@@ -130,6 +130,11 @@ class Project(Struct, frozen=True):
         """Whether the image is one of several that a project.toml elsewhere describes."""
         return self.recipe is not None and self.recipe.directory != self.path
 
+    @property
+    def owner(self) -> str:
+        """The name of the project, which may have several images."""
+        return self.source.name if self.is_of_matrix else self.name
+
     def takes_files_of(self, path: str) -> bool:
         """Return whether the image is built from files in another directory of the checkout."""
         if self.recipe is None or f"{self.recipe.directory}/".startswith(f"{path}/"):
@@ -162,7 +167,9 @@ class Project(Struct, frozen=True):
     def shown_common_edf(self) -> str:
         """The EDF that starts the image for the machine it is read on; only with a `machine`."""
         name = without_machine(self.name, self.machine)
-        return f"{os.path.dirname(self.path)}/{name}/{EDF}"
+        # A project beside projects/ keeps its env.toml where it was before `arch`.
+        directory = self.recipe.directory if self.recipe else ""
+        return f"{directory if os.path.basename(directory) == name else f'{PROJECTS}/{name}'}/{EDF}"
 
     @property
     def shown_dockerfile(self) -> str:
@@ -294,7 +301,13 @@ def _is_version(path: str) -> bool:
     """
     parent, name = os.path.split(path)
     owners = {name.rpartition(":")[0], name.rpartition("-")[0]}
-    return any(owner and os.path.isfile(f"{parent}/{owner}/{PROJECT_TOML}") for owner in owners)
+    # The images of a project beside projects/ are in projects/, too.
+    places = (parent, os.path.dirname(parent)) if os.path.basename(parent) == PROJECTS else (parent,)
+    return any(
+        owner and os.path.isfile(f"{place}/{owner}/{PROJECT_TOML}")
+        for owner in owners
+        for place in places
+    )
 
 
 def _alias(entry: os.DirEntry[str], path: str, base: str) -> Alias | Broken:

@@ -99,6 +99,11 @@ def test_help_shows_all_commands_by_purpose(root: Path, argv: tuple[str, ...]) -
             ("--process=x",),
             "ERROR: --process: must be a whole number, not 'x'\n  next: `doit help run`\n",
         ),
+        (
+            ("clean", "app:1", "--dry-run"),
+            "ERROR: --dry-run comes after a name, so it is taken for one\n"
+            "  next: write options before names: doit COMMAND --dry-run NAME\n",
+        ),
         (("why", "ap"), "ERROR: there is no image named 'ap'"),
         (
             ("base",),

@@ -179,3 +179,132 @@ def test_a_matrix_cannot_be_renamed(root: Path) -> None:
         "ERROR: projects/app/project.toml: app is a matrix of 3 images; doit mv renames single ones\n"
         "  next: git mv 'projects/app' 'projects/other'   renames it; its images are built again\n",
     )
+
+
+BOTH = 'arch = ["aarch64", "x86_64"]\n'
+MACHINES = {
+    ".gitignore": ".rc/\n*.sqsh\nimage.json\n",
+    "base/Dockerfile": "FROM scratch\n",
+    "base/project.toml": BOTH,
+    "projects/torch:1/Dockerfile": "FROM base\n",
+    "projects/torch:1/project.toml": BOTH,
+    "projects/torch:latest": "-> torch:1",
+    "projects/grid/Dockerfile": "FROM base\n",
+    "projects/grid/project.toml": BOTH + '[matrix]\nn = ["1", "2"]\n',
+    "projects/user/Dockerfile": "FROM torch:1\n",
+    "projects/user/project.toml": BOTH,
+}
+
+
+@pytest.fixture
+def for_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout in git with images for two machines, in which everything is built."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    made = write_checkout(tmp_path / "checkout", MACHINES)
+    pretend_built(made)
+    git(made, "init", "--quiet")
+    commit(made)
+    return made
+
+
+@pytest.mark.parametrize("word", ["user", "user/", "projects/user"])
+def test_a_project_for_several_machines_is_removed_with_all_its_images(
+    for_machines: Path, word: str
+) -> None:
+    (for_machines / "projects/user:s390x").mkdir()  # of a machine that it had before
+    (for_machines / "projects/user:s390x/env.toml").write_text('image = "x"\n')
+    (for_machines / "projects/user:3").mkdir()  # another project
+    (for_machines / "projects/user:3/Dockerfile").write_text("FROM base\n")
+    commit(for_machines)
+    ran = doit(for_machines / ("projects" if word == "user/" else "."), "rm", word, "--yes")
+    assert ran == Ran(
+        0,
+        "removes projects/user:aarch64/: env.toml, image.json, image.sqsh (image.sqsh: 1 kB)\n"
+        "removes projects/user:x86_64/: env.toml, image.json, image.sqsh (image.sqsh: 1 kB)\n"
+        "removes projects/user:s390x/: env.toml\n"
+        "removes projects/user/: Dockerfile, project.toml\n"
+        "keeps records, logs and images until `doit gc` removes them, after 30 days\n"
+        "removed user\n",
+    )
+    left = [name for name in os.listdir(for_machines / "projects") if name.startswith("user")]
+    assert left == ["user:3"]
+
+
+def test_aliases_and_users_of_a_project_for_several_machines_are_found(for_machines: Path) -> None:
+    ran = doit(for_machines, "rm", "torch:1", "--yes")
+    assert ran.status == 3 and ran.text.endswith(
+        "  next: change these lines, or remove all: doit rm torch:1 user\n"
+    )
+    ran = doit(for_machines, "rm", "torch:1", "user", "grid", "--yes")
+    assert ran.status == 0, ran.text
+    assert "removes the alias projects/torch:latest, which leads to torch:1\n" in ran.text
+    assert set(os.listdir(for_machines / "projects")) == {"base:aarch64", "base:x86_64"}
+
+
+def test_an_image_for_a_machine_that_is_being_built_keeps_its_project(for_machines: Path) -> None:
+    for image, project in (("user:aarch64", "user"), ("grid:2-x86_64", "grid")):
+        with held(open_checkout(for_machines, {}).lock(image), f"podman:{image}"):
+            ran = doit(for_machines, "rm", project, "--yes")
+        assert ran.status == 3 and f"podman:{image}" in ran.text
+        assert (for_machines / f"projects/{project}/Dockerfile").exists()
+
+
+def test_the_image_for_one_machine_is_not_removed_alone(for_machines: Path) -> None:
+    here = os.uname().machine
+    alone = f"grid:1-{here if here in BOTH else 'aarch64'} is the image of grid for "
+    assert alone in doit(for_machines, "rm", "grid:1", "--yes").text
+    assert doit(for_machines, "rm", "user:aarch64", "--yes") == Ran(
+        3,
+        "ERROR: projects/user/project.toml: user:aarch64 is the image of user for aarch64, and has no"
+        " directory of its own in git\n"
+        "  next: change `arch` there, and `doit gc` removes what is left;\n"
+        "        or name user, which is all of its images\n",
+    )
+
+
+def test_a_project_for_several_machines_cannot_be_renamed(for_machines: Path) -> None:
+    assert doit(for_machines, "mv", "torch:1", "torch:2", "--yes") == Ran(
+        3,
+        "ERROR: projects/torch:1/project.toml: torch:1 has an image for each of 2 machines; doit mv"
+        " renames single ones\n"
+        "  next: git mv 'projects/torch:1' 'projects/torch:2'   renames it; its images are built"
+        " again\n",
+    )
+
+
+def test_a_new_version_stands_beside_one_for_several_machines(for_machines: Path) -> None:
+    ran = doit(for_machines, "new", "torch:2", "--from", "base")
+    assert ran.status == 0 and (for_machines / "projects/torch:2/Dockerfile").exists(), ran.text
+    assert doit(for_machines, "new", "torch:1-x86_64") == Ran(
+        3,
+        "ERROR: projects/torch:1/project.toml: torch:1-x86_64 is the image of torch:1 for x86_64"
+        " already\n"
+        "  next: doit build:torch:1-x86_64, or choose another name\n",
+    )
+    assert "torch:1: is a project already" in doit(for_machines, "new", "torch:1").text
+
+
+def test_a_published_base_beside_projects_stays_one(for_machines: Path) -> None:
+    (for_machines / "projects/any").symlink_to("base:x86_64")
+    matrix = for_machines / "top"
+    matrix.mkdir()
+    (matrix / "Dockerfile").write_text("FROM scratch\n")
+    (matrix / "project.toml").write_text('[matrix]\nn = ["1"]\n')
+    pretend_built(for_machines)
+    checkout = open_checkout(for_machines, {})
+    assert not checkout.graph.broken and not checkout.graph.problems
+    assert {"base:aarch64", "base:x86_64", "top:1"} <= set(checkout.graph.images)
+    places = {
+        name: node.project.shown_common_edf
+        for name, node in checkout.graph.images.items()
+        if node.project.machine
+    }
+    assert places["base:x86_64"] == "base/env.toml"
+    assert places["torch:1-x86_64"] == "projects/torch:1/env.toml"
+    assert places["grid:1-x86_64"] == "projects/grid:1/env.toml"
+
+
+def test_a_new_project_stands_on_the_base_for_several_machines(for_machines: Path) -> None:
+    assert doit(for_machines, "new", "torch:2").status == 0
+    dockerfile = (for_machines / "projects/torch:2/Dockerfile").read_text()
+    assert dockerfile.startswith("FROM base\n")

@@ -144,6 +144,8 @@ def test_info_shows_what_a_step_depends_on_and_why_it_would_run(root: Path) -> N
         "\nenv:app:2\n\nwrite env.toml of app:2\n"
         "\ntask_dep   : \n - enroot:app:2\n\ntargets    : \n - projects/app:2/env.toml\n"
     )
+    step = doit(root, "info", "env:app:latest")
+    assert step.status == 1 and step.text.startswith("\nenv:app:2\n"), step.text
     alias = doit(root, "info", "build:app:latest")
     assert alias.status == 1 and "\nthe same as build:app:2\n" in alias.text
     assert "\n * podman:app:2: never built\n" in alias.text
