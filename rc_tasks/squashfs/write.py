@@ -43,13 +43,17 @@ class Written(Struct, frozen=True):
     inodes: int
 
 
+class FullError(SquashfsError):
+    """There is no space for the image."""
+
+
 def write(tree: Tree, target: Path, *, made_at: int, exportable: bool = True) -> Written:
     """Write a tree to `target`, a name that does not exist; leave nothing on failure.
 
     `made_at` is the time in the superblock, in seconds since the epoch. `exportable` adds the table that
     NFS servers need, as mksquashfs does. The file is not synchronized to the disk.
-    Raise ChangedLayerError when a layer has changed since it was read, SquashfsError when the file
-    cannot be written, or the tree has what the format cannot hold.
+    Raise ChangedLayerError when a layer has changed since it was read, FullError when there is no space
+    for the file, SquashfsError when it cannot be written, or the tree has what the format cannot hold.
     """
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -175,11 +179,9 @@ def _removed_on_failure(target: Path) -> Iterator[None]:
 
 
 def _unwritable(target: Path, error: OSError) -> SquashfsError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return SquashfsError(
-        f"the image cannot be written: {error.strerror}",
-        where=target,
-        hint="free space or ask for more quota there, then run again"
-        if full
-        else "check the directory and its permissions, then run again",
-    )
+    what = f"the image cannot be written: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free space or ask for more quota there, then run again"
+        return FullError(what, where=target, hint=hint)
+    hint = "check the directory and its permissions, then run again"
+    return SquashfsError(what, where=target, hint=hint)

@@ -1,5 +1,6 @@
 """Images published by merging their layers, beside the same images squashed whole."""
 
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as replace_fields
 
+from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Compression, Squash, SquashMethod
 from rc_tasks.squashfs.superblock import Compressor
 from rc_tasks.squashfs.write import Written, write
@@ -308,6 +310,36 @@ def test_layers_that_only_mounts_could_read_do_not_replace_others(place: Place) 
     assert {path: path.stat().st_ino for path in squashed_layers(place.store)} == before
     with own_storage() as (empty, _):
         assert load_images(place.store, empty, image_id) == ()
+
+
+def test_a_full_disk_ends_a_merge(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To squash the image whole would take as much space, and much more time."""
+    image_id = place.build(DOCKERFILE)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rc_tasks.squashfs.write.copy", full)
+    with pytest.raises(ArtifactError, match="cannot be written: No space left on device") as caught:
+        place.publish(image_id)
+    assert caught.value.where == place.directory
+    assert "squashed whole" not in (place.directory / "log").read_text()
+    assert list(place.directory.glob("**/*.tmp.sqsh")) == []
+
+
+def test_layers_with_lzo_are_stored_as_archives(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if Compressor.LZO not in squashfs.probe():
+        pytest.skip("mksquashfs has no lzo")
+    image = place.podman.inspect(place.build(DOCKERFILE))
+    save(place.podman, image, SquashedLayers(place.store), Squash(compression=Compression.LZO))
+    assert "layers are stored as archives: " in capsys.readouterr().out
+    assert squashed_layers(place.store) == []
+    with own_storage() as (empty, _):
+        assert load_images(place.store, empty, image.id) == ()
+    made, log = place.publish(image.id, Squash(compression=Compression.LZO))
+    assert "the image is squashed whole: " in log and made.exists()
 
 
 def test_what_cannot_be_merged_is_squashed_whole(place: Place) -> None:

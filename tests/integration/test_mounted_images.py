@@ -472,6 +472,29 @@ def test_a_mounted_layer_that_cannot_be_read_is_named(site: Site, tmp_path: Path
     assert "next: `doit verify --all` names what is damaged" in said
 
 
+def test_a_layer_that_is_removed_during_a_build_is_not_made_of_its_mount(
+    site: Site, tmp_path: Path
+) -> None:
+    """Damage that the mount shows would get a record that says that it is right."""
+    layer = numbers_of(site)
+    removing = tmp_path / "bin/mount"
+    removing.parent.mkdir()
+    removing.write_text(f"""\
+#!/bin/sh
+{shutil.which("mount")} "$@" || exit
+[ "$5" != "{layer}" ] || rm -r {layer.parent}
+""")
+    removing.chmod(0o755)
+    site.write("projects/child/Dockerfile", "FROM base\nRUN echo child > /child\n")
+    path = f"{removing.parent}:{os.environ['PATH']}"
+    said = site.doit("build:child", node="b", status=1, PATH=path)
+    assert f"{layer.relative_to(site.root)}: a layer that is mounted here was removed" in said, said
+    assert not layer.parent.exists()
+    site.doit(node="c")
+    assert site.read("child", "child") == "child\n"
+    assert " 0 damaged" in site.doit("verify", "--all")
+
+
 # What is not compressed has no checksum of its own: the kernel does not notice the damage.
 @pytest.mark.parametrize("method", ["merge", "direct"])
 def test_a_mounted_layer_that_is_damaged_is_not_published(site: Site, method: str) -> None:
@@ -486,6 +509,49 @@ def test_a_mounted_layer_that_is_damaged_is_not_published(site: Site, method: st
     assert f"{shown}: a layer that is mounted here is damaged: it has other content, with " in said
     assert not (site.root / "projects/child/image.sqsh").exists()
     assert "next: `doit verify --all` names what is damaged" in said
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=("whole", "failed"))
+def test_nothing_stays_of_a_build_that_has_read_a_damaged_layer(site: Site, *, fails: bool) -> None:
+    """A RUN has copied the wrong bytes to a new layer, which no digest would show."""
+    (site.root / "projects/base/random").write_bytes(os.urandom(200_000))
+    recipe = site.root / "projects/base/Dockerfile"
+    recipe.write_text(f"{recipe.read_text()}COPY random /numbers\n")
+    layer = layer_of(site, "numbers")
+    text = layer.read_bytes()
+    with layer.open("r+b") as file:
+        file.seek(1000)
+        file.write(bytes(byte ^ 1 for byte in text[1000:1100]))
+    stored = sorted(os.listdir(site.root / ".rc/store/images"))
+    child = "FROM base\nRUN cat /numbers > /copy\n"
+    site.write("projects/child/Dockerfile", child + "RUN cat /nowhere\n" * fails)
+    said = site.doit("build:child", node="b", status=1)
+    assert "FAILED  podman:child" in said
+    assert f"{layer.relative_to(site.root)}: a layer that is mounted here is damaged: it has " in said
+    assert sorted(os.listdir(site.root / ".rc/store/images")) == stored
+    # The same file again, as from a node whose podman still has the base.
+    layer.write_bytes(text)
+    site.write("projects/child/Dockerfile", child)
+    for node in "ab":
+        site.doit("forget", "podman:child")
+        site.doit("build:child", node=node)
+        published = site.root / "projects/child/image.sqsh"
+        argv = ("unsquashfs", "-cat", str(published), "copy")
+        copied = subprocess.run(argv, capture_output=True, check=True).stdout
+        assert copied == (site.root / "projects/base/random").read_bytes()
+
+
+def test_a_layer_without_its_recipe_is_made_again(site: Site) -> None:
+    """podman would write another archive of a mounted layer, and fail with its own words."""
+    site.doit(node="a")
+    for recipe in site.root.glob(".rc/store/layers/*/tar-split.gz"):
+        recipe.unlink()
+    said = site.doit("verify", "child", status=1)
+    assert "/layer.sqsh has no tar-split.gz beside it any more" in said, said
+    site.write("projects/child/Dockerfile", CHILD + "RUN echo more > /more\n")
+    assert "nor whole in the store" in site.doit("build:child", node="b")
+    assert site.read("child", "more") == "more\n"
+    assert " 0 damaged" in site.doit("verify", "--all")
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,16 @@ def test_a_manifest_that_cannot_be_read_is_told_and_gone(
         assert load_images(kept, empty, images[0].id) == ()
 
 
+def test_an_image_is_loaded_without_the_file_of_its_version(
+    podman: Podman, images: tuple[Image, Image], tmp_path: Path
+) -> None:
+    kept = store(tmp_path)
+    put(kept, podman, images[0])
+    (kept.directory / "images" / images[0].id / "version").unlink()
+    with own_storage() as (empty, _):
+        assert load_images(kept, empty, images[0].id) == ()
+
+
 def test_what_is_left_of_an_image_is_no_obstacle(
     podman: Podman, images: tuple[Image, Image], tmp_path: Path
 ) -> None:

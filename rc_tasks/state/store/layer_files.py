@@ -83,10 +83,10 @@ class LayerFiles(Struct, frozen=True):
             return 0
         return record.archive_bytes if reading.status(self.recipe) is not None else 0
 
-    def is_as_written(self, read: Callable[[int], None]) -> bool:
+    def is_as_written(self, read: Callable[[int], None], file: str = "") -> bool:
         """Return whether the SquashFS file has the bytes that were written, as fast as that goes.
 
-        `read` is that of `blocks_digest`. Raise OSError.
+        `read` is that of `blocks_digest`; `file` is another name of the file. Raise OSError.
         """
         from rc_tasks.state.store.block_digest import blocks_digest, fast_digest  # with threads: 3 ms
 
@@ -94,8 +94,8 @@ class LayerFiles(Struct, frozen=True):
         if record is None:
             return False
         if record.fast_digest:
-            return fast_digest(str(self.file), read) == record.fast_digest
-        return blocks_digest(str(self.file), read) == record.blocks_digest
+            return fast_digest(file or str(self.file), read) == record.fast_digest
+        return blocks_digest(file or str(self.file), read) == record.blocks_digest
 
     def damage(self, read: Callable[[int], None] = lambda _bytes: None, at_once: int = 0) -> str:
         """Return what is wrong with the content of the files, or an empty string.
@@ -111,7 +111,10 @@ class LayerFiles(Struct, frozen=True):
         if digest != record.blocks_digest:
             return f"has other content, with the digest {digest[:12]}"
         if record.archive_bytes:
-            recipe = hashlib.sha256(self.recipe.read_bytes()).hexdigest()
+            content = reading.content(self.recipe)
+            if content is None:
+                return f"has no {self.recipe.name} beside it any more"
+            recipe = hashlib.sha256(content).hexdigest()
             if recipe != record.recipe_sha256:
                 return f"{self.recipe.name} beside it has other content"
         return ""

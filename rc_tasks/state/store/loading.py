@@ -16,7 +16,7 @@ from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.state.disk import reading
 from rc_tasks.state.disk.files import refused
 from rc_tasks.state.store.layer_files import hex_digest
-from rc_tasks.state.store.store import MANIFEST, Store
+from rc_tasks.state.store.store import MANIFEST, VERSION, Store
 from rc_tasks.tools import command, tar_split
 from rc_tasks.tools.command import Completed
 from rc_tasks.tools.podman import Podman
@@ -74,8 +74,8 @@ def _whole_view(store: Store, image_id: str, scratch: Path, made: Path) -> Path:
         return view
     whole = scratch / image_id
     whole.mkdir()
-    for name in ("version", MANIFEST):
-        shutil.copyfile(view / name, whole / name)
+    (whole / "version").write_text(VERSION)
+    shutil.copyfile(view / MANIFEST, whole / MANIFEST)
     for digest in (image_id, *layers):
         blob = made / hex_digest(digest) if digest in squashed else store.blob(digest)
         with contextlib.suppress(FileExistsError):  # an image may hold the same layer twice

@@ -31,6 +31,8 @@ from rc_tasks.state.store.catalogue import Catalogue
 from rc_tasks.state.store.layer_files import LAYERS, LayerFiles, hex_digest, layer_files
 
 MANIFEST = "manifest.json"
+# This line makes a directory an image (containers-transports(5)).
+VERSION = "Directory Transport Version: 1.1\n"
 _DOCKER = "application/vnd.docker"
 _SCRATCH = "put"
 # The file that names the blobs a writer relies on, one digest a line: `store/garbage.py` keeps those.
@@ -209,8 +211,7 @@ class Store(Struct, frozen=True):
         for digest in (image_id, *map(hex_digest, layers)):
             with contextlib.suppress(FileExistsError):  # an image may hold the same layer twice
                 os.symlink(f"../../blobs/sha256/{digest}", view / digest)
-        # This line makes a directory an image (containers-transports(5)).
-        (view / "version").write_text("Directory Transport Version: 1.1\n")
+        (view / "version").write_text(VERSION)
         # Keep the bytes that podman has where the image was built: podman 5's cache identifies a RUN
         # that mounts it by this file's digest (getCreatedBy in buildah's stage_executor.go).
         (view / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))

@@ -10,9 +10,14 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from rc_tasks.errors import ArtifactError, CommandError
 from rc_tasks.model.config.settings import MountMode, Settings
@@ -20,7 +25,7 @@ from rc_tasks.squashfs.reader_kinds import Readers
 from rc_tasks.squashfs.superblock import SquashfsError, inspect
 from rc_tasks.state.adoption.official import official_of, squashed_layers
 from rc_tasks.state.checkout import Checkout
-from rc_tasks.state.disk.reading import names
+from rc_tasks.state.disk.reading import names, status
 from rc_tasks.state.disk.trust import NotOfferedError
 from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.steps.node import node as nodes
@@ -39,6 +44,72 @@ _DAMAGED = (
 # How programs print that a file cannot be read, or die of a page of it that cannot be loaded.
 _UNREAD = re.compile(r"input/output error|bus error|\berrno 5\b|\bEIO\b", re.IGNORECASE)
 _UNMOUNT = 'for each; do umount --lazy "$each"; done'
+
+
+class _Readings(Struct):
+    """Comparisons of mounted layers with their digests, by diff ID, which run while podman builds."""
+
+    pool: ThreadPoolExecutor
+    stop: threading.Event
+    files: dict[str, LayerFiles] = field(default_factory=dict)
+    right: dict[str, Future[bool]] = field(default_factory=dict)
+
+    def begin(self, diff_id: str, files: LayerFiles) -> None:
+        if diff_id in self.right:
+            return
+        # What is mounted may be replaced in the store meanwhile: this is the file that is mounted.
+        descriptor = os.open(files.file, os.O_RDONLY)
+        self.files[diff_id] = files
+        self.right[diff_id] = self.pool.submit(self._is_right, files, descriptor)
+
+    def _is_right(self, files: LayerFiles, descriptor: int) -> bool:
+        try:
+            return files.is_as_written(self._go_on, f"/proc/self/fd/{descriptor}")
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _go_on(self, _bytes: int) -> None:
+        if self.stop.is_set():
+            raise CancelledError
+
+
+# Those of this step, if it builds.
+_readings: list[_Readings] = []
+
+
+@contextlib.contextmanager
+def comparing() -> Iterator[None]:
+    """Compare the layers that are mounted in the body with their digests, beside it.
+
+    `require_read` waits for the results.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        _readings.append(_Readings(pool, stop))
+        try:
+            yield
+        finally:
+            _readings.pop()
+            stop.set()
+
+
+def require_read(checkout: Checkout, diff_ids: Iterable[str]) -> None:
+    """Raise ArtifactError if one of these layers was mounted in `comparing`, and is damaged.
+
+    The kernel does not notice it in what is not compressed: RUN may have copied it to a new layer, which
+    no digest shows later.
+    """
+    for readings in _readings:
+        for diff_id in diff_ids:
+            if diff_id in readings.right and not readings.right[diff_id].result():
+                files = readings.files[diff_id]
+                why = _damage(files)
+                if not why.startswith("has other"):
+                    # It was replaced or removed since.
+                    why = "had other content when it was mounted"
+                raise _damaged(checkout, files, why)
 
 
 @contextlib.contextmanager
@@ -107,6 +178,7 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
             raise _lost(checkout, image_id, "a layer that was mounted here before is gone or damaged")
         try:
             layers = files if whole else dict.fromkeys(known)
+            _compare({by_id[key]: stored[by_id[key]] for key in layers})
             _mount(images, seen, {key: file for key in layers if (file := files[key]) is not None})
         except (CommandError, SquashfsError) as error:
             if known:
@@ -120,6 +192,14 @@ def mount(checkout: Checkout, podman: Podman, image_ids: Iterable[str]) -> None:
             registered.mkdir(exist_ok=True)
             (registered / image.id).touch()
             print(f"mounted {image.id[:12]}: {len(files)} layers", flush=True)
+
+
+def _compare(stored: Mapping[str, LayerFiles | None]) -> None:
+    for readings in _readings:
+        for diff_id, files in stored.items():
+            if files is not None:
+                with contextlib.suppress(OSError):  # then it cannot be mounted either
+                    readings.begin(diff_id, files)
 
 
 def unread(checkout: Checkout, bases: Mapping[str, str], lines: Iterable[str]) -> ArtifactError | None:
@@ -156,10 +236,18 @@ def _unpack(
 ) -> None:
     whole = {layer_id: file for layer_id, file in files.items() if file is not None}
     try:
+        for file in whole.values():
+            _require_written(LayerFiles(file.parent))
         if unpacked_images.unpack(podman, images, image, whole, recipes):
             print(f"unpacked {image.id[:12]}: {len(whole)} layers", flush=True)
     except CommandError as error:
         print(f"{image.id[:12]} cannot be unpacked, so it is loaded: {error.what}", flush=True)
+
+
+def _require_written(files: LayerFiles) -> None:
+    # unsquashfs does not notice damage in what is not compressed; loading does, and removes the layer.
+    if not files.is_as_written(lambda _bytes: None):
+        raise CommandError(f"{files.file} has other content than was written")
 
 
 def _recipes(layers: Iterable[LayerFiles | None]) -> dict[str, ArchiveRecipe]:
@@ -186,14 +274,20 @@ def require_whole(checkout: Checkout, podman: Podman, directories: Mapping[str, 
     """
     find = squashed_layers(checkout).find
     for diff_id, directory in directories.items():
-        is_mounted = bool(podman.root) and not directory.is_relative_to(podman.root)
+        is_mounted = podman_storage.is_mounted_image(podman, directory)
         files = find(diff_id) if is_mounted else None
         if files is not None and (why := _damage(files)):
-            raise ArtifactError(
-                f"a layer that is mounted here is damaged: it {why}",
-                where=checkout.shown(files.file),
-                hint=_DAMAGED,
-            )
+            raise _damaged(checkout, files, why)
+        if is_mounted and files is None:
+            raise _damaged(checkout, checkout.store.layer(diff_id), "is gone from the store")
+
+
+def _damaged(checkout: Checkout, files: LayerFiles, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"a layer that is mounted here is damaged: it {why}",
+        where=checkout.shown(files.file),
+        hint=_DAMAGED,
+    )
 
 
 def _add(images: Path, podman: Podman, image: StoredImage, layers: Iterable[LayerFiles | None]) -> None:
@@ -213,10 +307,14 @@ def _lost(checkout: Checkout, image_id: str, why: str) -> ArtifactError:
 def _mountable(podman: Podman, files: LayerFiles | None) -> Path | None:
     """Return the file of a layer if podman's overlay shows what it deletes."""
     record = files.record if files is not None else None
+    if files is None or record is None:
+        return None
+    if record.archive_bytes and status(files.recipe) is None:
+        return None  # podman could not save what is built on it; loading finds that, and removes it
     able = {Readers.EVERYBODY}
     if not any("mount_program" in option for option in podman.options):
         able.add(Readers.USERS if rootless() else Readers.ROOT)
-    return files.file if files is not None and record is not None and record.readers in able else None
+    return files.file if record.readers in able else None
 
 
 def described(settings: Settings) -> tuple[str, str]:

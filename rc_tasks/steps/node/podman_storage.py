@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from rc_tasks.errors import SettingsError
 from rc_tasks.model.config.settings import PodmanSettings
-from rc_tasks.tools import command, slurm
+from rc_tasks.tools import additional_store, command, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman, rootless
 from rc_tasks.util.mounts import mounts
@@ -98,6 +98,18 @@ def mounted(storage: Path) -> Path:
     Where nothing can be mounted, they are unpacked there.
     """
     return storage / "mounted"
+
+
+def is_mounted_image(podman: Podman, directory: Path) -> bool:
+    """Return whether podman's directory of a layer is where a step has mounted or unpacked it.
+
+    Another additional image store, which a setting names, is not ours.
+    """
+    if not podman.root:
+        return False
+    seen = mounted(Path(podman.root).parent)
+    ours = additional_store.option(seen) in podman.options
+    return ours and directory.resolve().is_relative_to(seen.resolve())
 
 
 def can_use_fuse() -> bool:

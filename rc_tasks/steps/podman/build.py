@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from rc_tasks.errors import CommandError, ProjectError, RcError
+from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
 from rc_tasks.model.dockerfile.instructions import encode, instructions
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.model.graph import context
@@ -75,7 +75,8 @@ def build(checkout: Checkout, node: ImageNode) -> None:
     podman = nodes.storage(checkout.settings.podman)
     remove_half_written(podman)
     by_file = with_files(inputs, {part: listing.values for part, listing in listings.items()})
-    image, digests = _made(checkout, podman, node, text, by_file, before)
+    with mounted_images.comparing():
+        image, digests = _made(checkout, podman, node, text, by_file, before)
     # Record the digests that were built on: a base may just have been pinned, or its pin moved.
     inputs |= {PIN + base: digests[base] for base in node.pinned}
     # The image may hold the intermediate state of a file that changed and changed back.
@@ -133,8 +134,10 @@ def _made(
     layers = cache.LayerImages()
     # Find the secrets and keys before an hour of pulling bases is lost.
     secrets, ssh_files = find(node), ssh.find(node)
+    base_ids: Mapping[str, str] = {}
     try:
         bases = load_bases(checkout, podman, node)
+        base_ids = bases.ids
         labels = _labels(checkout, node, bases)
         prepared = prepare(checkout, podman, node, text, bases.ids, inputs, before, labels)
         stages: dict[int, str] = {}
@@ -149,6 +152,7 @@ def _made(
                 stages[stage] = image.id
         prepared.check(image)
     except CommandError as error:
+        _require_read(checkout, podman, layers, base_ids)
         if stores:
             # Keep the layers that succeeded, so that the next attempt on any node resumes there.
             with contextlib.suppress(RcError, OSError):
@@ -156,10 +160,27 @@ def _made(
         # The name of a local base may be misspelt: then podman looked for it in a registry.
         notes = checkout.graph.notes([node])
         raise error.with_hint("\n".join(filter(None, (*notes, error.hint)))) from None
+    _require_read(checkout, podman, layers, base_ids)
     if stores:
         _save(checkout, podman, image)
         _put_cache(checkout, podman, name, layers)
     return image, bases.digests
+
+
+def _require_read(
+    checkout: Checkout, podman: Podman, layers: cache.LayerImages, base_ids: Mapping[str, str]
+) -> None:
+    """Raise ArtifactError if podman has read a mounted layer that is damaged; what it built goes."""
+    if nodes.mounted_images() is None:
+        return
+    built = [cached.image_id for cached in layers.images(podman)]
+    images = podman.inspect_all(podman.held((*built, *base_ids.values())))
+    try:
+        mounted_images.require_read(checkout, {layer for image in images for layer in image.layers})
+    except ArtifactError:
+        for image_id in reversed(built):
+            podman.remove_image(image_id)
+        raise
 
 
 def _save(checkout: Checkout, podman: Podman, image: Image) -> None:

@@ -18,6 +18,7 @@ from typing import IO
 
 from msgspec import Struct
 
+from rc_tasks.errors import ArtifactError
 from rc_tasks.model.manifest.manifest import Contents
 from rc_tasks.squashfs.data import ChangedLayerError
 from rc_tasks.squashfs.edit import Edit, edited
@@ -25,7 +26,7 @@ from rc_tasks.squashfs.merge import stack
 from rc_tasks.squashfs.read import read_layer
 from rc_tasks.squashfs.superblock import SquashfsError, not_whole
 from rc_tasks.squashfs.tree import Directory, Layer, Tree
-from rc_tasks.squashfs.write import write
+from rc_tasks.squashfs.write import FullError, write
 from rc_tasks.state.store.layer_files import LayerFiles
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.steps.container import rootfs
@@ -91,6 +92,14 @@ def merge(
                 destination.unlink(missing_ok=True)
                 mksquashfs.say(log, f"{error.headline}; the layers are read again")
                 continue
+            except FullError as error:
+                # Nor is there space for the image squashed whole.
+                raise ArtifactError(
+                    error.what,
+                    where=destination.parent,
+                    hint="free space or ask for more quota there, then run again;\n"
+                    "the image that was there before is untouched",
+                ) from None
             except SquashfsError as error:
                 destination.unlink(missing_ok=True)
                 mksquashfs.say(log, f"the image is squashed whole: {error.what}")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from rc_tasks.errors import ArtifactError
 from rc_tasks.model.config.settings import Squash
+from rc_tasks.squashfs.superblock import SquashfsError
 from rc_tasks.state.store.layer_files import hex_digest
 from rc_tasks.state.store.layers import SquashedLayers
 from rc_tasks.state.store.loading import failure
 from rc_tasks.state.store.store import LayerGoneError, Store
+from rc_tasks.steps.node import podman_storage
 from rc_tasks.steps.save.layers import Squasher, in_namespace, options
 from rc_tasks.tools import command
 from rc_tasks.tools.podman import Image, Podman
@@ -67,13 +69,26 @@ def _put_layers(
     if missing and command.which("mksquashfs") is not None:
         directories = podman.layer_directories(image)
         lacking = [digest for digest in missing if digest in directories and not layers.find(digest)]
+        # Its mount may show what is damaged, and a file that is made of that gets a record of its own.
+        for digest in lacking:
+            if podman_storage.is_mounted_image(podman, directories[digest]):
+                raise ArtifactError(
+                    "a layer that is mounted here was removed from the store while podman built on it",
+                    where=store.layer(digest).file,
+                    hint="run the same command again, in a new job",
+                )
         if new := {digest: directories[digest] for digest in lacking}:
             make, wrap = options(settings, None), in_namespace(podman)
             squasher = Squasher(layers, make, image.size_bytes, None, draws=False, wrap=wrap)
-            files = squasher.add(new, scratch)
-            size_bytes = sum(file.stat().st_size for file in files.values())
-            noun = "layer" if len(files) == 1 else "layers"
-            print(f"saved in the store: {len(files)} {noun}, {size_bytes / 1e6:.1f} MB", flush=True)
+            try:
+                files = squasher.add(new, scratch)
+            except SquashfsError as error:
+                # Such as lzo: nothing here could read these files again.
+                print(f"layers are stored as archives: {error.what}", flush=True)
+            else:
+                size_bytes = sum(file.stat().st_size for file in files.values())
+                noun = "layer" if len(files) == 1 else "layers"
+                print(f"saved in the store: {len(files)} {noun}, {size_bytes / 1e6:.1f} MB", flush=True)
     missing = [digest for digest in missing if not store.has_layer(digest)]
     if missing:
         _push(podman, image, pushed)

@@ -490,7 +490,7 @@ BLAMES = {
     ("util/toml_text.py", "loads"): "a line that is no TOML",
     ("state/checkout.py", "read_dockerfile"): "rights to a Dockerfile",
     ("engine/upkeep/imports.py", ""): "a path in a bake or compose file",
-    ("state/judge.py", ""): "rights to env.toml",
+    ("state/judge.py", "_env"): "rights to env.toml",
     ("state/published/verify.py", "_edf"): "env.toml that is no TOML",
     (
         "steps/podman/failure.py",
