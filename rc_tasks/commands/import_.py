@@ -17,7 +17,7 @@ from rc_tasks.engine.upkeep.imports import FileState, Plan
 from rc_tasks.errors import ImportedFileError, ProjectError
 from rc_tasks.model.graph.project import PROJECT_TOML, PROJECTS
 from rc_tasks.model.imported.project import NotTaken, ProjectRecipe, Recipes
-from rc_tasks.state.checkout import Checkout
+from rc_tasks.state.checkout import Checkout, arch_of, matrix_of
 from rc_tasks.util import toml_text
 from rc_tasks.util.safe_read import read_bytes, unreadable
 from rc_tasks.util.text import printable, printable_lines
@@ -47,6 +47,8 @@ def run(args: Namespace) -> int:
     """Write the projects of a file."""
     checkout = session().checkout
     groups = {name.partition(":")[0] for name in checkout.graph.names() if ":" in name}
+    # A machine is not a version: `app:x86_64` is the image of `app` for it.
+    groups = {name for name in groups if matrix_of(checkout, name) or not arch_of(checkout, name)}
     recipes, base = _read(args.files, groups)
     possible, impossible = _possible(checkout, recipes)
     origin = " and ".join(map(_origin, args.files))

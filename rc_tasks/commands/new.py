@@ -203,7 +203,7 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
             f"{name!r} cannot be the name of an image: doit reads {kind}: as the beginning of a task",
             hint="choose something like reasoning:2025.2",
         )
-    _require_no_matrix(checkout, name)
+    _require_no_image(checkout, name)
     for path in (f"{PROJECTS}/{name}", name):
         place = checkout.root / path
         # Beside projects/, a directory without a Dockerfile is not a project.
@@ -215,7 +215,7 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
             is_known = place.exists() or name in checkout.graph.aliases
             dangling = "" if is_known else ", which does not exist"
             what, hint = f"is an alias, a symlink to {points_to}{dangling}", f"rm '{path}'"
-        elif has_dockerfile:
+        elif has_dockerfile or name in checkout.graph.names():
             what, hint = "is a project already", f"doit build:{name}"
         else:
             what, hint = "exists and has no Dockerfile", "move it away, or write a Dockerfile into it"
@@ -230,33 +230,21 @@ def unused(checkout: Checkout, name: str, *, renamed: str = "") -> Project:
     return Project(name, checkout.root, f"{PROJECTS}/{name}")
 
 
-def _require_no_matrix(checkout: Checkout, name: str) -> None:
-    """Raise ProjectError for the name of a matrix, or of an image that only a matrix can have."""
-    group, _, version = name.partition(":")
-    nodes = (node for image, node in checkout.graph.images.items() if image.startswith(f"{group}:"))
-    known = checkout.graph.images.get(name)
-    if known is not None and known.project.machine:
+def _require_no_image(checkout: Checkout, name: str) -> None:
+    """Raise ProjectError for the name of a matrix, or of an image that another directory describes."""
+    for image, node in checkout.graph.images.items():
+        is_group = node.options.matrix is not None and image.partition(":")[0] == name
+        if not is_group and (image != name or not node.project.is_of_matrix):
+            continue
+        project = node.project
+        key = "matrix" if node.options.matrix is not None else "arch"
+        kind = "matrix" if node.options.matrix is not None else "project"
+        what = "is a matrix already" if is_group else f"is an image of this {kind} already"
         raise ProjectError(
-            f"{name} is the image of {known.project.owner} for {known.project.machine} already",
-            where=known.project.shown_options,
+            f"{name} {what}",
+            where=project_toml.place(project.options_file, project.shown_options, (key,)),
             hint=f"doit build:{name}, or choose another name",
         )
-    of_matrix = next((node for node in nodes if node.options.matrix is not None), None)
-    if of_matrix is None or of_matrix.options.matrix is None or name in checkout.graph.aliases:
-        return
-    project, axes = of_matrix.project, of_matrix.options.matrix.axes
-    where = project_toml.place(project.options_file, project.shown_options, ("matrix",))
-    if name == group or name in checkout.graph.images:
-        what = "is a matrix already" if name == group else "is an image of this matrix already"
-        raise ProjectError(
-            f"{name} {what}", where=where, hint=f"doit build:{name}, or choose another name"
-        )
-    raise ProjectError(
-        f"{group} is a matrix, which makes all images of this name",
-        where=where,
-        hint=f"add the value to an axis below this line to have {version}; the axes are"
-        f" {', '.join(axes)}",
-    )
 
 
 def find_base(checkout: Checkout, written: str = "") -> Base:

@@ -114,6 +114,8 @@ def _explain(current: Session, start: str, explained: set[str]) -> None:
             for cause in (*step.causes, *step.ignored)
             if cause.part.startswith("base/")
         ]
+        # A base that was taken out of the checkout has nothing more to explain.
+        todo = [base for base in todo if base in graph.images or base in graph.broken]
 
 
 def _build_args(current: Session, name: str) -> dict[str, str]:

@@ -52,6 +52,13 @@ class ImageReference(Struct, frozen=True):
         return f"{registry}{self.repository}{tag}{digest}"
 
 
+def familiar(reference: str) -> str:
+    """Return a reference as Docker shows it: without Docker's own registry, `library` and `:latest`."""
+    name = reference.removeprefix("index.docker.io/").removeprefix("docker.io/")
+    official = name.removeprefix("library/")
+    return (name if "/" in official else official).removesuffix(":latest")
+
+
 def own_digest(reference: str) -> str | None:
     """Return the digest in a reference, or None."""
     return reference.partition("@")[2] or None

@@ -278,10 +278,12 @@ def _images(
 def _for_this_machine(
     images: Iterable[tuple[Project, project_toml.ProjectOptions]], architecture: str
 ) -> dict[str, str]:
-    """Return the image for this machine by the name without a machine, where there are several."""
+    """Return the image for this machine by the name without a machine; of none, for the first one."""
     names: dict[str, str] = {}
     for project, options in images:
-        if project.machine == (architecture if architecture in options.arch else options.arch[:1]):
+        if not project.machine:
+            continue
+        if project.machine == (architecture if architecture in options.arch else options.arch[0]):
             names[machines.without_machine(project.name, project.machine)] = project.name
     return names
 
@@ -304,13 +306,22 @@ def _git_fact(root: Path, name: str) -> str:
 
 def matrix_of(checkout: Checkout, name: str) -> Matrix | None:
     """Return the matrix of a project; None without one, or if its project.toml has an error."""
-    if ":" in name or name_problem(name) is not None:
-        return None
+    return None if ":" in name else _options_of(checkout, name).matrix
+
+
+def arch_of(checkout: Checkout, name: str) -> tuple[str, ...]:
+    """Return the machines that a project is built for; none if it says none, or has an error."""
+    return _options_of(checkout, name).arch
+
+
+def _options_of(checkout: Checkout, name: str) -> project_toml.ProjectOptions:
+    if name_problem(name) is not None:
+        return _NO_OPTIONS
     path = f"{checkout.directory(name)}/{PROJECT_TOML}"
     try:
-        return project_toml.load(checkout.root / path, path).matrix
+        return project_toml.load(checkout.root / path, path)
     except RcError:
-        return None
+        return _NO_OPTIONS
 
 
 def images_of(checkout: Checkout, name: str) -> tuple[str, ...]:
@@ -318,14 +329,9 @@ def images_of(checkout: Checkout, name: str) -> tuple[str, ...]:
 
     Return none as well if its project.toml has an error.
     """
-    if name_problem(name) is not None or (checkout.root / PROJECTS / name).is_symlink():
-        return ()
-    path = f"{checkout.directory(name)}/{PROJECT_TOML}"
-    try:
-        options = project_toml.load(checkout.root / path, path)
-    except RcError:
-        return ()
-    if ":" in name and options.matrix is not None:
+    options = _options_of(checkout, name)
+    is_alias = (checkout.root / PROJECTS / name).is_symlink()
+    if is_alias or (":" in name and options.matrix is not None):
         return ()
     versions = [f"{name}:{version}" for version in options.matrix.versions] if options.matrix else [name]
     machine_names = [

@@ -314,3 +314,25 @@ def test_a_clone_agrees_with_its_own_pins(site: Site) -> None:
     assert "not adopted" in ran.text and f"base image {base} was pinned to another digest" in ran.text
     site.step(clone, "mine:1", node="b", RC_IMAGES_ROOT=str(official))
     assert site.text(clone, "mine:1", node="b") == "two"
+
+
+def test_an_image_that_was_built_on_the_node_is_no_registry_base(site: Site) -> None:
+    conf = Path(site.environ["CONTAINERS_REGISTRIES_CONF"])
+    conf.write_text(f'unqualified-search-registries = ["{site.registry}"]\n{conf.read_text()}')
+    site.registry.image("start", "1", "built here")
+    digest = site.registry.index("gone", "1", "of the registry")
+    root = site.checkout("imgs", gone="FROM HOST/start:1\nRUN true\n", app="FROM gone:1\nRUN true\n")
+    site.step(root, "gone:1")
+    # As a value that is removed from a matrix: it is no image of this checkout any more.
+    (root / "projects/gone:1/Dockerfile").unlink()
+    (root / "projects/gone:1").rmdir()
+    log = site.step(root, "app:1", status=1)
+    assert "projects/app:1/Dockerfile:1: gone:1 is not an image of this checkout, and podman" in log
+    assert "gone:1" not in open_checkout(root, {}).pins.read()
+    # A node that never built it takes that of the registry.
+    site.step(root, "app:1", node="b")
+    assert site.text(root, "app:1", node="b") == "of the registry"
+    assert pin(root, "gone:1").digest == digest
+    # By its pin, also the first one.
+    site.step(root, "app:1")
+    assert site.text(root, "app:1") == "of the registry"

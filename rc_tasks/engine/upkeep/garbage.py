@@ -23,7 +23,7 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from rc_tasks.errors import RcError
-from rc_tasks.model.graph.project import ARTIFACT, EDF, GENERATED, IMAGE_JSON, PROJECTS
+from rc_tasks.model.graph.project import ARTIFACT, EDF, IMAGE_JSON, PROJECTS, PUBLISHED
 from rc_tasks.state import logs
 from rc_tasks.state.adoption.official import official_of
 from rc_tasks.state.checkout import Checkout
@@ -38,6 +38,7 @@ from rc_tasks.state.store.garbage import Unneeded
 from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.node import podman_storage
 from rc_tasks.steps.publish import squash
+from rc_tasks.tools import git
 from rc_tasks.util.json_decode import encode, parse
 
 GONE_DAYS = 30
@@ -370,10 +371,18 @@ class Collector:
         for place in (checkout.root, checkout.root / PROJECTS):
             if _only_generated(place / name):
                 yield from filter(os.path.lexists, (place / name / ARTIFACT, place / name / IMAGE_JSON))
+                if self._is_untracked(place / name / EDF):
+                    yield place / name / EDF
+
+    def _is_untracked(self, path: Path) -> bool:
+        """Return whether a file is there that git does not have, and so cannot bring back or remove."""
+        root = self._checkout.root
+        changes = git.uncommitted(root, str(path.relative_to(root))) if os.path.lexists(path) else ()
+        return any(line.startswith(("?? ", "!! ")) for line in changes or ())
 
     def _is_named(self, path: Path, name: str) -> bool:
-        if path.name == ARTIFACT:
-            return self._named(f"/{name}/{ARTIFACT}")
+        if path.name in {ARTIFACT, EDF}:
+            return self._named(f"/{name}/{path.name}")
         return path.parent.parent == self._checkout.previous.directory and self._named(path.name)
 
     def _removed(self, item: Item, unneeded: Garbage) -> bool:
@@ -479,4 +488,4 @@ def _only_generated(directory: Path) -> bool:
         names = set(os.listdir(directory)) if not directory.is_symlink() else set[str]()
     except OSError:
         return False
-    return bool(names & {ARTIFACT, IMAGE_JSON}) and names <= GENERATED
+    return bool(names & {ARTIFACT, IMAGE_JSON}) and names <= PUBLISHED

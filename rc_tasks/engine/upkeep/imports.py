@@ -177,7 +177,7 @@ def _values(
         "context": "" if context == directory else path_from(directory, context),
         "target": build.target,
         "arch": list(build.arch),
-        "ssh": list(build.ssh),
+        "ssh": [_ssh(access, base, root / directory) for access in build.ssh],
         "secrets": secrets,
         "build_args": dict(build.build_args),
         "contexts": contexts,
@@ -268,6 +268,18 @@ def _secret(secret: Secret, base: Path, directory: Path) -> str | None:
     except ValueError:
         return None
     return text
+
+
+def _ssh(access: str, base: Path, directory: Path) -> str:
+    """Return an entry of `ssh` with its paths relative to the project, except those of the home."""
+    name, is_given, paths = access.partition("=")
+    if not is_given:
+        return access
+    own = (
+        path if path.startswith(("~", "/", "$")) or not path else os.path.relpath(base / path, directory)
+        for path in paths.split(",")
+    )
+    return f"{name}={','.join(own)}"
 
 
 def _compared(

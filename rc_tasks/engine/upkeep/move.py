@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rc_tasks.errors import EdfError, ProjectError, RcError
+from rc_tasks.model.config.project_toml import place
 from rc_tasks.model.dockerfile.renaming import rename_bases
 from rc_tasks.model.graph.graph import ImageNode, local_name
 from rc_tasks.model.graph.project import IMAGE_JSON, PROJECT_TOML, PROJECTS, Project, dockerfile_name
@@ -76,6 +77,8 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
         raise ProjectError("exists already", where=new_path, hint="choose another name")
     for node in nodes(checkout):
         _require_independent(node, project, new)
+        if not keep_alias:
+            _require_no_context(checkout, node, old, new)
     move = Move(
         old,
         new,
@@ -291,6 +294,19 @@ def _require_independent(node: ImageNode, project: Project, new: str) -> None:
             where=node.project.shown_dockerfile,
             hint="make it a file, then run the same command again",
         )
+
+
+def _require_no_context(checkout: Checkout, node: ImageNode, old: str, new: str) -> None:
+    """Raise ProjectError when [contexts] of an image name a project: only Dockerfiles are changed."""
+    for context, image in node.options.projects.items():
+        if local_name(image, checkout.graph.names()) == old:
+            project = node.project
+            raise ProjectError(
+                f"contexts.{context} names {old}, and doit mv changes Dockerfiles alone",
+                where=place(project.options_file, project.shown_options, ("contexts", context)),
+                hint=f"doit mv {old} {new} --alias\nthen write {new} here; `doit rm {old}` removes the"
+                " alias",
+            )
 
 
 def _written(checkout: Checkout, node: ImageNode, old: str, new: str) -> dict[str, str]:

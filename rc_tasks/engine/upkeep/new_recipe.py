@@ -137,6 +137,14 @@ def project_text(checkout: Checkout, name: str, recipe: NewRecipe) -> str:
         if recipe.target:
             contents.require_stage(recipe.target)
         arguments = {axis: contents.argument(axis) for axis in recipe.axes}
+    for argument in arguments.values():
+        axes = [axis for axis, other in arguments.items() if other == argument]
+        if len(axes) > 1:
+            raise ProjectError(
+                f"the axes {' and '.join(axes)} would both set ARG {argument}",
+                where="--matrix",
+                hint="write it like --matrix cuda=12.8,13.0",
+            )
     keys: dict[str, object] = {
         "dockerfile": recipe.dockerfile and path_from(directory, recipe.dockerfile),
         "context": recipe.context and path_from(directory, recipe.context),

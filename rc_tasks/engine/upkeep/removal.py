@@ -78,7 +78,7 @@ def plan(checkout: Checkout, names: Sequence[str]) -> Removal:
         raise GraphError(
             "cannot be removed: other images are built on it",
             where=" and ".join(names),
-            quote=tuple(staying.values()),
+            quote=tuple(dict.fromkeys(staying.values())),
             hint=f"change these lines, or remove all: doit rm {' '.join((*names, *others))}",
         )
     for path in projects.values():

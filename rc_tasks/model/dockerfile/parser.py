@@ -16,7 +16,7 @@ from rc_tasks.errors import DockerfileError
 from rc_tasks.model import machine
 from rc_tasks.model.dockerfile.expansion import ExpandedText, WordError, expand, split_words
 from rc_tasks.model.dockerfile.instructions import Instruction, Source, instructions, mount_options
-from rc_tasks.model.reference import ImageReference, near
+from rc_tasks.model.reference import ImageReference, familiar, near
 
 KNOWN = (
     *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL"),
@@ -52,6 +52,13 @@ class NamedContexts(Struct, frozen=True):
 
     directories: Set[str]
     images: Mapping[str, str]
+
+    def image(self, name: str) -> str | None:
+        """Return the image that stands for a base; `ubuntu` is `docker.io/library/ubuntu:latest`."""
+        if name in self.images or not self.images:
+            return self.images.get(name)
+        meant = familiar(name)
+        return next((image for key, image in self.images.items() if familiar(key) == meant), None)
 
 
 NO_CONTEXTS = NamedContexts(frozenset(), {})
@@ -499,7 +506,7 @@ class _InstructionReader:
 
     def base(self, name: str, via: Via, line: int, stage: int, other_platform: bool = False) -> BaseUse:
         """Return the use of an external image; a context may stand for it."""
-        image = self.contexts.images.get(name)
+        image = self.contexts.image(name)
         written = "" if image is None else name
         return BaseUse(image or name, via, line, stage, other_platform, written)
 

@@ -165,6 +165,13 @@ def image_node(
         if name is not None:
             image = aliases.get(name, name)
             built_for = project.machine or machine
+            if machine_of.get(name, built_for) != built_for and base.stage in dockerfile.needed:
+                raise DockerfileError(
+                    f"{name} is an image for {machine_of[name]}, and {project.name} is for {built_for}",
+                    where=f"{project.shown_dockerfile}:{base.line}",
+                    hint=f"write {without_machine(name, machine_of[name])}: it is the image for the"
+                    " same machine",
+                )
             if image not in unread and machine_of.get(image, machine) != built_for:
                 image = _for_machine(image, built_for, machine_of, project, base)
             local[base.name] = image
@@ -189,7 +196,7 @@ def _for_machine(
         raise DockerfileError(
             f"{name} is not built for {machine}, as {project.name} is",
             where=f"{project.shown_dockerfile}:{base.line}",
-            hint=f"name the machine in `arch` of its {PROJECT_TOML}",
+            hint=f"name {machine} in `arch` of the {PROJECT_TOML} of {name}",
         )
     return other
 

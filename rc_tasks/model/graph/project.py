@@ -267,8 +267,10 @@ def _entry(entry: os.DirEntry[str], path: str, top: Path) -> Project | Alias | B
         if PROJECT_TOML in files:
             # It may name a Dockerfile elsewhere.
             return Project(entry.name, top, path, file)
+        # What a matrix, a project.toml or another branch has published is left without them.
+        was_published = ARTIFACT in files or IMAGE_JSON in files
         if GENERATED.issuperset(files) or (
-            {*GENERATED, EDF}.issuperset(files) and _is_version(entry.path)
+            PUBLISHED.issuperset(files) and (was_published or _is_version(entry.path))
         ):
             return None
         return Broken(entry.name, no_dockerfile(path))

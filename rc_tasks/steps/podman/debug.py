@@ -109,9 +109,15 @@ def _interact(
 ) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     flags = start.run.flags
-    context = _context(start.node, scratch)
+    project = start.node.project
+    context = _context(start.node, project.context, scratch)
+    directories = project.recipe.named if project.recipe else {}
+    named = {
+        name: _context(start.node, project.root / named_context.directory, scratch)
+        for name, named_context in directories.items()
+    }
     secrets = _secret_files(start.node, secret_ids(flags), scratch) if with_secrets else None
-    mounts = run_mounts(flags, context, start.config.workdir, secrets)
+    mounts = run_mounts(flags, context, start.config.workdir, secrets, named)
     for line in (*_description(start), *(f"  {printable(note)}" for note in mounts.notes)):
         print(line)
     if start.commands:
@@ -169,10 +175,10 @@ def _our_files(start: _Start, scratch: Path) -> Path:
     return ours
 
 
-def _context(node: ImageNode, scratch: Path) -> MountedContext:
-    """Return the build context, with the files of build secrets in it hidden."""
+def _context(node: ImageNode, path: Path, scratch: Path) -> MountedContext:
+    """Return the build context at `path`, with the files of build secrets in it hidden."""
     project = node.project
-    directory = Path(os.path.realpath(project.context))
+    directory = Path(os.path.realpath(path))
     empty = scratch / "empty"
     empty.touch(0o444)
     files = (

@@ -69,7 +69,7 @@ def _load_pulled(
     reference = base.name
     catalogue, architecture = checkout.store.catalogue, checkout.machine(node.project)
     if not checkout.settings.store.enabled:
-        new = _pull(podman, reference, pin, _other_platform(checkout, node))
+        new = _pull(checkout, podman, node, base, pin)
         require_machine(node, base, podman.inspect(new.image_id), architecture)
         return new
     known = catalogue.base(reference, architecture)
@@ -86,7 +86,7 @@ def _load_pulled(
         known = catalogue.base(reference, architecture)
         if known is not None and _agrees(known, pin) and _from_store(checkout, podman, known):
             return known
-        new = _pull(podman, reference, pin, _other_platform(checkout, node))
+        new = _pull(checkout, podman, node, base, pin)
         image = podman.inspect(new.image_id)
         # Check it before anything is kept or pinned.
         require_machine(node, base, image, architecture)
@@ -118,12 +118,31 @@ def _other_platform(checkout: Checkout, node: ImageNode) -> str:
     return platform(machine) if machine != checkout.architecture else ""
 
 
-def _pull(podman: Podman, reference: str, pin: Pin | None, other_platform: str) -> Pulled:
+def _require_no_namesake(podman: Podman, node: ImageNode, base: BaseUse) -> None:
+    """Raise DockerfileError if podman would take a short name for an image that was built on this node.
+
+    It prefers such an image to that of a registry, and other nodes do not have it.
+    """
+    namesake = f"localhost/{base.name}"
+    if ImageReference.parse(base.name).registry or not podman.exists(namesake):
+        return
+    raise DockerfileError(
+        f"{base.name} is not an image of this checkout, and podman on this node takes that name for"
+        f" {namesake}, which was built here",
+        where=f"{node.project.shown_dockerfile}:{base.line}",
+        hint="name an image of this checkout (`doit list`), or the image of a registry\n"
+        "with its host, as in docker.io/library/debian:12",
+    )
+
+
+def _pull(checkout: Checkout, podman: Podman, node: ImageNode, base: BaseUse, pin: Pin | None) -> Pulled:
+    reference, other_platform = base.name, _other_platform(checkout, node)
     digest = own_digest(reference) or ""
     exact = reference
     if pin is not None:
         digest, exact = pin.digest, pin.exact(reference)
     elif not digest:
+        _require_no_namesake(podman, node, base)
         digest, exact = _newest(podman, reference, other_platform)
     try:
         podman.pull_missing(exact, other_platform)

@@ -53,16 +53,18 @@ def run_mounts(
     context: MountedContext,
     workdir: str,
     secrets: Mapping[str, Path] | None,
+    named: Mapping[str, MountedContext] | None = None,
 ) -> RunMounts:
     """Return what replaces the mounts in the flags of a RUN that runs in `workdir`.
 
-    `secrets` are files by the IDs of build secrets, or None when they are not asked for.
+    `named` are the directories among its named contexts. `secrets` are files by the IDs of build
+    secrets, or None when they are not asked for.
     """
     result = RunMounts()
     for flag in flags:
         if flag.partition("=")[0] == "--mount":
             options = mount_options(flag)
-            problem = _add(result, options, context, workdir, secrets)
+            problem = _add(result, options, {**(named or {}), "": context}, workdir, secrets)
             if problem:
                 result.notes.append(f"{flag}: {problem}")
     return result
@@ -77,7 +79,7 @@ def secret_ids(flags: Sequence[str]) -> frozenset[str]:
 def _add(
     result: RunMounts,
     options: Mapping[str, str],
-    context: MountedContext,
+    contexts: Mapping[str, MountedContext],
     workdir: str,
     secrets: Mapping[str, Path] | None,
 ) -> str:
@@ -88,9 +90,10 @@ def _add(
         return "not mounted here, as it holds a variable"
     place = posixpath.normpath(posixpath.join(workdir or "/", target))
     match kind:
-        case "bind" if "from" in options:
+        case "bind" if options.get("from", "") not in contexts:
             return "not mounted here, as it is of another image or stage"
         case "bind":
+            context = contexts[options.get("from", "")]
             values = context.mounts(place, _first(options, "source", "src"))
             result.values += values
             if not values:

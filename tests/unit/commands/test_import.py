@@ -252,6 +252,29 @@ def test_a_context_of_an_image_that_is_not_imported_is_left_out(tmp_path: Path) 
     assert options["contexts"] == {"old": "image:old"}
 
 
+def test_keys_for_ssh_are_relative_to_the_project(tmp_path: Path) -> None:
+    compose = (
+        "services:\n  app:\n    build:\n      context: .\n"
+        "      ssh: [default, 'a=./keys/a,/keys/b', 'home=~/.ssh/build']\n"
+    )
+    root = write_checkout(
+        tmp_path, {"deploy/Dockerfile": "FROM scratch\n", "deploy/compose.yaml": compose}
+    )
+    assert doit(root, "import", "deploy/compose.yaml").status == 0
+    options = tomllib.loads((root / "projects/app/project.toml").read_text())
+    assert options["ssh"] == ["default", "a=../../deploy/keys/a,/keys/b", "home=~/.ssh/build"]
+
+
+def test_images_for_each_machine_without_a_version_are_imported_once(tmp_path: Path) -> None:
+    platforms = 'platforms = ["linux/amd64", "linux/arm64"]'
+    files = {"Dockerfile": "FROM scratch\n", "docker-bake.hcl": f'target "app" {{\n{platforms}\n}}\n'}
+    root = write_checkout(tmp_path, files)
+    assert doit(root, "import", "docker-bake.hcl").text.startswith("wrote projects/app/project.toml\n")
+    assert doit(root, "import", "docker-bake.hcl").text == (
+        "nothing to write: 1 of 1 files say the same already\n"
+    )
+
+
 def test_a_name_without_a_version_is_latest_beside_versions_of_the_checkout(tmp_path: Path) -> None:
     write_checkout(tmp_path, {"projects/app:1/Dockerfile": "FROM scratch\n"})
     text = 'target "app" {}\ntarget "more" { contexts = { app = "target:app" } }'

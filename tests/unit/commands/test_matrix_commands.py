@@ -277,8 +277,7 @@ def test_a_new_version_stands_beside_one_for_several_machines(for_machines: Path
     assert ran.status == 0 and (for_machines / "projects/torch:2/Dockerfile").exists(), ran.text
     assert doit(for_machines, "new", "torch:1-x86_64") == Ran(
         3,
-        "ERROR: projects/torch:1/project.toml: torch:1-x86_64 is the image of torch:1 for x86_64"
-        " already\n"
+        "ERROR: projects/torch:1/project.toml:1: torch:1-x86_64 is an image of this project already\n"
         "  next: doit build:torch:1-x86_64, or choose another name\n",
     )
     assert "torch:1: is a project already" in doit(for_machines, "new", "torch:1").text
@@ -308,3 +307,63 @@ def test_a_new_project_stands_on_the_base_for_several_machines(for_machines: Pat
     assert doit(for_machines, "new", "torch:2").status == 0
     dockerfile = (for_machines / "projects/torch:2/Dockerfile").read_text()
     assert dockerfile.startswith("FROM base\n")
+
+
+@pytest.mark.parametrize("name", ["tool", "tool:1"])
+def test_an_image_for_each_machine_is_removed_and_not_renamed(root: Path, name: str) -> None:
+    of = f"{name}{'-' if ':' in name else ':'}"
+    (root / f"projects/{name}").mkdir()
+    (root / f"projects/{name}/Dockerfile").write_text("FROM scratch\nENV A=1\n")
+    (root / f"projects/{name}/project.toml").write_text('arch = ["x86_64", "aarch64"]\n')
+    (root / f"projects/{of}x86_64").mkdir()
+    (root / f"projects/{of}x86_64/env.toml").write_text('image = "x"\n')
+    (root / f"projects/{of}s390x").mkdir()  # of a machine that it had before
+    (root / f"projects/{of}s390x/env.toml").write_text('image = "x"\n')
+    (root / "projects/it").symlink_to(name)
+    commit(root)
+    assert doit(root, "mv", name, "other:1", "--yes") == Ran(
+        3,
+        f"ERROR: projects/{name}/project.toml: {name} has an image for each of 2 machines; doit mv"
+        f" renames single ones\n  next: git mv 'projects/{name}' 'projects/other:1'   renames it;"
+        " its images are built again\n",
+    )
+    (root / "projects/serve/Dockerfile").write_text(f"FROM {name}\n")
+    (root / "projects/serve/project.toml").unlink()
+    commit(root)
+    ran = doit(root, "rm", name, "--yes")
+    assert (
+        ran.status == 3
+        and f"  next: change these lines, or remove all: doit rm {name} serve\n" in ran.text
+    )
+    ran = doit(root, "rm", name, "serve", "--yes", "--discard-changes")
+    assert ran.status == 0 and f"removed {name} serve\n" in ran.text, ran.text
+    assert "removes the alias projects/it, which leads to" in ran.text
+    assert not [*(root / "projects").glob("tool*")] and not os.path.lexists(root / "projects/it")
+
+
+def test_why_of_an_image_whose_base_is_no_image_any_more(root: Path) -> None:
+    options = root / "projects/app/project.toml"
+    options.write_text(options.read_text().replace('"13.0"', '"13.1"'))
+    ran = doit(root, "why", "user:13.0")
+    assert ran.status == 0, ran.text
+    assert "  podman  base image app:13.0-py3.12 removed: " in ran.text
+    assert "app:13.0-py3.12 is not an image of this checkout" in ran.text
+
+
+def test_a_project_that_a_context_names_is_renamed_with_an_alias(root: Path) -> None:
+    (root / "projects/tools:1").mkdir()
+    (root / "projects/tools:1/Dockerfile").write_text("FROM scratch\nENV A=1\n")
+    options = root / "projects/serve/project.toml"
+    options.write_text(options.read_text().replace("image:base", "image:tools:1"))
+    commit(root)
+    assert doit(root, "mv", "tools:1", "tools:2", "--yes") == Ran(
+        3,
+        "ERROR: projects/serve/project.toml:4: contexts.tools names tools:1, and doit mv changes"
+        " Dockerfiles alone\n"
+        "  next: doit mv tools:1 tools:2 --alias\n"
+        "        then write tools:2 here; `doit rm tools:1` removes the alias\n",
+    )
+    assert doit(root, "mv", "tools:1", "tools:2", "--yes", "--alias").status == 0
+    options.write_text(options.read_text().replace("image:tools:1", "image:tools:2"))
+    assert doit(root, "rm", "tools:1", "--yes", "--discard-changes").status == 0
+    assert not open_checkout(root, {}).graph.broken

@@ -167,6 +167,10 @@ WRONG = {
         ("--matrix", "a=1", "--matrix", "a=2"),
         f"--matrix a=2: is given twice\n{MATRIX}",
     ),
+    "axes-of-one-argument": (
+        ("--from", "base", "--matrix", "cuda=1", "--matrix", "CUDA=2"),
+        f"--matrix: the axes cuda and CUDA would both set ARG CUDA\n{MATRIX}",
+    ),
     "axis-values": (("--matrix", "a=1,1"), f"--matrix: a: a value is given twice\n{MATRIX}"),
     "axis-name": (
         ("--matrix", "exclude=1"),
@@ -196,11 +200,6 @@ def test_wrong_options_are_refused_before_anything_is_written(
     ("name", "message"),
     [
         (
-            "app:9",
-            "projects/app/project.toml:5: app is a matrix, which makes all images of this name\n"
-            "  next: add the value to an axis below this line to have 9; the axes are cuda, python\n",
-        ),
-        (
             "app",
             "projects/app/project.toml:5: app is a matrix already\n"
             "  next: doit build:app, or choose another name\n",
@@ -219,6 +218,24 @@ def test_wrong_options_are_refused_before_anything_is_written(
 )
 def test_an_image_beside_those_of_a_matrix_is_refused(root: Path, name: str, message: str) -> None:
     assert doit(root, "new", name, "--from=base") == Ran(3, f"ERROR: {message}")
+
+
+def test_a_project_beside_a_matrix_and_beside_one_for_several_machines(root: Path) -> None:
+    (root / "projects/tool:1").mkdir()
+    (root / "projects/tool:1/project.toml").write_text(
+        'dockerfile = "../../docker/Dockerfile.base"\narch = ["aarch64", "x86_64"]\n'
+    )
+    for name in ("app:9", "tool:2"):
+        ran = doit(root, "new", name, "--dockerfile", str(root / "docker/Dockerfile.base"))
+        assert ran.status == 0 and f"made projects/{name}/: project.toml\n" in ran.text, ran.text
+        assert doit(root, "list", name).status == 0
+        ran = doit(root, "new", name)
+        assert f"projects/{name}: is a project already\n  next: doit build:{name}, or" in ran.text
+    assert doit(root, "new", "tool:1-x86_64", "--from=base") == Ran(
+        3,
+        "ERROR: projects/tool:1/project.toml:2: tool:1-x86_64 is an image of this project already\n"
+        "  next: doit build:tool:1-x86_64, or choose another name\n",
+    )
 
 
 def test_a_matrix_has_no_version_in_its_name(root: Path) -> None:

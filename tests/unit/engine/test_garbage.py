@@ -440,6 +440,24 @@ def test_projects_that_are_gone_stay_for_a_month(tmp_path: Path) -> None:
     assert digest("e") not in images and wanted in images
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_what_is_left_of_a_value_of_a_matrix_goes_with_its_env_toml(
+    tmp_path: Path, tracked: bool
+) -> None:
+    opened = checkout(tmp_path)
+    directory = opened.root / "projects/gone:1"
+    (directory / "Dockerfile").unlink()
+    subprocess.run(("git", "init", "-q"), cwd=opened.root, check=True)
+    if tracked:
+        subprocess.run(("git", "add", directory / "env.toml"), cwd=opened.root, check=True)
+    assert "projects that are gone, kept for 30 days: gone:1\n" in gc(opened).text
+    old(opened.root)
+    (opened.root / ".rc/gone.json").write_text(json.dumps({"gone:1": "2026-01-02T03:04:05+00:00"}))
+    assert "projects that are gone: gone:1\n" in gc(opened).text
+    assert directory.exists() is tracked
+    assert not tracked or os.listdir(directory) == ["env.toml"]
+
+
 def test_what_an_edf_names_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = checkout(tmp_path, "[tool.rc_tasks.store]\nprevious = 0\nprevious_days = 0\n")
     project = opened.graph.images["app:1"].project

@@ -69,6 +69,8 @@ def test_a_symlink_is_another_name_for_its_project(tmp_path: Path) -> None:
 
 def test_a_directory_that_git_left_behind_is_no_project(tmp_path: Path) -> None:
     make(tmp_path, "projects/gone:1/image.sqsh", "projects/gone:1/image.json", "projects/empty/")
+    # A branch without the matrix leaves an env.toml that no commit has.
+    make(tmp_path, "projects/m:1/image.sqsh", "projects/m:1/image.json", "projects/m:1/env.toml")
     assert list(discover(tmp_path)) == []
 
 

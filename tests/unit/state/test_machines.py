@@ -57,9 +57,38 @@ def test_a_base_that_is_not_built_for_the_machine(tmp_path: Path) -> None:
     graph = open_checkout(root, {}).graph
     assert str(graph.broken[f"app:7-{OTHER}"]) == (
         f"projects/app/Dockerfile:2: base:1 is not built for {OTHER}, as app:7-{OTHER} is\n"
-        "  next: name the machine in `arch` of its project.toml"
+        f"  next: name {OTHER} in `arch` of the project.toml of base:1"
     )
     assert f"app:7-{HERE}" in graph.images and "plain" in graph.images
+
+
+def test_images_for_another_machine_alone_stand_on_one_another(tmp_path: Path) -> None:
+    files = dict(FILES)
+    for name in ("base:1", "app"):
+        files[f"projects/{name}/project.toml"] = FILES[f"projects/{name}/project.toml"].replace(
+            BOTH, f'arch = ["{OTHER}"]\n'
+        )
+    graph = open_checkout(write_checkout(tmp_path, files), {}).graph
+    assert graph.images[f"app:7-{OTHER}"].bases == (f"base:1-{OTHER}",)
+    assert graph.images[f"app:7-{OTHER}"].remote == ()
+    assert graph.aliases["base:1"] == graph.aliases["base:latest"] == f"base:1-{OTHER}"
+    assert graph.resolve("app:8").project.name == f"app:8-{OTHER}"
+    # No registry is asked for an image of the checkout.
+    assert graph.broken["plain"].headline == (
+        f"projects/plain/Dockerfile:1: base:1 is not built for {HERE}, as plain is"
+    )
+
+
+def test_a_base_that_is_named_for_another_machine(tmp_path: Path) -> None:
+    root = write_checkout(tmp_path, FILES)
+    (root / "projects/plain/Dockerfile").write_text(f"FROM base:1-{OTHER}\n")
+    graph = open_checkout(root, {}).graph
+    assert str(graph.broken["plain"]) == (
+        f"projects/plain/Dockerfile:1: base:1-{OTHER} is an image for {OTHER}, and plain is for {HERE}\n"
+        "  next: write base:1: it is the image for the same machine"
+    )
+    (root / "projects/plain/Dockerfile").write_text(f"FROM base:1-{HERE}\n")
+    assert open_checkout(root, {}).graph.images["plain"].bases == (f"base:1-{HERE}",)
 
 
 def test_only_images_without_nodes_are_left_alone(

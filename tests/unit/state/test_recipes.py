@@ -530,3 +530,27 @@ def test_a_changed_file_of_the_stack_concerns_whose_context_takes_it(
     path.write_text((path.read_text() if path.exists() else "") + "\n# changed\n")
     after_bases = {name for name, words in reasons(stack).items() if "is stale" not in words[0]}
     assert after_bases == stale
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "is_same"),
+    [
+        ("ubuntu:24.04", "docker.io/library/ubuntu:24.04", True),
+        ("docker.io/library/ubuntu", "ubuntu:latest", True),
+        ("start:latest", "start", True),
+        ("lab/start:1", "index.docker.io/lab/start:1", True),
+        ("start:1", "start", False),
+        ("lab/start:1", "start:1", False),
+        ("library/start", "quay.io/library/start", False),
+    ],
+)
+def test_a_context_stands_for_a_base_under_each_name_that_docker_gives_it(
+    tmp_path: Path, name: str, written: str, is_same: bool
+) -> None:
+    files = {
+        "projects/own/Dockerfile": "FROM scratch\n",
+        "projects/x/Dockerfile": f"FROM {written}\nCOPY --from={written} /a /a\n",
+        "projects/x/project.toml": f'contexts."{name}" = "image:own"\n',
+    }
+    node = open_checkout(write_checkout(tmp_path, files), {}).graph.images["x"]
+    assert (node.bases, node.remote) == ((("own",), ()) if is_same else ((), (written,)))

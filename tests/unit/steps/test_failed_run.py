@@ -117,6 +117,13 @@ def test_mounts_of_a_run(context: MountedContext, mount: str, value: str) -> Non
     assert first.startswith(value.format(context.directory))
 
 
+def test_a_mount_of_a_named_directory(context: MountedContext, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    named = {"data": MountedContext(tmp_path / "data", (), tmp_path / "empty")}
+    mounts = run_mounts(("--mount=from=data,target=/d",), context, "/srv", None, named)
+    assert mounts == RunMounts([f"type=bind,source={tmp_path}/data,destination=/d,ro"], {}, [])
+
+
 def test_a_secret_in_the_context_is_hidden_wherever_that_is_mounted(context: MountedContext) -> None:
     for flag, place in (("target=/c", "/c/sub/token"), ("source=sub,target=/s", "/s/token")):
         _, hidden = replaced(context, f"--mount=type=bind,{flag}").values
