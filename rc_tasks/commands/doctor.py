@@ -260,6 +260,7 @@ def _check(current: Session) -> Iterator[tuple[Command, StepRequest | None]]:
         partition=settings.partition,
         time_limit_min=settings.time_limit_min,
         cpus=settings.cpus,
+        nodes=settings.nodes,
         extra=settings.extra,
     )
     allocation = slurm.Allocation(request, settings.nodes, f"rc_tasks.{secrets.token_hex(4)}")

@@ -188,7 +188,8 @@ class Allocation:
             return False
         # salloc's exit status is that of its command, even if salloc could not release the nodes.
         complaints = [line for line in lines if "Unable to clean up" in line and not _is_over(line)]
-        if returncode == 0 and not complaints:
+        # Without a grant that we have read, salloc may have left its job behind (--no-shell).
+        if self._granted and returncode == 0 and not complaints:
             return True
         # Without its salloc, a job runs on until its time limit.
         return cancel(self._job_name) is not None
@@ -199,10 +200,37 @@ def _is_over(line: str) -> bool:
 
 
 def current_allocation() -> Granted:
-    """Return the allocation that this process runs in. Raise CommandError when Slurm does not answer."""
+    """Return the allocation that this process runs in.
+
+    Raise UnreachableError when the controller does not answer, SlurmError when the job has no nodes.
+    """
     variables = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("SLURM_")]
-    hosts = command.capture(Command(("scontrol", "show", "hostnames"))).stdout
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    # The job ID stands alone after ssh to a node (pam_slurm_adopt) and after `salloc --no-shell`. The
+    # other variables of a heterogeneous job have a suffix for each component; srun takes the first one.
+    if not nodes:
+        count, nodes = _running_on(job_id() or "")
+        variables.append(f"SLURM_JOB_CPUS_PER_NODE={count}")
+    hosts = command.capture(Command(("scontrol", "show", "hostnames", nodes))).stdout
     return granted([*variables, *hosts.splitlines()])
+
+
+def _running_on(job_id: str) -> tuple[str, str]:
+    """Return how many CPUs a running job has on its nodes, as `2(x3)`, and its nodes."""
+    query = queue(f"--jobs={job_id}", "--states=running", "--noconvert", "--format=%A %C %D %N")
+    done = command.capture(query, check=False)
+    quote = tuple(done.stderr.splitlines())
+    if slurm_words.unreachable(done.stderr):
+        raise UnreachableError(f"Slurm cannot be asked for job {job_id}", quote=quote)
+    for line in done.stdout.splitlines():
+        component, cpus, count, nodes = (*line.split(), "", "", "", "")[:4]
+        if component == job_id and nodes:
+            return f"{max(1, int(cpus) // int(count))}(x{count})", nodes
+    raise SlurmError(
+        f"job {job_id} has no nodes: it does not run, or has ended",
+        quote=quote,
+        hint=slurm_words.LEAVE_JOB,
+    )
 
 
 def granted(lines: Iterable[str]) -> Granted:
@@ -354,7 +382,7 @@ def srun(inner: Command, request: StepRequest, *, allocation: str | None = None)
         "--export=ALL",
         *_step_options(request),
     ]
-    unset = frozenset[str]()
+    unset = _empty()
     if allocation is None and job_id() is None:
         argv += _job_options(request)
     else:
@@ -365,6 +393,7 @@ def srun(inner: Command, request: StepRequest, *, allocation: str | None = None)
         argv.append("--overlap" if in_step() else "--exact")
         if request.node:
             argv.append(f"--nodelist={request.node}")
+        argv += _component()
         unset = frozenset(name for name in os.environ if _inherited(name))
     argv += ("sh", "-c", _TASK, "sh")
     return replace(inner.wrapped(*argv), unset=inner.unset | unset)
@@ -378,17 +407,25 @@ def attached(
     It is a step of the job that we run in, else a job of its own. `options` are further ones of srun.
     """
     argv = ["srun", "--nodes=1", "--ntasks=1", "--export=ALL", *_step_options(request)]
-    unset = frozenset[str]()
+    unset = _empty()
     if job_id() is None:
         argv += _job_options(request)
     else:
         # A user in an allocation may have a step open already; without --overlap this one would wait for
         # it.
-        argv.append("--overlap")
+        argv += ("--overlap", *_component())
         unset = frozenset(name for name in os.environ if _inherited(name))
     if terminal:
         argv.append("--pty")
     return replace(inner.wrapped(*argv, *options), unset=inner.unset | unset)
+
+
+def _component() -> list[str]:
+    """Return the option for a step of the heterogeneous job that we run in; none in other jobs.
+
+    Without it, and without the variables that we unset, srun finds no component for the step.
+    """
+    return ["--het-group=0"] if job_id() is not None and "SLURM_HET_SIZE" in os.environ else []
 
 
 def _job_options(request: StepRequest) -> list[str]:
@@ -401,7 +438,7 @@ def _job_options(request: StepRequest) -> list[str]:
 
 
 def _step_options(request: StepRequest) -> list[str]:
-    cpus = [f"--cpus-per-task={request.cpus}"] if request.cpus else []
+    cpus = [f"--cpus-per-task={request.cpus * request.steps}"] if request.cpus else []
     return [f"--job-name={request.job_name}", *cpus, *request.extra]
 
 
@@ -411,5 +448,10 @@ def job_variables() -> frozenset[str]:
     return frozenset(inherited | {"SLURM_JOB_ID", "SLURM_JOBID"} & os.environ.keys())
 
 
+def _empty() -> frozenset[str]:
+    """Return the variables of a job that are set to nothing: srun refuses these."""
+    return frozenset(name for name in _KEPT if os.environ.get(name) == "")
+
+
 def _inherited(name: str) -> bool:
-    return name.startswith(("SLURM_", "SRUN_")) and name not in _KEPT
+    return name.startswith(("SLURM_", "SRUN_")) and (name not in _KEPT or name in _empty())

@@ -6,6 +6,7 @@ from msgspec import Struct
 class StepRequest(Struct, frozen=True):
     """What a command needs from Slurm. Empty strings and zeros leave the choice to Slurm.
 
+    `nodes` is the number of nodes of an allocation, each for `steps` steps of `cpus` CPUs.
     Inside an allocation only `job_name`, `cpus`, `node` and `extra` count. Hints name
     `settings_table`, the settings with these values, and `again` where another try may help.
     """
@@ -15,6 +16,8 @@ class StepRequest(Struct, frozen=True):
     partition: str = ""
     time_limit_min: int = 0
     cpus: int = 0
+    nodes: int = 0
+    steps: int = 1
     node: str = ""
     extra: tuple[str, ...] = ()
     settings_table: str = "slurm"

@@ -59,7 +59,8 @@ _ENDINGS = (
     _Cause(
         r"exceeded (virtual )?memory limit|Exceeded job memory limit|oom[-_]kill|Out Of Memory",
         "{step} ran out of memory",
-        'ask for more with `{table}.extra`, as in ["--mem=64G"]',
+        'ask for more with `{table}.extra`, as in ["--mem=64G"];\n'
+        "within a job of your own, with the --mem of that job",
     ),
     _Cause(
         r"DUE TO NODE FAILURE|Node failure on",
@@ -130,6 +131,32 @@ _REACH_HINT = (
     "controller; then run the command again"
 )
 
+_TOO_SMALL = "the allocation is too small for {step}"
+_TOO_SMALL_HINT = (
+    "change `slurm.cpus` (now {cpus}) or `{table}.extra` (now {extra}),\n"
+    "or run it in a job with more CPUs or memory"
+)
+
+# A controller that has restarted says so for some seconds, of memory that is free (seen with 22.05.8).
+_MEMORY = _Cause(
+    r"create step for job \d+: Memory required", _TOO_SMALL, _TOO_SMALL_HINT, unreachable=True
+)
+
+LEAVE_JOB = (
+    "SLURM_JOB_ID names that job: `exit` this shell, or `unset SLURM_JOB_ID`, and run the command\n"
+    "again; outside of a job, it asks Slurm for nodes itself"
+)
+
+_ENDED = _Cause(
+    r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
+    "the allocation of {step} has ended",
+    "its time limit or somebody's scancel ended it: run the command again, perhaps with a\n"
+    "longer `{table}.time_limit_min` (now {time_limit})",
+    elsewhere=True,
+)
+# The same for a shell that has outlived its job, as in tmux: it finds no other allocation.
+_ENDED_AROUND = _Cause(_ENDED.pattern, "job {job}, in which {step} was to run, has ended", LEAVE_JOB)
+
 # How Slurm refuses to start something. The more special patterns come first.
 _REFUSALS = (
     _Cause(
@@ -143,13 +170,7 @@ _REFUSALS = (
         "Slurm cannot be reached for {step}",
         _REACH_HINT,
     ),
-    _Cause(
-        r"has expired|Invalid job id|Expired or invalid job|already completing|credential revoked",
-        "the allocation of {step} has ended",
-        "its time limit or somebody's scancel ended it: run the command again, perhaps with a\n"
-        "longer `{table}.time_limit_min` (now {time_limit})",
-        elsewhere=True,
-    ),
+    _ENDED,
     _Cause(
         r"QOS|qos",
         "a limit of Slurm refuses {request}",
@@ -184,10 +205,16 @@ _REFUSALS = (
         elsewhere=True,
     ),
     _Cause(
+        r"create step for job \d+: More processors",
+        _TOO_SMALL,
+        _TOO_SMALL_HINT,
+    ),
+    _MEMORY,
+    _Cause(
         r"More processors|Memory specification|node configuration|feature spec|node name|[Nn]ode count",
         "no node can give what {request} asks for",
-        "change `slurm.cpus` (now {cpus}) or `{table}.extra` (now {extra}); what the nodes have:\n"
-        "`sinfo --Node --format='%N %P %c %m %f'`",
+        "change `slurm.cpus` (now {cpus}){size} or `{table}.extra` (now {extra});\n"
+        "what the nodes have: `sinfo --Node --format='%N %P %c %m %f'`",
     ),
     _Cause(
         r"(unrecognized|unknown|invalid|ambiguous) option|option .* (requires|doesn't allow) an argument"
@@ -257,7 +284,12 @@ def explain(
         cause = _first((_NO_DIRECTORY,) if ran else _REFUSALS, reasons)
     if cause is None:
         return None
+    job = os.environ.get("SLURM_JOB_ID", "")
+    # A step of ours ends with its job.
+    if cause is _ENDED and job and "SLURM_STEP_ID" not in os.environ:
+        cause = _ENDED_AROUND
     values = {
+        "job": job,
         "step": request.job_name,
         "table": request.settings_table,
         "again": request.again,
@@ -268,14 +300,25 @@ def explain(
         "time_limit": request.time_limit_min or "the partition's default",
         "cpus": request.cpus or "Slurm's default",
         "extra": " ".join(request.extra) or "empty",
+        "size": _size(request),
         "unread": _unread(reasons, request),
     }
-    kind = NodeError if cause.elsewhere else UnreachableError if cause.unreachable else SlurmError
+    # A step gets a few more tries; an interactive job would wait for minutes.
+    unreachable = cause.unreachable and (cause is not _MEMORY or guarded)
+    kind = NodeError if cause.elsewhere else UnreachableError if unreachable else SlurmError
     return kind(
         cause.what.format(**values),
         quote=tuple(reasons[-command.TAIL_LINES :]),
         hint=cause.hint.format(**values),
     )
+
+
+def _size(request: "StepRequest") -> str:
+    """Return what makes an allocation large, beside the CPUs of a step."""
+    steps = f", `-n` ({request.steps} steps a node)" if request.steps > 1 else ""
+    # The nightly job has the nodes of `slurm.nodes` unless the site says otherwise.
+    nodes = f", `{request.settings_table}.nodes` (now {request.nodes})" if request.nodes > 1 else ""
+    return steps + nodes
 
 
 def _unread(lines: Sequence[str], request: "StepRequest") -> str:

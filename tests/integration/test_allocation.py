@@ -539,6 +539,22 @@ def test_in_ones_own_job_nothing_is_started_that_cannot_finish(site: Site, start
     assert lines(text, "granted", "queue") == []
 
 
+def test_within_the_first_component_of_a_heterogeneous_job(site: Site) -> None:
+    site.image("one:1", "true")
+    one = (f"--account={ACCOUNT}", "--nodes=1")
+    text = site.run("podman:one:1", prefix=("salloc", "--quiet", *one, ":", *one))
+    assert re.search(r"^done    podman:one:1  ", text, re.MULTILINE)
+    assert lines(text, "granted", "retry") == []
+
+
+def test_the_id_of_a_job_that_has_ended_is_told_at_once(site: Site) -> None:
+    site.image("one:1", "true")
+    text = site.run("podman:one:1", status=None, SLURM_JOB_ID="99999")
+    (failed,) = lines(text, "FAILED")
+    assert failed == "FAILED  podman:one:1  job 99999 has no nodes: it does not run, or has ended"
+    assert "`unset SLURM_JOB_ID`" in text
+
+
 def test_another_allocation_is_taken_when_too_little_time_is_left(site: Site) -> None:
     site.image("one:1", "sleep 3")
     site.image("two:1", "true", base="one:1")

@@ -20,7 +20,7 @@ from tests.integration.test_allocation import (
     storage,
     tries,
 )
-from tests.support.cluster import Cluster, version
+from tests.support.cluster import ACCOUNT, Cluster, version
 from tests.support.runs import Site, lines, until
 
 __all__ = ["built", "full", "site", "storage"]
@@ -66,6 +66,23 @@ def test_a_step_waits_for_a_controller_that_restarts(site: Site, cluster: Cluste
     assert {site.record(name).job_id for name in ("one:1", "two:1")} == {job}
     missed = [each for each in tries(site) if each.outcome is Outcome.RETRIED]
     assert {each.error for each in missed} == {"Slurm cannot be reached for podman:two:1"}
+
+
+def test_memory_is_asked_for_again_after_a_restart(site: Site, cluster: Cluster) -> None:
+    site.waiting("one:1")
+    site.image("two:1", "true", base="one:1")
+    prefix = ("salloc", "--quiet", f"--account={ACCOUNT}", "--nodes=1", "--mem=700")
+    extra = '["--mem=500"]'
+    with site.running("podman:two:1", "podman:one:1", prefix=prefix, RC_SLURM_EXTRA=extra) as run:
+        until(lambda: site.begun("one:1"), lambda: run.text)
+        cluster.stop_controller()
+        try:
+            site.go()
+            time.sleep(LONG_S)
+        finally:
+            cluster.start_controller()
+        text = run.end()
+    assert lines(text, "FAILED", "retry") == []
 
 
 def test_an_allocation_is_asked_for_once_the_controller_answers(site: Site, cluster: Cluster) -> None:

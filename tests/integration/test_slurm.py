@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rc_tasks.errors import SlurmError
 from rc_tasks.tools import command, slurm, slurm_words
@@ -311,6 +312,44 @@ def test_an_allocation_is_found_by_its_name(cluster: Cluster) -> None:
         assert jobs(cluster, "running")
         slurm.cancel("rc_tasks.test")
         until(lambda: not jobs(cluster))
+
+
+@contextlib.contextmanager
+def left_by_salloc(cluster: Cluster, *argv: str) -> Iterator[str]:
+    """The job ID of an allocation whose salloc has ended, as after `salloc --no-shell`."""
+    done = cluster.client("salloc", f"--account={ACCOUNT}", "--no-shell", *argv)
+    (job,) = re.findall(r"Granted job allocation (\d+)", done.stderr)
+    yield job
+    cluster.client("scancel", job)
+
+
+@pytest.mark.parametrize(
+    ("argv", "cpus"),
+    [
+        (("--nodes=2", "--ntasks=4"), {"node1": 2, "node2": 2}),
+        # Steps run in the first component.
+        (("--nodes=1", ":", "--nodes=1"), {"node1": 1}),
+    ],
+    ids=["one", "heterogeneous"],
+)
+def test_a_job_of_which_the_id_alone_is_known(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], cpus: dict[str, int]
+) -> None:
+    with left_by_salloc(cluster, *argv) as job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert slurm.current_allocation() == Granted(job, cpus)
+    until(lambda: not jobs(cluster))
+    with pytest.raises(SlurmError, match=f"job {job} has no nodes: it does not run, or has ended"):
+        slurm.current_allocation()
+
+
+def test_a_job_that_salloc_has_left_behind_is_released(cluster: Cluster) -> None:
+    taken = Allocation(replace(REQUEST, extra=("--no-shell",)), 1, "rc_tasks.test")
+    with pytest.raises(SlurmError, match="Slurm gave no allocation"):
+        taken.wait(lambda _job_id: None)
+    assert jobs(cluster)
+    assert taken.release()
+    until(lambda: not jobs(cluster))
 
 
 def test_a_step_of_an_allocation_that_is_gone(run: Run) -> None:

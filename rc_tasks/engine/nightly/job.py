@@ -79,6 +79,8 @@ def _submit(checkout: Checkout, after: str = "", *, patience_s: float = slurm.PA
         account=nightly.account or default.account,
         partition=nightly.partition or default.partition,
         time_limit_min=time_limit_min(checkout),
+        cpus=default.cpus,
+        nodes=nodes(checkout),
         extra=nightly.extra,
         settings_table="nightly",
     )

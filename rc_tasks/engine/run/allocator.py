@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -46,6 +47,7 @@ _LEFT = ".left"
 _ENDING_POLL_S = 0.5
 
 Tell = Callable[[Event], None]
+_T = TypeVar("_T")
 
 
 class Slot(Struct, frozen=True):
@@ -311,7 +313,7 @@ class Allocator:
             if self._where is Runner.LOCAL:
                 pool.scheduler, pool.over = Scheduler({"": self._at_once or 1}), False
             elif slurm.job_id() is not None:
-                self._enter(pool, slurm.current_allocation())
+                self._enter(pool, self._patiently(slurm.current_allocation, pool))
             else:
                 self._take(settings, pool)
         except BaseException as error:  # the waiting steps raise it
@@ -366,8 +368,11 @@ class Allocator:
             account=settings.account,
             partition=settings.partition,
             time_limit_min=settings.time_limit_min,
-            cpus=settings.cpus * max(1, -(-self._at_once // settings.nodes)),
+            cpus=settings.cpus,
+            nodes=settings.nodes,
+            steps=max(1, -(-self._at_once // settings.nodes)),
             extra=settings.extra,
+            settings_table=self._table(settings),
         )
         with self._turn:
             # Set it under the lock, or `release` would miss it.
@@ -376,12 +381,18 @@ class Allocator:
             pool.allocation = slurm.Allocation(request, settings.nodes, pool.name)
         return pool.allocation.wait(self._queued)
 
+    def _table(self, settings: Slurm) -> str:
+        """Return the table of the settings in which a changed key counts for this allocation."""
+        ours = self._checkout.settings
+        machines = [machine for machine in ours.arch if ours.slurm_for(machine) == settings]
+        return f"arch.{machines[0]}" if machines and settings != ours.slurm else "slurm"
+
     def _release_for_another(self, job_id: str, pool: _SlotPool) -> None:
         """Release an allocation before another one. Raise SlurmError when it was ended on purpose."""
-        state = self._state(job_id, pool)
+        state, _ = self._patiently(lambda: slurm.state(job_id), pool)
         while state == "COMPLETING" and not self.closed:
             time.sleep(_ENDING_POLL_S)
-            state = self._state(job_id, pool)
+            state, _ = self._patiently(lambda: slurm.state(job_id), pool)
         self._release(pool)
         if state not in _WORTH_ANOTHER:
             raise SlurmError(
@@ -391,16 +402,22 @@ class Allocator:
         words = f"job {job_id} {_WORTH_ANOTHER[state]}: asking for another one"
         self._tell(Event(EventKind.AGAIN, words=words))
 
-    def _state(self, job_id: str, pool: _SlotPool) -> str:
-        """Return the state of our allocation, once the controller answers."""
+    def _patiently(self, ask: Callable[[], _T], pool: _SlotPool) -> _T:
+        """Return what `ask` returns, once the controller answers."""
         while True:
             since_s = time.monotonic()
             try:
-                return slurm.state(job_id)[0]
+                return ask()
             except UnreachableError as error:
                 self._await(pool, since_s, error.quote[-1] if error.quote else "")
 
     def _enter(self, pool: _SlotPool, granted: slurm.Granted) -> None:
+        # Without a node, its steps would wait for ever.
+        if not granted.cpus:
+            raise SlurmError(
+                f"Slurm does not name the nodes of job {granted.job_id}",
+                hint="`scontrol show hostnames` has to list them here",
+            )
         limit_s = slurm.time_left_s(granted.job_id)
         with self._turn:
             pool.granted = granted

@@ -16,12 +16,14 @@ from rc_tasks.engine.events import Event
 from rc_tasks.engine.run.allocator import Allocator, Slot, release_abandoned
 from rc_tasks.engine.schedule.estimates import Order, order
 from rc_tasks.engine.schedule.scheduler import ReadyStep
+from rc_tasks.errors import SlurmError
 from rc_tasks.model.config.settings import Runner, Slurm
 from rc_tasks.state.checkout import Checkout, open_checkout
 from rc_tasks.state.disk.processes import space
 from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.records import Step, Task
 from rc_tasks.tools.slurm import Granted
+from rc_tasks.tools.slurm_request import StepRequest
 from tests.support.checkouts import pretend_built, write_checkout
 
 FILES = {
@@ -121,6 +123,38 @@ class Site:
 
     def release(self) -> bool:
         return self.released
+
+
+def test_a_request_names_the_settings_that_count_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = '[tool.rc_tasks.slurm]\npartition = "normal"\n[tool.rc_tasks.arch.aarch64]\npartition = "gh"'
+    checkout = open_checkout(write_checkout(tmp_path / "imgs", FILES, arch), {})
+    requests: list[StepRequest] = []
+    site = Site(monkeypatch)
+
+    def ask(request: StepRequest, *_: object) -> Site:
+        requests.append(request)
+        return site
+
+    monkeypatch.setattr("rc_tasks.tools.slurm.Allocation", ask)
+    allocator = Allocator(checkout, Runner.SLURM, 3, lambda _event: None)
+    with closing(allocator):
+        for machine in ("", "aarch64"):
+            settings = checkout.settings.slurm_for(machine)
+            allocator.take(ReadyStep(Task(Step.PODMAN, f"a{machine}")), settings, None)
+    told = [(each.settings_table, each.partition, each.cpus, each.steps) for each in requests]
+    assert told == [("slurm", "normal", 0, 3), ("arch.aarch64", "gh", 0, 3)]
+
+
+def test_an_allocation_without_nodes_is_told(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(monkeypatch)
+    monkeypatch.setattr(site, "wait", lambda _queued: Granted("1", {}))
+    allocator = Allocator(checkout, Runner.SLURM, 1, lambda _event: None)
+    with closing(allocator), pytest.raises(SlurmError, match="does not name the nodes of job 1"):
+        allocator.take(ReadyStep(Task(Step.PODMAN, "a")), Slurm(), None)
 
 
 def test_no_more_run_at_once_than_asked_for_in_all_allocations_together(

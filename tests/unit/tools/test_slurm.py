@@ -314,10 +314,43 @@ EXPLAINED = {
         "srun: error: Unable to create step for job 17: More processors requested than permitted",
         REQUEST,
         """
-        no node can give what podman:reasoning:2025.1 (account a-demo, partition debug) asks for
+        the allocation is too small for podman:reasoning:2025.1
           | srun: error: Unable to create step for job 17: More processors requested than permitted
-          next: change `slurm.cpus` (now 8) or `slurm.extra` (now --mem=64G); what the nodes have:
-                `sinfo --Node --format='%N %P %c %m %f'`
+          next: change `slurm.cpus` (now 8) or `slurm.extra` (now --mem=64G),
+                or run it in a job with more CPUs or memory
+        """,
+    ),
+    "too little memory in the allocation": (
+        1,
+        "srun: error: Unable to create step for job 15: Memory required by task is not available",
+        StepRequest("podman:a", cpus=1, node="node1", extra=("--mem=200M",)),
+        """
+        the allocation is too small for podman:a
+          | srun: error: Unable to create step for job 15: Memory required by task is not available
+          next: change `slurm.cpus` (now 1) or `slurm.extra` (now --mem=200M),
+                or run it in a job with more CPUs or memory
+        """,
+    ),
+    "more steps than a node has CPUs for": (
+        1,
+        "salloc: error: Job submit/allocate failed: Requested node configuration is not available",
+        StepRequest("this run", account="a-demo", cpus=2, nodes=1, steps=2),
+        """
+        no node can give what this run (account a-demo, the default partition) asks for
+          | salloc: error: Job submit/allocate failed: Requested node configuration is not available
+          next: change `slurm.cpus` (now 2), `-n` (2 steps a node) or `slurm.extra` (now empty);
+                what the nodes have: `sinfo --Node --format='%N %P %c %m %f'`
+        """,
+    ),
+    "too many nodes": (
+        1,
+        "sbatch: error: Batch job submission failed: More processors requested than permitted",
+        StepRequest("the nightly job", account="a-demo", cpus=1, nodes=9, settings_table="nightly"),
+        """
+        no node can give what the nightly job (account a-demo, the default partition) asks for
+          | sbatch: error: Batch job submission failed: More processors requested than permitted
+          next: change `slurm.cpus` (now 1), `nightly.nodes` (now 9) or `nightly.extra` (now empty);
+                what the nodes have: `sinfo --Node --format='%N %P %c %m %f'`
         """,
     ),
     "node gone from the allocation": (
@@ -447,8 +480,8 @@ EXPLAINED = {
         no node can give what this run (account a-demo, the default partition) asks for
           | salloc: error: Memory specification can not be satisfied
           | salloc: error: Job submit/allocate failed: Requested node configuration is not available
-          next: change `slurm.cpus` (now Slurm's default) or `slurm.extra` (now empty); what the nodes have:
-                `sinfo --Node --format='%N %P %c %m %f'`
+          next: change `slurm.cpus` (now Slurm's default) or `slurm.extra` (now empty);
+                what the nodes have: `sinfo --Node --format='%N %P %c %m %f'`
         """,
     ),
     "prolog failed": (
@@ -554,7 +587,8 @@ EXPLAINED = {
           | srun: Exceeded job memory limit
           | slurmstepd-node1: error: *** STEP 10.0 ON node1 CANCELLED AT 2026-11-22T09:55:16 ***
           | srun: error: node1: task 0: Killed
-          next: ask for more with `slurm.extra`, as in ["--mem=64G"]
+          next: ask for more with `slurm.extra`, as in ["--mem=64G"];
+                within a job of your own, with the --mem of that job
         """,
     ),
     "out of memory, told by cgroups": (
@@ -568,7 +602,8 @@ EXPLAINED = {
         podman:reasoning:2025.1 ran out of memory
           | slurmstepd: error: Detected 1 oom_kill event in StepId=10.0. Some of the step tasks have been OOM Killed.
           | srun: error: nid001: task 0: Out Of Memory
-          next: ask for more with `slurm.extra`, as in ["--mem=64G"]
+          next: ask for more with `slurm.extra`, as in ["--mem=64G"];
+                within a job of your own, with the --mem of that job
         """,
     ),
     "node failure, for which srun returns 0": (
@@ -861,6 +896,37 @@ def test_the_node_that_failed_is_named_where_it_is_known(node: str, told: str) -
 def test_what_was_granted_is_read(variables: list[str], hosts: list[str], cpus: dict[str, int]) -> None:
     lines = ["SLURM_JOB_ID=4711", *variables, "salloc: Granted job allocation 4711", "", *hosts]
     assert granted(lines) == Granted("4711", cpus)
+
+
+def test_memory_that_a_restarted_controller_refuses_is_asked_for_again() -> None:
+    line = "srun: error: Unable to create step for job 15: Memory required by task is not available"
+    assert isinstance(explain(1, [line], REQUEST, guarded=True), UnreachableError)
+    assert not isinstance(explain(1, [line], REQUEST), UnreachableError)
+
+
+def test_a_shell_that_has_outlived_its_job_is_told_to_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "22")
+    error = explain(1, ["srun: error: Slurm job 22 has expired"], StepRequest("podman:a"))
+    assert isinstance(error, SlurmError)
+    assert not isinstance(error, NodeError)
+    assert error.what == "job 22, in which podman:a was to run, has ended"
+    assert "`unset SLURM_JOB_ID`" in (error.hint or "")
+
+
+def test_a_job_id_that_is_empty_does_not_reach_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "")
+    assert slurm.job_id() is None
+    assert "SLURM_JOB_ID" in srun(INNER, REQUEST, allocation="17").unset
+    assert "SLURM_JOB_ID" in srun(INNER, REQUEST).unset
+    assert "SLURM_JOB_ID" in slurm.attached(INNER, REQUEST, terminal=False).unset
+
+
+def test_a_step_of_a_heterogeneous_job_names_its_component(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_HET_SIZE", "2")
+    assert "--het-group=0" not in options(srun(INNER, REQUEST, allocation="17"))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert "--het-group=0" in options(srun(INNER, REQUEST))
+    assert "--het-group=0" in slurm.attached(INNER, REQUEST, terminal=False).argv
 
 
 @pytest.mark.parametrize(
