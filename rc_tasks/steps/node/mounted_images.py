@@ -83,7 +83,7 @@ _readings: list[_Readings] = []
 def comparing() -> Iterator[None]:
     """Compare the layers that are mounted in the body with their digests, beside it.
 
-    `require_read` waits for the results.
+    `damaged` waits for the results.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -95,21 +95,23 @@ def comparing() -> Iterator[None]:
             stop.set()
 
 
-def require_read(checkout: Checkout, diff_ids: Iterable[str]) -> None:
-    """Raise ArtifactError if one of these layers was mounted in `comparing`, and is damaged.
+def damaged(checkout: Checkout) -> dict[str, ArtifactError]:
+    """Return the errors of the layers that were mounted in `comparing` and are damaged, by diff ID.
 
-    The kernel does not notice it in what is not compressed: RUN may have copied it to a new layer, which
-    no digest shows later.
+    The kernel does not notice damage in what is not compressed: RUN may have copied it to a new layer,
+    which no digest shows later.
     """
+    errors = {}
     for readings in _readings:
-        for diff_id in diff_ids:
-            if diff_id in readings.right and not readings.right[diff_id].result():
+        for diff_id, right in readings.right.items():
+            if not right.result():
                 files = readings.files[diff_id]
                 why = _damage(files)
                 if not why.startswith("has other"):
                     # It was replaced or removed since.
                     why = "had other content when it was mounted"
-                raise _damaged(checkout, files, why)
+                errors[diff_id] = _damaged(checkout, files, why)
+    return errors
 
 
 @contextlib.contextmanager

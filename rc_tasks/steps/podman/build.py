@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from rc_tasks.errors import ArtifactError, CommandError, ProjectError, RcError
+from rc_tasks.errors import CommandError, ProjectError, RcError
 from rc_tasks.model.dockerfile.instructions import encode, instructions
 from rc_tasks.model.edf.entrypoint import Behaviour
 from rc_tasks.model.graph import context
@@ -171,16 +171,16 @@ def _require_read(
     checkout: Checkout, podman: Podman, layers: cache.LayerImages, base_ids: Mapping[str, str]
 ) -> None:
     """Raise ArtifactError if podman has read a mounted layer that is damaged; what it built goes."""
-    if nodes.mounted_images() is None:
+    damaged = mounted_images.damaged(checkout)
+    if not damaged:
         return
     built = [cached.image_id for cached in layers.images(podman)]
     images = podman.inspect_all(podman.held((*built, *base_ids.values())))
-    try:
-        mounted_images.require_read(checkout, {layer for image in images for layer in image.layers})
-    except ArtifactError:
-        for image_id in reversed(built):
-            podman.remove_image(image_id)
-        raise
+    for diff_id in (layer for image in images for layer in image.layers):
+        if diff_id in damaged:
+            for image_id in reversed(built):
+                podman.remove_image(image_id)
+            raise damaged[diff_id]
 
 
 def _save(checkout: Checkout, podman: Podman, image: Image) -> None:
