@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -154,17 +153,20 @@ def find_root(start: Path) -> Path:
 
 def _require_own_program(directory: Path) -> None:
     """Raise ProjectError for a dodo.py that everybody could have put there, as in /tmp: it is run."""
-    top, file = os.stat(directory), os.lstat(directory / DODO)
-    mine = file.st_uid in {0, os.geteuid()}
-    # In a sticky directory nobody else can replace it.
-    if not top.st_mode & stat.S_IWOTH or (top.st_mode & stat.S_ISVTX and mine):
+    owner = os.lstat(directory / DODO).st_uid
+    # Whoever put it there owns it.
+    if not os.stat(directory).st_mode & stat.S_IWOTH or owner in {0, os.geteuid()}:
         return
+    import shlex
+
+    from rc_tasks.state.disk.trust import user
+
     shown = shlex.quote(str(directory))
     raise ProjectError(
-        f"everybody may write here, so anybody could have put the {DODO} there that doit would run",
+        f"everybody may write here, and the {DODO} that doit would run belongs to {user(owner)}",
         where=directory,
         hint="go into a checkout of the image repository and run the command there;\n"
-        f"if this is yours: chmod o-w {shown}",
+        f"if you trust this one: chmod o-w {shown}",
     )
 
 

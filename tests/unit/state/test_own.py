@@ -117,16 +117,16 @@ def test_a_program_that_anybody_could_have_put_there_is_not_run(
     (common / "dodo.py").write_text("")
     os.chown(common / "dodo.py", owner, -1)
     common.chmod(mode)
-    if mode == 0o755 or (mode == 0o1777 and owner == os.geteuid()):
+    if mode == 0o755 or owner == os.geteuid():
         assert find_root(here) == common
         return
     with pytest.raises(RcError) as caught:
         find_root(here)
     assert str(caught.value) == (
-        f"{common}: everybody may write here, so anybody could have put the dodo.py there that doit"
-        " would run\n"
+        f"{common}: everybody may write here, and the dodo.py that doit would run belongs to"
+        f" {trust.user(owner)}\n"
         "  next: go into a checkout of the image repository and run the command there;\n"
-        f"        if this is yours: chmod o-w {common}"
+        f"        if you trust this one: chmod o-w {common}"
     )
 
 
