@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from tests.bench.publish import copy_files, files
-from tests.bench.rebuild import first_build, rebuild
-from tests.support.versions import HERE, tree_bytes
+from tests.bench.rebuild import rebuild, write_root
+from tests.support.versions import HERE, empty_node, tree_bytes
 
 
 def main(sizes_mb: list[int], rounds: int) -> None:
@@ -26,7 +26,9 @@ def main(sizes_mb: list[int], rounds: int) -> None:
         with tempfile.TemporaryDirectory(prefix="rc-", dir="/var/tmp") as scratch:
             content = Path(scratch, "content")
             copy_files(files(), content, size_mb * 1_000_000)
-            root = first_build(HERE, Path(scratch, "checkout"), content)
+            root = write_root(HERE, Path(scratch, "checkout"), content)
+            with empty_node() as node:
+                HERE.run(root, node)
             image = root / "projects/child/image.sqsh"
             both_s = [
                 (rebuild(HERE, root, str(number)).usage.seconds, copy_s(image))

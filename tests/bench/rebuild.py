@@ -11,6 +11,7 @@ once. Then the publishing step runs once more, by itself, for the times of its p
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -45,9 +46,12 @@ def main(sizes_mb: list[int], rounds: int, other: str | None) -> None:
             unpacked_bytes = tree_bytes(content)
             print(f"base of {unpacked_bytes / 1e6:.0f} MB", flush=True)
             roots = {
-                version.name: first_build(version, Path(scratch, version.name), content)
+                version.name: write_root(version, Path(scratch, version.name), content)
                 for version in versions
             }
+            for version in versions:
+                with empty_node() as node:
+                    version.run(roots[version.name], node)
             runs: dict[str, list[Rebuild]] = {version.name: [] for version in versions}
             for number in range(rounds):
                 for version in versions:
@@ -56,14 +60,15 @@ def main(sizes_mb: list[int], rounds: int, other: str | None) -> None:
             show_parts(roots[HERE.name])
 
 
-def first_build(version: Version, root: Path, content: Path) -> Path:
-    """Build a base with this content and its child."""
+def write_root(version: Version, root: Path, content: Path) -> Path:
+    """Write a checkout with this content in its base, and a child. Write all before the first build.
+
+    Links that are made later change the files' times, so that a build reads all of them again.
+    """
     version.write_checkout(root, {"base/Dockerfile": BASE, "projects/child/Dockerfile": child("first")})
     write_programs(root / "base/programs")
     # Both versions only read it.
     subprocess.run(("cp", "-al", content, root / "base/content"), check=True)
-    with empty_node() as node:
-        version.run(root, node)
     return root
 
 
@@ -99,6 +104,7 @@ class Rebuild:
 def rebuild(version: Version, root: Path, text: str) -> Rebuild:
     """Change the last instruction, and build on an empty node."""
     (root / "projects/child/Dockerfile").write_text(child(text))
+    os.sync()  # what the version before wrote is not this one's to wait for
     with empty_node() as node:
         usage = version.run(root, node)
     return Rebuild(usage, step_s(root, "podman", "child"), step_s(root, "enroot", "child"))
