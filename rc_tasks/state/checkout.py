@@ -154,7 +154,7 @@ def find_root(start: Path) -> Path:
 def _require_own_program(directory: Path) -> None:
     """Raise ProjectError for a dodo.py that everybody could have put there, as in /tmp: it is run."""
     owner = os.lstat(directory / DODO).st_uid
-    # Whoever put it there owns it.
+    # Another user who puts a file there owns it.
     if not os.stat(directory).st_mode & stat.S_IWOTH or owner in {0, os.geteuid()}:
         return
     import shlex
