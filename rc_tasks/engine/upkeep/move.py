@@ -48,12 +48,12 @@ def plan(checkout: Checkout, old: str, new: str, *, keep_alias: bool) -> Move:
     Raise RcError when it cannot be done.
     """
     graph = checkout.graph
-    if (images := images_of(checkout, old)) and matrix_of(checkout, old) is None:
+    if images_of(checkout, old) and matrix_of(checkout, old) is None:
         raise _not_renamed(
             checkout,
             old,
             new,
-            f"has an image for each of {len(images)} machines; doit mv renames single ones",
+            "has an image for each machine in `arch`; doit mv renames single ones",
         )
     if old in graph.aliases:
         target = graph.aliases[old]

@@ -265,7 +265,7 @@ def test_the_image_for_one_machine_is_not_removed_alone(for_machines: Path) -> N
 def test_a_project_for_several_machines_cannot_be_renamed(for_machines: Path) -> None:
     assert doit(for_machines, "mv", "torch:1", "torch:2", "--yes") == Ran(
         3,
-        "ERROR: projects/torch:1/project.toml: torch:1 has an image for each of 2 machines; doit mv"
+        "ERROR: projects/torch:1/project.toml: torch:1 has an image for each machine in `arch`; doit mv"
         " renames single ones\n"
         "  next: git mv 'projects/torch:1' 'projects/torch:2'   renames it; its images are built"
         " again\n",
@@ -323,7 +323,7 @@ def test_an_image_for_each_machine_is_removed_and_not_renamed(root: Path, name: 
     commit(root)
     assert doit(root, "mv", name, "other:1", "--yes") == Ran(
         3,
-        f"ERROR: projects/{name}/project.toml: {name} has an image for each of 2 machines; doit mv"
+        f"ERROR: projects/{name}/project.toml: {name} has an image for each machine in `arch`; doit mv"
         f" renames single ones\n  next: git mv 'projects/{name}' 'projects/other:1'   renames it;"
         " its images are built again\n",
     )
