@@ -180,12 +180,14 @@ def test_ctrl_c_in_a_smoke_test_that_ignores_signals_brings_the_prompt_back(
     (site.root / "projects/tested:1/project.toml").write_text(f"smoke = {json.dumps(smoke)}\n")
     runtime = working_runtime(podman, tmp_path / "rootfs")
     site = replace(site, environ={**site.environ, "RC_PODMAN_RUNTIME": runtime})
+    # Otherwise it depends on the machine which steps of the base are done at Ctrl-C.
+    assert doit(site.root, "build:base", environ=site.environ).status == 0
     with terminal(site, "-v", "2", "build:tested:1") as shown:
         shown.shows(lambda text: "  | testing" in text)
         text = prompt_after_ctrl_c(shown)
     # It is built, and not published.
-    assert re.search(r"^2 images: .*not finished$", text, re.MULTILINE), text
-    assert "1 built" not in text
+    assert text.endswith("2 images: 1 fresh; 1 not finished")
+    assert not (site.root / "projects/tested:1/image.sqsh").exists()
     assert subprocess.run(("pgrep", "-f", f"^sleep {nap}"), check=False).returncode == 1
 
 
