@@ -5,7 +5,7 @@ Neither data blocks nor fragments depend on where they are in an image, so they 
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event
 
@@ -20,6 +20,8 @@ _CANNOT_COPY = frozenset(
 )
 # Larger ones took up to five times as long (ext4, Linux 6.18).
 _BUFFER_BYTES = 256 << 10
+# A source, the new file, an offset in each, and how many bytes; it returns how many it has copied.
+_Way = Callable[[int, int, int, int, int], int]
 # Between two of these it looks whether to stop.
 _MOST_COPIED_BYTES = 256 << 20
 
@@ -140,28 +142,40 @@ def _require_unchanged(source: LayerFile, descriptor: int) -> None:
 
 def _copy_range(one: Copy, source: int, descriptor: int, target: Path, stop: Event) -> None:
     done = 0
-    can_copy = True
+    ways = list(_WAYS)
     while done < one.size_bytes and not stop.is_set():
-        left, start, goal = one.size_bytes - done, one.start + done, one.target + done
-        if can_copy:
-            try:
-                count = os.copy_file_range(
-                    source, descriptor, min(left, _MOST_COPIED_BYTES), start, goal
-                )
-            except OSError as error:
-                if error.errno not in _CANNOT_COPY:
-                    raise OSError(error.errno, error.strerror, str(target)) from None
-                can_copy = False
-                continue
-        else:
-            content = os.pread(source, min(left, _BUFFER_BYTES), start)
-            count = os.pwrite(descriptor, content, goal) if content else 0
-        if count == 0 and can_copy:
-            # Some network file systems copy nothing, and say so in this way alone.
-            can_copy = False
-        elif count == 0:
-            raise _changed(one.source, "became shorter while it was merged")
+        left_bytes = min(one.size_bytes - done, _MOST_COPIED_BYTES)
+        try:
+            count = ways[0](source, descriptor, one.start + done, one.target + done, left_bytes)
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY or len(ways) == 1:
+                raise OSError(error.errno, error.strerror, str(target)) from None
+            count = 0
         done += count
+        if count == 0:
+            # Some network file systems copy nothing, and say so in this way alone.
+            del ways[0]
+            if not ways:
+                raise _changed(one.source, "became shorter while it was merged")
+
+
+def _copy_within_kernel(source: int, descriptor: int, start: int, goal: int, size_bytes: int) -> int:
+    return os.copy_file_range(source, descriptor, size_bytes, start, goal)
+
+
+def _send(source: int, descriptor: int, start: int, goal: int, size_bytes: int) -> int:
+    """Copy between two file systems; unlike `_read_and_write`, it waits for no other thread of ours."""
+    os.lseek(descriptor, goal, os.SEEK_SET)
+    return os.sendfile(descriptor, source, start, size_bytes)
+
+
+def _read_and_write(source: int, descriptor: int, start: int, goal: int, size_bytes: int) -> int:
+    content = os.pread(source, min(size_bytes, _BUFFER_BYTES), start)
+    return os.pwrite(descriptor, content, goal) if content else 0
+
+
+# Each is tried where those before it do not work.
+_WAYS: tuple[_Way, ...] = (_copy_within_kernel, _send, _read_and_write)
 
 
 def _changed(source: LayerFile, why: str) -> ChangedLayerError:

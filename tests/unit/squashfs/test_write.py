@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,20 +203,31 @@ def image(tmp_path: Path) -> Path:
     return squash(source, tmp_path / "layer.sqsh")
 
 
-@pytest.mark.parametrize("error", [18, 22, 38, 95])
+def cannot_copy(number: int) -> Callable[..., int]:
+    """A way to copy that does not work: it fails with an error, or copies nothing if that is 0."""
+
+    def copy(*_: object) -> int:
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    return copy
+
+
+@pytest.mark.parametrize("number", [0, 18, 22, 38, 95])
 def test_data_is_copied_where_ranges_cannot_be(
-    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     layer = read_layer(image)
     write(merge([layer]), tmp_path / "fast.sqsh", made_at=0)
-
-    def cannot(*_: object) -> int:
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, "copy_file_range", cannot)
+    monkeypatch.setattr(os, "copy_file_range", cannot_copy(number))
+    write(merge([layer]), tmp_path / "sent.sqsh", made_at=0)
+    monkeypatch.setattr(os, "sendfile", cannot_copy(number))
     monkeypatch.setattr(data, "_BUFFER_BYTES", 1000)
     write(merge([layer]), tmp_path / "slow.sqsh", made_at=0)
-    assert (tmp_path / "slow.sqsh").read_bytes() == (tmp_path / "fast.sqsh").read_bytes()
+    fast = (tmp_path / "fast.sqsh").read_bytes()
+    assert (tmp_path / "sent.sqsh").read_bytes() == fast
+    assert (tmp_path / "slow.sqsh").read_bytes() == fast
 
 
 def test_a_layer_that_changes_meanwhile_is_noticed(tmp_path: Path, image: Path) -> None:
