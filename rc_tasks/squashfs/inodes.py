@@ -46,6 +46,8 @@ _INDEX = struct.Struct("<3I")
 _WORD = struct.Struct("<I")
 
 _Entries = list[tuple[bytes, Node]]
+# A directory, what is in it in the order of its listing, and how many of these are directories.
+_Listed = tuple[Directory, _Entries, int]
 
 
 class _OwnerNumbers(dict[int, int]):
@@ -72,16 +74,16 @@ class InodeWriter:
         self.xattrs = xattrs
         self.ids = _OwnerNumbers()
         self.root = root
-        # By inode: its number, how many names it has if it has several, where it is, and for directories
-        # their parent.
+        # By inode: its number, how many names it has if it has several, where it begins in the table
+        # before compression, and for directories their parent.
         self.numbers: dict[Node, int] = {root: 1}
         self._links: dict[Node, int] = {}
-        self.places: dict[Node, tuple[int, int]] = {}
+        self.positions: dict[Node, int] = {}
         self._parents: dict[Node, int] = {}
         # Each directory comes before those in it.
         self._order = self._number(root)
 
-    def _number(self, root: Directory) -> list[tuple[Directory, _Entries]]:
+    def _number(self, root: Directory) -> list[_Listed]:
         order = []
         numbers, links, parents = self.numbers, self._links, self._parents
         stack = [root]
@@ -89,7 +91,6 @@ class InodeWriter:
             directory = stack.pop()
             # Linux' lookup expects the order of the bytes.
             entries = sorted(directory.children.items())
-            order.append((directory, entries))
             below = []
             for name, node in entries:
                 if node not in numbers:
@@ -104,6 +105,7 @@ class InodeWriter:
                     links[node] = links.get(node, 1) + 1
                 if not 0 < len(name) <= _MOST_NAME_BYTES:
                     raise SquashfsError(f"{shown((None, name))}: the name has {len(name)} bytes")
+            order.append((directory, entries, len(below)))
             # A list of pairs takes only lists of the same pairs for mypy; these have directories.
             stack += reversed(below)  # type: ignore[arg-type]
         # Linux shows the parent of the root as the number that no inode has.
@@ -112,19 +114,34 @@ class InodeWriter:
 
     def write(self, layout: Layout) -> None:
         """Fill the tables, with the places of file data in `layout`. Raise SquashfsError."""
-        places, inodes = self.places, self.inodes
+        positions, inodes = self.positions, self.inodes
+        end = inodes.tell()
         # The reversed order has the content of a directory before the directory.
-        for directory, entries in reversed(self._order):
+        for directory, entries, directories in reversed(self._order):
+            new = []
             for _, node in entries:
-                if node not in places:
+                if node not in positions:
                     packed = (
                         self._packed_file(node, layout) if isinstance(node, File) else self._packed(node)
                     )
-                    places[node] = inodes.end()
-                    inodes.append(packed)
-            packed = self._packed_directory(directory, entries)
-            places[directory] = inodes.end()
+                    positions[node] = end
+                    end += len(packed)
+                    new.append(packed)
+            # The listing needs the blocks in which these are.
+            inodes.append(b"".join(new))
+            packed = self._packed_directory(directory, entries, directories)
+            positions[directory] = end
+            end += len(packed)
             inodes.append(packed)
+
+    def places(self) -> bytes:
+        """Return where each inode is, as the format says it, in the order of the numbers."""
+        starts = self.inodes.starts
+        places = (
+            starts[position // METADATA_BYTES] << 16 | position % METADATA_BYTES
+            for position in map(self.positions.__getitem__, self.numbers)
+        )
+        return struct.pack(f"<{len(self.numbers)}Q", *places)
 
     def _head(self, node: Node, extended: bool) -> tuple[int, int, int, int, int, int]:
         mtime = node.mtime_s
@@ -167,7 +184,7 @@ class InodeWriter:
             return _LONG_FILE.pack(*self._head(node, True), *fields) + node.blocks
         return _FILE.pack(*self._head(node, False), start, fragment, offset, size) + node.blocks
 
-    def _packed_directory(self, directory: Directory, entries: _Entries) -> bytes:
+    def _packed_directory(self, directory: Directory, entries: _Entries, directories: int) -> bytes:
         begin = self.directories.tell()
         listing, index = self._listing(entries)
         if len(listing) > _MOST_LISTING_BYTES:
@@ -175,7 +192,7 @@ class InodeWriter:
         self.directories.append(listing)
         start, offset = self.directories.place(begin)
         size = len(listing) + _DOTS_BYTES
-        links = 2 + sum(node.kind is Kind.DIRECTORY for _, node in entries)
+        links = 2 + directories
         xattr = self.xattrs.number(directory.xattrs)
         extended = bool(index) or xattr != NO_XATTR_LIST or size > 0xFFFF
         head = self._head(directory, extended)
@@ -198,9 +215,11 @@ class InodeWriter:
         indexed = 0
         header = count = first = 0
         last_block = -1
-        numbers, places, pack = self.numbers, self.places, _ENTRY.pack
+        numbers, positions, pack = self.numbers, self.positions, _ENTRY.pack
+        starts = self.inodes.starts
         for name, node in entries:
-            block, offset = places[node]
+            block_number, offset = divmod(positions[node], METADATA_BYTES)
+            block = starts[block_number]
             number = numbers[node]
             position = len(listing)
             full = position + _ENTRY.size + len(name) - indexed > METADATA_BYTES

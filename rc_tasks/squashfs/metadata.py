@@ -127,10 +127,6 @@ class MetadataWriter(Struct):
         """Return how many bytes the table has, before compression."""
         return (len(self.starts) - 1) * METADATA_BYTES + len(self._content)
 
-    def end(self) -> tuple[int, int]:
-        """Return the `place` of what is appended next."""
-        return self.starts[-1], len(self._content)
-
     def append(self, content: bytes) -> None:
         """Append bytes."""
         self._content += content

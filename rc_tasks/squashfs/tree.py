@@ -37,8 +37,9 @@ class Kind(IntEnum):
     SOCKET = 7
 
 
-# eq=False: inodes are compared by identity, which is what a hard link is.
-class Inode(Struct, frozen=True, eq=False):
+# eq=False: inodes are compared by identity, which is what a hard link is. gc=False: they are in no
+# cycles, and the garbage collector would look at hundreds of thousands of them again and again.
+class Inode(Struct, frozen=True, eq=False, gc=False):
     """What all kinds have; `mode` holds the 12 permission bits, `mtime_s` seconds since the epoch."""
 
     kind: ClassVar[Kind]
@@ -50,7 +51,7 @@ class Inode(Struct, frozen=True, eq=False):
     xattrs: Xattrs
 
 
-class Directory(Inode, frozen=True, eq=False):
+class Directory(Inode, frozen=True, eq=False, gc=False):
     """A directory; `children` by name, in no certain order."""
 
     kind = Kind.DIRECTORY
@@ -58,7 +59,7 @@ class Directory(Inode, frozen=True, eq=False):
     children: "dict[bytes, Node]" = field(default_factory=dict)
 
 
-class File(Inode, frozen=True, eq=False):
+class File(Inode, frozen=True, eq=False, gc=False):
     """A regular file; its data is in the file of `source`, or nowhere when it is empty or all zeros.
 
     `blocks` has the size of each data block as in the format: 32 bits, little endian, 0 for a block of
@@ -79,7 +80,7 @@ class File(Inode, frozen=True, eq=False):
     sparse_bytes: int = 0
 
 
-class Symlink(Inode, frozen=True, eq=False):
+class Symlink(Inode, frozen=True, eq=False, gc=False):
     """A symlink."""
 
     kind = Kind.SYMLINK
@@ -87,7 +88,7 @@ class Symlink(Inode, frozen=True, eq=False):
     target: bytes = b""
 
 
-class BlockDevice(Inode, frozen=True, eq=False):
+class BlockDevice(Inode, frozen=True, eq=False, gc=False):
     """A block device; `device` is encoded as in the format."""
 
     kind = Kind.BLOCK_DEVICE
@@ -95,7 +96,7 @@ class BlockDevice(Inode, frozen=True, eq=False):
     device: int = 0
 
 
-class CharacterDevice(Inode, frozen=True, eq=False):
+class CharacterDevice(Inode, frozen=True, eq=False, gc=False):
     """A character device; `device` is encoded as in the format, and 0 for 0:0, overlay's whiteout."""
 
     kind = Kind.CHARACTER_DEVICE
@@ -103,13 +104,13 @@ class CharacterDevice(Inode, frozen=True, eq=False):
     device: int = 0
 
 
-class Fifo(Inode, frozen=True, eq=False):
+class Fifo(Inode, frozen=True, eq=False, gc=False):
     """A FIFO."""
 
     kind = Kind.FIFO
 
 
-class Socket(Inode, frozen=True, eq=False):
+class Socket(Inode, frozen=True, eq=False, gc=False):
     """A socket."""
 
     kind = Kind.SOCKET
@@ -193,6 +194,17 @@ def walk(root: Directory) -> Iterator[tuple[bytes, Node]]:
             yield path, node
             if isinstance(node, Directory):
                 stack.append((path + b"/", node))
+
+
+def files(root: Directory) -> Iterator[File]:
+    """Yield the files below `root`, one with several names as often, in no certain order."""
+    stack = [root]
+    while stack:
+        for node in stack.pop().children.values():
+            if isinstance(node, File):
+                yield node
+            elif isinstance(node, Directory):
+                stack.append(node)
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -27,11 +27,10 @@ from rc_tasks.squashfs.superblock import (
     Superblock,
     padded,
 )
-from rc_tasks.squashfs.tree import File, Form, Tree
+from rc_tasks.squashfs.tree import Form, Tree, files
 from rc_tasks.squashfs.xattrs import XattrWriter
 
 _LATEST_S = 0xFFFFFFFF
-_PLACE = struct.Struct("<Q")
 _ID = struct.Struct("<I")
 
 
@@ -74,14 +73,13 @@ def _write(tree: Tree, descriptor: int, target: Path, made_at: int, exportable: 
     form = tree.form
     options = stored_block(form.options, None) if form.options else b""
     compress, compress_xattrs = _codecs(form)
-    writer = InodeWriter(tree.root, compress, XattrWriter(compress_xattrs))
-    files = (node for node in writer.numbers if isinstance(node, File))
-    layout = lay_out(files, SUPERBLOCK_BYTES + len(options))
+    layout = lay_out(files(tree.root), SUPERBLOCK_BYTES + len(options))
     # The kernel copies while the tables are made.
     stop = Event()
     with ThreadPoolExecutor(1) as pool:
         copying = pool.submit(copy, layout.copies, descriptor, target, stop)
         try:
+            writer = InodeWriter(tree.root, compress, XattrWriter(compress_xattrs))
             writer.write(layout)
             superblock, tables = _tables(form, writer, layout, made_at, exportable)
             copying.result()
@@ -121,9 +119,7 @@ def _tables(
         at += len(table)
     if exportable:
         # In the order of the numbers.
-        places = (writer.places[node] for node in writer.numbers)
-        entries = [_PLACE.pack(start << 16 | offset) for start, offset in places]
-        export_table, table = lookup_table(entries, at, compress)
+        export_table, table = lookup_table([writer.places()], at, compress)
         tables.append(table)
         at += len(table)
     ids = [_ID.pack(number) for number in writer.ids]
@@ -132,7 +128,7 @@ def _tables(
     at += len(table)
     xattr_table, table = writer.xattrs.tables(at)
     tables.append(table)
-    root, offset = writer.places[writer.root]
+    root, offset = writer.inodes.place(writer.positions[writer.root])
     superblock = Superblock(
         inodes=inodes,
         made_at=min(max(made_at, 0), _LATEST_S),
