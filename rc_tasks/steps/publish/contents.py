@@ -82,8 +82,14 @@ class ContentsWalk:
         # conda keeps there what it has installed: the same files once more.
         cache = "pkgs" if any(name == "conda-meta" for name, *_ in entries) else ""
         for name, kind, size_bytes, inode in entries:
-            path = f"{directory}/{name}"
             try:
+                # Most entries are files.
+                if kind is EntryKind.FILE:
+                    self._count(size_bytes, inode, top or "/")
+                    if books:
+                        self._in_file(directory, name)
+                    continue
+                path = f"{directory}/{name}"
                 if isinstance(kind, OSError):
                     self._miss(path, kind.strerror)
                 elif kind is EntryKind.DIRECTORY:
@@ -92,14 +98,10 @@ class ContentsWalk:
                     self._todo.append((path, top or path, books and name != cache))
                     if books:
                         self._in_directory(directory, name)
-                elif kind is EntryKind.FILE:
-                    self._count(size_bytes, inode, top or "/")
-                    if books:
-                        self._in_file(directory, name)
                 elif books and (directory, name) in _FIXED:
                     self._miss(path, "it is not a regular file, and no symlink is followed")
             except OSError as error:
-                self._miss(path, error.strerror)
+                self._miss(f"{directory}/{name}", error.strerror)
 
     def _count(self, size_bytes: int, inode: Hashable, top: str) -> None:
         if inode is not None:
@@ -133,21 +135,21 @@ class ContentsWalk:
                     self._book(f"{path}/{entry}", PackageKind.DPKG, place)
 
     def _in_file(self, directory: str, name: str) -> None:
-        path = f"{directory}/{name}"
         if name.endswith(".egg-info"):
-            self._python(path, "")
+            self._python(f"{directory}/{name}", "")
         elif name == "status" and directory.endswith("/var/lib/dpkg"):
-            self._book(path, PackageKind.DPKG, directory.removesuffix("/var/lib/dpkg") or "/")
+            place = directory.removesuffix("/var/lib/dpkg")
+            self._book(f"{directory}/{name}", PackageKind.DPKG, place or "/")
         elif name == "installed" and directory.endswith("/lib/apk/db"):
             place = directory.removesuffix("/lib/apk/db").removesuffix("/usr")
-            self._book(path, PackageKind.APK, place or "/")
+            self._book(f"{directory}/{name}", PackageKind.APK, place or "/")
         elif directory.endswith(_RPM_DIRECTORIES):
             place = next(
                 directory.removesuffix(suffix)
                 for suffix in _RPM_DIRECTORIES
                 if directory.endswith(suffix)
             )
-            self._rpm(path, name, place or "/")
+            self._rpm(f"{directory}/{name}", name, place or "/")
 
     def _python(self, path: str, metadata: str) -> None:
         """Add a package by its metadata, or by the name of its directory if that cannot be read."""

@@ -124,10 +124,10 @@ class MergedFiles:
         """Yield what is in a directory."""
         for raw_name, node in self._directory(directory).children.items():
             name = os.fsdecode(raw_name)
-            if isinstance(node, Directory):
-                yield name, EntryKind.DIRECTORY, 0, None
-            elif isinstance(node, File):
+            if isinstance(node, File):
                 yield name, EntryKind.FILE, node.size_bytes, node
+            elif isinstance(node, Directory):
+                yield name, EntryKind.DIRECTORY, 0, None
             else:
                 yield name, EntryKind.OTHER, 0, None
 
