@@ -485,9 +485,12 @@ def _dead_nodes() -> Iterator[Case]:
                 running = ground.start(injection=wanted)
                 while not Path(wanted.done).exists() and running.process.poll() is None:
                     time.sleep(0.05)
-                told = cluster.client("squeue", "--steps", "--noheader", "--format=%j %N").stdout
-                nodes = dict(line.split() for line in told.splitlines() if ":" in line)
-                cluster.kill_node(nodes[f"{step}:{image}"])
+                listed = cluster.client("squeue", "--steps", "--noheader", "--format=%j %N")
+                nodes = dict(line.split() for line in listed.stdout.splitlines() if ":" in line)
+                node = nodes.get(f"{step}:{image}")
+                if node is None:
+                    raise RuntimeError(f"no node has the step: {listed}; {running.text}")
+                cluster.kill_node(node)
                 ended = running.end()
                 cluster.revive()
                 cluster.wait_ready()

@@ -466,9 +466,8 @@ def test_a_mounted_layer_that_cannot_be_read_is_named(site: Site, tmp_path: Path
     site.write("projects/child/Dockerfile", "FROM base\nRUN cat /numbers > /dev/null\n")
     path = f"{harming.parent}:{os.environ['PATH']}"
     said = site.doit("build:child", node="b", status=1, PATH=path)
-    assert (
-        f"a layer of base could not be read: {layer.relative_to(site.root)} (has other content" in said
-    )
+    shown = layer.relative_to(site.root)
+    assert f"a layer of base could not be read: {shown} (has other content" in said, said
     assert "next: `doit verify --all` names what is damaged" in said
 
 
