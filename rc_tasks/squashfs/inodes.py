@@ -117,7 +117,7 @@ class InodeWriter:
         positions, inodes = self.positions, self.inodes
         end = inodes.tell()
         # The reversed order has the content of a directory before the directory.
-        for directory, entries, directories in reversed(self._order):
+        for directory, entries, subdirectories in reversed(self._order):
             new = []
             for _, node in entries:
                 if node not in positions:
@@ -129,7 +129,7 @@ class InodeWriter:
                     new.append(packed)
             # The listing needs the blocks in which these are.
             inodes.append(b"".join(new))
-            packed = self._packed_directory(directory, entries, directories)
+            packed = self._packed_directory(directory, entries, subdirectories)
             positions[directory] = end
             end += len(packed)
             inodes.append(packed)
@@ -184,7 +184,7 @@ class InodeWriter:
             return _LONG_FILE.pack(*self._head(node, True), *fields) + node.blocks
         return _FILE.pack(*self._head(node, False), start, fragment, offset, size) + node.blocks
 
-    def _packed_directory(self, directory: Directory, entries: _Entries, directories: int) -> bytes:
+    def _packed_directory(self, directory: Directory, entries: _Entries, subdirectories: int) -> bytes:
         begin = self.directories.tell()
         listing, index = self._listing(entries)
         if len(listing) > _MOST_LISTING_BYTES:
@@ -192,7 +192,7 @@ class InodeWriter:
         self.directories.append(listing)
         start, offset = self.directories.place(begin)
         size = len(listing) + _DOTS_BYTES
-        links = 2 + directories
+        links = 2 + subdirectories
         xattr = self.xattrs.number(directory.xattrs)
         extended = bool(index) or xattr != NO_XATTR_LIST or size > 0xFFFF
         head = self._head(directory, extended)

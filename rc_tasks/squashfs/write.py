@@ -74,7 +74,7 @@ def _write(tree: Tree, descriptor: int, target: Path, made_at: int, exportable: 
     options = stored_block(form.options, None) if form.options else b""
     compress, compress_xattrs = _codecs(form)
     layout = lay_out(files(tree.root), SUPERBLOCK_BYTES + len(options))
-    # The kernel copies while the tables are made.
+    # The kernel copies while the inodes are numbered and the tables are made.
     stop = Event()
     with ThreadPoolExecutor(1) as pool:
         copying = pool.submit(copy, layout.copies, descriptor, target, stop)
@@ -118,7 +118,6 @@ def _tables(
         tables.append(table)
         at += len(table)
     if exportable:
-        # In the order of the numbers.
         export_table, table = lookup_table([writer.places()], at, compress)
         tables.append(table)
         at += len(table)

@@ -83,23 +83,24 @@ class ContentsWalk:
         cache = "pkgs" if any(name == "conda-meta" for name, *_ in entries) else ""
         for name, kind, size_bytes, inode in entries:
             try:
-                # Most entries are files.
+                # Most entries are files, whose paths are not needed.
                 if kind is EntryKind.FILE:
                     self._count(size_bytes, inode, top or "/")
                     if books:
                         self._in_file(directory, name)
-                    continue
-                path = f"{directory}/{name}"
-                if isinstance(kind, OSError):
-                    self._miss(path, kind.strerror)
                 elif kind is EntryKind.DIRECTORY:
+                    path = f"{directory}/{name}"
                     if path == _EMPTY:
                         continue
                     self._todo.append((path, top or path, books and name != cache))
                     if books:
                         self._in_directory(directory, name)
+                elif isinstance(kind, OSError):
+                    self._miss(f"{directory}/{name}", kind.strerror)
                 elif books and (directory, name) in _FIXED:
-                    self._miss(path, "it is not a regular file, and no symlink is followed")
+                    self._miss(
+                        f"{directory}/{name}", "it is not a regular file, and no symlink is followed"
+                    )
             except OSError as error:
                 self._miss(f"{directory}/{name}", error.strerror)
 
