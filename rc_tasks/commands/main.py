@@ -33,7 +33,9 @@ def main() -> int:
 def _interruptible(words: list[str]) -> int:
     # `start` has turned this off until here, where a KeyboardInterrupt is reported.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from rc_tasks.tools import interrupt
+
+        signal.signal(signal.SIGINT, interrupt.raise_each)
     return _run(words)
 
 

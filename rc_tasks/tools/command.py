@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import select
@@ -21,7 +22,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from rc_tasks.errors import CommandError, ToolNotFoundError
-from rc_tasks.tools import failures
+from rc_tasks.tools import failures, interrupt
 
 # How long a process group may take to end after TERM before it gets KILL.
 GRACE_S = 10.0
@@ -126,7 +127,7 @@ def capture(
     and ToolNotFoundError when it does not exist.
     """
     started = time.monotonic()
-    with _started(
+    with _Started(
         command,
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -169,7 +170,7 @@ def stream(
     """
     if log is not None:
         log.flush()
-    with _started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, grace_s=grace_s) as process:
+    with _Started(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, grace_s=grace_s) as process:
         if hopeless is None:
             return process.wait()
         ended = threading.Event()
@@ -197,7 +198,7 @@ def watch(
     gets an empty chunk.
     """
     sys.stdout.flush()
-    with _started(
+    with _Started(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None  # noqa: S101 - for mypy
@@ -223,7 +224,7 @@ def watch_drawing(command: Command, on_line: Callable[[str], None]) -> int:
         termios.tcsetwinsize(end, (24, 80))
         with (
             open(end, "wb", buffering=0) as output,
-            _started(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+            _Started(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
         ):
             # While our end is open, reading does not fail when the command has ended.
             output.close()
@@ -256,7 +257,7 @@ def pour(
     ToolNotFoundError when the command does not exist.
     """
     deadline = time.monotonic() + timeout_s
-    with _started(
+    with _Started(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -334,15 +335,16 @@ class Companion:
     """
 
     def __init__(self, command: Command) -> None:
-        self._process = _popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        with _lock:
-            _companions.add(self._process)
-            # The command may be busy and not read its standard input, so the guard has to end it.
-            _notify_guard("+", self._process)
         self.last_lines: tuple[str, ...] = ()
         self._closing = threading.Lock()
+        with interrupt.deferred():
+            self._process = _popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            with _lock:
+                _companions.add(self._process)
+                # The command may be busy and not read its standard input, so the guard has to end it.
+                _notify_guard("+", self._process)
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of its output and errors as they come; another call continues later."""
@@ -443,25 +445,45 @@ _guards: list[subprocess.Popen[bytes]] = []
 _lock = threading.Lock()
 
 
-@contextlib.contextmanager
-def _started(
-    command: Command,
-    *,
-    stdin: int | None,
-    stdout: int | IO[bytes] | None,
-    stderr: int | IO[bytes] | None,
-    grace_s: float = GRACE_S,
-) -> Iterator[subprocess.Popen[bytes]]:
-    process = _popen(command, stdin=stdin, stdout=stdout, stderr=stderr, before=_announced(command))
-    with _lock:
-        _running.add(process)
-    try:
-        yield process
-    finally:
+class _Started:
+    """A command that runs during the body of `with`; what is left of it then has `grace_s` to end.
+
+    A generator of `contextlib` would leave the process alone if a signal came as the body begins.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        *,
+        stdin: int | None,
+        stdout: int | IO[bytes] | None,
+        stderr: int | IO[bytes] | None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._start = functools.partial(_popen, command, stdin=stdin, stdout=stdout, stderr=stderr)
+        self._command = command
+        self._grace_s = grace_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        try:
+            with interrupt.deferred():
+                self._process = process = self._start(before=_announced(self._command))
+                with _lock:
+                    _running.add(process)
+            return process  # noqa: TRY300 - a signal may still come here
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_error: object) -> None:
+        process = self._process
+        if process is None:
+            return
         # When the command itself has ended by a kill, processes that it started may live on.
         if process.poll() is None or _group_lives(process):
             _signal_group(process, signal.SIGTERM)
-            _end(process, time.monotonic() + grace_s)
+            _end(process, time.monotonic() + self._grace_s)
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -589,13 +611,18 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
-    # Wait for the whole group: what a RUN started may ignore a TERM that podman obeys.
-    while process.poll() is None or _group_lives(process):
-        if time.monotonic() > deadline:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
-            return
-        time.sleep(0.05)
+    try:
+        # Wait for the whole group: what a RUN started may ignore a TERM that podman obeys.
+        while process.poll() is None or _group_lives(process):
+            if time.monotonic() > deadline:
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
+                return
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        # Nobody would wait for it any more.
+        _signal_group(process, signal.SIGKILL)
+        raise
 
 
 def _group_lives(process: subprocess.Popen[bytes]) -> bool:

@@ -1,15 +1,56 @@
 """Signal handling: end this process cleanly at the first signal."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 _AGAIN_S = 0.05
 # A program that starts us may pass on a Ctrl-C that the terminal has sent to us already.
 _TWICE_S = 0.2
+
+
+class _Deferral:
+    """Whether the main thread is in `deferred`, and whether a signal has come there."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.came = False
+
+
+_deferral = _Deferral()
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Raise the KeyboardInterrupt of a signal that comes in the body at its end.
+
+    Python may run the handler between any two of its instructions, and what the body begins could not
+    be ended then. Keep the body short. In other threads than the main one this does nothing, as none is
+    interrupted.
+    """
+    if _deferral.active or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _deferral.active = True
+    try:
+        yield
+    finally:
+        _deferral.active = False
+        came, _deferral.came = _deferral.came, False
+        if came:
+            raise KeyboardInterrupt
+
+
+def raise_each(_number: int, _frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt at each signal; while `deferred` runs, at its end. A handler."""
+    if _deferral.active:
+        _deferral.came = True
+    else:
+        raise KeyboardInterrupt
 
 
 def raise_once(
@@ -27,11 +68,11 @@ def raise_once(
     taken = threading.Event()
 
     # Commands that are started after the first signal would inherit SIG_IGN, but not a handler.
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if not taken.is_set():
             taken.set()
             before()
-            raise KeyboardInterrupt
+            raise_each(number, frame)
 
     def wake() -> None:
         while (number := ord(os.read(arrived, 1))) not in handled:

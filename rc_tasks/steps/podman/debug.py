@@ -26,7 +26,7 @@ from rc_tasks.steps.node import node as nodes
 from rc_tasks.steps.podman import secrets as build_secrets
 from rc_tasks.steps.podman.failed_run import DEFAULT_SHELL, FailedRun, ImageConfig
 from rc_tasks.steps.podman.run_mounts import MountedContext, run_mounts, secret_ids
-from rc_tasks.tools import command, podman
+from rc_tasks.tools import command, interrupt, podman
 from rc_tasks.tools.podman import Podman
 from rc_tasks.util.text import printable
 
@@ -242,7 +242,7 @@ def main(argv: list[str]) -> int:
     """Return the exit status: that of CMD, or podman's 125 when it could not be started."""
     # Before and after the container, the cleanup has to run: secrets would stay on the node.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, interrupt.raise_each)
     options = {word for word in argv[:2] if word in {"--secrets", "--alone"}}
     root, name, *words = argv[len(options) :]
     try:

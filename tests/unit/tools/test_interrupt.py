@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 PROGRAM = """
@@ -45,3 +46,102 @@ def test_a_signal_that_another_thread_gets() -> None:
     )
     assert done.stdout == "before\nraised\nnot again\nagain\nignored by a child: []\n"
     assert done.stderr == ""
+
+
+AT_EACH_LINE = """
+    import os, signal, subprocess, sys
+    from rc_tasks.tools import command, interrupt
+    from rc_tasks.tools.command import Command
+
+    FILES = (command.__file__, interrupt.__file__, subprocess.__file__)
+
+    def started_with_signal_at(moment):
+        # Return how many lines run before the command is waited for, and what runs after the signal.
+        lines = set()
+
+        def see(frame, event, _argument):
+            if frame.f_code.co_filename not in FILES:
+                return None
+            if event == "call" and frame.f_code.co_name == "wait":
+                raise TimeoutError
+            if event == "return":
+                return None  # no handler of a signal runs here
+            lines.add((frame.f_code, frame.f_lineno))
+            if len(lines) == moment:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGTERM)
+            return see
+
+        sys.settrace(see)
+        try:
+            command.stream(Command(("sleep", "60")), None)
+        except (KeyboardInterrupt, TimeoutError):
+            sys.settrace(None)
+        own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+        argvs = [open(f"/proc/{child}/cmdline").read() for child in open(own).read().split()]
+        return len(lines), [argv for argv in argvs if "sleep" in argv.split("\\0")]
+
+    def in_a_process(moment):
+        if os.fork() == 0:
+            interrupt.raise_once({signal.SIGTERM})
+            lines, running = started_with_signal_at(moment)
+            if running:
+                print(f"at line {moment}: {running}", flush=True)
+            if moment == 0:
+                print(lines, file=open(sys.argv[1], "w"), flush=True)
+            os._exit(0)
+
+    in_a_process(0)
+    os.wait()
+    most = int(open(sys.argv[1]).read())
+    assert most > 100, most
+    for moment in range(1, most):
+        in_a_process(moment)
+        if moment >= 8:
+            os.wait()
+    for _ in range(7):
+        os.wait()
+    print("done")
+"""
+
+
+def test_a_signal_while_a_command_starts_leaves_no_process(tmp_path: Path) -> None:
+    """At each line of ours and of Python's."""
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(AT_EACH_LINE), str(tmp_path / "lines")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "done\n", done.stdout + done.stderr
+
+
+IN_THE_GRACE = """
+    import signal, sys, threading, time
+    from rc_tasks.tools import command, interrupt
+    from rc_tasks.tools.command import Command
+
+    interrupt.raise_once({signal.SIGTERM})
+    threading.Timer(0.5, signal.raise_signal, (signal.SIGTERM,)).start()
+    started_s = time.monotonic()
+    try:
+        command.pour(Command(("sh", "-c", sys.argv[1])), print, timeout_s=0.2)
+    except KeyboardInterrupt:
+        assert time.monotonic() < started_s + command.GRACE_S / 2
+        print("raised")
+"""
+
+
+def test_a_signal_while_a_command_has_time_to_end_kills_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    stubborn = f"trap '' TERM; echo $$ > {pid}; exec sleep 60"
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(IN_THE_GRACE), stubborn],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("raised\n", "")
+    assert not Path("/proc", pid.read_text().strip(), "exe").exists()
