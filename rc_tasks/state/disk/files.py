@@ -71,11 +71,14 @@ def temporary_prefix(name: str) -> str:
 def temporary_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a directory that may be in use for days; after a kill, `sweep_temporaries` removes it.
 
+    What cannot be removed at the end is left to it too, such as a file on NFS that a process has open.
     Processes that cannot see this one go by the age of the directory, which `keep_fresh` renews.
     """
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix=temporary_prefix(name), dir=directory) as directory_made:
+    with tempfile.TemporaryDirectory(
+        prefix=temporary_prefix(name), dir=directory, ignore_cleanup_errors=True
+    ) as directory_made:
         _in_use.add(directory_made)
         try:
             yield Path(directory_made)

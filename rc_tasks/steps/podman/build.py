@@ -223,7 +223,9 @@ def _build(
     project = node.project
     whole = stage is None
     target = node.dockerfile.final if stage is None else node.dockerfile.stages[stage]
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=os.environ.get("TMPDIR"), ignore_cleanup_errors=True
+    ) as scratch:
         iidfile, ignorefile, dockerfile = (
             Path(scratch, name) for name in ("iid", "ignore", project.dockerfile_name)
         )

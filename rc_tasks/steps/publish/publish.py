@@ -211,7 +211,7 @@ def _whole(checkout: Checkout, node: ImageNode, temporary: Path) -> Contents:
         return squash_into(checkout, node, temporary)
     # An image can be mounted and read as a whole only in podman's user namespace. The rest runs outside
     # of it, where this process is the user whom Slurm knows, and starts containers as others do.
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         contents_file = Path(scratch, "contents.json")
         argv = ("-m", "rc_tasks.steps", "squash", node.project.name, str(temporary), str(contents_file))
         inner = Command((sys.executable, *argv, f"{umask():o}"), cwd=checkout.root)

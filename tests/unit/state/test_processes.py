@@ -14,6 +14,22 @@ import pytest
 from rc_tasks.state.disk import processes
 from rc_tasks.state.disk.locks import holder
 
+# A process that is still running makes a file while the directory is removed.
+NOT_EMPTY = """
+import os, shutil, sys
+from pathlib import Path
+from rc_tasks.state.disk.files import temporary_directory
+rmdir = os.rmdir
+def with_new_file(path, *, dir_fd=None):
+    if path == "images":
+        os.close(os.open("images/new", os.O_CREAT, dir_fd=dir_fd))
+    rmdir(path, dir_fd=dir_fd)
+os.rmdir = with_new_file
+with temporary_directory(Path(sys.argv[1]), "rc_tasks") as directory:
+    (directory / "images").mkdir()
+print("done")
+"""
+
 UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # Holds a lock and a temporary directory until it is ended; what waits and touches does so quickly.
@@ -152,3 +168,10 @@ def test_where_the_kernel_names_no_boot_nobody_is_visible(
         assert not processes.visible(os.uname().nodename, "")
     finally:
         processes.space.cache_clear()
+
+
+def test_what_cannot_be_removed_is_left_to_the_next_sweep(tmp_path: Path) -> None:
+    assert output(NOT_EMPTY, tmp_path) == "done"
+    assert list(tmp_path.glob("*/images/new"))
+    assert output(TAKES, tmp_path) == "taken"
+    assert not list(tmp_path.glob(".rc_tasks*"))
