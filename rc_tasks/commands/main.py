@@ -9,6 +9,7 @@ import signal
 import sys
 
 from rc_tasks.commands.cli.errors import leave_closed_output, report_errors
+from rc_tasks.tools import interrupt
 
 
 def main() -> int:
@@ -33,8 +34,6 @@ def main() -> int:
 def _interruptible(words: list[str]) -> int:
     # `start` has turned this off until here, where a KeyboardInterrupt is reported.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        from rc_tasks.tools import interrupt
-
         signal.signal(signal.SIGINT, interrupt.raise_each)
     return _run(words)
 

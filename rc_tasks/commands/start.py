@@ -6,11 +6,11 @@ Importing this module changes how the process handles SIGINT, so only the progra
 import signal
 
 # Under nohup or in a shell's background, SIGINT may be ignored, and stays so.
-_ENDS = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-if _ENDS:
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from rc_tasks.commands import main as doit  # noqa: E402 - it takes most of the time
+from rc_tasks.commands import main as doit
+from rc_tasks.tools import interrupt
 
 
 def main() -> int:
@@ -18,6 +18,4 @@ def main() -> int:
     try:
         return doit.main()
     finally:
-        # Python would report a Ctrl-C at its own end with a traceback, too.
-        if _ENDS:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        interrupt.stop_handling(signal.SIG_DFL)

@@ -163,4 +163,6 @@ def _leave(report: ErrorReport, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    interrupt.stop_handling(signal.SIG_IGN)
+    sys.exit(exit_status)

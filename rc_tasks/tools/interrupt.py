@@ -45,6 +45,16 @@ def deferred() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+def stop_handling(then: signal.Handlers) -> None:
+    """Replace our handlers at the end of the program by `then`, which is SIG_DFL or SIG_IGN.
+
+    Python still ends its threads, and would print where a KeyboardInterrupt comes meanwhile.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, then)
+
+
 def raise_each(_number: int, _frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt at each signal; while `deferred` runs, at its end. A handler."""
     if _deferral.active:

@@ -91,9 +91,9 @@ def _on_mounted_layers() -> Iterator[Case]:
     """Steps that end while layers are mounted, on a node that had nothing before."""
     actions = (Action.KILL_STEP, Action.TERM_STEP, Action.KILL_TOOL, Action.KILL_RUN, Action.FULL_DISK)
     for action, (step, phases) in itertools.product(actions, PHASES.items()):
-        if step == "env":
+        if step not in MOUNT_PHASES:
             continue
-        for phase in (*phases, *MOUNT_PHASES):
+        for phase in (*phases, *MOUNT_PHASES[step]):
             if _makes_sense(action, phase):
                 run = _on_an_empty_node(_injected(step, CHILD, phase, action))
                 moment = f"{step} {phase}"

@@ -68,8 +68,11 @@ PHASES = {
 }
 
 
-# Those that it has besides on a node where it mounts layers.
-MOUNT_PHASES = (Phase.BEFORE_MOUNT, Phase.MOUNTING, Phase.BEFORE_UNMOUNT)
+# Those that it has besides on a node that can mount layers. Merging needs no layer mounted.
+MOUNT_PHASES = {
+    "podman": (Phase.BEFORE_MOUNT, Phase.MOUNTING, Phase.BEFORE_UNMOUNT),
+    "enroot": (Phase.BEFORE_UNMOUNT,),
+}
 
 
 class Action(StrEnum):

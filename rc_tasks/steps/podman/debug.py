@@ -262,4 +262,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    interrupt.stop_handling(signal.SIG_IGN)
+    sys.exit(exit_status)

@@ -436,6 +436,44 @@ def test_an_early_or_late_ctrl_c_is_no_traceback(moment: str, status: int, text:
     assert (done.returncode, done.stderr) == (status, text)
 
 
+# A program that gets a signal when Python ends it.
+ENDED_AT_THE_END = """
+import atexit, os, runpy, signal, sys
+atexit.register(lambda: os.kill(os.getpid(), signal.Signals[sys.argv.pop()]))
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "doit":
+    from rc_tasks.commands.start import main
+    sys.exit(main())
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "signal_name", "status"),
+    [
+        # A run handles TERM from the beginning, before it looks for the tasks.
+        (("doit", "build:nope"), "SIGTERM", -signal.SIGTERM),
+        (("rc_tasks.steps", "podman", "nope"), "SIGTERM", 1),
+        (("rc_tasks.steps", "podman", "nope"), "SIGINT", 1),
+        (("rc_tasks.steps.podman.debug", "ROOT", "nope"), "SIGHUP", 125),
+    ],
+)
+def test_a_signal_at_the_end_is_no_traceback(
+    root: Path, argv: tuple[str, ...], signal_name: str, status: int
+) -> None:
+    words = (str(root) if word == "ROOT" else word for word in argv)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED_AT_THE_END, *words, signal_name],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "nope" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ctrl_c_stays_ignored_where_it_was() -> None:
     # As a shell starts what runs in its background.
     argv = [sys.executable, "-c", INTERRUPTED_AT, "rc_tasks.errors", "help"]
