@@ -25,7 +25,7 @@ from tests.integration.test_secrets import arguments_of_all, holding
 from tests.integration.test_workflow import Terminal
 from tests.support.checkouts import write_checkout
 from tests.support.cluster import ACCOUNT, Cluster
-from tests.support.doit import DOIT
+from tests.support.doit import DOIT, pythons
 from tests.support.images import BUSYBOX
 from tests.support.storage import remove_storage
 from tests.support.tools import require_tools
@@ -439,7 +439,7 @@ def test_builds_that_cannot_be_debugged_say_what_helps(place: Place) -> None:
     image.rename(place.root / "away")
     done = place.doit("debug", "failed:1", "--", "pwd", node="c", status=125)
     transcript += f"$ doit debug failed:1 -- pwd\n{done.stderr}[exit 125]\n"
-    for path, name in ((str(place.root), "CHECKOUT"), (str(Path(DOIT).with_name("python3")), "PYTHON")):
+    for path, name in ((str(place.root), "CHECKOUT"), *((path, "PYTHON") for path in pythons())):
         transcript = transcript.replace(f"'{path}'", name).replace(path, name)
     transcript = re.sub(r"[0-9a-f]{12}\b", "ID", transcript).replace(os.uname().nodename, "HOST")
     transcript = re.sub(r"Error: .*nosuch.*", "The words of podman and its runtime", transcript)

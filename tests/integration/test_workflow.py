@@ -16,7 +16,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -30,7 +29,7 @@ import pytest
 from tests.support.checkouts import pretend_built, write_checkout
 from tests.support.cluster import Cluster
 from tests.support.containers import working_runtime
-from tests.support.doit import DOIT, Ran
+from tests.support.doit import DOIT, Ran, pythons
 from tests.support.doit import doit as run_doit
 from tests.support.storage import own_storage, remove_storage
 from tests.support.tools import require_tools
@@ -755,9 +754,7 @@ def shown(transcript: str, made: Team) -> str:
         str(made.clone): "CLONE",
         str(made.official): "OFFICIAL",
         str(Path.home()): "HOME",
-        # As the first line of `doit` has it; pytest may be started by another name.
-        str(Path(sys.executable).with_name("python3")): "PYTHON",
-        sys.executable: "PYTHON",
+        **dict.fromkeys(pythons(), "PYTHON"),
         os.uname().nodename: "HOST",
     }
     for place, name in places.items():

@@ -13,6 +13,11 @@ from tests.support import warm
 DOIT = str(Path(sys.executable).with_name("doit"))
 
 
+def pythons() -> tuple[str, ...]:
+    """The names of the Python that runs `doit`, the longest first: a .venv may start it by each."""
+    return tuple(sorted(map(str, Path(DOIT).parent.glob("python*")), key=len, reverse=True))
+
+
 def unstamped(text: str) -> str:
     """What a run has said, without the times at which it said so."""
     return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?=\w)", "", text, flags=re.MULTILINE)
