@@ -337,14 +337,19 @@ class Companion:
     def __init__(self, command: Command) -> None:
         self.last_lines: tuple[str, ...] = ()
         self._closing = threading.Lock()
-        with interrupt.deferred():
-            self._process = _popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            with _lock:
-                _companions.add(self._process)
-                # The command may be busy and not read its standard input, so the guard has to end it.
-                _notify_guard("+", self._process)
+        try:
+            with interrupt.deferred():
+                self._process = _popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+                with _lock:
+                    _companions.add(self._process)
+                    # The command may be busy and not read its standard input: the guard has to end it.
+                    _notify_guard("+", self._process)
+        except KeyboardInterrupt:
+            # Nobody gets this companion, to close it.
+            self.close()
+            raise
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of its output and errors as they come; another call continues later."""

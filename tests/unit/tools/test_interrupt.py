@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 PROGRAM = """
     import queue, signal, subprocess, threading, time
     from rc_tasks.tools import interrupt
@@ -74,12 +76,16 @@ AT_EACH_LINE = """
 
         sys.settrace(see)
         try:
-            command.stream(Command(("sleep", "60")), None)
+            if sys.argv[2] == "command":
+                command.stream(Command(("sleep", "60")), None)
+            companion = command.Companion(Command(("cat",)))
+            sys.settrace(None)
+            companion.close()
         except (KeyboardInterrupt, TimeoutError):
             sys.settrace(None)
         own = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
         argvs = [open(f"/proc/{child}/cmdline").read() for child in open(own).read().split()]
-        return len(lines), [argv for argv in argvs if "sleep" in argv.split("\\0")]
+        return len(lines), [argv for argv in argvs if {"sleep", "cat"} & {*argv.split("\\0")}]
 
     def in_a_process(moment):
         if os.fork() == 0:
@@ -105,10 +111,11 @@ AT_EACH_LINE = """
 """
 
 
-def test_a_signal_while_a_command_starts_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", ["command", "companion"])
+def test_a_signal_while_a_command_starts_leaves_no_process(tmp_path: Path, started: str) -> None:
     """At each line of ours and of Python's."""
     done = subprocess.run(
-        [sys.executable, "-c", dedent(AT_EACH_LINE), str(tmp_path / "lines")],
+        [sys.executable, "-c", dedent(AT_EACH_LINE), str(tmp_path / "lines"), started],
         capture_output=True,
         text=True,
         timeout=120,
