@@ -12,7 +12,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -481,6 +483,43 @@ def test_it_runs_on_a_compute_node_and_leaves_nothing_there(place: Place, cluste
         shell.wait_for("built\n")
         assert shell.end() == 4
     assert not user.exists() or list(user.iterdir()) == []
+
+
+def test_nothing_is_left_when_podman_cleans_up_late(place: Place, tmp_path: Path) -> None:
+    """`podman run` can return before the cleanup that conmon starts has ended, here long before."""
+    place.fail("FROM base\nRUN false\n")
+    # podman waits for the first; the second stands for what the first still does after that.
+    write_program(tmp_path / "podman", 'podman "$@"; sleep 2; podman "$@"')
+    slow = f"""
+for word do
+    shift
+    [ "$before" = --exit-command ] && word='{tmp_path}/podman'
+    set -- "$@" "$word"
+    before=$word
+done
+exec conmon "$@"
+"""
+    write_program(tmp_path / "conmon", slow)
+    settings = tmp_path / "containers.conf"
+    settings.write_text(f'[engine]\nconmon_path = ["{tmp_path}/conmon"]\n')
+    user = f"rc-{os.getpid()}"
+    job = {"USER": user, "SLURM_JOB_ID": "1", "CONTAINERS_CONF": str(settings)}
+    environ = place.variables("b") | job
+    del environ["RC_PODMAN_STORAGE"]
+    debug = (sys.executable, "-m", "rc_tasks.steps.podman.debug", "--alone", place.root, "x:1")
+    storages = Path("/dev/shm", user, "rc_tasks")
+    try:
+        subprocess.run((*debug, "sh", "-c", "exit"), cwd=place.root, env=environ, check=True)
+        time.sleep(3)
+        assert list(storages.iterdir()) == []
+    finally:
+        remove_storage(storages / "1")
+        shutil.rmtree(storages.parent)
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def test_an_ordinary_user(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def clear(settings: PodmanSettings) -> None:
     """Remove podman's images of this job from this node, unless a setting names their directory."""
     mine = storages.of_this_job(settings)
     if mine is not None and mine.is_dir():
+        storages.wait_for_cleanup(mine)
         storages.remove(mine, storage(settings))
 
 

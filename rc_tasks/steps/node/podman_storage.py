@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import stat
+import time
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,6 +29,9 @@ _LONGEST_RUNROOT = 50
 # The first kernel in which an ordinary user may mount an overlay (with the option userxattr).
 _OVERLAY_FOR_USERS = (5, 11)
 _FUSE = Path("/dev/fuse")
+# podman's cleanup after a container takes well below a second, on a busy node a few.
+_LONGEST_CLEANUP_S = 10
+_POLL_S = 0.05
 # Mounts first: podman keeps one of the overlay directory onto itself, and a killed podman those of its
 # containers. While one stays nothing is removed, as what is mounted is not ours to delete.
 _REMOVE = """\
@@ -192,6 +196,17 @@ def dead(settings: PodmanSettings) -> list[Path]:
     return [storage for storage in others if storage.name not in running]
 
 
+def wait_for_cleanup(storage: Path) -> None:
+    """Wait until podman has cleaned up after its containers; at most 10 s, as one may still run.
+
+    `podman run` can return while conmon(8) runs `podman container cleanup`, which makes a storage that
+    is removed meanwhile again.
+    """
+    deadline_s = time.monotonic() + _LONGEST_CLEANUP_S
+    while _is_being_cleaned(storage) and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+
+
 def remove(storage: Path, podman: Podman) -> None:
     """Remove a private storage unless a mount in it remains; `podman` may use another storage."""
     remove = Command(("sh", "-c", _REMOVE, "sh", str(storage)))
@@ -310,6 +325,19 @@ def _fuse_overlayfs() -> str | None:
 
 def _version(program: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", Path(program).name)]
+
+
+def _is_being_cleaned(storage: Path) -> bool:
+    """Return whether a cleanup runs here, or conmon, whose arguments name the cleanup to come."""
+    cleanup = {b"cleanup", os.fsencode(root(storage))}
+    for process in os.listdir("/proc"):
+        # Others end meanwhile.
+        with contextlib.suppress(OSError):
+            if process.isdigit() and cleanup.issubset(
+                Path("/proc", process, "cmdline").read_bytes().split(b"\0")
+            ):
+                return True
+    return False
 
 
 def _runtime(storage: Path) -> Path:
