@@ -1,6 +1,7 @@
 """Recipes: where an image's Dockerfile and build context are, by the keys of its project.toml."""
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator, MutableMapping
 
@@ -97,12 +98,12 @@ class _Places:
 
     def placed(self, image: Project, options: ProjectOptions) -> Project:
         """Return an image with its recipe; None is that of a project which holds all that it needs."""
+        problems = self._taken_for_images(options)
         elsewhere = (options.dockerfile, options.context, options.ignorefile, options.directories)
-        if image.path == self._directory and not any(elsewhere):
+        if image.path == self._directory and not any(elsewhere) and not problems:
             if os.path.lexists(f"{image.base}/{image.dockerfile_name}"):
                 return image
             raise no_dockerfile(self._directory)
-        problems: list[Problem] = []
         context = self._directory_of("context", options.context or ".", problems)
         named = {
             name: self._directory_of(f"contexts.{name}", path, problems)
@@ -125,6 +126,20 @@ class _Places:
             {name: self._context(path, self._usual_ignorefile(path)) for name, path in named.items()},
         )
         return replace(image, recipe=recipe, dockerfile_name=DOCKERFILE)
+
+    def _taken_for_images(self, options: ProjectOptions) -> list[Problem]:
+        """Return the problems of named contexts that Docker would take for the directories they name."""
+        return [
+            Problem(
+                self._where(f"contexts.{name}"),
+                f"contexts.{name}: {written} is a directory, but without ./ an image reference",
+                f'write "./{written}" for the directory, or "{written}:latest" for the image',
+            )
+            for name, written in options.contexts.items()
+            if re.fullmatch(r"[^:@]+", written)
+            and name not in options.directories
+            and os.path.isdir(self._absolute(f"{self._directory}/{written}"))
+        ]
 
     def _context(self, path: str, ignorefile: str) -> BuildContext:
         left_out = (*_LEFT_OUT, *(_LEFT_OUT_OF_CHECKOUT if path == "." else ()))
@@ -184,7 +199,9 @@ class _Places:
             return False
 
     def _problem(self, key: str, what: str) -> Problem:
-        project = self._project
-        where = place(project.options_file, project.shown_options, tuple(key.split(".", 1)))
         hint = f"name one in the checkout; a relative path begins at {self._directory}/"
-        return Problem(where, f"{key}: {what}", hint)
+        return Problem(self._where(key), f"{key}: {what}", hint)
+
+    def _where(self, key: str) -> str:
+        project = self._project
+        return place(project.options_file, project.shown_options, tuple(key.split(".", 1)))

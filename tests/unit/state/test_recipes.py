@@ -275,6 +275,21 @@ def test_what_is_named_wrongly_breaks_that_project_alone(root: Path, text: str, 
     assert graph.broken["x"].headline.startswith(message)
 
 
+def test_a_context_written_as_in_docker_names_its_directory(root: Path) -> None:
+    """Docker takes each context for a directory unless it begins with a scheme."""
+    (root / "projects/x/data").mkdir(parents=True)
+    (root / "projects/x/Dockerfile").write_text("FROM scratch\nCOPY --from=data / /\n")
+    options = root / "projects/x/project.toml"
+    options.write_text('[contexts]\ndata = "data"\n')
+    assert str(open_checkout(root, {}).graph.broken["x"]) == (
+        "projects/x/project.toml:2: contexts.data: data is a directory, but without ./ an image"
+        ' reference\n  next: write "./data" for the directory, or "data:latest" for the image'
+    )
+    for right in ("./data", "data:latest"):
+        options.write_text(f'[contexts]\ndata = "{right}"\n')
+        assert "x" in open_checkout(root, {}).graph.images
+
+
 def test_a_combination_without_its_dockerfile_breaks_that_image_alone(root: Path) -> None:
     (root / "projects/x").mkdir()
     (root / "projects/x/project.toml").write_text(
