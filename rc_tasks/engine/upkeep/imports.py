@@ -27,7 +27,10 @@ from rc_tasks.util.safe_read import read_bytes
 
 # The keys that an import may write. All others in a project.toml are the user's.
 _KEYS = ("dockerfile", "context", "target", "arch", "ssh", "secrets", "build_args", "contexts", "matrix")
-_HINT = "correct the path; a bake file's paths are relative to the directory that bake is called in"
+_HINT = (
+    "correct the path; it begins at the directory of a compose file, or, in a bake file, at the working"
+    " directory"
+)
 
 
 class FileState(StrEnum):

@@ -184,6 +184,17 @@ def test_another_dockerfile_of_a_project_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "projects/app:1/project.toml").exists()
 
 
+def test_a_compose_file_without_its_dockerfile(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    write_checkout(tmp_path, {"compose.yaml": "services:\n  web:\n    build: ./web\n"})
+    ran = doit(tmp_path, "import", "compose.yaml")
+    assert ran.status == 1
+    assert ran.text.startswith(
+        "compose.yaml:3: 'web' is not taken: there is no file web/Dockerfile in the checkout\n"
+        "  next: correct the path; it begins at the directory of a compose file, or, in a bake file,"
+    )
+
+
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
