@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,6 @@ DEMO_TOOLS = (
     *("podman", "skopeo", "mksquashfs", "unsquashfs", "busybox"),
     *("newuidmap", "slirp4netns", "fuse-overlayfs"),
 )
-# Of a run with nothing to do; it takes 1.5 s on 2 cores, of which this leaves room for a busy machine.
-AGAIN_S = 10.0
 
 
 @dataclass(slots=True)
@@ -129,11 +126,9 @@ def test_the_first_run_shows_the_build_the_list_the_edf_and_a_greeting(demo: Dem
 
 
 @pytest.mark.podman
-def test_the_second_run_is_quick_and_does_nothing_again(demo: Demo) -> None:
+def test_the_second_run_does_nothing_again(demo: Demo) -> None:
     before = demo.published()
-    started = time.monotonic()
     shown = demo.bootstrap("demo")
-    assert time.monotonic() - started < AGAIN_S
     assert "2 images: 2 fresh" in shown
     assert "installing" not in shown
     assert not re.search(r"^(start|done) ", shown, re.MULTILINE)
