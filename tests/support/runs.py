@@ -14,9 +14,9 @@ from tests.support.doit import DOIT, unstamped
 
 # How long something may take that needs no more than a busy machine's time.
 PATIENCE_S = 60.0
-# How long a person waits for the prompt after Ctrl-C: 1 s. It is more on a busy machine, but much less
-# than the 10 s that a tool gets to end by itself.
-PROMPT_S = 4.0
+# How long a person waits for the prompt after Ctrl-C: 1 s. It is more on a busy machine, but less than
+# the 10 s that a tool gets to end by itself.
+PROMPT_S = 8.0
 
 
 def until(happened: Callable[[], object], what: Callable[[], str] = str) -> None:
