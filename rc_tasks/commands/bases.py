@@ -20,6 +20,7 @@ from rc_tasks.state.judge import Judge
 from rc_tasks.state.records.inputs import PIN
 from rc_tasks.state.records.records import Step
 from rc_tasks.tools import command, skopeo
+from rc_tasks.tools.interrupt import recognized
 from rc_tasks.tools.registry import Refusal, RegistryError
 from rc_tasks.views import tables
 from rc_tasks.views.bases_text import _short, age, words
@@ -125,7 +126,9 @@ def _ask_registries(bases: Iterable[RegistryBase]) -> Answers:
     )
     pool = ThreadPoolExecutor(_MOST_REQUESTS)
     try:
-        return dict(zip((base.reference for base in used), pool.map(_served_digest, used), strict=True))
+        with recognized():
+            served = pool.map(_served_digest, used)
+            return dict(zip((base.reference for base in used), served, strict=True))
     except KeyboardInterrupt:
         command.end_all()
         raise

@@ -97,7 +97,8 @@ class Run(AdaptedCommand, DoitRun):
         hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else set()
         interrupt.raise_once({signal.SIGINT, signal.SIGTERM, *hang_up}, _report_interrupt, leave_at_once)
         try:
-            status = self._run(*args, **kwargs)
+            with interrupt.recognized():
+                status = self._run(*args, **kwargs)
         except InvalidCommand as error:
             if error.not_found is None:
                 raise

@@ -19,6 +19,7 @@ from rc_tasks.model.config.settings import Runner
 from rc_tasks.state.published.verify import Verdict, Verification, Verified, verifiable
 from rc_tasks.state.store.block_digest import threads
 from rc_tasks.tools import slurm
+from rc_tasks.tools.interrupt import recognized
 from rc_tasks.views import tables
 
 # Other users work on a login node.
@@ -53,7 +54,7 @@ def run(args: Namespace) -> int:
     start_s = time.monotonic()
     results: list[Verified] = []
     try:
-        with _progress(drawn=not args.json) as progress:
+        with recognized(), _progress(drawn=not args.json) as progress:
             verification = Verification(current.checkout, progress.advance, _limit_threads(current))
             progress.begin(verification.size_bytes(names))
             for name in names:

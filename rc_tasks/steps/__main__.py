@@ -102,34 +102,7 @@ def main(argv: list[str]) -> int:
     # podman gives its children the umask 022, with which no other member could write to the store.
     with_careful_umask(int(argv[4], 8) if is_squash else None)
     try:
-        checkout = open_checkout(find_root(Path.cwd()))
-        if argv == ["check"]:
-            from rc_tasks.steps.doctor.check import print_findings
-
-            print_findings(checkout)
-            return 0
-        if argv == ["fit"]:
-            from rc_tasks.steps.doctor.trial import write_settings
-
-            write_settings(checkout)
-            return 0
-        if argv == ["clear"]:
-            nodes.clear(checkout.settings.podman)
-            return 0
-        if is_squash:
-            from rc_tasks.model.manifest.manifest import document
-            from rc_tasks.steps.publish.publish import squash_into
-
-            contents = squash_into(checkout, checkout.graph.images[argv[1]], Path(argv[2]))
-            Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")
-            return 0
-        task, seen = Task(Step(argv[0]), argv[1]), "".join(argv[2:3])
-        if task.step is Step.ENV:
-            nodes.sweep()
-            run(checkout, task, seen)
-            return 0
-        with nodes.prepared(checkout.settings.podman), mounted_images.available(checkout):
-            run(checkout, task, seen)
+        _perform(argv)
     except ReportedError as error:
         if error.report is not None:
             _leave(error.report, argv)
@@ -146,6 +119,38 @@ def main(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     return 0
+
+
+@interrupt.recognized()
+def _perform(argv: list[str]) -> None:
+    checkout = open_checkout(find_root(Path.cwd()))
+    if argv == ["check"]:
+        from rc_tasks.steps.doctor.check import print_findings
+
+        print_findings(checkout)
+        return
+    if argv == ["fit"]:
+        from rc_tasks.steps.doctor.trial import write_settings
+
+        write_settings(checkout)
+        return
+    if argv == ["clear"]:
+        nodes.clear(checkout.settings.podman)
+        return
+    if argv[0] == "squash":
+        from rc_tasks.model.manifest.manifest import document
+        from rc_tasks.steps.publish.publish import squash_into
+
+        contents = squash_into(checkout, checkout.graph.images[argv[1]], Path(argv[2]))
+        Path(argv[3]).write_text(json.dumps(document(contents)), encoding="utf-8")
+        return
+    task, seen = Task(Step(argv[0]), argv[1]), "".join(argv[2:3])
+    if task.step is Step.ENV:
+        nodes.sweep()
+        run(checkout, task, seen)
+        return
+    with nodes.prepared(checkout.settings.podman), mounted_images.available(checkout):
+        run(checkout, task, seen)
 
 
 def _failed(error: RcError, argv: list[str]) -> int:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
+from rc_tasks.errors import RcError
+
 _AGAIN_S = 0.05
 # A program that starts us may pass on a Ctrl-C that the terminal has sent to us already.
 _TWICE_S = 0.2
@@ -43,6 +45,26 @@ def deferred() -> Iterator[None]:
         came, _deferral.came = _deferral.came, False
         if came:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def recognized() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of an error that one has caused in Python's own code.
+
+    One that comes within a lock of `threading`, for example, ends as `RuntimeError: release unlocked
+    lock`. Errors with a message for people stay: an RcError, and those of the system.
+    """
+    try:
+        yield
+    except (RcError, OSError):
+        raise
+    except Exception as error:
+        before = error.__context__
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is None:
+            raise
+        raise KeyboardInterrupt from error
 
 
 def stop_handling(then: signal.Handlers) -> None:

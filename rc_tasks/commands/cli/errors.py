@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from rc_tasks.errors import RcError, missing_package
+from rc_tasks.tools.interrupt import recognized
 from rc_tasks.util.text import printable_lines
 
 # The exit status that a shell reports for a program killed by SIGPIPE, and by Ctrl-C.
@@ -20,7 +21,8 @@ def report_errors(run: Callable[[], int]) -> int:
     """Run a command, print the error that it raises, and return the exit status."""
     problem: RcError | None
     try:
-        status = run()
+        with recognized():
+            status = run()
         sys.stdout.flush()
     except RcError as error:
         problem = error

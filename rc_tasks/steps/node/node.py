@@ -23,7 +23,7 @@ from rc_tasks.model.graph.project import Project
 from rc_tasks.state.disk.files import temporaries, temporary_directory
 from rc_tasks.state.records.records import Artifact, Facts, Passed, Record
 from rc_tasks.steps.node import podman_storage as storages
-from rc_tasks.tools import additional_store, command, git, namespace, podman, slurm
+from rc_tasks.tools import additional_store, command, git, interrupt, namespace, podman, slurm
 from rc_tasks.tools.command import Command
 from rc_tasks.tools.podman import Podman
 
@@ -344,7 +344,8 @@ def cleared(podman: Podman) -> Iterator[None]:
             podman.remove_leftovers()
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
-            yield
+            with interrupt.recognized():
+                yield
         except KeyboardInterrupt:
             if _alone(users):
                 podman.remove_leftovers()

@@ -246,13 +246,14 @@ def main(argv: list[str]) -> int:
     options = {word for word in argv[:2] if word in {"--secrets", "--alone"}}
     root, name, *words = argv[len(options) :]
     try:
-        return run(
-            open_checkout(Path(root)),
-            name,
-            tuple(words),
-            with_secrets="--secrets" in options,
-            alone="--alone" in options,
-        )
+        with interrupt.recognized():
+            return run(
+                open_checkout(Path(root)),
+                name,
+                tuple(words),
+                with_secrets="--secrets" in options,
+                alone="--alone" in options,
+            )
     except RcError as error:
         print(error, file=sys.stderr, flush=True)
         return _NOT_STARTED

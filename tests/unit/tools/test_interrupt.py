@@ -7,6 +7,11 @@ from textwrap import dedent
 
 import pytest
 
+from rc_tasks.commands.cli.errors import INTERRUPTED, report_errors
+from rc_tasks.errors import RcError
+from rc_tasks.steps import __main__ as steps
+from rc_tasks.tools import command, interrupt
+
 PROGRAM = """
     import queue, signal, subprocess, threading, time
     from rc_tasks.tools import interrupt
@@ -48,6 +53,46 @@ def test_a_signal_that_another_thread_gets() -> None:
     )
     assert done.stdout == "before\nraised\nnot again\nagain\nignored by a child: []\n"
     assert done.stderr == ""
+
+
+def interrupted_in_a_lock() -> None:
+    """As `threading` ends when a signal comes while it waits."""
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RuntimeError("release unlocked lock")
+
+
+def test_an_error_that_an_interruption_causes_is_one(capfd: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        interrupted_in_a_lock()
+        return 0
+
+    assert report_errors(run) == INTERRUPTED
+    assert capfd.readouterr() == ("", "interrupted\n")
+
+
+def test_so_is_one_of_a_step(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(steps, "find_root", lambda _directory: interrupted_in_a_lock())
+    monkeypatch.setattr(interrupt, "raise_once", lambda _signals: None)
+    monkeypatch.setattr(command, "end_with_parent", lambda: None)
+    monkeypatch.setattr(steps, "with_careful_umask", lambda _umask: None)
+    assert steps.main(["clear"]) == INTERRUPTED
+    assert capfd.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [RcError("the disk is full"), OSError("the disk is full")])
+def test_an_error_for_people_stays(error: Exception) -> None:
+    with pytest.raises(type(error), match="the disk is full"), interrupt.recognized():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+
+def test_any_other_error_stays() -> None:
+    with pytest.raises(RuntimeError), interrupt.recognized():
+        raise RuntimeError
 
 
 AT_EACH_LINE = """
