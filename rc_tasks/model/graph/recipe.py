@@ -1,7 +1,6 @@
 """Recipes: where an image's Dockerfile and build context are, by the keys of its project.toml."""
 
 import os
-import re
 import stat
 from collections.abc import Collection, Iterator, MutableMapping
 
@@ -136,7 +135,7 @@ class _Places:
                 f'write "./{written}" for the directory, or "{written}:latest" for the image',
             )
             for name, written in options.contexts.items()
-            if re.fullmatch(r"[^:@]+", written)
+            if {":", "@"}.isdisjoint(written)
             and name not in options.directories
             and os.path.isdir(self._absolute(f"{self._directory}/{written}"))
         ]

@@ -359,7 +359,6 @@ def _size_bytes(path: Path) -> int:
 
 
 def verifiable(checkout: Checkout) -> list[str]:
-    """Return the images that have been published."""
-    return [
-        name for name in checkout.graph.images if checkout.records.get(Step.ENROOT, name) is not None
-    ]
+    """Return the images that have been published, those with a mistake in their project at the end."""
+    names = (*checkout.graph.images, *checkout.graph.broken)
+    return [name for name in names if checkout.records.get(Step.ENROOT, name) is not None]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -375,6 +376,14 @@ def test_a_build_at_work_is_no_damage(root: Path) -> None:
 
 def test_which_images_all_means(root: Path) -> None:
     assert sorted(verifiable(open_checkout(root, {}))) == ["app:1", "base"]
+
+
+def test_a_published_image_with_a_mistake_in_its_project_is_named(root: Path) -> None:
+    (root / "projects/app:1/project.toml").write_text("shiny = 1\n")
+    ran = doit(root, "verify", "--all")
+    assert ran.status == 1
+    assert "warning: app:1 is not verified: projects/app:1/project.toml:1: shiny" in ran.text
+    assert re.search(r"^base +whole$", ran.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--all", "base"), ("nope",)])
